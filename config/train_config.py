@@ -1,0 +1,31 @@
+"""Pretraining the 124M model: GPT-2's size, GPT-2's table, rows of 512.
+
+python data/prepare.py --input_dir=my_wiki
+python train.py config/train_config.py
+"""
+
+data_dir = "data/processed"
+out_dir = "out/pretrain"
+
+block_size = 512
+vocab_size = 50304
+n_layer = 12
+n_head = 12
+n_embd = 768
+bias = False
+dropout = 0.0
+
+# 16 rows x 8 passes = 128 rows a step, up to 65,536 tokens. Out of memory: lower batch_size and raise the other.
+batch_size = 16
+gradient_accumulation_steps = 8
+max_epochs = 8
+learning_rate = 6e-4
+warmup_iters = 200
+min_lr_ratio = 0.1
+weight_decay = 0.1
+beta2 = 0.95
+grad_clip = 1.0
+
+eval_interval = 250
+eval_iters = 100
+log_interval = 10

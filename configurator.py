@@ -1,0 +1,320 @@
+"""One typed record of every setting: its default, its unit and what it means, in one place.
+
+A setting is given, from weakest to strongest, by
+  1. the default below,
+  2. a file of plain assignments:       python train.py config/train_config.py
+  3. a flag on the command line:        python train.py --batch_size=8 --compile=False
+
+A settings file is parsed, never executed: `name = value`, where the value is a literal, a list of
+literals, or arithmetic over numbers and names assigned above it (`max_iters = 10 * 1000`).
+"""
+
+import ast
+import difflib
+import operator
+import sys
+import typing
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from errors import UserError
+
+SCRIPTS = {
+    "prepare": "data/prepare.py",
+    "prepare_sft": "data/prepare_sft.py",
+    "tokenizer": "data/train_tokenizer.py",
+    "train": "train.py",
+    "sample": "sample.py",
+    "perplexity": "evaluations-perplexity.py",
+    "rouge": "evaluations-RougeL.py",
+    "visualize": "visualize.py",
+}
+GENERATION = "sample rouge"
+ON_DEVICE = "train sample perplexity rouge"
+
+
+def setting(default, used_by, help, choices=None):
+    """A field of `Settings`: default, the scripts (keys of SCRIPTS) that read it, meaning, choices."""
+    metadata = {"used_by": used_by.split(), "help": help, "choices": choices}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Settings:
+    # Text in
+    input_dir: list[str] = setting(
+        ["data/wiki_sample"], "prepare tokenizer", "folders of articles, walked to any depth"
+    )
+    qa_files: list[str] = setting(["sft/sample_qa.jsonl"], "prepare_sft", "jsonl files of question, answer, id")
+    articles: list[str] = setting(
+        [],
+        "prepare_sft",
+        "folders or files of the articles that the ids in qa_files name (one for all, or one each), so that the parts "
+        "are split by subject; []: split by id",
+    )
+    heldout: str = setting(
+        "",
+        "prepare prepare_sft",
+        "file with a subject a line: always pretrained on, never asked about in training (they make the test part)",
+    )
+    tokenizer: str = setting("gpt2", "prepare prepare_sft", "gpt2, or the path of a trained .tiktoken file")
+    # The trained table
+    tokenizer_path: str = setting("data/tokenizer.tiktoken", "tokenizer", "where the trained table is written")
+    tokenizer_vocab: int = setting(8192, "tokenizer", "ids in the trained table, its 3 special ids counted")
+    max_token_chars: int = setting(
+        4, "tokenizer", "longest run of Han characters that one token may span, in characters"
+    )
+    tokenizer_qa: list[str] = setting(
+        [], "tokenizer", "jsonl files of questions and answers that the table is trained on as well"
+    )
+    # Rows
+    data_dir: str = setting("data/processed", "prepare train perplexity rouge", "folder of the rows")
+    sft_data_dir: str = setting("data/processed_sft", "prepare_sft", "folder of the fine-tuning rows")
+    overflow: str = setting(
+        "truncate",
+        "prepare",
+        "article longer than a block: truncate drops the rest, split makes more rows",
+        ["truncate", "split"],
+    )
+    val_share: float = setting(0.05, "prepare prepare_sft", "share of subjects in the validation part, 0 to 1")
+    test_share: float = setting(
+        0.05, "prepare_sft", "share of subjects in the test part where no heldout file is given, 0 to 1"
+    )
+    # Model
+    block_size: int = setting(512, "prepare prepare_sft train", "longest row, in tokens")
+    vocab_size: int = setting(
+        0, "train", "rows of the embedding; 0: the tokenizer's ids, rounded up to a multiple of 64"
+    )
+    n_layer: int = setting(12, "train", "transformer blocks")
+    n_head: int = setting(12, "train", "attention heads a block")
+    n_embd: int = setting(768, "train", "width of the model")
+    dropout: float = setting(0.0, "train", "share of activations dropped in training, 0 to 1")
+    bias: bool = setting(False, "train", "biases in linear layers and layer norms, as GPT-2 has them")
+    # Training
+    init_from: str = setting(
+        "scratch", "train", "scratch, resume (goes on with out_dir), or a checkpoint's path (fine-tuning)"
+    )
+    out_dir: str = setting("out/pretrain", "train", "the run's folder: checkpoints and log.jsonl")
+    max_iters: int = setting(10000, "train", "optimizer steps")
+    max_epochs: float = setting(0.0, "train", "passes over the rows; above 0 it takes the place of max_iters")
+    max_seconds: float = setting(
+        0.0, "train", "shorten a run that, by the pace of its first steps, would take longer, in seconds; 0: never"
+    )
+    batch_size: int = setting(16, "train perplexity", "rows a forward pass")
+    gradient_accumulation_steps: int = setting(1, "train", "forward passes an optimizer step")
+    sampling: str = setting(
+        "random",
+        "train",
+        "order of rows: random is a fresh permutation each epoch, traverse the file's order",
+        ["random", "traverse"],
+    )
+    train_on_eot: bool = setting(
+        True, "train perplexity", "pretraining: EOT is a target too, so the model learns to stop"
+    )
+    optimizer: str = setting(
+        "adamw", "train", "adamw, or muon (for the matrices, AdamW for the rest)", ["adamw", "muon"]
+    )
+    learning_rate: float = setting(6e-4, "train", "AdamW's peak learning rate")
+    muon_learning_rate: float = setting(0.02, "train", "Muon's peak learning rate, for the matrices")
+    min_lr_ratio: float = setting(0.1, "train", "learning rate at the end, as a share of the peak")
+    decay_lr: bool = setting(True, "train", "cosine decay after warm-up; False keeps the peak")
+    warmup_iters: int = setting(200, "train", "steps of linear warm-up")
+    weight_decay: float = setting(0.1, "train", "decoupled weight decay of the matrices")
+    beta1: float = setting(0.9, "train", "AdamW's first moment decay")
+    beta2: float = setting(0.95, "train", "AdamW's second moment decay")
+    grad_clip: float = setting(1.0, "train", "largest norm of the gradient; 0: no clipping")
+    # Watching a run
+    eval_interval: int = setting(500, "train", "steps between validations (and saves)")
+    eval_iters: int = setting(0, "train", "validation batches each time; 0: the whole validation part")
+    log_interval: int = setting(10, "train", "steps between lines of log.jsonl")
+    patience: int = setting(0, "train", "stop after this many validations without a new best; 0: never")
+    keep_every: int = setting(0, "train", "keep step_*.pt every so many steps (multiples of eval_interval); 0: none")
+    sample_prompt: str = setting(
+        "", "train", "prompt of the sample shown at each validation; '': a validation row's start"
+    )
+    # Device
+    device: str = setting("auto", ON_DEVICE, "auto (cuda, mps or cpu, the first that is there), or a torch device")
+    dtype: str = setting(
+        "auto",
+        "train",
+        "compute type; auto: bfloat16 where the hardware has it (on CPU: where a short timing finds it faster), "
+        "float16 with a scaler on older CUDA cards, else float32",
+        ["auto", "float32", "bfloat16", "float16"],
+    )
+    compile: str = setting("auto", "train", "torch.compile; auto: on CUDA where Triton is there", ["auto", "on", "off"])
+    seed: int = setting(1337, "train sample rouge", "seed of weights, order of rows and sampling")
+    # Checkpoints and sampling
+    out_root: str = setting(
+        "out", "sample perplexity rouge visualize", "folder whose newest run is used when no ckpt is named"
+    )
+    ckpt: str = setting("", "sample perplexity rouge", "a checkpoint's path; '': the newest under out_root")
+    prompt: str = setting("", "sample", "prompt or question; '': from standard input, or typed in")
+    temperature: float = setting(0.1, GENERATION, "sharpness of sampling; 0: greedy")
+    top_k: int = setting(20, GENERATION, "sample among the k likeliest tokens; 0: all")
+    max_new_tokens: int = setting(225, GENERATION, "longest answer, in tokens")
+    frequency_penalty: float = setting(
+        0.0, GENERATION, "taken off a token's logit for each time it stands in prompt or answer"
+    )
+    # Evaluation
+    split: str = setting(
+        "",
+        "perplexity rouge",
+        "part measured: train, val or test; '': val, and for Rouge-L test, of the questions",
+        ["", "train", "val", "test"],
+    )
+    questions: str = setting("", "rouge", "jsonl of questions and answers to ask; '': those of data_dir's part")
+    max_samples: int = setting(0, "rouge", "questions asked (drawn by seed); 0: all")
+    show: int = setting(20, "rouge", "pairs printed with question, reference, prediction and score")
+    json: str = setting("", "perplexity rouge", "file that the figures are written to, as JSON")
+    # Plots
+    runs: list[str] = setting([], "visualize", "runs' folders or log.jsonl files; []: the newest under out_root")
+    plot: str = setting("", "visualize", "file of the plot; '': loss.png in the first run's folder")
+
+    def to_dict(self):
+        """Plain dict of all settings, as checkpoints keep it."""
+        return asdict(self)
+
+
+FIELDS = {f.name: f for f in fields(Settings)}
+TYPES = typing.get_type_hints(Settings)
+OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+}
+
+
+def load_settings(script, argv=None):
+    """Settings of `script` (a key of SCRIPTS) from `argv` (default: the command line).
+
+    Arguments without `--` are settings files. `--help` prints the script's settings and exits.
+    Raises UserError for an unknown key (naming the nearest known one), a wrong type, a missing file.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if "--help" in argv or "-h" in argv:
+        print(help_text(script))
+        raise SystemExit(0)
+    settings = Settings()
+    for path in (a for a in argv if not a.startswith("-")):
+        for key, value in read_settings_file(path):
+            setattr(settings, key, checked(key, value, path))
+    for flag in (a for a in argv if a.startswith("-")):
+        key, equals, text = flag.lstrip("-").partition("=")
+        if not flag.startswith("--") or not equals:
+            raise UserError(f"{flag}: write it as --name=value (--help lists the settings)")
+        known(key, "command line")
+        if script not in FIELDS[key].metadata["used_by"]:
+            users = ", ".join(SCRIPTS[s] for s in FIELDS[key].metadata["used_by"])
+            raise UserError(f"--{key} is a setting of {users}, not of {SCRIPTS[script]}")
+        setattr(settings, key, checked(key, from_text(key, text), "command line"))
+    return settings
+
+
+def known(key, where):
+    if key not in FIELDS:
+        near = difflib.get_close_matches(key, FIELDS, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else "; --help lists the settings"
+        raise UserError(f"{where}: unknown setting {key!r}{hint}")
+
+
+def read_settings_file(path):
+    """List of (key, value) of a settings file, in its order. Raises UserError naming file and line."""
+    try:
+        tree = ast.parse(Path(path).read_text(encoding="utf-8-sig"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(
+            f"settings file {path} is not there (settings of one's own are given as --name=value)"
+        ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text, so it is no settings file") from None
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{path}, line {getattr(error, 'lineno', '?')}: not a plain assignment") from None
+    names = {}
+    for node in tree.body:
+        where = f"{path}, line {node.lineno}"
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            continue  # a docstring
+        if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
+            raise UserError(f"{where}: only plain assignments (name = value) are allowed in a settings file")
+        key = node.targets[0].id
+        known(key, where)
+        names[key] = evaluate(node.value, names, where)
+    return list(names.items())
+
+
+def evaluate(node, names, where):
+    """Value of a literal, a list of them, or arithmetic over numbers and names already assigned."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [evaluate(item, names, where) for item in node.elts]
+    if isinstance(node, ast.Name) and node.id in names:
+        return names[node.id]
+    operands = (
+        [node.operand]
+        if isinstance(node, ast.UnaryOp)
+        else [node.left, node.right]
+        if isinstance(node, ast.BinOp)
+        else []
+    )
+    if operands and type(node.op) in OPERATORS:
+        values = [evaluate(operand, names, where) for operand in operands]
+        if all(isinstance(v, (int, float)) for v in values):
+            try:
+                return OPERATORS[type(node.op)](*values)
+            except ZeroDivisionError:
+                raise UserError(f"{where}: division by zero") from None
+    raise UserError(f"{where}: a value must be a literal or arithmetic, not `{ast.unparse(node)}`")
+
+
+def from_text(key, text):
+    """A flag's text as a value: Python's literals where they parse (1e-4, True, ['a']), else the text."""
+    kind = TYPES[key]
+    if kind is str:
+        return text
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return [part for part in text.split(",") if part] if typing.get_origin(kind) is list else text
+
+
+def checked(key, value, where):
+    """`value` as the type of setting `key`. Raises UserError showing both types, or the choices."""
+    kind, choices = TYPES[key], FIELDS[key].metadata["choices"]
+    if typing.get_origin(kind) is list:
+        value = [value] if isinstance(value, str) else value
+        right = isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
+        value = list(value) if right else value
+    elif kind is float and type(value) is int:
+        right, value = True, float(value)
+    else:
+        right = type(value) is kind
+    if not right:
+        wanted = "a list of str" if typing.get_origin(kind) is list else kind.__name__
+        raise UserError(f"{where}: {key} wants {wanted}, got {value!r} ({type(value).__name__})")
+    if choices and value not in choices:
+        raise UserError(f"{where}: {key} is one of {', '.join(map(repr, choices))}, not {value!r}")
+    return value
+
+
+def help_text(script):
+    """The settings of one script, a paragraph each."""
+    lines = [f"python {SCRIPTS[script]} [settings file …] [--name=value …]", ""]
+    for name, f in FIELDS.items():
+        if script not in f.metadata["used_by"]:
+            continue
+        kind = TYPES[name]
+        shown = "list" if typing.get_origin(kind) is list else kind.__name__
+        lines.append(f"  --{name}={getattr(Settings(), name)!r}  ({shown})\n        {f.metadata['help']}")
+        if f.metadata["choices"]:
+            lines.append(f"        one of: {', '.join(map(repr, f.metadata['choices']))}")
+    return "\n".join(lines)

@@ -1,0 +1,26 @@
+"""The one error that users see, and the frame in which every script runs.
+
+Below every other module, so that all of them can raise it.
+"""
+
+import sys
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: says what is wrong, where, and what to do, in one line."""
+
+
+def run_script(main):
+    """Run a script's `main()`. A UserError prints its line and exits with 1, Ctrl-C with 130."""
+    for stream in (sys.stdout, sys.stderr):
+        # A GBK console cannot print every character; a replaced one is better than a crash.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        raise SystemExit(130) from None
