@@ -1,0 +1,151 @@
+"""Text in and out: GPT-2's byte-pair table, or one trained on one's own corpus, both through tiktoken.
+
+Three ids have a meaning of their own, and each table has its own for them:
+  EOT     ends every article and every answer
+  PAD     fills a row behind EOT; no text has it
+  answer  the answer mark, which stands between a question and its answer and is shown as `##`
+"""
+
+import base64
+import codecs
+import hashlib
+from functools import cached_property
+from pathlib import Path
+
+import tiktoken
+
+from errors import UserError
+
+ANSWER_TEXT = "##"
+GPT2_PATH = Path(__file__).parent / "data" / "gpt2.tiktoken"
+GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+# GPT-2's own splitting of text into pieces that merges do not cross (Radford et al. 2019).
+GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+SPECIAL_NAMES = ("eot", "pad", "answer")
+
+
+class Tokenizer:
+    """A byte-pair table and its three special ids.
+
+    name: "gpt2", or the trained file's name; sha256: of the table's bytes, which data and checkpoints
+    are matched by; n_vocab: number of ids; eot_id, pad_id, answer_id: the special ids.
+    """
+
+    def __init__(self, name, table):
+        """`table`: the bytes of a `.tiktoken` file. Raises UserError when they are no such file."""
+        self.name, self.table = name, table
+        self.sha256 = hashlib.sha256(table).hexdigest()
+        ranks, specials, pattern = parse_table(table, name)
+        if self.sha256 == GPT2_SHA256:
+            # PAD is the first id that no text has; `##` is an ordinary token of this table.
+            specials, pattern = {"eot": 50256, "pad": 50257, "answer": 2235}, GPT2_PATTERN
+        missing = [s for s in SPECIAL_NAMES if s not in specials]
+        if missing or not pattern:
+            what = ", ".join(missing) or "its pattern"
+            raise UserError(f"tokenizer {name} has no line for {what}; make it with data/train_tokenizer.py")
+        self.eot_id, self.pad_id, self.answer_id = (specials[s] for s in SPECIAL_NAMES)
+        self.n_vocab = max(max(ranks.values()), *specials.values()) + 1
+        shown = {"<|endoftext|>": self.eot_id, "<|pad|>": self.pad_id}
+        if self.answer_id not in ranks.values():
+            shown["<|answer|>"] = self.answer_id
+        self._encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=shown)
+
+    @cached_property
+    def hash_id(self):
+        """Id of a single `#`."""
+        return self._encoding.encode_single_token("#")
+
+    def encode(self, text):
+        """Ids of plain text. Never holds a special id: a `##` of the text is written as two `#`."""
+        ids = self._encoding.encode_ordinary(text)
+        if self.answer_id in ids:
+            ids = [j for i in ids for j in ([self.hash_id] * 2 if i == self.answer_id else [i])]
+        return ids
+
+    def encode_prompt(self, text, answer=False):
+        """Ids of a prompt. `##` at its end, with or without spaces before it, is the answer mark;
+        `answer=True` puts the mark there if the user did not."""
+        bare = text.rstrip()
+        if bare.endswith(ANSWER_TEXT):
+            return [*self.encode(bare[: -len(ANSWER_TEXT)].rstrip()), self.answer_id]
+        return [*self.encode(bare), self.answer_id] if answer else self.encode(text)
+
+    def token_bytes(self, token_id):
+        """Bytes that one id stands for; b"" for EOT, PAD and ids that the table does not have."""
+        if token_id in (self.eot_id, self.pad_id):
+            return b""
+        if token_id == self.answer_id:
+            return ANSWER_TEXT.encode()
+        try:
+            return self._encoding.decode_single_token_bytes(token_id)
+        except KeyError:
+            return b""
+
+    def decode(self, ids):
+        """Text of ids; half characters are left out, EOT and PAD show as nothing."""
+        decoder = StreamDecoder(self)
+        return "".join(decoder.feed(i) for i in ids)
+
+    def special_ids(self):
+        """{"eot": id, "pad": id, "answer": id}"""
+        return {"eot": self.eot_id, "pad": self.pad_id, "answer": self.answer_id}
+
+
+class StreamDecoder:
+    """Ids in one at a time, whole characters out; what cannot become a character is dropped."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+        # "ignore" drops bytes that are no UTF-8; the incremental decoder holds back half characters.
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
+
+    def feed(self, token_id):
+        """Text that this id completes, often one character or more, "" while one is half done."""
+        text = self._decoder.decode(self._tokenizer.token_bytes(int(token_id)))
+        return text.replace("\ufffd", "")  # a text may bear U+FFFD itself
+
+
+def parse_table(table, name):
+    """(ranks: bytes -> id, specials: name -> id, pattern) of a `.tiktoken` file's bytes.
+
+    A line is `base64 id`; in trained tables the lines `#special NAME ID` and `#pattern REGEX` follow.
+    """
+    ranks, specials, pattern = {}, {}, None
+    for number, line in enumerate(table.decode("utf-8", errors="replace").splitlines(), start=1):
+        try:
+            if line.startswith("#pattern "):
+                pattern = line.removeprefix("#pattern ")
+            elif line.startswith("#special "):
+                _, special, token_id = line.split()
+                specials[special] = int(token_id)
+            elif line.strip():
+                token, rank = line.split()
+                ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError:
+            raise UserError(f"tokenizer {name}, line {number}: not a line of a .tiktoken file") from None
+    if len(ranks) < 256:
+        raise UserError(f"tokenizer {name}: not a .tiktoken file (fewer than the 256 bytes)")
+    return ranks, specials, pattern
+
+
+def table_bytes(ranks, specials, pattern):
+    """The bytes of a trained `.tiktoken` file; the inverse of `parse_table`."""
+    lines = [f"{base64.b64encode(token).decode()} {rank}" for token, rank in sorted(ranks.items(), key=lambda r: r[1])]
+    lines += [f"#special {name} {specials[name]}" for name in SPECIAL_NAMES]
+    return ("\n".join([*lines, f"#pattern {pattern}"]) + "\n").encode()
+
+
+def load_tokenizer(name_or_path="gpt2", name=None):
+    """The `Tokenizer` called "gpt2", or that of a `.tiktoken` file, called by the file's name or `name`.
+
+    Never asks the network. Raises UserError when the file is not there or is not what it should be.
+    """
+    is_gpt2 = name_or_path == "gpt2"
+    path = GPT2_PATH if is_gpt2 else Path(name_or_path)
+    try:
+        table = path.read_bytes()
+    except OSError:
+        raise UserError(f"tokenizer {path} is not there; train one with: python data/train_tokenizer.py") from None
+    if is_gpt2 and hashlib.sha256(table).hexdigest() != GPT2_SHA256:
+        raise UserError(f"{path} is damaged (its sha256 is not GPT-2's); restore it with: git checkout {path.name}")
+    return Tokenizer("gpt2" if is_gpt2 else name or path.name, table)
