@@ -1,0 +1,235 @@
+"""Row files: writing and reading them, the loss mask, batches, and the order that rows are drawn in.
+
+A `.bin` is uint16, shape (rows, block_size); a row is `tokens EOT PAD PAD …`. `meta.json` beside it
+says what the rows are; a reader checks it and refuses a mismatch, naming both values.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from errors import UserError
+from tokenizer import load_tokenizer
+
+LAYOUT = "one_per_row"
+META = "meta.json"
+TABLE = "tokenizer.tiktoken"  # a trained table travels with its rows
+PREPARE = {"pretrain": "python data/prepare.py", "sft": "python data/prepare_sft.py"}
+
+
+class RowWriter:
+    """Writes the parts of a data folder; nothing is seen under the final names until all of it is whole.
+
+    with RowWriter("data/processed", ["train", "val"], block_size=512, tokenizer=tokenizer) as writer:
+        writer.add("train", ids, n_chars)
+        writer.finish({"stage": "pretrain", …})
+    """
+
+    def __init__(self, folder, parts, block_size, tokenizer):
+        if block_size < 8:
+            raise UserError(f"block_size is {block_size}; make it at least 8")
+        if tokenizer.n_vocab > 2**16:
+            raise UserError(f"tokenizer {tokenizer.name} has {tokenizer.n_vocab} ids; rows of uint16 hold 65536")
+        self.folder, self.block_size, self.tokenizer = Path(folder), block_size, tokenizer
+        self.counts = {part: {"rows": 0, "tokens": 0, "characters": 0} for part in parts}
+
+    def __enter__(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.folder))
+        self.open, self.files = ExitStack(), {}
+        for part in self.counts:
+            file = open(self.partial / f"{part}.bin", "wb")
+            self.files[part] = self.open.enter_context(file)
+        return self
+
+    def __exit__(self, *error):
+        self.open.close()
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+    def add(self, part, ids, n_chars):
+        """One row: ids (at most block_size - 1) and EOT, padded."""
+        row = np.full(self.block_size, self.tokenizer.pad_id, dtype=np.uint16)
+        row[: len(ids)] = ids
+        row[len(ids)] = self.tokenizer.eot_id
+        row.tofile(self.files[part])
+        counts = self.counts[part]
+        counts["rows"] += 1
+        counts["tokens"] += len(ids) + 1
+        counts["characters"] += n_chars
+
+    def finish(self, about):
+        """Move all parts into place and write meta.json (`about` and the counts); returns the meta."""
+        tokenizer = self.tokenizer
+        meta = {
+            "block_size": self.block_size,
+            "layout": LAYOUT,
+            "parts": self.counts,
+            "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.sha256, "n_vocab": tokenizer.n_vocab},
+            "special_ids": tokenizer.special_ids(),
+            **about,
+        }
+        self.open.close()
+        (self.partial / META).write_text(json.dumps(meta, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        try:
+            # Without meta.json the folder counts as not prepared, so a crash in between leaves no mixture.
+            (self.folder / META).unlink(missing_ok=True)
+            (self.folder / TABLE).unlink(missing_ok=True)
+            if tokenizer.name != "gpt2":
+                (self.folder / TABLE).write_bytes(tokenizer.table)
+            for part in self.files:
+                os.replace(self.partial / f"{part}.bin", self.folder / f"{part}.bin")
+            os.replace(self.partial / META, self.folder / META)
+        except PermissionError as error:
+            raise UserError(
+                f"{error.filename} cannot be replaced; stop the program that has it open, then prepare again"
+            ) from None
+        return meta
+
+
+def read_meta(folder):
+    """meta.json of a data folder. Raises UserError, with the command to run, when it was not prepared."""
+    try:
+        meta = json.loads((Path(folder) / META).read_text(encoding="utf-8"))
+    except OSError:
+        command = PREPARE["sft" if "sft" in Path(folder).name else "pretrain"]
+        raise UserError(f"no prepared data in {folder}; run: {command}") from None
+    except ValueError:
+        raise UserError(f"{Path(folder) / META} is damaged; prepare the data again") from None
+    if meta.get("layout") != LAYOUT:
+        raise UserError(f"{folder} has layout {meta.get('layout')!r}, this program reads {LAYOUT!r}")
+    return meta
+
+
+def open_rows(folder, part, block_size=None):
+    """(rows, meta): a read-only memory map of uint16, shape (rows, block_size), and the folder's meta.
+
+    Raises UserError where the part is missing or empty, the file's size is not what meta.json says, or
+    `block_size` is not the rows'.
+    """
+    meta = read_meta(folder)
+    path, width = Path(folder) / f"{part}.bin", meta["block_size"]
+    if block_size is not None and width != block_size:
+        raise UserError(
+            f"block_size is {block_size}, but the rows in {folder} are of {width}; "
+            f"give --block_size={width}, or prepare again"
+        )
+    if part not in meta["parts"] or not path.exists():
+        raise UserError(f"{folder} has no {part} part (it has {', '.join(meta['parts'])})")
+    n_rows = meta["parts"][part]["rows"]
+    if path.stat().st_size != n_rows * width * 2:
+        raise UserError(
+            f"{path} has {path.stat().st_size} bytes, {META} says {n_rows * width * 2}; prepare the data again"
+        )
+    if not n_rows:
+        raise UserError(f"the {part} part of {folder} has no rows; give more data, or a larger --{part}_share")
+    return np.memmap(path, dtype=np.uint16, mode="r", shape=(n_rows, width)), meta
+
+
+def check_table(folder, meta, about, owner):
+    """Raise UserError unless a data folder was made with the table that `about` (name, sha256), `owner`'s, tells."""
+    ours = meta["tokenizer"]
+    if ours["sha256"] != about["sha256"]:
+        raise UserError(
+            f"the data in {folder} was made with tokenizer {ours['name']} ({ours['sha256'][:8]}…), but {owner} is "
+            f"{about['name']} ({about['sha256'][:8]}…); prepare the data again with --tokenizer= that table"
+        )
+
+
+def load_table(folder, meta):
+    """The `Tokenizer` that a data folder's rows were made with. Raises UserError where it is another."""
+    name = meta["tokenizer"]["name"]
+    tokenizer = load_tokenizer() if name == "gpt2" else load_tokenizer(Path(folder) / TABLE, name)
+    check_table(folder, meta, {"name": name, "sha256": tokenizer.sha256}, "the table beside it")
+    return tokenizer
+
+
+def split_row(row, special_ids):
+    """(question ids, answer ids) of a fine-tuning row, without the mark and EOT."""
+    ids = row.tolist()
+    mark = ids.index(special_ids["answer"])
+    return ids[:mark], ids[mark + 1 : ids.index(special_ids["eot"], mark)]
+
+
+def loss_mask(rows, special_ids, stage, train_on_eot=True):
+    """Which targets count: bool (B, T-1) for rows (B, T), over `rows[:, 1:]`.
+
+    pretrain: all but PAD, and EOT by `train_on_eot`. sft: the answer and its EOT; nothing up to and
+    including the first answer mark, nothing after the EOT.
+    """
+    y = rows[:, 1:]
+    if stage == "pretrain":
+        mask = y != special_ids["pad"]
+        return mask if train_on_eot else mask & (y != special_ids["eot"])
+    # Marks and EOTs up to a position, the position itself left out.
+    marks_before = np.cumsum(rows == special_ids["answer"], axis=1)[:, :-1]
+    in_answer = marks_before > 0
+    ends = (y == special_ids["eot"]) & in_answer
+    ended_before = np.cumsum(ends, axis=1) - ends
+    return in_answer & (ended_before == 0) & (y != special_ids["pad"])
+
+
+def make_batch(rows, meta, train_on_eot=True):
+    """x, y (int64) and loss_mask (bool), each (B, T): rows (B, block_size) without the columns that are all PAD."""
+    rows = np.asarray(rows)
+    used = np.flatnonzero((rows != meta["special_ids"]["pad"]).any(axis=0))
+    rows = rows[:, : max(2, used[-1] + 1 if used.size else 2)]
+    mask = loss_mask(rows, meta["special_ids"], meta["stage"], train_on_eot)
+    ids = torch.from_numpy(rows.astype(np.int64))
+    return ids[:, :-1], ids[:, 1:], torch.from_numpy(mask)
+
+
+def row_lengths(rows, pad_id):
+    """(n,) real tokens of each row, read in stretches so that the file need not fit in memory."""
+    return np.concatenate([(rows[i : i + 4096] != pad_id).sum(axis=1) for i in range(0, len(rows), 4096)])
+
+
+class RowOrder:
+    """The order that rows are drawn in: a fresh permutation each epoch (random), or the file's (traverse).
+
+    A position alone gives the row, so a run that is resumed goes on with the rows that come next.
+
+    With `lengths`, rows of like length are drawn together, so that a batch has little padding: the epoch's
+    permutation is cut into windows of WINDOW batches, a window is sorted by length and cut into batches,
+    and these come in random order. Which rows share a window is as random as before; which rows share a
+    batch is random among those of like length.
+    """
+
+    WINDOW = 32
+
+    def __init__(self, n_rows, sampling="random", seed=0, lengths=None, batch_size=1):
+        self.n_rows, self.sampling, self.seed = n_rows, sampling, seed
+        self.lengths, self.batch_size = lengths, batch_size
+        self._epoch, self._permutation = -1, None
+
+    def _draw(self, epoch):
+        """Permutation (n_rows,) of an epoch, which it and the seed determine."""
+        rng = np.random.default_rng([self.seed, epoch])
+        permutation = rng.permutation(self.n_rows)
+        if self.lengths is None:
+            return permutation
+        size, grouped = self.WINDOW * self.batch_size, []
+        for first in range(0, self.n_rows, size):
+            window = permutation[first : first + size]
+            window = window[np.argsort(self.lengths[window], kind="stable")]
+            batches = np.split(window, range(self.batch_size, len(window), self.batch_size))
+            last = [batches.pop()] if len(batches[-1]) < self.batch_size else []
+            grouped += [batches[i] for i in rng.permutation(len(batches))] + last
+        return np.concatenate(grouped)
+
+    def _row(self, position):
+        epoch, offset = divmod(position, self.n_rows)
+        if self.sampling == "traverse":
+            return offset
+        if epoch != self._epoch:
+            self._epoch, self._permutation = epoch, self._draw(epoch)
+        return self._permutation[offset]
+
+    def take(self, start, count):
+        """Indices (count,) of the rows at positions start … start + count - 1 of the run."""
+        return np.array([self._row(p) for p in range(start, start + count)])
