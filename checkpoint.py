@@ -1,0 +1,99 @@
+"""Self-contained checkpoints: written whole or not at all, loaded without running code, found by age.
+
+A checkpoint is a dict of plain values and tensors:
+  model          state dict            model_args   GPTConfig's fields
+  settings       all settings          stage        "pretrain" or "sft"
+  tokenizer      {"name", "sha256", "table": bytes, or None for GPT-2's}
+  progress       {"step", "rows_drawn", "tokens", "best_val_loss", …}
+  optimizers, scaler, random, precision   (last.pt only) what a resumed run needs
+"""
+
+import os
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from errors import UserError
+from model import GPT, GPTConfig
+from tokenizer import Tokenizer, load_tokenizer
+
+BEST, LAST, PREVIOUS = "ckpt.pt", "last.pt", "last.prev.pt"
+
+
+def save_checkpoint(path, model, settings, stage, tokenizer, progress, **state):
+    """Write a checkpoint to `path`, atomically: a crash or a full disk leaves the older file as it was.
+
+    `state`: what resuming needs besides (optimizers, random). Raises UserError where it cannot be written.
+    """
+    table = None if tokenizer.name == "gpt2" else tokenizer.table
+    content = {
+        "model": {k: v.cpu() for k, v in model.state_dict().items()},
+        "model_args": asdict(model.config),
+        "settings": settings.to_dict(),
+        "stage": stage,
+        "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.sha256, "table": table},
+        "progress": progress,
+        **state,
+    }
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path} could not be written ({error}); the older file is as it was") from None
+
+
+def load_checkpoint(path):
+    """The checkpoint's dict, on the CPU. Raises UserError when it is not there, truncated or not one of ours."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"checkpoint {path} is not there; train one first, or name another") from None
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, KeyError) as error:
+        reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
+        raise UserError(
+            f"checkpoint {path} is truncated or no checkpoint ({reason}); take another, such as {PREVIOUS}"
+        ) from None
+    missing = {"model", "model_args", "tokenizer", "stage", "progress"} - set(
+        content if isinstance(content, dict) else ()
+    )
+    if missing:
+        raise UserError(f"{path} is not a MiniGPT checkpoint: it has no {', '.join(sorted(missing))}")
+    return content
+
+
+def load_model(content, device="cpu"):
+    """(GPT in eval mode on `device`, Tokenizer) of a checkpoint's dict; needs nothing but the dict."""
+    model = GPT(GPTConfig(**content["model_args"]))
+    model.load_state_dict(content["model"])
+    about = content["tokenizer"]
+    tokenizer = load_tokenizer() if about["table"] is None else Tokenizer(about["name"], about["table"])
+    return model.to(device).eval(), tokenizer
+
+
+def newest_checkpoint(root="out"):
+    """Path of the best checkpoint of the run under `root` that was saved last. Raises UserError without one."""
+    found = [p for p in Path(root).rglob("*.pt") if p.name in (BEST, LAST)]
+    if not found:
+        raise UserError(f"no checkpoint under {root}; train one first: python train.py config/train_config.py")
+    run = max(found, key=lambda p: p.stat().st_mtime).parent
+    return run / (BEST if (run / BEST).exists() else LAST)
+
+
+def newest_intact(run):
+    """The dict of last.pt, or, where that is damaged or missing, of last.prev.pt."""
+    last, previous = Path(run) / LAST, Path(run) / PREVIOUS
+    try:
+        return load_checkpoint(last)
+    except UserError as error:
+        if not previous.exists():
+            raise
+        print(f"{error}\ngoing on from {previous}")
+        return load_checkpoint(previous)

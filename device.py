@@ -1,0 +1,109 @@
+"""What the machine has, and what is fastest on it: device, compute type, compiling."""
+
+import contextlib
+import importlib.util
+import time
+from dataclasses import dataclass
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(name="auto"):
+    """torch.device of a setting; "auto" takes cuda, mps or cpu. Raises UserError for one that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device=auto"
+        ) from None
+    return device
+
+
+@dataclass
+class Precision:
+    """How a step is computed. dtype: of matrix products; math_attention: attention by plain products,
+    which on a CPU can beat the flash kernel at short rows; why: how it was chosen."""
+
+    dtype: torch.dtype = torch.float32
+    math_attention: bool = False
+    why: str = "the default"
+
+    def to_dict(self, device):
+        """Plain values, as a checkpoint keeps them."""
+        return {"device": device.type, "dtype": dtype_name(self.dtype), "math_attention": self.math_attention}
+
+    @classmethod
+    def from_dict(cls, values, device):
+        """The precision that `to_dict` gave, or None where that was on another kind of device."""
+        if values["device"] != device.type:
+            return None
+        return cls(DTYPES[values["dtype"]], values["math_attention"], "as before")
+
+    def context(self, device):
+        """Context manager for forward passes (and the backward passes of what ran in it)."""
+        stack = contextlib.ExitStack()
+        if self.dtype != torch.float32:
+            stack.enter_context(torch.autocast(device.type, self.dtype))
+        if self.math_attention:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        return stack
+
+
+def dtype_name(dtype):
+    """The setting's name of a torch.dtype."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
+
+
+def seconds_of(step, precision, repeats=3):
+    """Seconds of the fastest of some runs of `step(precision)`, after one to warm up."""
+    step(precision)
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        step(precision)
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def pick_precision(name, device, step):
+    """`Precision` by the dtype setting. `step(precision)` runs a forward and backward pass, for timing on the CPU."""
+    if name != "auto":
+        return Precision(DTYPES[name], why="as set")
+    if device.type == "cpu":
+        # Without avx512_bf16 or amx_bf16, bfloat16 on a CPU can be several times slower: so it is timed.
+        dtypes = (torch.float32, torch.bfloat16)
+        tried = [Precision(dtype, math_attention) for dtype in dtypes for math_attention in (False, True)]
+        seconds = [seconds_of(step, precision) for precision in tried]
+        fastest = min(range(len(tried)), key=seconds.__getitem__)
+        picked = tried[fastest]
+        picked.why = f"timed: {seconds[0] / seconds[fastest]:.2f} times as fast as {show(tried[0])}"
+        return picked
+    if device.type != "cuda":
+        return Precision(why=f"the default on {device.type}")
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return Precision(torch.bfloat16, why="this card computes in it")
+    return Precision(torch.float16, why="this card has no fast bfloat16")
+
+
+def show(precision):
+    """Short name of a precision."""
+    return dtype_name(precision.dtype) + (" with math attention" if precision.math_attention else "")
+
+
+def should_compile(setting, device):
+    """(bool, why): whether to use torch.compile."""
+    if setting == "off":
+        return False, "as set"
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return False, "Triton is not installed"
+    if setting == "on":
+        return True, "as set"
+    return device.type == "cuda", "the default on " + device.type
