@@ -1,0 +1,101 @@
+"""Rouge-L over characters, and exact match: how near a checkpoint's text comes to the reference.
+
+    python evaluations-RougeL.py --data_dir=data/processed_sft            # the newest checkpoint, the test questions
+    python evaluations-RougeL.py --ckpt=out/sft/ckpt.pt --questions=my_questions.jsonl
+    python evaluations-RougeL.py --ckpt=out/pretrain/ckpt.pt --data_dir=data/processed
+
+A fine-tuned checkpoint is asked questions; a pretrained one continues articles: an article's first
+clause is the prompt, the rest of it the reference.
+"""
+
+import json
+import random
+import re
+from pathlib import Path
+
+from tqdm import tqdm
+
+from checkpoint import load_checkpoint, load_model, newest_checkpoint
+from configurator import load_settings
+from corpus import Problems, read_questions
+from data_utils import check_table, open_rows, split_row
+from device import pick_device
+from errors import UserError, run_script
+from generation import SamplingParams, TextGenerator
+from metrics import rouge_l, score_pairs
+
+CLAUSE_END = re.compile(r"[，。；：！？]")
+
+
+def pairs_of_rows(rows, meta, tokenizer):
+    """[(prompt, reference)] of prepared rows: question and answer, or an article's first clause and its rest."""
+    pairs, special = [], meta["special_ids"]
+    for row in rows:
+        if meta["stage"] == "sft":
+            pairs.append(tuple(map(tokenizer.decode, split_row(row, special))))
+            continue
+        text = tokenizer.decode(row[row != special["pad"]])
+        clause = CLAUSE_END.search(text)
+        if clause and text[clause.end() :]:
+            pairs.append((text[: clause.end()], text[clause.end() :]))
+    return pairs
+
+
+def pairs_of_file(path):
+    """[(question, answer)] of a jsonl file; rows that cannot be used are counted and shown."""
+    if not Path(path).is_file():
+        raise UserError(f"{path} is not there; name a jsonl of question and answer with --questions=…")
+    problems = Problems()
+    pairs = [(qa.question, qa.answer) for _, qa in read_questions([path], problems)]
+    for place in problems.places:
+        print(f"  skipped: {place}")
+    return pairs
+
+
+def load_pairs(settings, content, tokenizer):
+    """[(prompt, reference)] by the settings, at most max_samples of them, drawn by seed."""
+    if settings.questions:
+        pairs = pairs_of_file(settings.questions)
+    else:
+        part = settings.split or ("test" if content["stage"] == "sft" else "val")
+        rows, meta = open_rows(settings.data_dir, part)
+        if meta["stage"] != content["stage"]:
+            raise UserError(
+                f"{settings.data_dir} holds {meta['stage']} rows, the checkpoint is of {content['stage']}; "
+                "name the folder of its rows with --data_dir=…"
+            )
+        check_table(settings.data_dir, meta, content["tokenizer"], "the checkpoint's")
+        pairs = pairs_of_rows(rows, meta, tokenizer)
+    if not pairs:
+        raise UserError("no question could be read")
+    if 0 < settings.max_samples < len(pairs):
+        pairs = random.Random(settings.seed).sample(pairs, settings.max_samples)
+    return pairs
+
+
+def main():
+    settings = load_settings("rouge")
+    path = settings.ckpt or newest_checkpoint(settings.out_root)
+    content = load_checkpoint(path)
+    model, tokenizer = load_model(content, pick_device(settings.device))
+    prompts, references = zip(*load_pairs(settings, content, tokenizer), strict=True)
+    generator = TextGenerator(model, tokenizer, content["stage"])
+    with tqdm(total=len(prompts), unit="prompt", desc="generate") as bar:
+        predictions = generator.generate(prompts, SamplingParams.from_settings(settings), progress=bar.update)
+    for prompt, reference, prediction in list(zip(prompts, references, predictions, strict=True))[: settings.show]:
+        recall, precision, f = rouge_l(prediction, reference)
+        print(f"问题 question:   {prompt}\n答案 reference:  {reference}\n预测 prediction: {prediction}")
+        print(f"Rouge-L recall {recall:.4f}, precision {precision:.4f}, F {f:.4f}\n")
+    scores = score_pairs(predictions, references)
+    print(
+        f"{path}: {scores['pairs']} pairs, Rouge-L recall {scores['rouge_l_recall']:.4f}, precision "
+        f"{scores['rouge_l_precision']:.4f}, F {scores['rouge_l_f']:.4f}, exact match {scores['exact_match']:.4f}"
+    )
+    if settings.json:
+        Path(settings.json).write_text(
+            json.dumps({"checkpoint": str(path), **scores}, indent=1) + "\n", encoding="utf-8"
+        )
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,364 @@
+"""Train a GPT: pretraining and fine-tuning, one process, one device.
+
+    python train.py config/train_config.py                        # pretrain the 124M model
+    python train.py config/train_config.py --init_from=resume     # go on after a stop
+    python train.py config/train_config_sft.py                    # fine-tune its best checkpoint
+
+Which of the two it is, the data says: rows made by data/prepare.py have a loss on every token, rows
+made by data/prepare_sft.py on the answers only. Ctrl-C saves and stops. `--help` lists the settings.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from checkpoint import BEST, LAST, PREVIOUS, load_checkpoint, load_model, newest_intact, save_checkpoint
+from configurator import load_settings
+from data_utils import RowOrder, check_table, load_table, make_batch, open_rows, row_lengths
+from device import Precision, pick_device, pick_precision, should_compile, show
+from errors import UserError, run_script
+from generation import SamplingParams, TextGenerator
+from metrics import likelihood
+from model import GPT, GPTConfig
+from optim import lr_scale, make_optimizers, set_learning_rate
+
+SAMPLE = SamplingParams(temperature=0.0, max_new_tokens=40)
+SAMPLE_PROMPT_TOKENS = 8
+TIMED_TOKENS = 2048  # in a step that is only timed
+PACE_STEPS = 20  # timed before a run is fitted into max_seconds
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run has come; travels in its checkpoints."""
+
+    step: int = 0
+    rows_drawn: int = 0
+    tokens: int = 0  # real tokens drawn, PAD left out
+    seconds: float = 0.0
+    best_val_loss: float = math.inf
+    best_step: int = 0
+    checks_without_best: int = 0
+
+
+class Data:
+    """The parts of a data folder, and the rows of each step."""
+
+    def __init__(self, settings):
+        self.train, self.meta = open_rows(settings.data_dir, "train", settings.block_size)
+        self.val, _ = open_rows(settings.data_dir, "val", settings.block_size)
+        if settings.eval_iters:
+            self.val = self.val[: settings.eval_iters * settings.batch_size]
+        self.tokenizer = load_table(settings.data_dir, self.meta)
+        lengths = row_lengths(self.train, self.meta["special_ids"]["pad"])
+        self.order = RowOrder(len(self.train), settings.sampling, settings.seed, lengths, settings.batch_size)
+        self.batch_size, self.accumulation = settings.batch_size, settings.gradient_accumulation_steps
+        self.train_on_eot = settings.train_on_eot
+        self.rows_a_step = self.batch_size * self.accumulation
+
+    def micro_batches(self, rows_drawn):
+        """List of (x, y, loss_mask) of one step, and the real tokens in them."""
+        rows = self.train[self.order.take(rows_drawn, self.rows_a_step)]
+        tokens = int((rows != self.meta["special_ids"]["pad"]).sum())
+        return [make_batch(part, self.meta, self.train_on_eot) for part in np.split(rows, self.accumulation)], tokens
+
+
+def check_settings(settings):
+    """Raise UserError for values that no run can have."""
+    for name in (
+        "batch_size",
+        "gradient_accumulation_steps",
+        "eval_interval",
+        "log_interval",
+        "n_layer",
+        "n_head",
+        "n_embd",
+    ):
+        if getattr(settings, name) < 1:
+            raise UserError(f"{name} is {getattr(settings, name)}; it must be at least 1")
+    if settings.max_iters < 1 and settings.max_epochs <= 0:
+        raise UserError("give max_iters (steps) or max_epochs")
+    if settings.n_embd % settings.n_head:
+        raise UserError(f"n_embd ({settings.n_embd}) must be a multiple of n_head ({settings.n_head})")
+
+
+def make_model(settings, data):
+    """(model, checkpoint's dict or None) by init_from."""
+    if settings.init_from == "scratch":
+        padded = -(-data.tokenizer.n_vocab // 64) * 64
+        vocab_size = settings.vocab_size or padded
+        if vocab_size < data.tokenizer.n_vocab:
+            raise UserError(
+                f"vocab_size is {vocab_size}, tokenizer {data.tokenizer.name} has {data.tokenizer.n_vocab} ids"
+            )
+        names = [f.name for f in dataclasses.fields(GPTConfig) if f.name != "vocab_size"]
+        return GPT(GPTConfig(vocab_size=vocab_size, **{n: getattr(settings, n) for n in names})), None
+    resume = settings.init_from == "resume"
+    path = Path(settings.out_dir) / LAST if resume else settings.init_from
+    content = newest_intact(settings.out_dir) if resume else load_checkpoint(path)
+    check_table(settings.data_dir, data.meta, content["tokenizer"], f"the table of {path}")
+    if resume and content["stage"] != data.meta["stage"]:
+        raise UserError(f"{path} is a {content['stage']} run, {settings.data_dir} holds {data.meta['stage']} data")
+    block_size = content["model_args"]["block_size"]
+    if block_size < settings.block_size:
+        raise UserError(
+            f"block_size is {settings.block_size}, but the checkpoint {path} has {block_size}; prepare with that"
+        )
+    content["model_args"]["dropout"] = settings.dropout
+    model, _ = load_model(content)
+    return model, content if resume else None
+
+
+class Trainer:
+    """One run: model, data, optimizers, and where it stands."""
+
+    def __init__(self, settings):
+        check_settings(settings)
+        self.settings, self.data, self.progress = settings, Data(settings), Progress()
+        torch.manual_seed(settings.seed)
+        random.seed(settings.seed)
+        self.device = pick_device(settings.device)
+        torch.set_float32_matmul_precision("high")  # TF32 where the card has it
+        self.model, resumed = make_model(settings, self.data)
+        self.model.to(self.device)
+        self.max_iters = settings.max_iters
+        if settings.max_epochs > 0:
+            self.max_iters = math.ceil(settings.max_epochs * len(self.data.train) / self.data.rows_a_step)
+        self.optimizers = make_optimizers(self.model, settings, fused=self.device.type in ("cuda", "cpu"))
+        self.out = Path(settings.out_dir)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.pick_speed(resumed)
+        if resumed:
+            self.restore(resumed)
+        elif (self.out / "log.jsonl").exists():
+            print(f"note: {self.out} has a run in it, which this one replaces (--init_from=resume goes on with it)")
+            for name in ("log.jsonl", BEST, LAST, PREVIOUS):
+                (self.out / name).unlink(missing_ok=True)
+        self.loss_sum, self.loss_tokens = 0.0, 0  # since the last line of the log
+        self.stopped_by = None
+
+    def pick_speed(self, resumed):
+        """Choose compute type and compiling, and say why; a resumed run computes as it did, for the same numbers."""
+
+        def step(precision):
+            self.precision = precision
+            x, y, mask = batches[0]
+            few = max(1, TIMED_TOKENS // x.shape[1])
+            self.backward((x[:few], y[:few], mask[:few]), 1)
+            self.model.zero_grad(set_to_none=True)
+
+        batches, _ = self.data.micro_batches(0)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
+        before = resumed and Precision.from_dict(resumed["precision"], self.device)
+        if before and self.settings.dtype == "auto":
+            self.precision = before
+        else:
+            self.precision = pick_precision(self.settings.dtype, self.device, step)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.dtype == torch.float16)
+        compiling, why = should_compile(self.settings.compile, self.device)
+        if compiling:  # the trunk only: how many positions have a loss differs by batch
+            self.model.hidden = torch.compile(self.model.hidden, dynamic=True)
+        parameters = f"number of parameters: {self.model.num_params() / 1e6:.2f}M"
+        print(
+            f"{parameters}; {self.device}, {show(self.precision)} ({self.precision.why}), compile {compiling} ({why})"
+        )
+
+    def restore(self, content):
+        """Go on where the checkpoint stood: optimizers, random state, counters; the log is cut back to it."""
+        self.progress = Progress(**content["progress"])
+        for optimizer, state in zip(self.optimizers, content["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        self.scaler.load_state_dict(content["scaler"])
+        torch.set_rng_state(content["random"])
+        log = self.out / "log.jsonl"
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.progress.step]
+        partial = log.with_name("log.jsonl.partial")
+        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        os.replace(partial, log)
+        print(f"going on at step {self.progress.step} of {self.max_iters}")
+
+    @property
+    def epoch(self):
+        """Passes over the rows, by the rows really drawn."""
+        return self.progress.rows_drawn / len(self.data.train)
+
+    def backward(self, batch, n_kept):
+        """Add the gradient of one micro-batch, whose loss is its sum over the step's kept tokens; returns the sum."""
+        x, y, mask = (t.to(self.device, non_blocking=True) for t in batch)
+        with self.precision.context(self.device):
+            loss_sum = self.model.token_losses(x, y, mask).sum()
+        self.scaler.scale(loss_sum / n_kept).backward()
+        return loss_sum.detach()
+
+    def step(self):
+        """One optimizer step over batch_size x gradient_accumulation_steps rows."""
+        settings, progress = self.settings, self.progress
+        scale = lr_scale(progress.step, self.max_iters, settings)
+        set_learning_rate(self.optimizers, scale)
+        self.lr = scale * settings.learning_rate
+        batches, tokens = self.data.micro_batches(progress.rows_drawn)
+        n_kept = int(sum(mask.sum() for _, _, mask in batches))
+        for batch in batches:
+            self.loss_sum = self.loss_sum + self.backward(batch, max(1, n_kept))
+        self.loss_tokens += n_kept
+        if settings.grad_clip:
+            for optimizer in self.optimizers:
+                self.scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        self.model.zero_grad(set_to_none=True)
+        progress.step += 1
+        progress.rows_drawn += self.data.rows_a_step
+        progress.tokens += tokens
+
+    def validate(self):
+        """Nats a token over the validation part."""
+        self.model.eval()
+        result = likelihood(
+            self.model, self.data.val, self.data.meta, self.settings.batch_size,
+            precision=self.precision, train_on_eot=self.settings.train_on_eot,
+        )  # fmt: skip
+        self.model.train()
+        return result.loss
+
+    def sample(self):
+        """A line of text that the model makes now, from sample_prompt or a validation row's start."""
+        data, prompt = self.data, self.settings.sample_prompt
+        if not prompt:
+            row = data.val[0][:SAMPLE_PROMPT_TOKENS].tolist()
+            if data.meta["stage"] == "sft":
+                whole = data.val[0].tolist()
+                row = whole[: whole.index(data.tokenizer.answer_id)]
+            prompt = data.tokenizer.decode(row)
+        self.model.eval()
+        text = "".join(TextGenerator(self.model, data.tokenizer, data.meta["stage"]).stream(prompt, SAMPLE))
+        self.model.train()
+        return f"{prompt} → {text}".replace("\n", " ")
+
+    def log(self, val_loss=None):
+        """Append a line to log.jsonl; returns the mean training loss since the last one."""
+        p, mean = self.progress, float(self.loss_sum) / max(1, self.loss_tokens)
+        self.loss_sum, self.loss_tokens = 0.0, 0
+        line = {
+            "step": p.step, "epoch": round(self.epoch, 4), "train_loss": mean, "val_loss": val_loss,
+            "lr": self.lr, "tokens": p.tokens, "seconds": round(p.seconds, 2),
+        }  # fmt: skip
+        with open(self.out / "log.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        return mean
+
+    def save(self, name, resumable=True):
+        """Write a checkpoint under the run's folder."""
+        state = {}
+        if resumable:
+            optimizers = [o.state_dict() for o in self.optimizers]
+            state = {"optimizers": optimizers, "scaler": self.scaler.state_dict(), "random": torch.get_rng_state()}
+            state["precision"] = self.precision.to_dict(self.device)
+        progress = dataclasses.asdict(self.progress)
+        stage, tokenizer = self.data.meta["stage"], self.data.tokenizer
+        save_checkpoint(self.out / name, self.model, self.settings, stage, tokenizer, progress, **state)
+
+    def save_last(self):
+        """Write last.pt, keeping the one before it."""
+        if (self.out / LAST).exists():
+            os.replace(self.out / LAST, self.out / PREVIOUS)
+        self.save(LAST)
+
+    def check(self, bar):
+        """Validate, log, show a sample, and save; sets stopped_by when patience is at its end."""
+        p, settings = self.progress, self.settings
+        val_loss = self.validate()
+        train_loss = self.log(val_loss)
+        best = val_loss < p.best_val_loss
+        p.checks_without_best = 0 if best else p.checks_without_best + 1
+        mark = "  best" if best else ""
+        bar.write(
+            f"step {p.step}, epoch {self.epoch:.2f}: train {train_loss:.4f}, val {val_loss:.4f}{mark} | {self.sample()}"
+        )
+        if best:
+            p.best_val_loss, p.best_step = val_loss, p.step
+            self.save(BEST, resumable=False)
+        if settings.keep_every and p.step % settings.keep_every == 0:
+            self.save(f"step_{p.step:06d}.pt", resumable=False)
+        self.save_last()
+        if settings.patience and p.checks_without_best >= settings.patience:
+            self.stopped_by = f"no better validation loss in {settings.patience} checks"
+
+    def fit_into_time(self, bar, elapsed):
+        """Shorten a run that would take longer than max_seconds, so that its schedule still ends with it."""
+        fits = max(PACE_STEPS + 1, int(self.settings.max_seconds / elapsed * PACE_STEPS))
+        if fits < self.max_iters:
+            bar.write(
+                f"{fits} of {self.max_iters} steps fit max_seconds={self.settings.max_seconds:.0f}: shortened to that"
+            )
+            self.max_iters = bar.total = fits
+
+    def run(self):
+        """Train to the end, to patience's end, or to Ctrl-C; returns why it stopped early, or None."""
+        p, settings = self.progress, self.settings
+        self.model.train()
+        before, started, first_tokens = p.seconds, time.perf_counter(), p.tokens
+        with tqdm(total=self.max_iters, initial=p.step, unit="step", desc="train", smoothing=0.05) as bar:
+            while p.step < self.max_iters and not self.stopped_by:
+                self.step()
+                elapsed = time.perf_counter() - started
+                p.seconds = before + elapsed
+                if p.step == PACE_STEPS and settings.max_seconds:
+                    self.fit_into_time(bar, elapsed)
+                bar.update(1)
+                last = p.step == self.max_iters
+                if p.step % settings.eval_interval == 0 or last:
+                    self.check(bar)
+                elif p.step % settings.log_interval == 0:
+                    loss = self.log()
+                    rate = (p.tokens - first_tokens) / elapsed
+                    bar.set_postfix_str(f"epoch {self.epoch:.2f}, loss {loss:.3f}, {rate:,.0f} tokens/s")
+        return self.stopped_by
+
+
+def stop_on_signal(trainer):
+    """Let the first Ctrl-C (or SIGTERM) end the run after its step; the second ends it at once."""
+
+    def handler(number, frame):
+        if trainer.stopped_by:
+            raise KeyboardInterrupt
+        trainer.stopped_by = "interrupted"
+
+    signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGTERM, handler)
+
+
+def main():
+    settings = load_settings("train")
+    trainer = Trainer(settings)
+    stop_on_signal(trainer)
+    why = trainer.run()
+    if why == "interrupted":
+        trainer.save_last()
+        files = " ".join(a for a in sys.argv[1:] if not a.startswith("--init_from"))
+        print(
+            f"stopped at step {trainer.progress.step} and saved; go on with: python train.py {files} --init_from=resume"
+        )
+        raise SystemExit(130)
+    p = trainer.progress
+    print(
+        f"{why or 'done'} at step {p.step}, epoch {trainer.epoch:.2f}, {p.seconds:.0f} s; "
+        f"best validation loss {p.best_val_loss:.4f} (step {p.best_step}): {trainer.out / BEST}"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)
