@@ -3,7 +3,7 @@
 A setting is given, from weakest to strongest, by
   1. the default below,
   2. a file of plain assignments:       python train.py config/train_config.py
-  3. a flag on the command line:        python train.py --batch_size=8 --compile=False
+  3. a flag on the command line:        python train.py --batch_size=8 --compile=off
 
 A settings file is parsed, never executed: `name = value`, where the value is a literal, a list of
 literals, or arithmetic over numbers and names assigned above it (`max_iters = 10 * 1000`).
@@ -64,7 +64,7 @@ class Settings:
     tokenizer_path: str = setting("data/tokenizer.tiktoken", "tokenizer", "where the trained table is written")
     tokenizer_vocab: int = setting(8192, "tokenizer", "ids in the trained table, its 3 special ids counted")
     max_token_chars: int = setting(
-        4, "tokenizer", "longest run of Han characters that one token may span, in characters"
+        8, "tokenizer", "longest run of Han characters that one token may span, in characters"
     )
     tokenizer_qa: list[str] = setting(
         [], "tokenizer", "jsonl files of questions and answers that the table is trained on as well"
@@ -186,6 +186,7 @@ OPERATORS = {
     ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
 }
@@ -228,7 +229,7 @@ def read_settings_file(path):
     """List of (key, value) of a settings file, in its order. Raises UserError naming file and line."""
     try:
         tree = ast.parse(Path(path).read_text(encoding="utf-8-sig"))
-    except (FileNotFoundError, IsADirectoryError):
+    except OSError:
         raise UserError(
             f"settings file {path} is not there (settings of one's own are given as --name=value)"
         ) from None
@@ -269,8 +270,8 @@ def evaluate(node, names, where):
         if all(isinstance(v, (int, float)) for v in values):
             try:
                 return OPERATORS[type(node.op)](*values)
-            except ZeroDivisionError:
-                raise UserError(f"{where}: division by zero") from None
+            except ArithmeticError as error:
+                raise UserError(f"{where}: {error}") from None
     raise UserError(f"{where}: a value must be a literal or arithmetic, not `{ast.unparse(node)}`")
 
 
@@ -279,12 +280,14 @@ def from_text(key, text):
     kind = TYPES[key]
     if kind is str:
         return text
+    if typing.get_origin(kind) is list and not text.startswith("["):
+        return [part for part in text.split(",") if part]
     if kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return [part for part in text.split(",") if part] if typing.get_origin(kind) is list else text
+        return text
 
 
 def checked(key, value, where):
@@ -303,6 +306,8 @@ def checked(key, value, where):
         raise UserError(f"{where}: {key} wants {wanted}, got {value!r} ({type(value).__name__})")
     if choices and value not in choices:
         raise UserError(f"{where}: {key} is one of {', '.join(map(repr, choices))}, not {value!r}")
+    if key.endswith("_share") and not 0 <= value < 1:
+        raise UserError(f"{where}: {key} is a share from 0 to 1, not {value}")
     return value
 
 

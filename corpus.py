@@ -54,20 +54,24 @@ def dropped_text(meta):
     return "\n".join([*(f"  dropped: {place}" for place in meta["first_dropped"]), f"dropped: {counts}"])
 
 
-def find_files(folders):
+def find_files(folders, setting="input_dir"):
     """Sorted paths of all `.jsonl` files, and files without an ending, in folders (any depth) or named directly.
 
-    Raises UserError when a folder is not there, or there is no such file in all of them.
+    Raises UserError when a folder is not there, or there is no such file in all of them; `setting` is
+    the one that the user gave them by.
     """
+    if not any(folders):
+        raise UserError(f"{setting} is empty; name your folder of jsonl files with --{setting}=…")
     found = []
     for folder in folders:
         if not os.path.exists(folder):
-            raise UserError(f"input {folder} is not there; name your folder of jsonl files with --input_dir=…")
+            raise UserError(f"input {folder} is not there; name your folder of jsonl files with --{setting}=…")
         if os.path.isfile(folder):
             found.append(folder)
         for root, _, names in os.walk(folder):
             # wikiextractor writes files without an ending; hidden files (.DS_Store) are nobody's articles.
-            found += [os.path.join(root, n) for n in names if n.endswith(".jsonl") or ("." not in n)]
+            names = [n for n in names if not n.startswith(".")]
+            found += [os.path.join(root, n) for n in names if n.endswith(".jsonl") or "." not in n]
     if not found:
         raise UserError(f'no .jsonl file in {", ".join(map(str, folders))}; a row is {{"id", "title", "text"}}')
     return sorted(dict.fromkeys(Path(f).as_posix() for f in found))
@@ -99,6 +103,10 @@ def read_rows(path, problems, progress=None):
                     problems.add("not a JSON object", path, number)
 
 
+# A tokenizer's regular expression overflows its stack on a million spaces in a row.
+ENDLESS_SPACE = re.compile(r"\s{1000,}")
+
+
 def text_field(row, name):
     """(text, None), or (None, reason) where the field is missing, of a wrong type, or empty."""
     if name not in row:
@@ -107,6 +115,7 @@ def text_field(row, name):
         return None, f'"{name}" is not a text'
     # A lone surrogate (half of an escaped pair) is no character and cannot be written as UTF-8.
     text = row[name].encode("utf-8", errors="ignore").decode("utf-8")
+    text = ENDLESS_SPACE.sub(" ", text)
     return (text, None) if text.strip() else (None, f'"{name}" is empty')
 
 
@@ -150,6 +159,7 @@ def drop_title(text, title=""):
     It is one when it equals `title`, or is short and has no sentence end (Hugging Face's Wikipedia
     texts have no title line; their first paragraph must stay).
     """
+    text = text.lstrip()
     match = re.search(r"\n[ \t\r]*\n", text)
     if not match:
         return text
@@ -282,7 +292,9 @@ def read_heldout(path):
 def subjects_by_id(folders):
     """{id: subject} of the articles in `folders`. Raises UserError where one id names two subjects."""
     subjects, where = {}, {}
-    for _, article in read_articles(find_files(folders), Problems()):
+    for _, article in read_articles(find_files(folders, "articles"), Problems()):
+        if article.id is None:
+            continue  # no question can name it
         key = str(article.id)
         if subjects.setdefault(key, article.subject) != article.subject:
             raise UserError(

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from errors import UserError
-from tokenizer import load_tokenizer
+from tokenizer import GPT2_SHA256, load_tokenizer
 
 LAYOUT = "one_per_row"
+LENGTH_MULTIPLE = 8
 META = "meta.json"
 TABLE = "tokenizer.tiktoken"  # a trained table travels with its rows
 PREPARE = {"pretrain": "python data/prepare.py", "sft": "python data/prepare_sft.py"}
@@ -40,7 +41,12 @@ class RowWriter:
         self.counts = {part: {"rows": 0, "tokens": 0, "characters": 0} for part in parts}
 
     def __enter__(self):
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be made ({error.strerror}); name another folder") from None
+        for left in self.folder.glob(".partial-*"):  # of a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
         self.partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.folder))
         self.open, self.files = ExitStack(), {}
         for part in self.counts:
@@ -48,9 +54,11 @@ class RowWriter:
             self.files[part] = self.open.enter_context(file)
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, kind, error, traceback):
         self.open.close()
         shutil.rmtree(self.partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(f"{self.folder} could not be written ({error}); free some space, or stop what has it open")
 
     def add(self, part, ids, n_chars):
         """One row: ids (at most block_size - 1) and EOT, padded."""
@@ -74,21 +82,28 @@ class RowWriter:
             "special_ids": tokenizer.special_ids(),
             **about,
         }
+        for counts in self.counts.values():
+            text_tokens = counts["tokens"] - counts["rows"]  # EOT left out
+            counts["tokens_per_character"] = round(text_tokens / max(1, counts["characters"]), 4)
         self.open.close()
         (self.partial / META).write_text(json.dumps(meta, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        old = self.folder / META
+        old_meta = old.read_bytes() if old.exists() else None
+        # Without meta.json the folder counts as not prepared, so a crash in between leaves no mixture.
+        old.unlink(missing_ok=True)
+        moved = 0
         try:
-            # Without meta.json the folder counts as not prepared, so a crash in between leaves no mixture.
-            (self.folder / META).unlink(missing_ok=True)
-            (self.folder / TABLE).unlink(missing_ok=True)
-            if tokenizer.name != "gpt2":
-                (self.folder / TABLE).write_bytes(tokenizer.table)
             for part in self.files:
                 os.replace(self.partial / f"{part}.bin", self.folder / f"{part}.bin")
-            os.replace(self.partial / META, self.folder / META)
-        except PermissionError as error:
-            raise UserError(
-                f"{error.filename} cannot be replaced; stop the program that has it open, then prepare again"
-            ) from None
+                moved += 1
+        except OSError:  # on Windows a file that is mapped elsewhere cannot be replaced
+            if not moved and old_meta is not None:
+                old.write_bytes(old_meta)
+            raise
+        (self.folder / TABLE).unlink(missing_ok=True)
+        if not tokenizer.is_gpt2:
+            (self.folder / TABLE).write_bytes(tokenizer.table)
+        os.replace(self.partial / META, self.folder / META)
         return meta
 
 
@@ -101,7 +116,9 @@ def read_meta(folder):
         raise UserError(f"no prepared data in {folder}; run: {command}") from None
     except ValueError:
         raise UserError(f"{Path(folder) / META} is damaged; prepare the data again") from None
-    if meta.get("layout") != LAYOUT:
+    if not isinstance(meta, dict) or not {"layout", "block_size", "parts", "tokenizer", "special_ids"} <= set(meta):
+        raise UserError(f"{Path(folder) / META} is damaged; prepare the data again")
+    if meta["layout"] != LAYOUT:
         raise UserError(f"{folder} has layout {meta.get('layout')!r}, this program reads {LAYOUT!r}")
     return meta
 
@@ -119,8 +136,10 @@ def open_rows(folder, part, block_size=None):
             f"block_size is {block_size}, but the rows in {folder} are of {width}; "
             f"give --block_size={width}, or prepare again"
         )
-    if part not in meta["parts"] or not path.exists():
+    if part not in meta["parts"]:
         raise UserError(f"{folder} has no {part} part (it has {', '.join(meta['parts'])})")
+    if not path.exists():
+        raise UserError(f"{path} is not there; prepare the data again")
     n_rows = meta["parts"][part]["rows"]
     if path.stat().st_size != n_rows * width * 2:
         raise UserError(
@@ -143,8 +162,8 @@ def check_table(folder, meta, about, owner):
 
 def load_table(folder, meta):
     """The `Tokenizer` that a data folder's rows were made with. Raises UserError where it is another."""
-    name = meta["tokenizer"]["name"]
-    tokenizer = load_tokenizer() if name == "gpt2" else load_tokenizer(Path(folder) / TABLE, name)
+    name, is_gpt2 = meta["tokenizer"]["name"], meta["tokenizer"]["sha256"] == GPT2_SHA256
+    tokenizer = load_tokenizer() if is_gpt2 else load_tokenizer(Path(folder) / TABLE, name)
     check_table(folder, meta, {"name": name, "sha256": tokenizer.sha256}, "the table beside it")
     return tokenizer
 
@@ -175,10 +194,14 @@ def loss_mask(rows, special_ids, stage, train_on_eot=True):
 
 
 def make_batch(rows, meta, train_on_eot=True):
-    """x, y (int64) and loss_mask (bool), each (B, T): rows (B, block_size) without the columns that are all PAD."""
+    """x, y (int64) and loss_mask (bool), each (B, T): rows (B, block_size) without the columns that are all PAD.
+
+    T is a multiple of LENGTH_MULTIPLE, or block_size - 1: few shapes, for each of which kernels are made anew.
+    """
     rows = np.asarray(rows)
     used = np.flatnonzero((rows != meta["special_ids"]["pad"]).any(axis=0))
-    rows = rows[:, : max(2, used[-1] + 1 if used.size else 2)]
+    targets = max(1, used[-1] if used.size else 1)
+    rows = rows[:, : 1 + -(-targets // LENGTH_MULTIPLE) * LENGTH_MULTIPLE]
     mask = loss_mask(rows, meta["special_ids"], meta["stage"], train_on_eot)
     ids = torch.from_numpy(rows.astype(np.int64))
     return ids[:, :-1], ids[:, 1:], torch.from_numpy(mask)
@@ -213,8 +236,10 @@ class RowOrder:
         permutation = rng.permutation(self.n_rows)
         if self.lengths is None:
             return permutation
-        size, grouped = self.WINDOW * self.batch_size, []
-        for first in range(0, self.n_rows, size):
+        # An epoch may begin within a batch; the rows that fill it up come first, so that groups and batches align.
+        lead = min(-epoch * self.n_rows % self.batch_size, self.n_rows)
+        size, grouped = self.WINDOW * self.batch_size, [permutation[:lead]]
+        for first in range(lead, self.n_rows, size):
             window = permutation[first : first + size]
             window = window[np.argsort(self.lengths[window], kind="stable")]
             batches = np.split(window, range(self.batch_size, len(window), self.batch_size))

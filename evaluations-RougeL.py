@@ -18,7 +18,7 @@ from tqdm import tqdm
 from checkpoint import load_checkpoint, load_model, newest_checkpoint
 from configurator import load_settings
 from corpus import Problems, read_questions
-from data_utils import check_table, open_rows, split_row
+from data_utils import check_table, open_rows, read_meta, split_row
 from device import pick_device
 from errors import UserError, run_script
 from generation import SamplingParams, TextGenerator
@@ -58,14 +58,14 @@ def load_pairs(settings, content, tokenizer):
         pairs = pairs_of_file(settings.questions)
     else:
         part = settings.split or ("test" if content["stage"] == "sft" else "val")
-        rows, meta = open_rows(settings.data_dir, part)
+        meta = read_meta(settings.data_dir)
         if meta["stage"] != content["stage"]:
             raise UserError(
                 f"{settings.data_dir} holds {meta['stage']} rows, the checkpoint is of {content['stage']}; "
                 "name the folder of its rows with --data_dir=…"
             )
         check_table(settings.data_dir, meta, content["tokenizer"], "the checkpoint's")
-        pairs = pairs_of_rows(rows, meta, tokenizer)
+        pairs = pairs_of_rows(*open_rows(settings.data_dir, part), tokenizer)
     if not pairs:
         raise UserError("no question could be read")
     if 0 < settings.max_samples < len(pairs):

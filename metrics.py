@@ -27,8 +27,8 @@ class Likelihood:
 
     @property
     def loss(self):
-        """Nats a token."""
-        return self.nats / max(1, self.tokens)
+        """Nats a token; nan where no token was kept."""
+        return self.nats / self.tokens if self.tokens else math.nan
 
     @property
     def perplexity(self):
@@ -49,6 +49,8 @@ def likelihood(model, rows, meta, batch_size, tokenizer=None, precision=FLOAT32,
     `tokenizer`, characters are counted; without, they stay 0. progress(n): called when n rows are done.
     """
     device, total, special = model.wte.weight.device, Likelihood(), meta["special_ids"]
+    was_training = model.training
+    model.eval()
     order = np.argsort(
         row_lengths(rows, special["pad"]), kind="stable"
     )  # rows of like length share a batch, so that less of it is PAD
@@ -67,13 +69,14 @@ def likelihood(model, rows, meta, batch_size, tokenizer=None, precision=FLOAT32,
             )
         if progress:
             progress(len(batch))
+    model.train(was_training)
     return total
 
 
 def target_characters(x, y, mask, eot_id, tokenizer):
     """Number of characters that a row's kept targets spell. A character whose first bytes are the token
     before them counts as theirs."""
-    kept = torch.flatnonzero(mask)
+    kept = mask.nonzero().squeeze(1)
     if not len(kept):
         return 0
     before, targets = x[kept[0]].item(), y[kept]

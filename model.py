@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+KEPT_MULTIPLE = 128
+
 
 @dataclass
 class GPTConfig:
@@ -141,5 +143,8 @@ class GPT(nn.Module):
         In row-major order. Logits are made at those positions only. A step's loss is the sum over all
         that it keeps, divided by their number.
         """
-        logits = self.lm_head(self.hidden(x)[loss_mask])
-        return F.cross_entropy(logits.float(), y[loss_mask], reduction="none")
+        kept = loss_mask.flatten().nonzero().squeeze(1)
+        # Filled up to a multiple: kernels are made anew for each new shape, which takes longer than a small product.
+        filled = F.pad(kept, (0, -len(kept) % KEPT_MULTIPLE))
+        logits = self.lm_head(self.hidden(x).flatten(0, 1)[filled])
+        return F.cross_entropy(logits.float(), y.flatten()[filled], reduction="none")[: len(kept)]

@@ -35,8 +35,9 @@ class Tokenizer:
         """`table`: the bytes of a `.tiktoken` file. Raises UserError when they are no such file."""
         self.name, self.table = name, table
         self.sha256 = hashlib.sha256(table).hexdigest()
+        self.is_gpt2 = self.sha256 == GPT2_SHA256
         ranks, specials, pattern = parse_table(table, name)
-        if self.sha256 == GPT2_SHA256:
+        if self.is_gpt2:
             # PAD is the first id that no text has; `##` is an ordinary token of this table.
             specials, pattern = {"eot": 50256, "pad": 50257, "answer": 2235}, GPT2_PATTERN
         missing = [s for s in SPECIAL_NAMES if s not in specials]
@@ -48,7 +49,12 @@ class Tokenizer:
         shown = {"<|endoftext|>": self.eot_id, "<|pad|>": self.pad_id}
         if self.answer_id not in ranks.values():
             shown["<|answer|>"] = self.answer_id
-        self._encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=shown)
+        try:
+            self._encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=shown)
+        except ValueError:
+            raise UserError(
+                f"tokenizer {name} is damaged: its pattern is no regular expression; train it again"
+            ) from None
 
     @cached_property
     def hash_id(self):
@@ -65,7 +71,7 @@ class Tokenizer:
     def encode_prompt(self, text, answer=False):
         """Ids of a prompt. `##` at its end, with or without spaces before it, is the answer mark;
         `answer=True` puts the mark there if the user did not."""
-        bare = text.rstrip()
+        bare = text.strip() if answer else text.rstrip()
         if bare.endswith(ANSWER_TEXT):
             return [*self.encode(bare[: -len(ANSWER_TEXT)].rstrip()), self.answer_id]
         return [*self.encode(bare), self.answer_id] if answer else self.encode(text)
@@ -78,7 +84,7 @@ class Tokenizer:
             return ANSWER_TEXT.encode()
         try:
             return self._encoding.decode_single_token_bytes(token_id)
-        except KeyError:
+        except (KeyError, OverflowError):
             return b""
 
     def decode(self, ids):
@@ -147,5 +153,7 @@ def load_tokenizer(name_or_path="gpt2", name=None):
     except OSError:
         raise UserError(f"tokenizer {path} is not there; train one with: python data/train_tokenizer.py") from None
     if is_gpt2 and hashlib.sha256(table).hexdigest() != GPT2_SHA256:
-        raise UserError(f"{path} is damaged (its sha256 is not GPT-2's); restore it with: git checkout {path.name}")
+        raise UserError(
+            f"{path} is damaged (its sha256 is not GPT-2's); restore it with: git checkout data/{path.name}"
+        )
     return Tokenizer("gpt2" if is_gpt2 else name or path.name, table)

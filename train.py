@@ -86,6 +86,8 @@ def check_settings(settings):
     ):
         if getattr(settings, name) < 1:
             raise UserError(f"{name} is {getattr(settings, name)}; it must be at least 1")
+    if settings.seed < 0:
+        raise UserError(f"seed is {settings.seed}; it must not be negative")
     if settings.max_iters < 1 and settings.max_epochs <= 0:
         raise UserError("give max_iters (steps) or max_epochs")
     if settings.n_embd % settings.n_head:
@@ -134,10 +136,12 @@ class Trainer:
         self.max_iters = settings.max_iters
         if settings.max_epochs > 0:
             self.max_iters = math.ceil(settings.max_epochs * len(self.data.train) / self.data.rows_a_step)
-        self.optimizers = make_optimizers(self.model, settings, fused=self.device.type in ("cuda", "cpu"))
         self.out = Path(settings.out_dir)
         self.out.mkdir(parents=True, exist_ok=True)
         self.pick_speed(resumed)
+        fused = self.device.type in ("cuda", "cpu")
+        muon_dtype = torch.bfloat16 if self.precision.dtype == torch.bfloat16 else torch.float32
+        self.optimizers = make_optimizers(self.model, settings, fused, muon_dtype)
         if resumed:
             self.restore(resumed)
         elif (self.out / "log.jsonl").exists():
@@ -177,7 +181,10 @@ class Trainer:
         """Go on where the checkpoint stood: optimizers, random state, counters; the log is cut back to it."""
         self.progress = Progress(**content["progress"])
         for optimizer, state in zip(self.optimizers, content["optimizers"], strict=True):
+            given = [{key: group[key] for key in ("peak_lr", "weight_decay")} for group in optimizer.param_groups]
             optimizer.load_state_dict(state)
+            for group, values in zip(optimizer.param_groups, given, strict=True):
+                group.update(values)  # a rate that the user changes for the rest of the run counts
         self.scaler.load_state_dict(content["scaler"])
         torch.set_rng_state(content["random"])
         log = self.out / "log.jsonl"
@@ -226,7 +233,6 @@ class Trainer:
 
     def validate(self):
         """Nats a token over the validation part."""
-        self.model.eval()
         result = likelihood(
             self.model, self.data.val, self.data.meta, self.settings.batch_size,
             precision=self.precision, train_on_eot=self.settings.train_on_eot,

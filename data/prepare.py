@@ -103,11 +103,10 @@ def main():
     print(dropped_text(meta))
     print(f"articles {meta['articles']}; characters cut: {meta['characters_cut']}")
     for part, counts in meta["parts"].items():
-        text_tokens = counts["tokens"] - counts["rows"]  # EOT left out
         print(
             f"{part}: {counts['rows']} rows of {meta['block_size']}, {counts['tokens']} tokens, "
             f"{counts['characters']} characters, "
-            f"{text_tokens / max(1, counts['characters']):.2f} tokens a character"
+            f"{counts['tokens_per_character']:.2f} tokens a character"
         )
     print(f"written to {settings.data_dir}")
 

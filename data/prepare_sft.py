@@ -42,7 +42,7 @@ def prepare_sft(settings):
     for file in settings.qa_files:
         if not os.path.isfile(file):
             raise UserError(f"{file} is not there; name your questions with --qa_files=…")
-    subjects, problems, seen, notes = articles_of(settings), Problems(), set(), Counter()
+    subjects, problems, seen, found, notes = articles_of(settings), Problems(), set(), set(), Counter()
     with RowWriter(settings.sft_data_dir, ["train", "val", "test"], settings.block_size, tokenizer) as writer:
         with tqdm(
             total=sum(map(os.path.getsize, settings.qa_files)), unit="B", unit_scale=True, desc="prepare_sft"
@@ -51,7 +51,9 @@ def prepare_sft(settings):
                 notes["questions"] += 1
                 known = subjects[qa.source]
                 # A question whose article is not known is split by its id alone.
-                subject = known.get(str(qa.id), f"{Path(qa.source).name}:{qa.id}")
+                key = f"{Path(qa.source).name}:{line if qa.id is None else qa.id}"
+                subject = known.get(str(qa.id), key)
+                found |= {subject} & heldout
                 notes["without_article"] += str(qa.id) not in known
                 ids = [*tokenizer.encode(qa.question), tokenizer.answer_id, *tokenizer.encode(qa.answer)]
                 if len(ids) + 1 > settings.block_size:
@@ -65,6 +67,10 @@ def prepare_sft(settings):
         if not seen:
             raise UserError(
                 f"no question in {', '.join(settings.qa_files)} could be used: " + "; ".join(problems.places[:3])
+            )
+        if heldout and not found:
+            raise UserError(
+                f"no question is about a held-out subject of {settings.heldout}; name the articles with --articles=…"
             )
         return writer.finish(
             {

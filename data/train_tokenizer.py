@@ -65,6 +65,11 @@ def training_texts(settings, problems):
 
 def main():
     settings = load_settings("tokenizer")
+    if settings.max_token_chars < 1:
+        raise UserError(f"max_token_chars is {settings.max_token_chars}; it must be at least 1")
+    for file in settings.tokenizer_qa:
+        if not os.path.isfile(file):
+            raise UserError(f"{file} is not there; name your questions with --tokenizer_qa=…")
     if not 256 + SPECIALS < settings.tokenizer_vocab <= 2**16:
         raise UserError(
             f"tokenizer_vocab is {settings.tokenizer_vocab}; it must be over {256 + SPECIALS} and at most 65536"
@@ -77,11 +82,17 @@ def main():
         raise UserError(f"no text to train on in {', '.join(settings.input_dir)}: " + "; ".join(problems.places[:3]))
     specials = dict(zip(("eot", "pad", "answer"), range(len(ranks), len(ranks) + SPECIALS), strict=True))
     path = Path(settings.tokenizer_path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(table_bytes(ranks, specials, PATTERN))
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(table_bytes(ranks, specials, PATTERN))
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written ({error.strerror}); name another with --tokenizer_path=…") from None
     tokenizer = load_tokenizer(str(path))
+    if problems.counts:
+        print(f"rows left out: {sum(problems.counts.values())}, such as {problems.places[0]}")
     print(f"{tokenizer.n_vocab} ids, sha256 {tokenizer.sha256[:12]}…, written to {path}")
 
 

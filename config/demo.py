@@ -1,0 +1,28 @@
+"""The CPU demo: a small model of the embedded corpus, with a table of its own. Run by demo.py."""
+
+input_dir = ["data/wiki_sample"]
+heldout = "sft/sample_heldout.txt"
+tokenizer_path = "out/demo.tiktoken"
+tokenizer_vocab = 4096
+tokenizer_qa = ["sft/sample_qa.jsonl"]
+tokenizer = "out/demo.tiktoken"
+data_dir = "data/processed_demo"
+out_dir = "out/demo"
+block_size = 192
+val_share = 0.02
+
+n_layer = 4
+n_head = 3
+n_embd = 192
+
+# About three passes are enough; a slow machine makes fewer in the time it has.
+max_epochs = 3.5
+max_seconds = 195
+# Small batches: at equal tokens, more steps learn more of the facts.
+batch_size = 32
+optimizer = "muon"
+learning_rate = 4e-3
+muon_learning_rate = 0.04
+warmup_iters = 50
+min_lr_ratio = 0.0
+eval_interval = 400

@@ -1,0 +1,27 @@
+"""The CPU demo's fine-tuning: questions and answers, from the demo's last checkpoint. Run by demo.py.
+
+Not from its best one: validation articles are about subjects that training never saw, so their loss
+rises while the model still learns the facts of its own articles, which the questions ask about.
+"""
+
+qa_files = ["sft/sample_qa.jsonl"]
+articles = ["data/wiki_sample"]
+heldout = "sft/sample_heldout.txt"
+tokenizer = "out/demo.tiktoken"
+sft_data_dir = "data/processed_demo_sft"
+data_dir = "data/processed_demo_sft"
+out_dir = "out/demo_sft"
+init_from = "out/demo/last.pt"
+block_size = 192
+val_share = 0.03
+
+max_epochs = 3
+max_seconds = 65
+batch_size = 32
+optimizer = "muon"
+# A fortieth of pretraining's: with more, the model forgets the subjects that no question is about.
+learning_rate = 1e-4
+muon_learning_rate = 0.001
+warmup_iters = 20
+min_lr_ratio = 0.0
+eval_interval = 200

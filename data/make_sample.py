@@ -1,0 +1,149 @@
+"""Rebuild the embedded corpus from its fact tables; the same tables give the same bytes.
+
+    python data/make_sample.py
+
+Reads data/sample_facts/<field>.csv (a subject a row, a fact a column) and <field>.toml (the field's
+source, and for each fact several wordings, questions and one answer). Writes
+  data/wiki_sample/<field>.jsonl   {"id", "title", "text"}: each subject told TELLINGS times
+  data/wiki_sample/SOURCES.md      where each table's facts are from
+  sft/sample_qa.jsonl              {"question", "answer", "id"}
+  sft/sample_heldout.txt           the subjects that are asked about in the test part only
+
+Why so many tellings: a fact read in one wording only can be recited but not answered (Allen-Zhu and
+Li 2023, "Physics of Language Models: Part 3.1"). To add a field, add its two files and run this.
+"""
+
+import csv
+import json
+import os
+import random
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from corpus import hash_share
+from errors import UserError, run_script
+
+FACTS = ROOT / "data" / "sample_facts"
+ARTICLES = ROOT / "data" / "wiki_sample"
+QUESTIONS = ROOT / "sft" / "sample_qa.jsonl"
+HELDOUT = ROOT / "sft" / "sample_heldout.txt"
+
+TELLINGS = 20  # articles a subject
+FEWEST_SENTENCES = 3
+QUESTIONS_PER_FACT = 2
+HELDOUT_SHARE = 0.1
+LITTER_SHARE = 0.1
+LITTER = ["（）", "()", "「」", "（；）", "（，）", "《》", "“”", "-{}-", "<div>", "（《》）"]
+
+
+class Subject:
+    """A row of a fact table with the wordings whose columns it fills."""
+
+    def __init__(self, field, row, facts):
+        self.field, self.name, self.row = field, row["name"], row
+        self.facts = []
+        for fact in facts:
+            tell, ask = self.filled(fact["tell"]), self.filled(fact.get("ask", []))
+            answer = self.filled([fact["answer"]]) if "answer" in fact else []
+            if tell:
+                self.facts.append({"key": fact["key"], "tell": tell, "ask": ask if answer else [], "answer": answer})
+
+    def filled(self, wordings):
+        """The wordings, filled in, that need no column this subject leaves empty."""
+        known = {k: v for k, v in self.row.items() if v}
+        filled = []
+        for wording in wordings:
+            try:
+                filled.append(wording.format_map(known))
+            except KeyError as missing:
+                if missing.args[0] not in self.row:
+                    raise UserError(f"{self.field}.toml: {{{missing.args[0]}}} is no column: {wording}") from None
+        return filled
+
+    def article(self, telling):
+        """Text of the telling-th article: title, blank line, and sentences in an order of its own."""
+        rng = random.Random(f"{self.field}/{self.name}/{telling}")
+        facts = shuffled(self.facts, rng)
+        fewest = max(FEWEST_SENTENCES, len(facts) - 2)
+        facts = facts[: fewest + int(rng.random() * (len(facts) - fewest + 1))]
+        # Wordings take turns, from a start that differs by subject and fact, so that each is used.
+        said = [f["tell"][(telling + int(hash_share(self.name + f["key"]) * 1000)) % len(f["tell"])] for f in facts]
+        text = "".join(dict.fromkeys(said))
+        if rng.random() < LITTER_SHARE:
+            text = text.replace(self.name, self.name + LITTER[int(rng.random() * len(LITTER))], 1)
+        return f"{self.name}\n\n{text}"
+
+    def questions(self):
+        """Yields (question, answer), each fact asked in QUESTIONS_PER_FACT wordings."""
+        for fact in self.facts:
+            start = int(hash_share("ask" + self.name + fact["key"]) * 1000)
+            asked = [fact["ask"][(start + i) % len(fact["ask"])] for i in range(QUESTIONS_PER_FACT) if fact["ask"]]
+            for question in dict.fromkeys(asked):
+                yield question, fact["answer"][0]
+
+
+def shuffled(items, rng):
+    """Items in an order drawn by rng.random() alone, whose sequence Python keeps the same across versions."""
+    return [items[i] for _, i in sorted((rng.random(), i) for i in range(len(items)))]
+
+
+def read_fields():
+    """{field: (source line, [Subject])} of all fact tables."""
+    fields = {}
+    for path in sorted(FACTS.glob("*.toml")):
+        about = tomllib.loads(path.read_text(encoding="utf-8"))
+        with open(path.with_suffix(".csv"), encoding="utf-8", newline="") as file:
+            subjects = [Subject(path.stem, row, about["fact"]) for row in csv.DictReader(file)]
+        for subject in subjects:
+            if len(subject.facts) < FEWEST_SENTENCES:
+                raise UserError(f"{path.stem}.csv: {subject.name} has fewer than {FEWEST_SENTENCES} facts to tell")
+        fields[path.stem] = (f"{about['field']}: {about['source']}", subjects)
+    return fields
+
+
+def heldout_of(subjects):
+    """The HELDOUT_SHARE of a field's subjects whose names hash lowest."""
+    ranked = sorted(subjects, key=lambda s: hash_share("heldout:" + s.name))
+    return {s.name for s in ranked[: max(1, round(HELDOUT_SHARE * len(subjects)))]}
+
+
+def write_lines(path, lines):
+    """Write lines of text, LF on every system, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes("".join(line + "\n" for line in lines).encode())
+    os.replace(partial, path)
+
+
+def main():
+    fields = read_fields()
+    next_id, qa, heldout = 0, [], set()
+    titles = [s.name for _, subjects in fields.values() for s in subjects]
+    if repeated := {t for t in titles if titles.count(t) > 1}:
+        raise UserError(f"subjects named twice: {', '.join(sorted(repeated))}")
+    for field, (_, subjects) in fields.items():
+        rows = []
+        for subject in subjects:
+            # Ids run on over all files, and questions bear the subject's first, so that an id names one subject.
+            pairs = [{"question": q, "answer": a, "id": next_id} for q, a in subject.questions()]
+            qa += pairs
+            for telling in range(TELLINGS):
+                rows.append({"id": next_id, "title": subject.name, "text": subject.article(telling)})
+                next_id += 1
+        heldout |= heldout_of(subjects)
+        write_lines(ARTICLES / f"{field}.jsonl", (json.dumps(row, ensure_ascii=False) for row in rows))
+        print(f"{field}: {len(subjects)} subjects, {len(rows)} articles")
+    write_lines(
+        ARTICLES / "SOURCES.md", ["# Where the facts are from", "", *(f"- {source}" for source, _ in fields.values())]
+    )
+    write_lines(QUESTIONS, (json.dumps(row, ensure_ascii=False) for row in qa))
+    write_lines(HELDOUT, sorted(heldout))
+    print(f"{len(titles)} subjects, {next_id} articles, {len(qa)} questions, {len(heldout)} subjects held out")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,145 @@
+"""Dropping the title line, cleaning, and cutting at sentences: by hand, and against slow references."""
+
+import itertools
+import random
+import re
+
+import pytest
+
+from corpus import clean, cut_split, cut_truncate, drop_title, sentences
+from tokenizer import load_tokenizer
+
+# Cleaning
+
+
+@pytest.mark.parametrize(
+    ("text", "title", "rest"),
+    [
+        ("桥\n\n桥在河上。", "桥", "桥在河上。"),
+        ("桥\r\n\r\n桥在河上。", "桥", "桥在河上。"),
+        ("桥 \n \t\n桥在河上。", "桥", "桥在河上。"),
+        ("桥（建筑）\n\n桥在河上。", "桥", "桥在河上。"),  # short, no sentence end
+        ("你在哪里？\n\n歌名。", "你在哪里？", "歌名。"),  # the title itself, though it ends a sentence
+        ("桥\n\n第一段。\n\n第二段。", "桥", "第一段。\n\n第二段。"),  # only up to the first blank line
+        ("桥在河上。\n\n河在桥下。", "桥", "桥在河上。\n\n河在桥下。"),  # no title line: a paragraph stays
+        ("桥" * 41 + "\n\n河。", "桥", "桥" * 41 + "\n\n河。"),  # long, so a paragraph
+        ("桥" * 41 + "\n\n河。", "桥" * 41, "河。"),
+        ("一\n二\n\n三。", "", "一\n二\n\n三。"),  # two lines are no title
+        ("桥\n桥在河上。", "桥", "桥\n桥在河上。"),  # no blank line
+        ("桥在河上。", "", "桥在河上。"),
+    ],
+)
+def test_the_title_line_is_dropped_and_a_first_paragraph_is_not(text, title, rest):
+    assert drop_title(text, title) == rest
+
+
+@pytest.mark.parametrize(
+    "litter",
+    [
+        *("（）", "()", "「」", "（；）", "（，）", "《》", "“”", "-{}-", "<div>", "\n", "\r\n", "（ ，；）", "( , )"),
+        *('<div class="a">', "</div>", "（《》）", "《（“”）》", "(-{}-)", "「-{（）}-」", "（\n）", "-{<div>}-"),
+    ],
+)
+def test_litter_goes_whole_also_when_nested(litter):
+    assert clean(f"桥{litter}在{litter}{litter}河上。{litter}") == "桥在河上。"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["（一）", "(a)", "「桥」", "《河》", "“上”", "-{桥}-", "<b>", "<divide>", "a - b", "他（，她）", "（", "）（"],
+)
+def test_what_has_content_stays(text):
+    assert clean(f"桥{text}。") == f"桥{text}。"
+
+
+# Cutting
+
+
+def sentence_ends(text):
+    """Positions behind every sentence, a character at a time."""
+    ends, i = [], 0
+    while i < len(text):
+        i += 1
+        if text[i - 1] in "。！？":
+            while i < len(text) and text[i] in "。！？":
+                i += 1
+            while i < len(text) and text[i] in "”’」』\"'":
+                i += 1
+            ends.append(i)
+    return ends
+
+
+@pytest.mark.parametrize(
+    ("text", "full", "tail"),
+    [
+        ("一。二！三？四", ["一。", "二！", "三？"], "四"),
+        ("他说：“走。”她走了。", ["他说：“走。”", "她走了。"], ""),
+        ("「真的？！」『真的。』好", ["「真的？！」", "『真的。』"], "好"),
+        ("一，二；三.四", [], "一，二；三.四"),
+        ("", [], ""),
+    ],
+)
+def test_sentences_end_behind_their_closing_quotes(text, full, tail):
+    assert sentences(text) == (full, tail)
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept", "lost"), [(7, "一二。三四。", 1), (6, "一二。三四。", 1), (5, "一二。", 4), (3, "一二。", 4)]
+)
+def test_truncate_keeps_the_full_sentences_that_fit_to_the_last_token(limit, kept, lost):
+    assert cut_truncate("一二。三四。五", list, limit) == ([(list(kept), len(kept))], lost)
+
+
+@pytest.mark.parametrize(("text", "limit"), [("一二。三。", 2), ("没有句号", 9), ("", 9)])
+def test_truncate_gives_no_row_where_no_full_sentence_fits(text, limit):
+    assert cut_truncate(text, list, limit)[0] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "rows", "tail"),
+    [
+        ("一二。三四。五六。尾", 6, ["一二。三四。", "五六。"], 1),
+        ("一二。三四。五六。", 5, ["一二。", "三四。", "五六。"], 0),
+        ("一，二三四，五六。七。", 5, ["一，", "二三四，", "五六。七。"], 0),  # at clauses
+        ("一二三四五六。七。", 3, ["一二三", "四五六", "。七。"], 0),  # at characters
+        ("没有句号", 3, [], 4),
+    ],
+)
+def test_split_loses_nothing_but_the_tail(text, limit, rows, tail):
+    assert cut_split(text, list, limit) == ([(list(row), len(row)) for row in rows], tail)
+
+
+def random_texts(n, seed):
+    """Texts full of ends, quotes, commas, double hashes and characters of one to four bytes."""
+    rng = random.Random(seed)
+    alphabet = '东西南北河桥镇的是在12ab  ，；，。。！？”」"《#😀𠀀'
+    return [("".join(rng.choices(alphabet, k=rng.randrange(70))), rng.randrange(7, 40)) for _ in range(n)]
+
+
+ENCODERS = {"bytes": lambda text: list(text.encode()), "gpt2": load_tokenizer().encode}
+
+
+@pytest.mark.parametrize("encode", ENCODERS.values(), ids=ENCODERS)
+def test_truncate_agrees_with_trying_every_sentence_end(encode):
+    for text, limit in random_texts(600, seed=1):
+        best = max(end for end in [0, *sentence_ends(text)] if len(encode(text[:end])) <= limit)
+        expected = [(encode(text[:best]), best)] if best else []
+        assert cut_truncate(text, encode, limit) == (expected, len(text) - best)
+
+
+@pytest.mark.parametrize("encode", ENCODERS.values(), ids=ENCODERS)
+def test_split_agrees_with_filling_row_after_row_by_trial(encode):
+    for text, limit in random_texts(600, seed=2):
+        ends = [0, *sentence_ends(text)]
+        units = []
+        for sentence in (text[a:b] for a, b in itertools.pairwise(ends)):
+            clauses = [sentence] if len(encode(sentence)) <= limit else re.findall("[^，；]*[，；]|[^，；]+", sentence)
+            units += [u for c in clauses for u in ([c] if len(encode(c)) <= limit else c)]
+        rows = []
+        for unit in units:
+            if rows and len(encode(rows[-1] + unit)) <= limit:
+                rows[-1] += unit
+            else:
+                rows.append(unit)
+        assert "".join(rows) == text[: ends[-1]]
+        assert cut_split(text, encode, limit) == ([(encode(row), len(row)) for row in rows], len(text) - ends[-1])

@@ -1,0 +1,248 @@
+"""Loss masks against hand-made rows, batches, row files, and the order of rows."""
+
+import errno
+import json
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tiny import padded_rows, tiny_meta, tiny_tokenizer, write_rows
+
+from data_utils import RowOrder, RowWriter, check_table, loss_mask, make_batch, open_rows, row_lengths, split_row
+from errors import UserError
+from tokenizer import load_tokenizer
+
+M, E, P = 2235, 50256, 50257  # GPT-2's answer mark, EOT, PAD
+SPECIAL = {"answer": M, "eot": E, "pad": P}
+
+
+def mask_of(row, stage, **options):
+    """The mask of one row as a text of 0 and 1, a sign for each target row[1:]."""
+    mask = loss_mask(np.array([row], dtype=np.uint16), SPECIAL, stage, **options)
+    return "".join("01"[int(kept)] for kept in mask[0])
+
+
+SFT_ROWS = {
+    "plain": ([5, 6, M, 7, 8, E, P, P], "0011100"),
+    "## in the question, as two #": ([5, 2, 2, 6, M, 7, E, P], "0000110"),
+    "## in the answer, as two #": ([5, M, 2, 2, 7, E, P], "011110"),
+    "the answer fills the row": ([5, M, 7, 8, 9, E], "01111"),
+    "no PAD and no EOT": ([5, M, 7, 8, 9, 10], "01111"),
+    "a mark inside the answer": ([5, M, 7, M, 8, E, P, P], "0111100"),
+    "no mark": ([5, 6, 7, E, P, P], "00000"),
+    "an empty question": ([M, 7, 8, E, P], "1110"),
+    "an empty answer": ([5, M, E, P], "010"),
+    "an EOT before the mark": ([5, E, 6, M, 7, E, P], "000110"),
+    "tokens behind the answer's EOT": ([5, M, 7, E, 8, M, 9, E], "0110000"),
+}
+PRETRAIN_ROWS = {
+    "plain": ([5, 6, 7, E, P, P], "11100", "11000"),
+    "no PAD": ([5, 6, 7, E], "111", "110"),
+    "the mark's id in a text": ([5, M, 6, E, P], "1110", "1100"),
+    "no EOT": ([5, 6, 7, 8], "111", "111"),
+}
+
+
+@pytest.mark.parametrize("name", SFT_ROWS)
+def test_fine_tuning_has_loss_on_the_answer_and_its_eot_only(name):
+    row, expected = SFT_ROWS[name]
+    assert mask_of(row, "sft") == mask_of(row, "sft", train_on_eot=False) == expected
+
+
+@pytest.mark.parametrize("name", PRETRAIN_ROWS)
+def test_pretraining_has_no_loss_on_pad_and_on_eot_as_set(name):
+    row, with_eot, without_eot = PRETRAIN_ROWS[name]
+    assert mask_of(row, "pretrain") == mask_of(row, "pretrain", train_on_eot=True) == with_eot
+    assert mask_of(row, "pretrain", train_on_eot=False) == without_eot
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_a_batch_without_its_empty_columns_is_the_same_batch(stage):
+    rows = np.full((len(SFT_ROWS), 24), P, dtype=np.uint16)
+    for row, (ids, _) in zip(rows, SFT_ROWS.values(), strict=True):
+        row[: len(ids)] = ids
+    x, y, mask = make_batch(rows, {"stage": stage, "special_ids": SPECIAL})
+    assert x.shape == y.shape == mask.shape == (len(rows), 8)  # the longest row has 7 targets: up to a multiple of 8
+    assert (x.dtype, y.dtype, mask.dtype) == (torch.int64, torch.int64, torch.bool)
+    assert x.tolist() == rows[:, :8].tolist()
+    assert y.tolist() == rows[:, 1:9].tolist()
+    whole = np.concatenate([loss_mask(row[None], SPECIAL, stage) for row in rows])
+    assert mask.tolist() == whole[:, :8].tolist()
+    assert not whole[:, 8:].any()
+
+
+def test_a_batch_of_full_rows_keeps_every_column():
+    x, y, mask = make_batch(padded_rows([[1, 2, 3, 4], [5]], 4), tiny_meta("pretrain"))
+    assert (x[0].tolist(), y[0].tolist()) == ([1, 2, 3], [2, 3, 4])
+    assert mask.tolist() == [[True] * 3, [False] * 3]
+
+
+def test_split_row_gives_question_and_answer():
+    row = np.array([5, 2, 2, M, 7, M, 8, E, P], dtype=np.uint16)
+    assert split_row(row, SPECIAL) == ([5, 2, 2], [7, M, 8])
+
+
+def test_rows_are_read_as_they_were_written(tmp_path):
+    full = list(range(15))  # with EOT it fills a row of 16
+    meta = write_rows(tmp_path, {"train": [[1, 2], full], "val": [[3]]}, tokenizer=load_tokenizer())
+    rows, read = open_rows(tmp_path, "train", block_size=16)
+    assert rows.tolist() == [[1, 2, E, *[P] * 13], [*full, E]]
+    assert not rows.flags.writeable
+    assert open_rows(tmp_path, "val")[0].shape == (1, 16)
+    assert read == meta == json.loads((tmp_path / "meta.json").read_text(encoding="utf-8"))
+    assert meta["parts"]["train"] == {
+        "rows": 2,
+        "tokens": 3 + 16,
+        "characters": 17,
+        "tokens_per_character": 1.0,
+    }
+    assert meta["special_ids"] == SPECIAL
+    assert (meta["block_size"], meta["layout"], meta["stage"]) == (16, "one_per_row", "pretrain")
+    assert meta["tokenizer"]["sha256"] == load_tokenizer().sha256
+    assert row_lengths(rows, P).tolist() == [3, 16]
+
+
+def test_a_trained_table_lies_beside_its_rows_and_goes_with_them(tmp_path):
+    write_rows(tmp_path, {"train": [[1]]})
+    assert load_tokenizer(str(tmp_path / "tokenizer.tiktoken")).sha256 == tiny_tokenizer().sha256
+    write_rows(tmp_path, {"train": [[1]]}, tokenizer=load_tokenizer())
+    assert not (tmp_path / "tokenizer.tiktoken").exists()
+
+
+def files_of(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_crash_while_writing_rows_leaves_the_old_data_and_nothing_else(tmp_path):
+    write_rows(tmp_path, {"train": [[1, 2], [3]], "val": [[4]]})
+    before = files_of(tmp_path)
+    with (
+        pytest.raises(ZeroDivisionError),
+        RowWriter(tmp_path, ["train", "val"], 32, load_tokenizer()) as writer,
+    ):
+        writer.add("train", [7], 1)
+        during = files_of(tmp_path)
+        raise ZeroDivisionError
+    assert {name: during[name] for name in before} == before
+    assert files_of(tmp_path) == before
+    assert [p for p in tmp_path.iterdir() if p.is_dir()] == []
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_a_crash_while_moving_the_parts_leaves_no_mixture(tmp_path, monkeypatch, number):
+    write_rows(tmp_path, {"train": [[1]], "val": [[2]]})
+    move = os.replace
+
+    def fails_at_val(source, target):
+        if str(target).endswith("val.bin"):
+            raise OSError(number, "made to fail", str(target))
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_at_val)
+    with pytest.raises(UserError, match=r"val\.bin"):
+        write_rows(tmp_path, {"train": [[3]], "val": [[4]]})
+    with pytest.raises(UserError, match="no prepared data"):
+        open_rows(tmp_path, "train")
+
+
+def test_files_that_cannot_be_moved_at_all_leave_the_old_data_as_it_was(tmp_path, monkeypatch):
+    write_rows(tmp_path, {"train": [[1]], "val": [[2]]})
+    before = files_of(tmp_path)
+
+    def refuse(source, target):
+        raise PermissionError(errno.EACCES, "mapped elsewhere", str(target))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(UserError, match=r"train\.bin"):
+        write_rows(tmp_path, {"train": [[3]], "val": [[4]]})
+    assert files_of(tmp_path) == before
+
+
+def test_a_row_that_does_not_fit_is_never_cut_in_silence(tmp_path):
+    for n in (16, 17, 40):
+        with pytest.raises((IndexError, ValueError)):
+            write_rows(tmp_path, {"train": [[1] * n]})
+
+
+def test_a_table_that_uint16_cannot_hold_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"huge.*70000.*65536"):
+        RowWriter(tmp_path, ["train"], 16, SimpleNamespace(name="huge", n_vocab=70000))
+
+
+def test_a_reader_refuses_a_mismatch_and_names_both_values(tmp_path):
+    meta = write_rows(tmp_path, {"train": [[1], [2]], "val": []})
+    with pytest.raises(UserError, match=r"block_size is 24.*16"):
+        open_rows(tmp_path, "train", block_size=24)
+    with pytest.raises(UserError, match=r"test part.*train, val"):
+        open_rows(tmp_path, "test")
+    with pytest.raises(UserError, match=r"val part.*no rows"):
+        open_rows(tmp_path, "val")
+    gpt2 = load_tokenizer()
+    with pytest.raises(UserError, match=rf"tiny\.tiktoken.*{tiny_tokenizer().sha256[:8]}.*gpt2.*{gpt2.sha256[:8]}"):
+        check_table(tmp_path, meta, {"name": "gpt2", "sha256": gpt2.sha256}, "the checkpoint's")
+    with open(tmp_path / "train.bin", "r+b") as file:
+        file.truncate(63)
+    with pytest.raises(UserError, match=r"train\.bin has 63 bytes.*64"):
+        open_rows(tmp_path, "train")
+    (tmp_path / "meta.json").write_text(json.dumps({**meta, "layout": "concatenated"}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"'concatenated'.*'one_per_row'"):
+        open_rows(tmp_path, "train")
+
+
+@pytest.mark.parametrize(("folder", "command"), [("rows", "data/prepare.py"), ("rows_sft", "data/prepare_sft.py")])
+def test_data_that_was_not_prepared_is_answered_with_the_command(tmp_path, folder, command):
+    with pytest.raises(UserError, match=f"{folder}; run: python {command}$"):
+        open_rows(tmp_path / folder, "train")
+
+
+@pytest.mark.parametrize("damage", ["", '{"layout": "one_per', "[]", '{"layout": "one_per_row"}'])
+def test_a_damaged_meta_is_a_user_error(tmp_path, damage):
+    write_rows(tmp_path, {"train": [[1]]})
+    (tmp_path / "meta.json").write_text(damage, encoding="utf-8")
+    with pytest.raises(UserError, match=r"meta\.json"):
+        open_rows(tmp_path, "train")
+
+
+LENGTHS = np.random.default_rng(0).integers(5, 120, size=1000)
+
+
+@pytest.mark.parametrize("n_rows", [1, 5, 64, 100, 1000])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_each_epoch_draws_every_row_once_in_a_fresh_order(n_rows, grouped):
+    order = RowOrder(n_rows, seed=3, lengths=LENGTHS[:n_rows] if grouped else None, batch_size=8)
+    epochs = [order.take(epoch * n_rows, n_rows).tolist() for epoch in range(4)]
+    assert all(sorted(epoch) == list(range(n_rows)) for epoch in epochs)
+    if n_rows > 20:
+        assert len({tuple(epoch) for epoch in epochs}) == 4
+        assert list(range(n_rows)) not in epochs
+        other = RowOrder(n_rows, seed=4, lengths=order.lengths, batch_size=8)
+        assert other.take(0, n_rows).tolist() != epochs[0]
+
+
+@pytest.mark.parametrize("sampling", ["random", "traverse"])
+def test_the_order_is_the_same_from_any_position(sampling):
+    def order():
+        return RowOrder(100, sampling, seed=3, lengths=LENGTHS[:100], batch_size=8)
+
+    whole, one = order().take(0, 500).tolist(), order()
+    for start in (0, 1, 95, 250, 493, 7):  # the last one back again
+        assert order().take(start, 7).tolist() == one.take(start, 7).tolist() == whole[start : start + 7]
+
+
+def test_traverse_draws_rows_as_the_file_has_them():
+    order = RowOrder(10, "traverse", lengths=LENGTHS[:10], batch_size=4)
+    assert order.take(0, 25).tolist() == [*range(10), *range(10), *range(5)]
+
+
+@pytest.mark.parametrize("n_rows", [992, 1000])  # a multiple of the batch size, and not one
+def test_rows_of_like_length_share_a_batch_in_every_epoch(n_rows):
+    def padding(order, epoch):
+        batches = [LENGTHS[order.take(16 * b, 16)] for b in range(epoch * n_rows // 16 + 1, (epoch + 1) * n_rows // 16)]
+        return np.mean([1 - batch.mean() / batch.max() for batch in batches])
+
+    grouped = RowOrder(n_rows, lengths=LENGTHS[:n_rows], batch_size=16)
+    plain = padding(RowOrder(n_rows), epoch=0)
+    for epoch in range(4):
+        assert padding(grouped, epoch) < plain / 3

@@ -1,0 +1,52 @@
+"""The rules that CONTRIBUTING.md states of the code as a whole."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOORS = {
+    "errors": -1,
+    "configurator": 0,
+    "tokenizer": 0,
+    "model": 0,
+    "checkpoint": 1,
+    "data_utils": 1,
+    "corpus": 1,
+    "optim": 1,
+    "device": 1,
+    "generation": 2,
+    "metrics": 2,
+}
+SCRIPT_FLOOR = 3
+SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("sft/*.py")])
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)
+def test_imports_run_downward_only(path):
+    modules = {p.stem for p in SOURCES}
+    floor = FLOORS.get(path.stem, SCRIPT_FLOOR)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [node.module] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in modules.intersection(names):
+            assert FLOORS.get(name, SCRIPT_FLOOR) < floor, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)
+def test_files_and_functions_are_short(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno - node.lineno < 60, node.name
+
+
+def test_both_readmes_give_the_same_commands():
+    def commands(name):
+        lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+        return [line.split("#")[0].strip() for line in lines if line.startswith(("python ", "make ", "pip "))]
+
+    assert commands("README.md") == commands("README.zh-CN.md")
+    assert len(commands("README.md")) > 5

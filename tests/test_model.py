@@ -1,0 +1,127 @@
+"""The GPT against plain computations: parameters, KV cache, masked loss, causality."""
+
+import math
+
+import pytest
+import torch
+from tiny import PAD, VOCAB, padded_rows, random_ids, tiny_meta, tiny_model
+
+from data_utils import make_batch
+from model import GPT, GPTConfig, KVCache
+
+
+def test_the_default_model_has_123_59m_parameters():
+    with torch.device("meta"):  # shapes without memory
+        model = GPT(GPTConfig())
+    assert f"{model.num_params() / 1e6:.2f}" == "123.59"
+    everything = {id(p): p.numel() for p in model.parameters()}
+    assert sum(everything.values()) == model.num_params() + 512 * 768
+    assert not any(name.endswith("bias") for name, _ in model.named_parameters())
+
+
+def test_embedding_and_output_layer_are_one_table():
+    model = tiny_model()
+    assert model.wte.weight is model.lm_head.weight
+    assert model.wte.weight.shape == (VOCAB, 32)
+
+
+def test_a_fresh_model_is_about_as_uncertain_as_can_be():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(32, VOCAB, n_layer=2, n_head=4, n_embd=32))
+    x, y = random_ids(8, 31), random_ids(8, 31, seed=2)
+    loss = model.token_losses(x, y, torch.ones_like(x, dtype=torch.bool)).mean().item()
+    assert loss == pytest.approx(math.log(VOCAB), abs=0.1)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("prompt_length", [1, 5, 31])
+@torch.inference_mode()
+def test_logits_from_the_cache_equal_the_full_forward(bias, prompt_length):
+    model, ids = tiny_model(bias=bias), random_ids(3, 32)
+    full, cache = model(ids), KVCache(model.config, batch_size=3, max_len=32, device="cpu")
+    logits = [model(ids[:, :prompt_length], cache)]
+    logits += [model(ids[:, t : t + 1], cache) for t in range(prompt_length, 32)]
+    torch.testing.assert_close(torch.cat(logits, dim=1), full[:, prompt_length - 1 :], atol=1e-5, rtol=0)
+    assert cache.length == 32
+
+
+def test_more_positions_than_the_block_are_refused():
+    model = tiny_model()
+    with pytest.raises(ValueError, match=r"33.*32"):
+        model(random_ids(1, 33))
+    cache = KVCache(model.config, 1, 40, "cpu")
+    model(random_ids(1, 32), cache)
+    with pytest.raises(ValueError, match=r"33.*32"):
+        model(random_ids(1, 1), cache)
+
+
+def batch(lengths=(12, 3, 32, 7)):
+    """x, y, mask of rows of unlike length, with PAD behind."""
+    rows = [random_ids(n, seed=n).tolist() for n in lengths]
+    return make_batch(padded_rows(rows, 32), tiny_meta("pretrain"))
+
+
+def test_token_losses_equal_a_plain_loop_over_all_logits():
+    x, y, mask = batch()
+    mask &= random_ids(*mask.shape, below=3) > 0  # holes, so that the order of the losses shows
+    fast, plain = tiny_model(), tiny_model()
+    losses = fast.token_losses(x, y, mask)
+    expected = []
+    logits = plain(x)  # at every position, PAD's too
+    for b in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            if mask[b, t]:
+                expected.append(torch.logsumexp(logits[b, t], dim=0) - logits[b, t, y[b, t]])
+    torch.testing.assert_close(losses, torch.stack(expected), atol=1e-5, rtol=0)
+    losses.mean().backward()
+    torch.stack(expected).mean().backward()
+    for (name, p), q in zip(fast.named_parameters(), plain.parameters(), strict=True):
+        assert q.grad.abs().max() > 0, name
+        torch.testing.assert_close(p.grad, q.grad, atol=1e-5, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_a_batch_without_any_target_has_no_loss_and_no_gradient():
+    model, (x, y, mask) = tiny_model(), batch()
+    losses = model.token_losses(x, y, torch.zeros_like(mask))
+    assert losses.shape == (0,)
+    losses.sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+@torch.inference_mode()
+def test_a_later_token_changes_no_earlier_logit():
+    model, ids = tiny_model(), random_ids(2, 32)
+    before = model(ids)
+    for position in (1, 16, 31):
+        changed = ids.clone()
+        changed[:, position] = (ids[:, position] + 1) % 256
+        after = model(changed)
+        torch.testing.assert_close(after[:, :position], before[:, :position], atol=1e-5, rtol=0)
+        for later in range(position, 32):
+            assert (after[:, later] - before[:, later]).abs().max() > 1e-4
+
+
+@torch.inference_mode()
+def test_the_same_token_means_another_thing_at_another_position():
+    logits = tiny_model()(torch.full((1, 32), 5))[0]
+    assert (logits[1:] - logits[:-1]).abs().amax(dim=1).min() > 1e-2
+
+
+@torch.inference_mode()
+def test_padding_behind_a_row_changes_nothing():
+    model, short = tiny_model(), random_ids(1, 9)
+    padded = torch.cat([short, torch.full((1, 20), PAD)], dim=1)
+    torch.testing.assert_close(model(padded)[:, :9], model(short), atol=1e-5, rtol=0)
+    x, y, mask = batch()
+    together = model.token_losses(x, y, mask)
+    alone = torch.cat([model.token_losses(*batch([n])) for n in (12, 3, 32, 7)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_dropout_acts_in_training_only():
+    model, ids = tiny_model(dropout=0.5), random_ids(1, 8)
+    assert torch.equal(model(ids), model(ids))
+    assert torch.equal(model(ids), tiny_model(dropout=0.0)(ids))
+    model.train()
+    assert not torch.allclose(model(ids), model(ids))

@@ -1,0 +1,151 @@
+"""Which parameter goes to which optimizer, what decays, and the schedule's values."""
+
+import pytest
+import torch
+from tiny import tiny_model
+
+from configurator import Settings
+from optim import Muon, lr_scale, make_optimizers, orthogonalize, set_learning_rate
+
+SETTINGS = {
+    "learning_rate": 0.01,
+    "muon_learning_rate": 0.05,
+    "weight_decay": 0.1,
+    "beta1": 0.8,
+    "beta2": 0.97,
+}
+
+
+def groups_of(model, optimizer):
+    """[({parameter names}, optimizer's class, group)]"""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return [
+        ({names[id(p)] for p in group["params"]}, type(o).__name__, group)
+        for o in make_optimizers(model, Settings(optimizer=optimizer, **SETTINGS))
+        for group in o.param_groups
+    ]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_parameter_is_in_exactly_one_group(optimizer, bias):
+    model = tiny_model(bias=bias)
+    placed = [name for names, _, _ in groups_of(model, optimizer) for name in names]
+    assert sorted(placed) == sorted(name for name, _ in model.named_parameters())
+    held = [
+        p for o in make_optimizers(model, Settings(optimizer=optimizer)) for g in o.param_groups for p in g["params"]
+    ]
+    assert len(held) == len({id(p) for p in held})  # the tied table once
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else(bias):
+    model = tiny_model(bias=bias)
+    by_muon = set.union(*(names for names, kind, _ in groups_of(model, "muon") if kind == "Muon"))
+    layers = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert by_muon == {f"h.{i}.{layer}.weight" for i in range(2) for layer in layers}
+    assert {kind for _, kind, _ in groups_of(model, "adamw")} == {"AdamW"}
+
+
+def test_optimizers_have_the_rates_and_moments_of_the_settings():
+    for _, kind, group in groups_of(tiny_model(), "muon"):
+        assert group["lr"] == (0.05 if kind == "Muon" else 0.01)
+        if kind == "AdamW":
+            assert group["betas"] == (0.8, 0.97)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_weight_decay_shrinks_matrices_only(optimizer):
+    model = tiny_model(bias=True)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    for o in make_optimizers(model, Settings(optimizer=optimizer, **SETTINGS)):
+        o.step()
+    for name, p in model.named_parameters():
+        rate = 0.05 if optimizer == "muon" and name.startswith("h.") else 0.01
+        kept = 1 - rate * 0.1 if p.dim() == 2 else 1.0
+        torch.testing.assert_close(p.detach(), before[name] * kept, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_few_steps_lower_the_loss(optimizer):
+    model = tiny_model()
+    ids = torch.arange(32).repeat(4, 1)
+    optimizers, losses = make_optimizers(model, Settings(optimizer=optimizer, learning_rate=0.01)), []
+    for _ in range(10):
+        loss = model.token_losses(ids[:, :-1], ids[:, 1:], torch.ones(4, 31, dtype=torch.bool)).mean()
+        model.zero_grad()
+        loss.backward()
+        for o in optimizers:
+            o.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, 1 / 11),  # warm-up of 10 steps, none of them at 0
+        (4, 5 / 11),
+        (9, 10 / 11),
+        (10, 1.0),
+        (30, 0.1 + 0.9 * 0.75),  # a third of the decay: cos 60° = 1/2
+        (40, 0.55),  # half of it
+        (70, 0.1),
+        (500, 0.1),
+    ],
+)
+def test_the_schedule_warms_up_and_falls_as_a_cosine(step, expected):
+    settings = Settings(warmup_iters=10, min_lr_ratio=0.1)
+    assert lr_scale(step, 70, settings) == pytest.approx(expected)
+
+
+def test_without_decay_the_rate_stays_at_its_peak():
+    settings = Settings(warmup_iters=10, decay_lr=False)
+    assert lr_scale(4, 70, settings) == pytest.approx(5 / 11)
+    assert [lr_scale(step, 70, settings) for step in (10, 40, 69, 500)] == [1.0] * 4
+
+
+@pytest.mark.parametrize("max_iters", [1, 2, 5, 20])
+def test_warm_up_leaves_room_for_the_peak_in_a_short_run(max_iters):
+    scales = [lr_scale(step, max_iters, Settings(warmup_iters=200)) for step in range(max_iters)]
+    assert max(scales) == 1.0
+    assert min(scales) > 0
+
+
+def test_set_learning_rate_scales_each_groups_own_peak_and_never_compounds():
+    optimizers = make_optimizers(tiny_model(), Settings(optimizer="muon", **SETTINGS))
+    for scale in (0.5, 0.5, 0.1):
+        set_learning_rate(optimizers, scale)
+    for o in optimizers:
+        for group in o.param_groups:
+            assert group["lr"] == pytest.approx(0.005 if isinstance(o, torch.optim.Muon) else 0.001)
+
+
+def test_muon_takes_the_steps_of_torchs_own():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(24, 8), (8, 24), (24, 8), (16, 16)]
+    ours, theirs = ([torch.nn.Parameter(torch.zeros(s)) for s in shapes] for _ in range(2))
+    options = {"lr": 0.1, "momentum": 0.95, "weight_decay": 0.1}
+    optimizers = [Muon(ours, torch.bfloat16, **options), torch.optim.Muon(theirs, **options)]
+    for _ in range(3):
+        for pair in zip(ours, theirs, strict=True):
+            gradient = torch.randn(pair[0].shape, generator=generator)
+            for p in pair:
+                p.grad = gradient.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=0.03)  # three steps of 0.1, in bfloat16
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 8), (2, 8, 24)])
+def test_orthogonalized_matrices_keep_their_directions_and_lose_their_scale(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 100
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    result = orthogonalize(matrices, torch.float32)
+    singular = u.mT @ result @ v.mT
+    diagonal = singular.diagonal(dim1=1, dim2=2)
+    assert (diagonal > 0.6).all() and (diagonal < 1.3).all()
+    torch.testing.assert_close(singular, torch.diag_embed(diagonal), rtol=0, atol=1e-4)

@@ -1,0 +1,202 @@
+"""train.py: what a run writes, that it goes on exactly, and when it stops."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, byte_tokenizer, made_up_articles, made_up_questions
+
+from checkpoint import load_checkpoint, load_model
+from configurator import Settings
+from data_utils import RowWriter
+from errors import UserError
+from train import Trainer
+
+TINY = {
+    "block_size": 96,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 32,
+    "batch_size": 8,
+    "max_iters": 12,
+    "eval_interval": 4,
+    "log_interval": 1,
+    "warmup_iters": 2,
+    "dtype": "float32",
+    "compile": "off",
+    "device": "cpu",
+    "dropout": 0.1,
+}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Prepared rows of both stages: {"pretrain": folder, "sft": folder}."""
+    tokenizer = byte_tokenizer()
+    articles = [tokenizer.encode(row["text"])[:90] for row in made_up_articles(16)]
+    questions = [
+        [*tokenizer.encode(qa["question"])[:40], tokenizer.answer_id, *tokenizer.encode(qa["answer"])[:40]]
+        for qa in made_up_questions(16)
+    ]
+    for stage, rows in (("pretrain", articles), ("sft", questions)):
+        with RowWriter(tmp_path / stage, ["train", "val"], TINY["block_size"], tokenizer) as writer:
+            for i, ids in enumerate(rows):
+                writer.add("val" if i % 6 == 0 else "train", ids, len(ids))
+            writer.finish({"stage": stage})
+    return {stage: str(tmp_path / stage) for stage in ("pretrain", "sft")}
+
+
+@pytest.fixture
+def settings(folders, tmp_path):
+    """Tiny settings of a pretraining run, which a test may change."""
+
+    def make(**changes):
+        run = Settings(data_dir=folders["pretrain"], out_dir=str(tmp_path / "out"))
+        for key, value in {**TINY, **changes}.items():
+            setattr(run, key, value)
+        return run
+
+    return make
+
+
+def log_of(settings):
+    """Lines of a run's log without the clock times."""
+    lines = map(json.loads, Path(settings.out_dir, "log.jsonl").read_text(encoding="utf-8").splitlines())
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def weights(settings, name="last.pt"):
+    return load_checkpoint(f"{settings.out_dir}/{name}")["model"]
+
+
+def assert_same(left, right):
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_stopped_and_resumed_run_equals_one_never_stopped(settings, tmp_path, optimizer):
+    whole = settings(out_dir=str(tmp_path / "whole"), optimizer=optimizer)
+    Trainer(whole).run()
+    stopped = settings(out_dir=str(tmp_path / "stopped"), optimizer=optimizer)
+    trainer = Trainer(stopped)
+    for _ in range(6):
+        trainer.step()
+        trainer.log()
+    trainer.save_last()
+    trainer.step()  # lost with the crash, like the line that it logs
+    trainer.log()
+    stopped.init_from = "resume"
+    Trainer(stopped).run()
+    assert [line["train_loss"] for line in log_of(stopped)] == [line["train_loss"] for line in log_of(whole)]
+    assert log_of(stopped)[6:] == log_of(whole)[6:]
+    assert_same(weights(stopped), weights(whole))
+
+
+def test_accumulated_batches_give_the_step_of_one_large_batch(settings, tmp_path):
+    one = settings(out_dir=str(tmp_path / "one"), batch_size=8, sampling="traverse", dropout=0.0, max_iters=3)
+    four = settings(out_dir=str(tmp_path / "four"), batch_size=2, sampling="traverse", dropout=0.0, max_iters=3)
+    four.gradient_accumulation_steps = 4
+    Trainer(one).run()
+    Trainer(four).run()
+    for name, weight in weights(one).items():
+        torch.testing.assert_close(weights(four)[name], weight, rtol=0, atol=1e-5)
+
+
+def test_loss_falls_and_log_and_checkpoints_are_written(settings, tmp_path):
+    run = settings(max_iters=40, eval_interval=20, learning_rate=3e-3, keep_every=20)
+    Trainer(run).run()
+    log = log_of(run)
+    assert log[-1]["train_loss"] < log[0]["train_loss"] - 1
+    assert set(log[0]) == {"step", "epoch", "train_loss", "val_loss", "lr", "tokens"}
+    assert [line["step"] for line in log if line["val_loss"] is not None] == [20, 40]
+    rows = 40  # of the training part
+    assert log[-1]["epoch"] == pytest.approx(40 * 8 / rows)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"ckpt.pt", "last.pt", "last.prev.pt", "log.jsonl", "step_000020.pt", "step_000040.pt"}
+
+
+def test_tokens_are_the_real_ones_and_epochs_set_the_length(settings, folders):
+    run = settings(max_epochs=2.0, batch_size=10)
+    trainer = Trainer(run)
+    trainer.run()
+    meta = json.loads(Path(folders["pretrain"], "meta.json").read_text(encoding="utf-8"))
+    assert trainer.max_iters == 8  # 2 epochs of 40 rows, 10 a step
+    assert log_of(run)[-1]["tokens"] == 2 * meta["parts"]["train"]["tokens"]
+
+
+def test_patience_ends_a_run_that_no_longer_gets_better(settings):
+    trainer = Trainer(settings(learning_rate=0.0, weight_decay=0.0, patience=2, max_iters=100, eval_interval=2))
+    assert "2 checks" in trainer.run()
+    assert trainer.progress.step == 6  # the first check is the best, two more are not
+
+
+def test_max_seconds_shortens_a_run_and_its_schedule(settings):
+    trainer = Trainer(settings(max_iters=10_000, max_seconds=0.001, eval_interval=100_000))
+    trainer.run()
+    assert trainer.progress.step == trainer.max_iters == 21
+    assert trainer.lr < 0.2 * trainer.settings.learning_rate
+
+
+def test_fine_tuning_starts_from_the_checkpoint_and_keeps_its_shape(settings, folders, tmp_path):
+    base = settings(out_dir=str(tmp_path / "base"))
+    Trainer(base).run()
+    path = f"{base.out_dir}/ckpt.pt"
+    tuned = settings(data_dir=folders["sft"], out_dir=str(tmp_path / "sft"), init_from=path, n_layer=7, max_iters=2)
+    trainer = Trainer(tuned)
+    assert_same(trainer.model.state_dict(), weights(base, "ckpt.pt"))
+    trainer.run()
+    content = load_checkpoint(f"{tuned.out_dir}/ckpt.pt")
+    assert content["stage"] == "sft" and content["model_args"]["n_layer"] == 2
+    model, tokenizer = load_model(content)
+    assert tokenizer.name == "bytes" and not model.training
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"block_size": 64}, ("64", "96", "--block_size=96")),
+        ({"data_dir": "nowhere"}, ("python data/prepare.py",)),
+        ({"init_from": "no.pt"}, ("no.pt", "not there")),
+        ({"init_from": "resume"}, ("last.pt", "not there")),
+        ({"vocab_size": 100}, ("100", "259")),
+        ({"n_head": 3}, ("n_embd (32)", "n_head (3)")),
+        ({"batch_size": 0}, ("batch_size is 0",)),
+        ({"device": "cuda:99"}, ("cuda:99",)),
+    ],
+)
+def test_what_cannot_be_trained_is_said(settings, changes, said):
+    with pytest.raises(UserError) as error:
+        Trainer(settings(**changes))
+    for words in said:
+        assert words in str(error.value)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
+def test_ctrl_c_saves_says_how_to_go_on_and_the_run_goes_on(folders, tmp_path):
+    arguments = [f"--{key}={value}" for key, value in TINY.items()]
+    arguments += [f"--data_dir={folders['pretrain']}", "--max_iters=100000", "--eval_interval=100000"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments], cwd=tmp_path, stdout=-1, stderr=-1, encoding="utf-8"
+    )
+    log = tmp_path / "out" / "pretrain" / "log.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)  # until the first step is done; the deadline is for a run that never starts
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "--init_from=resume" in out and "Traceback" not in err
+    step = load_checkpoint(tmp_path / "out" / "pretrain" / "last.pt")["progress"]["step"]
+    assert step > 0
+    more = [a for a in arguments if not a.startswith("--max_iters")] + [f"--max_iters={step + 2}", "--init_from=resume"]
+    again = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *more], cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=60
+    )
+    assert again.returncode == 0, again.stderr
+    assert f"going on at step {step}" in again.stdout

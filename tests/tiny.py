@@ -1,0 +1,58 @@
+"""A model and a tokenizer small enough to check against plain loops."""
+
+import numpy as np
+import torch
+
+from data_utils import RowWriter
+from model import GPT, GPTConfig
+from tokenizer import Tokenizer, table_bytes
+
+torch.set_num_threads(1)  # models so small only lose by more
+
+EOT, PAD, MARK = 260, 261, 262  # of the tiny table
+VOCAB = 320  # more than the table's 263 ids, as an embedding is padded up
+
+
+def tiny_tokenizer(name="tiny.tiktoken"):
+    """A table of the 256 bytes and of 的 and 河: every other character of Chinese takes three tokens."""
+    ranks = {bytes([b]): b for b in range(256)}
+    for rank, token in enumerate(("的".encode()[:2], "的".encode(), "河".encode()[:2], "河".encode()), start=256):
+        ranks[token] = rank
+    return Tokenizer(name, table_bytes(ranks, {"eot": EOT, "pad": PAD, "answer": MARK}, r"\p{Han}+|\P{Han}+"))
+
+
+def tiny_model(seed=0, vocab_size=VOCAB, block_size=32, bias=False, dropout=0.0):
+    """A GPT of 2 layers and width 32 in eval mode, its weights so large that every part of it shows in the logits."""
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(block_size, vocab_size, n_layer=2, n_head=4, n_embd=32, dropout=dropout, bias=bias))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(1.0 if p.dim() == 1 else 0.0, 0.2)
+    return model.eval()
+
+
+def random_ids(*shape, below=256, seed=1):
+    """Ids of plain text, int64."""
+    return torch.randint(below, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def padded_rows(lists, block_size):
+    """uint16 (len(lists), block_size): each list and its PAD."""
+    rows = np.full((len(lists), block_size), PAD, dtype=np.uint16)
+    for row, ids in zip(rows, lists, strict=True):
+        row[: len(ids)] = ids
+    return rows
+
+
+def tiny_meta(stage):
+    """What `make_batch` reads of a meta.json of the tiny table."""
+    return {"stage": stage, "special_ids": {"eot": EOT, "pad": PAD, "answer": MARK}}
+
+
+def write_rows(folder, parts, block_size=16, stage="pretrain", tokenizer=None):
+    """Write {part: [ids, …]} as `prepare.py` does; returns the meta."""
+    with RowWriter(folder, list(parts), block_size, tokenizer or tiny_tokenizer()) as writer:
+        for part, rows in parts.items():
+            for ids in rows:
+                writer.add(part, ids, n_chars=len(ids))
+        return writer.finish({"stage": stage})
