@@ -62,14 +62,16 @@ def dtype_name(dtype):
     return next(name for name, known in DTYPES.items() if known == dtype)
 
 
-def seconds_of(step, precision, repeats=3):
-    """Seconds of the fastest of some runs of `step(precision)`, after one to warm up."""
+def seconds_of(step, precision, best_so_far, repeats=3):
+    """Seconds of the fastest of some runs of `step(precision)`, after one to warm up; stops at a hopeless one."""
     step(precision)
     best = float("inf")
     for _ in range(repeats):
         started = time.perf_counter()
         step(precision)
         best = min(best, time.perf_counter() - started)
+        if best > 2 * best_so_far:
+            break
     return best
 
 
@@ -81,7 +83,9 @@ def pick_precision(name, device, step):
         # Without avx512_bf16 or amx_bf16, bfloat16 on a CPU can be several times slower: so it is timed.
         dtypes = (torch.float32, torch.bfloat16)
         tried = [Precision(dtype, math_attention) for dtype in dtypes for math_attention in (False, True)]
-        seconds = [seconds_of(step, precision) for precision in tried]
+        seconds = []
+        for precision in tried:
+            seconds.append(seconds_of(step, precision, min(seconds, default=float("inf"))))
         fastest = min(range(len(tried)), key=seconds.__getitem__)
         picked = tried[fastest]
         picked.why = f"timed: {seconds[0] / seconds[fastest]:.2f} times as fast as {show(tried[0])}"

@@ -34,7 +34,7 @@ from optim import lr_scale, make_optimizers, set_learning_rate
 
 SAMPLE = SamplingParams(temperature=0.0, max_new_tokens=40)
 SAMPLE_PROMPT_TOKENS = 8
-TIMED_TOKENS = 2048  # in a step that is only timed
+TIMED_TOKENS = 1024  # in a step that is only timed
 PACE_STEPS = 20  # timed before a run is fitted into max_seconds
 
 

@@ -17,7 +17,7 @@ n_embd = 192
 
 # About three passes are enough; a slow machine makes fewer in the time it has.
 max_epochs = 3.5
-max_seconds = 195
+max_seconds = 220
 # Small batches: at equal tokens, more steps learn more of the facts.
 batch_size = 32
 optimizer = "muon"
