@@ -1,7 +1,7 @@
 """The CPU demo's fine-tuning: questions and answers, from the demo's last checkpoint. Run by demo.py.
 
-Not from its best one: validation articles are about subjects that training never saw, so their loss
-rises while the model still learns the facts of its own articles, which the questions ask about.
+Not from its best one: validation articles are about subjects that training never saw, so their loss can
+stand still or rise while the model learns the facts of its own articles, which the questions ask about.
 """
 
 qa_files = ["sft/sample_qa.jsonl"]
