@@ -28,7 +28,8 @@ corpus: $(VENV)/ready
 	$(RUN) data/make_sample.py
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/ready: requirements.txt | $(VENV)/bin/python
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
@@ -38,5 +39,6 @@ $(VENV)/ready-dev: requirements-dev.txt $(VENV)/ready
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
+# Models of your own, under out/, stay.
 clean:
-	rm -rf $(VENV) out data/processed* .pytest_cache .ruff_cache
+	rm -rf $(VENV) out/demo* data/processed_demo* .pytest_cache .ruff_cache

@@ -8,53 +8,51 @@ A checkpoint is a dict of plain values and tensors:
   optimizers, scaler, random, precision   (last.pt only) what a resumed run needs
 """
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from errors import UserError
+from files import write_atomic
 from model import GPT, GPTConfig
 from tokenizer import Tokenizer, load_tokenizer
 
 BEST, LAST, PREVIOUS = "ckpt.pt", "last.pt", "last.prev.pt"
 
 
-def save_checkpoint(path, model, settings, stage, tokenizer, progress, **state):
+def save_checkpoint(path, model, settings, stage, tokenizer, progress, previous=None, **state):
     """Write a checkpoint to `path`, atomically: a crash or a full disk leaves the older file as it was.
 
-    `state`: what resuming needs besides (optimizers, random). Raises UserError where it cannot be written.
+    previous: the name that the older file gets once the new one is written. `state`: what resuming
+    needs besides (optimizers, random, …). Raises UserError where it cannot be written.
     """
-    table = None if tokenizer.is_gpt2 else tokenizer.table
     content = {
         "model": model.state_dict(),
         "model_args": asdict(model.config),
         "settings": settings.to_dict(),
         "stage": stage,
-        "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.sha256, "table": table},
+        "tokenizer": {
+            "name": tokenizer.name,
+            "sha256": tokenizer.sha256,
+            "table": None if tokenizer.is_gpt2 else tokenizer.table,
+        },
         "progress": progress,
         **state,
     }
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
     try:
-        with open(partial, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_atomic(path, lambda file: torch.save(content, file), keep=previous)
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
-        partial.unlink(missing_ok=True)
         raise UserError(f"{path} could not be written ({error}); the older file is as it was") from None
 
 
 def load_checkpoint(path):
     """The checkpoint's dict, on the CPU. Raises UserError when it is not there, truncated or not one of ours."""
+    if not Path(path).is_file():
+        raise UserError(f"checkpoint {path} is not there; train one first, or name another")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"checkpoint {path} is not there; train one first, or name another") from None
     except Exception:  # the unpickler meets foreign bytes with errors of any type
         raise UserError(
             f"checkpoint {path} is truncated, or is no checkpoint; take another, such as {PREVIOUS}"
@@ -83,6 +81,13 @@ def newest_checkpoint(root="out"):
         raise UserError(f"no checkpoint under {root}; train one first: python train.py config/train_config.py")
     run = max(found, key=lambda p: p.stat().st_mtime).parent
     return run / (BEST if (run / BEST).exists() else LAST)
+
+
+def open_model(ckpt, out_root, device):
+    """(path, checkpoint's dict, model, tokenizer) of the checkpoint `ckpt`, or of the newest under out_root for ""."""
+    path = ckpt or newest_checkpoint(out_root)
+    content = load_checkpoint(path)
+    return path, content, *load_model(content, device)
 
 
 def newest_intact(run):

@@ -33,9 +33,9 @@ GENERATION = "sample rouge"
 ON_DEVICE = "train sample perplexity rouge"
 
 
-def setting(default, used_by, help, choices=None):
-    """A field of `Settings`: default, the scripts (keys of SCRIPTS) that read it, meaning, choices."""
-    metadata = {"used_by": used_by.split(), "help": help, "choices": choices}
+def setting(default, used_by, help, choices=None, low=None):
+    """A field of `Settings`: default, the scripts (keys of SCRIPTS) that read it, meaning, choices, least value."""
+    metadata = {"used_by": used_by.split(), "help": help, "choices": choices, "low": low}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -56,7 +56,7 @@ class Settings:
     )
     heldout: str = setting(
         "",
-        "prepare prepare_sft",
+        "tokenizer prepare prepare_sft",
         "file with a subject a line: always pretrained on, never asked about in training (they make the test part)",
     )
     tokenizer: str = setting("gpt2", "prepare prepare_sft", "gpt2, or the path of a trained .tiktoken file")
@@ -64,7 +64,7 @@ class Settings:
     tokenizer_path: str = setting("data/tokenizer.tiktoken", "tokenizer", "where the trained table is written")
     tokenizer_vocab: int = setting(8192, "tokenizer", "ids in the trained table, its 3 special ids counted")
     max_token_chars: int = setting(
-        8, "tokenizer", "longest run of Han characters that one token may span, in characters"
+        8, "tokenizer", "longest run of Han characters that one token may span, in characters", low=1
     )
     tokenizer_qa: list[str] = setting(
         [], "tokenizer", "jsonl files of questions and answers that the table is trained on as well"
@@ -83,13 +83,13 @@ class Settings:
         0.05, "prepare_sft", "share of subjects in the test part where no heldout file is given, 0 to 1"
     )
     # Model
-    block_size: int = setting(512, "prepare prepare_sft train", "longest row, in tokens")
+    block_size: int = setting(512, "prepare prepare_sft train", "longest row, in tokens", low=8)
     vocab_size: int = setting(
-        0, "train", "rows of the embedding; 0: the tokenizer's ids, rounded up to a multiple of 64"
+        0, "train", "rows of the embedding; 0: the tokenizer's ids, rounded up to a multiple of 64", low=0
     )
-    n_layer: int = setting(12, "train", "transformer blocks")
-    n_head: int = setting(12, "train", "attention heads a block")
-    n_embd: int = setting(768, "train", "width of the model")
+    n_layer: int = setting(12, "train", "transformer blocks", low=1)
+    n_head: int = setting(12, "train", "attention heads a block", low=1)
+    n_embd: int = setting(768, "train", "width of the model", low=1)
     dropout: float = setting(0.0, "train", "share of activations dropped in training, 0 to 1")
     bias: bool = setting(False, "train", "biases in linear layers and layer norms, as GPT-2 has them")
     # Training
@@ -97,13 +97,16 @@ class Settings:
         "scratch", "train", "scratch, resume (goes on with out_dir), or a checkpoint's path (fine-tuning)"
     )
     out_dir: str = setting("out/pretrain", "train", "the run's folder: checkpoints and log.jsonl")
-    max_iters: int = setting(10000, "train", "optimizer steps")
-    max_epochs: float = setting(0.0, "train", "passes over the rows; above 0 it takes the place of max_iters")
+    max_iters: int = setting(10000, "train", "optimizer steps", low=0)
+    max_epochs: float = setting(0.0, "train", "passes over the rows; above 0 it takes the place of max_iters", low=0)
     max_seconds: float = setting(
-        0.0, "train", "shorten a run that, by the pace of its first steps, would take longer, in seconds; 0: never"
+        0.0,
+        "train",
+        "shorten a run that, by the pace of its first steps, would take longer, in seconds; 0: never",
+        low=0,
     )
-    batch_size: int = setting(16, "train perplexity", "rows a forward pass")
-    gradient_accumulation_steps: int = setting(1, "train", "forward passes an optimizer step")
+    batch_size: int = setting(16, "train perplexity", "rows a forward pass", low=1)
+    gradient_accumulation_steps: int = setting(1, "train", "forward passes an optimizer step", low=1)
     sampling: str = setting(
         "random",
         "train",
@@ -116,21 +119,21 @@ class Settings:
     optimizer: str = setting(
         "adamw", "train", "adamw, or muon (for the matrices, AdamW for the rest)", ["adamw", "muon"]
     )
-    learning_rate: float = setting(6e-4, "train", "AdamW's peak learning rate")
-    muon_learning_rate: float = setting(0.02, "train", "Muon's peak learning rate, for the matrices")
-    min_lr_ratio: float = setting(0.1, "train", "learning rate at the end, as a share of the peak")
+    learning_rate: float = setting(6e-4, "train", "AdamW's peak learning rate", low=0)
+    muon_learning_rate: float = setting(0.02, "train", "Muon's peak learning rate, for the matrices", low=0)
+    min_lr_ratio: float = setting(0.1, "train", "learning rate at the end, as a share of the peak", low=0)
     decay_lr: bool = setting(True, "train", "cosine decay after warm-up; False keeps the peak")
-    warmup_iters: int = setting(200, "train", "steps of linear warm-up")
-    weight_decay: float = setting(0.1, "train", "decoupled weight decay of the matrices")
-    beta1: float = setting(0.9, "train", "AdamW's first moment decay")
-    beta2: float = setting(0.95, "train", "AdamW's second moment decay")
-    grad_clip: float = setting(1.0, "train", "largest norm of the gradient; 0: no clipping")
+    warmup_iters: int = setting(200, "train", "steps of linear warm-up", low=0)
+    weight_decay: float = setting(0.1, "train", "decoupled weight decay of the matrices", low=0)
+    beta1: float = setting(0.9, "train", "AdamW's first moment decay", low=0)
+    beta2: float = setting(0.95, "train", "AdamW's second moment decay", low=0)
+    grad_clip: float = setting(1.0, "train", "largest norm of the gradient; 0: no clipping", low=0)
     # Watching a run
-    eval_interval: int = setting(500, "train", "steps between validations (and saves)")
-    eval_iters: int = setting(0, "train", "validation batches each time; 0: the whole validation part")
-    log_interval: int = setting(10, "train", "steps between lines of log.jsonl")
-    patience: int = setting(0, "train", "stop after this many validations without a new best; 0: never")
-    keep_every: int = setting(0, "train", "keep step_*.pt every so many steps (multiples of eval_interval); 0: none")
+    eval_interval: int = setting(500, "train", "steps between validations (and saves)", low=1)
+    eval_iters: int = setting(0, "train", "validation batches each time; 0: the whole validation part", low=0)
+    log_interval: int = setting(10, "train", "steps between lines of log.jsonl", low=1)
+    patience: int = setting(0, "train", "stop after this many validations without a new best; 0: never", low=0)
+    keep_every: int = setting(0, "train", "keep step_*.pt at the validations every so many steps; 0: none", low=0)
     sample_prompt: str = setting(
         "", "train", "prompt of the sample shown at each validation; '': a validation row's start"
     )
@@ -144,16 +147,16 @@ class Settings:
         ["auto", "float32", "bfloat16", "float16"],
     )
     compile: str = setting("auto", "train", "torch.compile; auto: on CUDA where Triton is there", ["auto", "on", "off"])
-    seed: int = setting(1337, "train sample rouge", "seed of weights, order of rows and sampling")
+    seed: int = setting(1337, "train sample rouge", "seed of weights, order of rows and sampling", low=0)
     # Checkpoints and sampling
     out_root: str = setting(
         "out", "sample perplexity rouge visualize", "folder whose newest run is used when no ckpt is named"
     )
     ckpt: str = setting("", "sample perplexity rouge", "a checkpoint's path; '': the newest under out_root")
     prompt: str = setting("", "sample", "prompt or question; '': from standard input, or typed in")
-    temperature: float = setting(0.1, GENERATION, "sharpness of sampling; 0: greedy")
-    top_k: int = setting(20, GENERATION, "sample among the k likeliest tokens; 0: all")
-    max_new_tokens: int = setting(225, GENERATION, "longest answer, in tokens")
+    temperature: float = setting(0.1, GENERATION, "sharpness of sampling; 0: greedy", low=0)
+    top_k: int = setting(20, GENERATION, "sample among the k likeliest tokens; 0: all", low=0)
+    max_new_tokens: int = setting(225, GENERATION, "longest answer, in tokens", low=1)
     frequency_penalty: float = setting(
         0.0, GENERATION, "taken off a token's logit for each time it stands in prompt or answer"
     )
@@ -165,8 +168,8 @@ class Settings:
         ["", "train", "val", "test"],
     )
     questions: str = setting("", "rouge", "jsonl of questions and answers to ask; '': those of data_dir's part")
-    max_samples: int = setting(0, "rouge", "questions asked (drawn by seed); 0: all")
-    show: int = setting(20, "rouge", "pairs printed with question, reference, prediction and score")
+    max_samples: int = setting(0, "rouge", "questions asked (drawn by seed); 0: all", low=0)
+    show: int = setting(20, "rouge", "pairs printed with question, reference, prediction and score", low=0)
     json: str = setting("", "perplexity rouge", "file that the figures are written to, as JSON")
     # Plots
     runs: list[str] = setting([], "visualize", "runs' folders or log.jsonl files; []: the newest under out_root")
@@ -306,7 +309,10 @@ def checked(key, value, where):
         raise UserError(f"{where}: {key} wants {wanted}, got {value!r} ({type(value).__name__})")
     if choices and value not in choices:
         raise UserError(f"{where}: {key} is one of {', '.join(map(repr, choices))}, not {value!r}")
-    if key.endswith("_share") and not 0 <= value < 1:
+    low = FIELDS[key].metadata["low"]
+    if low is not None and value < low:
+        raise UserError(f"{where}: {key} is {value}; it must be at least {low}")
+    if (key == "dropout" or key.endswith("_share")) and not 0 <= value < 1:
         raise UserError(f"{where}: {key} is a share from 0 to 1, not {value}")
     return value
 

@@ -82,6 +82,8 @@ def read_rows(path, problems, progress=None):
 
     `progress(n_bytes)` is called for every line read.
     """
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path} cannot be read; see to its permissions")
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if progress:
@@ -202,8 +204,8 @@ def fill(pieces, start, encode, limit):
     The text is encoded whole, so that the ids are those that a prompt of the same text has.
     """
     total, end = 0, start
-    while end < len(pieces) and total + len(encode(pieces[end])) <= limit:
-        total += len(encode(pieces[end]))
+    while end < len(pieces) and total + (n_tokens := len(encode(pieces[end]))) <= limit:
+        total += n_tokens
         end += 1
     ids = encode("".join(pieces[start:end]))
     # Encoded together, pieces may take a token more or less than one by one.

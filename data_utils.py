@@ -5,7 +5,6 @@ says what the rows are; a reader checks it and refuses a mismatch, naming both v
 """
 
 import json
-import os
 import shutil
 import tempfile
 from contextlib import ExitStack
@@ -15,12 +14,14 @@ import numpy as np
 import torch
 
 from errors import UserError
+from files import replace_file, write_json
 from tokenizer import GPT2_SHA256, load_tokenizer
 
 LAYOUT = "one_per_row"
 LENGTH_MULTIPLE = 8
 META = "meta.json"
 TABLE = "tokenizer.tiktoken"  # a trained table travels with its rows
+DEFAULT_FOLDERS = {"pretrain": "data/processed", "sft": "data/processed_sft"}
 PREPARE = {"pretrain": "python data/prepare.py", "sft": "python data/prepare_sft.py"}
 
 
@@ -86,7 +87,6 @@ class RowWriter:
             text_tokens = counts["tokens"] - counts["rows"]  # EOT left out
             counts["tokens_per_character"] = round(text_tokens / max(1, counts["characters"]), 4)
         self.open.close()
-        (self.partial / META).write_text(json.dumps(meta, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         old = self.folder / META
         old_meta = old.read_bytes() if old.exists() else None
         # Without meta.json the folder counts as not prepared, so a crash in between leaves no mixture.
@@ -94,7 +94,7 @@ class RowWriter:
         moved = 0
         try:
             for part in self.files:
-                os.replace(self.partial / f"{part}.bin", self.folder / f"{part}.bin")
+                replace_file(self.partial / f"{part}.bin", self.folder / f"{part}.bin")
                 moved += 1
         except OSError:  # on Windows a file that is mapped elsewhere cannot be replaced
             if not moved and old_meta is not None:
@@ -103,7 +103,7 @@ class RowWriter:
         (self.folder / TABLE).unlink(missing_ok=True)
         if not tokenizer.is_gpt2:
             (self.folder / TABLE).write_bytes(tokenizer.table)
-        os.replace(self.partial / META, self.folder / META)
+        write_json(self.folder / META, meta)
         return meta
 
 
@@ -112,8 +112,10 @@ def read_meta(folder):
     try:
         meta = json.loads((Path(folder) / META).read_text(encoding="utf-8"))
     except OSError:
-        command = PREPARE["sft" if "sft" in Path(folder).name else "pretrain"]
-        raise UserError(f"no prepared data in {folder}; run: {command}") from None
+        stage = "sft" if "sft" in Path(folder).name else "pretrain"
+        name = "sft_data_dir" if stage == "sft" else "data_dir"
+        flag = "" if str(folder) == DEFAULT_FOLDERS[stage] else f" --{name}={folder}"
+        raise UserError(f"no prepared data in {folder}; run: {PREPARE[stage]}{flag}") from None
     except ValueError:
         raise UserError(f"{Path(folder) / META} is damaged; prepare the data again") from None
     if not isinstance(meta, dict) or not {"layout", "block_size", "parts", "tokenizer", "special_ids"} <= set(meta):
@@ -166,6 +168,16 @@ def load_table(folder, meta):
     tokenizer = load_tokenizer() if is_gpt2 else load_tokenizer(Path(folder) / TABLE, name)
     check_table(folder, meta, {"name": name, "sha256": tokenizer.sha256}, "the table beside it")
     return tokenizer
+
+
+def check_rows(folder, meta, content):
+    """Raise UserError unless a data folder's rows are of the stage and table of a checkpoint's dict."""
+    if meta["stage"] != content["stage"]:
+        raise UserError(
+            f"{folder} holds {meta['stage']} rows, the checkpoint is of {content['stage']}; "
+            f"name the folder of its rows, such as --data_dir={content['settings']['data_dir']}"
+        )
+    check_table(folder, meta, content["tokenizer"], "the checkpoint's")
 
 
 def split_row(row, special_ids):

@@ -6,15 +6,19 @@ Runs the project's own scripts one after the other, as you would, shows what cam
 out/demo_sft/metrics.json.
 """
 
+import time
+
+STARTED = time.perf_counter()
+
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from checkpoint import load_checkpoint, load_model
 from data_utils import open_rows, split_row
 from errors import UserError, run_script
+from files import write_json
 from generation import SamplingParams, TextGenerator
 
 try:
@@ -33,7 +37,12 @@ def run(*arguments):
     """Run one of the project's scripts and print how long it took. Raises UserError when it fails."""
     print(f"\n$ python {' '.join(arguments)}", flush=True)
     started = time.perf_counter()
-    status = subprocess.run([sys.executable, *arguments]).returncode
+    process = subprocess.Popen([sys.executable, *arguments])
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:  # Ctrl-C reaches the script too; let it save
+        process.wait()
+        raise
     if status:
         raise UserError(f"`python {' '.join(arguments)}` ended with status {status}; its own message stands above")
     print(f"  ({time.perf_counter() - started:.0f} s)", flush=True)
@@ -47,10 +56,10 @@ def measured(name, *arguments):
 
 
 def peak_memory_mb():
-    """Largest resident memory that one of the steps took, in MB; None where the system does not tell."""
+    """Largest resident memory of any process of the demo, in MB; None on Windows, which does not tell it afterwards."""
     if resource is None:
         return None
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return round(peak / (1024**2 if sys.platform == "darwin" else 1024))
 
 
@@ -68,7 +77,6 @@ def show_answers():
 
 
 def main():
-    started = time.perf_counter()
     run("data/train_tokenizer.py", "config/demo.py")
     run("data/prepare.py", "config/demo.py")
     run("data/prepare_sft.py", "config/demo_sft.py")
@@ -90,7 +98,7 @@ def main():
     run("visualize.py", "--runs=out/demo,out/demo_sft", f"--plot={PLOT}")
     show_answers()
     metrics = {
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": round(time.perf_counter() - STARTED, 1),
         "peak_memory_mb": peak_memory_mb(),
         "trained_exact_match": trained["exact_match"],
         "heldout_exact_match": heldout["exact_match"],
@@ -98,15 +106,17 @@ def main():
         "perplexity": perplexity["perplexity"],
         "bits_per_char": base["bits_per_char"],
     }
-    METRICS.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    write_json(METRICS, metrics)
     pairs, asked, metric = trained["pairs"], heldout["pairs"], metrics.get
     print(f"trained questions:  exact match {metric('trained_exact_match'):.3f} (a sample of {pairs})")
     print(f"held-out questions: exact match {metric('heldout_exact_match'):.3f} (all {asked}), ", end="")
     print(f"Rouge-L {metric('heldout_rouge_l'):.3f}, perplexity {metric('perplexity'):.2f}")
     print(f"base model: {metric('bits_per_char'):.2f} bits a character on articles about subjects it never saw")
-    print(f"{metric('seconds'):.0f} s, at most {metric('peak_memory_mb')} MB; figures: {METRICS}; loss curves: {PLOT}")
-    print("\nNext: ask it yourself (make sample, or python sample.py), put your own articles in a folder and run")
-    print("  python data/prepare.py --input_dir=my_wiki && python train.py config/train_config.py")
+    memory = f"at most {metrics['peak_memory_mb']} MB" if metrics["peak_memory_mb"] else "memory not measured"
+    print(f"{metric('seconds'):.0f} s, {memory}; figures: {METRICS}; loss curves: {PLOT}")
+    print("\nNext: ask it yourself (make sample, or python sample.py). Then with your own articles and questions:")
+    print("give config/demo.py your input_dir, config/demo_sft.py your qa_files and articles, and run this again;")
+    print('with a graphics card, go on with config/train_config.py, the 124M model (README.md, "Your own model").')
 
 
 if __name__ == "__main__":

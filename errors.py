@@ -12,8 +12,8 @@ class UserError(Exception):
 
 def run_script(main):
     """Run a script's `main()`. A UserError prints its line and exits with 1, Ctrl-C with 130."""
-    for stream in (sys.stdout, sys.stderr):
-        # A GBK console cannot print every character; a replaced one is better than a crash.
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        # A GBK console cannot print (or read) every character; a replaced one is better than a crash.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:

@@ -8,19 +8,19 @@ A fine-tuned checkpoint is asked questions; a pretrained one continues articles:
 clause is the prompt, the rest of it the reference.
 """
 
-import json
 import random
 import re
 from pathlib import Path
 
 from tqdm import tqdm
 
-from checkpoint import load_checkpoint, load_model, newest_checkpoint
+from checkpoint import open_model
 from configurator import load_settings
 from corpus import Problems, read_questions
-from data_utils import check_table, open_rows, read_meta, split_row
+from data_utils import check_rows, open_rows, read_meta, split_row
 from device import pick_device
 from errors import UserError, run_script
+from files import write_json
 from generation import SamplingParams, TextGenerator
 from metrics import rouge_l, score_pairs
 
@@ -59,12 +59,7 @@ def load_pairs(settings, content, tokenizer):
     else:
         part = settings.split or ("test" if content["stage"] == "sft" else "val")
         meta = read_meta(settings.data_dir)
-        if meta["stage"] != content["stage"]:
-            raise UserError(
-                f"{settings.data_dir} holds {meta['stage']} rows, the checkpoint is of {content['stage']}; "
-                "name the folder of its rows with --data_dir=…"
-            )
-        check_table(settings.data_dir, meta, content["tokenizer"], "the checkpoint's")
+        check_rows(settings.data_dir, meta, content)
         pairs = pairs_of_rows(*open_rows(settings.data_dir, part), tokenizer)
     if not pairs:
         raise UserError("no question could be read")
@@ -75,9 +70,7 @@ def load_pairs(settings, content, tokenizer):
 
 def main():
     settings = load_settings("rouge")
-    path = settings.ckpt or newest_checkpoint(settings.out_root)
-    content = load_checkpoint(path)
-    model, tokenizer = load_model(content, pick_device(settings.device))
+    path, content, model, tokenizer = open_model(settings.ckpt, settings.out_root, pick_device(settings.device))
     prompts, references = zip(*load_pairs(settings, content, tokenizer), strict=True)
     generator = TextGenerator(model, tokenizer, content["stage"])
     with tqdm(total=len(prompts), unit="prompt", desc="generate") as bar:
@@ -92,9 +85,7 @@ def main():
         f"{scores['rouge_l_precision']:.4f}, F {scores['rouge_l_f']:.4f}, exact match {scores['exact_match']:.4f}"
     )
     if settings.json:
-        Path(settings.json).write_text(
-            json.dumps({"checkpoint": str(path), **scores}, indent=1) + "\n", encoding="utf-8"
-        )
+        write_json(settings.json, {"checkpoint": str(path), **scores})
 
 
 if __name__ == "__main__":

@@ -7,27 +7,23 @@ Perplexity is over all tokens that the stage's mask keeps. Bits per character le
 models with different tokenizers where the rows were cut with overflow=split from the same articles.
 """
 
-import json
-from pathlib import Path
-
 from tqdm import tqdm
 
-from checkpoint import load_checkpoint, load_model, newest_checkpoint
+from checkpoint import open_model
 from configurator import load_settings
-from data_utils import check_table, open_rows
+from data_utils import check_rows, open_rows, read_meta
 from device import pick_device
 from errors import UserError, run_script
+from files import write_json
 from metrics import likelihood
 
 
 def main():
     settings = load_settings("perplexity")
-    path = settings.ckpt or newest_checkpoint(settings.out_root)
-    content = load_checkpoint(path)
-    model, tokenizer = load_model(content, pick_device(settings.device))
+    path, content, model, tokenizer = open_model(settings.ckpt, settings.out_root, pick_device(settings.device))
     part = settings.split or "val"
+    check_rows(settings.data_dir, read_meta(settings.data_dir), content)
     rows, meta = open_rows(settings.data_dir, part)
-    check_table(settings.data_dir, meta, content["tokenizer"], "the checkpoint's")
     if meta["block_size"] > model.config.block_size:
         raise UserError(
             f"rows of {meta['block_size']} do not fit the checkpoint's block_size {model.config.block_size}"
@@ -49,7 +45,7 @@ def main():
             "characters": result.characters, "perplexity": result.perplexity, "loss": result.loss,
             "bits_per_char": result.bits_per_char,
         }  # fmt: skip
-        Path(settings.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_json(settings.json, figures)
 
 
 if __name__ == "__main__":

@@ -60,10 +60,11 @@ def generate_ids(model, prompts, params, eot_id, forbidden=()):
     if params.frequency_penalty:
         counts = torch.zeros(len(prompts), model.config.vocab_size, device=device)
         counts.scatter_add_(1, idx, torch.ones_like(idx, dtype=counts.dtype))
+    forbidden = torch.tensor(list(forbidden), dtype=torch.long, device=device)
     alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
     for _ in range(n_new):
         logits = model(idx, cache)[:, -1]
-        logits[:, list(forbidden)] = -torch.inf
+        logits[:, forbidden] = -torch.inf
         ids = sample_token(logits, params, counts, generator)
         alive &= ids != eot_id
         if not alive.any():

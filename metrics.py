@@ -58,7 +58,7 @@ def likelihood(model, rows, meta, batch_size, tokenizer=None, precision=FLOAT32,
         batch = rows[np.sort(order[first : first + batch_size])]
         x, y, mask = make_batch(batch, meta, train_on_eot)
         with precision.context(device):
-            losses = model.token_losses(x.to(device), y.to(device), mask.to(device)).double().cpu()
+            losses = model.token_losses(x.to(device), y.to(device), mask.to(device)).cpu().double()
         is_text = y[mask] != special["eot"]
         total.nats += losses.sum().item()
         total.text_nats += losses[is_text].sum().item()

@@ -103,6 +103,8 @@ class GPT(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.wte.weight = self.lm_head.weight  # tied
+        # What training runs and may compile; generation, whose shapes change by the token, calls hidden itself.
+        self.trunk = self.hidden
         self.apply(self._init_weights)
         for name, p in self.named_parameters():
             if name.endswith("c_proj.weight"):  # GPT-2: residual projections start smaller with depth
@@ -146,5 +148,5 @@ class GPT(nn.Module):
         kept = loss_mask.flatten().nonzero().squeeze(1)
         # Filled up to a multiple: kernels are made anew for each new shape, which takes longer than a small product.
         filled = F.pad(kept, (0, -len(kept) % KEPT_MULTIPLE))
-        logits = self.lm_head(self.hidden(x).flatten(0, 1)[filled])
+        logits = self.lm_head(self.trunk(x).flatten(0, 1)[filled])
         return F.cross_entropy(logits.float(), y.flatten()[filled], reduction="none")[: len(kept)]

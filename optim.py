@@ -31,8 +31,8 @@ class Muon(torch.optim.Muon):
     bfloat16 takes seconds a step on a CPU that has none, and matrices of one shape go through it together.
     """
 
-    def __init__(self, params, dtype=torch.bfloat16, **options):
-        super().__init__(params, **options)
+    def __init__(self, params, dtype, lr, momentum, weight_decay):
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
         self.dtype = dtype
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ At a fine-tuned checkpoint a prompt is a question: the answer mark is put behind
 
 import sys
 
-from checkpoint import load_checkpoint, load_model, newest_checkpoint
+from checkpoint import open_model
 from configurator import load_settings
 from device import pick_device
 from errors import run_script
@@ -17,7 +17,7 @@ from generation import SamplingParams, TextGenerator
 
 
 def prompts_of(settings, stage):
-    """Yields prompts: the setting's, standard input's lines, or what the user types until an empty line or Ctrl-D."""
+    """Yields prompts: the setting's, standard input's lines, or what the user types until Ctrl-D."""
     if settings.prompt:
         yield settings.prompt
     elif not sys.stdin.isatty():
@@ -36,9 +36,7 @@ def prompts_of(settings, stage):
 
 def main():
     settings = load_settings("sample")
-    path = settings.ckpt or newest_checkpoint(settings.out_root)
-    content = load_checkpoint(path)
-    model, tokenizer = load_model(content, pick_device(settings.device))
+    path, content, model, tokenizer = open_model(settings.ckpt, settings.out_root, pick_device(settings.device))
     stage, step = content["stage"], content["progress"]["step"]
     print(f"{path}: {stage}, step {step}, {model.num_params() / 1e6:.2f}M parameters. Ctrl-C ends.", file=sys.stderr)
     generator, params = TextGenerator(model, tokenizer, stage), SamplingParams.from_settings(settings)

@@ -11,8 +11,8 @@ made by data/prepare_sft.py on the answers only. Ctrl-C saves and stops. `--help
 import dataclasses
 import json
 import math
-import os
-import random
+import shlex
+import shutil
 import signal
 import sys
 import time
@@ -27,15 +27,17 @@ from configurator import load_settings
 from data_utils import RowOrder, check_table, load_table, make_batch, open_rows, row_lengths
 from device import Precision, pick_device, pick_precision, should_compile, show
 from errors import UserError, run_script
+from files import replace_file, write_atomic
 from generation import SamplingParams, TextGenerator
 from metrics import likelihood
 from model import GPT, GPTConfig
 from optim import lr_scale, make_optimizers, set_learning_rate
 
 SAMPLE = SamplingParams(temperature=0.0, max_new_tokens=40)
+LOG = "log.jsonl"
 SAMPLE_PROMPT_TOKENS = 8
 TIMED_TOKENS = 1024  # in a step that is only timed
-PACE_STEPS = 20  # timed before a run is fitted into max_seconds
+WARM_STEPS, PACE_STEPS = 5, 20  # not timed, and timed, before a run is fitted into max_seconds
 
 
 @dataclasses.dataclass
@@ -49,6 +51,7 @@ class Progress:
     best_val_loss: float = math.inf
     best_step: int = 0
     checks_without_best: int = 0
+    max_iters: int = 0  # steps of the whole run, once they are known
 
 
 class Data:
@@ -58,7 +61,8 @@ class Data:
         self.train, self.meta = open_rows(settings.data_dir, "train", settings.block_size)
         self.val, _ = open_rows(settings.data_dir, "val", settings.block_size)
         if settings.eval_iters:
-            self.val = self.val[: settings.eval_iters * settings.batch_size]
+            few = min(len(self.val), settings.eval_iters * settings.batch_size)
+            self.val = self.val[np.linspace(0, len(self.val) - 1, few).astype(int)]  # spread over all sources
         self.tokenizer = load_table(settings.data_dir, self.meta)
         lengths = row_lengths(self.train, self.meta["special_ids"]["pad"])
         self.order = RowOrder(len(self.train), settings.sampling, settings.seed, lengths, settings.batch_size)
@@ -74,20 +78,7 @@ class Data:
 
 
 def check_settings(settings):
-    """Raise UserError for values that no run can have."""
-    for name in (
-        "batch_size",
-        "gradient_accumulation_steps",
-        "eval_interval",
-        "log_interval",
-        "n_layer",
-        "n_head",
-        "n_embd",
-    ):
-        if getattr(settings, name) < 1:
-            raise UserError(f"{name} is {getattr(settings, name)}; it must be at least 1")
-    if settings.seed < 0:
-        raise UserError(f"seed is {settings.seed}; it must not be negative")
+    """Raise UserError for settings that no run can have together."""
     if settings.max_iters < 1 and settings.max_epochs <= 0:
         raise UserError("give max_iters (steps) or max_epochs")
     if settings.n_embd % settings.n_head:
@@ -117,6 +108,12 @@ def make_model(settings, data):
             f"block_size is {settings.block_size}, but the checkpoint {path} has {block_size}; prepare with that"
         )
     content["model_args"]["dropout"] = settings.dropout
+    for name in ("n_layer", "n_head", "n_embd", "bias", "vocab_size"):  # the checkpoint's shape is the run's
+        setattr(settings, name, content["model_args"][name])
+    for name in ("seed", "batch_size", "sampling") if resume else ():
+        before, now = content["settings"][name], getattr(settings, name)
+        if before != now:
+            print(f"note: {name} was {before!r} and is {now!r}, so the rows come in another order from here on")
     model, _ = load_model(content)
     return model, content if resume else None
 
@@ -128,14 +125,13 @@ class Trainer:
         check_settings(settings)
         self.settings, self.data, self.progress = settings, Data(settings), Progress()
         torch.manual_seed(settings.seed)
-        random.seed(settings.seed)
         self.device = pick_device(settings.device)
         torch.set_float32_matmul_precision("high")  # TF32 where the card has it
         self.model, resumed = make_model(settings, self.data)
         self.model.to(self.device)
-        self.max_iters = settings.max_iters
+        self.progress.max_iters = settings.max_iters
         if settings.max_epochs > 0:
-            self.max_iters = math.ceil(settings.max_epochs * len(self.data.train) / self.data.rows_a_step)
+            self.progress.max_iters = math.ceil(settings.max_epochs * len(self.data.train) / self.data.rows_a_step)
         self.out = Path(settings.out_dir)
         self.out.mkdir(parents=True, exist_ok=True)
         self.pick_speed(resumed)
@@ -144,12 +140,21 @@ class Trainer:
         self.optimizers = make_optimizers(self.model, settings, fused, muon_dtype)
         if resumed:
             self.restore(resumed)
-        elif (self.out / "log.jsonl").exists():
-            print(f"note: {self.out} has a run in it, which this one replaces (--init_from=resume goes on with it)")
-            for name in ("log.jsonl", BEST, LAST, PREVIOUS):
-                (self.out / name).unlink(missing_ok=True)
+        else:
+            torch.manual_seed(settings.seed + 1)  # timing drew from the generators
+            self.put_aside()
         self.loss_sum, self.loss_tokens = 0.0, 0  # since the last line of the log
         self.stopped_by = None
+
+    def put_aside(self):
+        """Move an earlier run's files to old/ in the run's folder, where they stay until the next time."""
+        files, old = [*self.out.glob("*.pt"), *self.out.glob(LOG)], self.out / "old"
+        if files:
+            print(f"note: the run that was in {self.out} is now in {old} (--init_from=resume would go on with it)")
+            shutil.rmtree(old, ignore_errors=True)
+            old.mkdir()
+            for file in files:
+                replace_file(file, old / file.name)
 
     def pick_speed(self, resumed):
         """Choose compute type and compiling, and say why; a resumed run computes as it did, for the same numbers."""
@@ -171,7 +176,12 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.dtype == torch.float16)
         compiling, why = should_compile(self.settings.compile, self.device)
         if compiling:  # the trunk only: how many positions have a loss differs by batch
-            self.model.hidden = torch.compile(self.model.hidden, dynamic=True)
+            self.model.trunk = torch.compile(self.model.hidden, dynamic=True)
+            try:
+                step(self.precision)
+            except Exception as error:  # compilers fail in many ways, and training goes on without
+                self.model.trunk = self.model.hidden
+                compiling, why = False, f"it failed: {type(error).__name__}"
         parameters = f"number of parameters: {self.model.num_params() / 1e6:.2f}M"
         print(
             f"{parameters}; {self.device}, {show(self.precision)} ({self.precision.why}), compile {compiling} ({why})"
@@ -179,21 +189,25 @@ class Trainer:
 
     def restore(self, content):
         """Go on where the checkpoint stood: optimizers, random state, counters; the log is cut back to it."""
+        planned = self.progress.max_iters
         self.progress = Progress(**content["progress"])
+        if not self.settings.max_seconds:  # else the run stays as short as it was made
+            self.progress.max_iters = planned
         for optimizer, state in zip(self.optimizers, content["optimizers"], strict=True):
             given = [{key: group[key] for key in ("peak_lr", "weight_decay")} for group in optimizer.param_groups]
             optimizer.load_state_dict(state)
             for group, values in zip(optimizer.param_groups, given, strict=True):
                 group.update(values)  # a rate that the user changes for the rest of the run counts
-        self.scaler.load_state_dict(content["scaler"])
-        torch.set_rng_state(content["random"])
-        log = self.out / "log.jsonl"
+        if content["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(content["scaler"])
+        torch.set_rng_state(content["random"]["cpu"])
+        if self.device.type == "cuda" and "cuda" in content["random"]:
+            torch.cuda.set_rng_state(content["random"]["cuda"], self.device)
+        log = self.out / LOG
         lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.progress.step]
-        partial = log.with_name("log.jsonl.partial")
-        partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        os.replace(partial, log)
-        print(f"going on at step {self.progress.step} of {self.max_iters}")
+        write_atomic(log, lambda file: file.write("".join(line + "\n" for line in kept).encode()))
+        print(f"going on at step {self.progress.step} of {self.progress.max_iters}")
 
     @property
     def epoch(self):
@@ -202,7 +216,9 @@ class Trainer:
 
     def backward(self, batch, n_kept):
         """Add the gradient of one micro-batch, whose loss is its sum over the step's kept tokens; returns the sum."""
-        x, y, mask = (t.to(self.device, non_blocking=True) for t in batch)
+        if self.device.type == "cuda":
+            batch = [t.pin_memory() for t in batch]
+        x, y, mask = (t.to(self.device, non_blocking=self.device.type == "cuda") for t in batch)
         with self.precision.context(self.device):
             loss_sum = self.model.token_losses(x, y, mask).sum()
         self.scaler.scale(loss_sum / n_kept).backward()
@@ -211,7 +227,7 @@ class Trainer:
     def step(self):
         """One optimizer step over batch_size x gradient_accumulation_steps rows."""
         settings, progress = self.settings, self.progress
-        scale = lr_scale(progress.step, self.max_iters, settings)
+        scale = lr_scale(progress.step, self.progress.max_iters, settings)
         set_learning_rate(self.optimizers, scale)
         self.lr = scale * settings.learning_rate
         batches, tokens = self.data.micro_batches(progress.rows_drawn)
@@ -219,17 +235,22 @@ class Trainer:
         for batch in batches:
             self.loss_sum = self.loss_sum + self.backward(batch, max(1, n_kept))
         self.loss_tokens += n_kept
-        if settings.grad_clip:
-            for optimizer in self.optimizers:
-                self.scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip)
-        for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
-        self.scaler.update()
-        self.model.zero_grad(set_to_none=True)
+        self.take_step()
         progress.step += 1
         progress.rows_drawn += self.data.rows_a_step
         progress.tokens += tokens
+
+    def take_step(self):
+        """Clip the gradients and let the optimizers use them."""
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip or math.inf)
+        # In float16 an overflow in one optimizer's gradients makes the clipped ones of the other useless too.
+        if not self.scaler.is_enabled() or torch.isfinite(norm):
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
+        self.scaler.update()
+        self.model.zero_grad(set_to_none=True)
 
     def validate(self):
         """Nats a token over the validation part."""
@@ -262,26 +283,27 @@ class Trainer:
             "step": p.step, "epoch": round(self.epoch, 4), "train_loss": mean, "val_loss": val_loss,
             "lr": self.lr, "tokens": p.tokens, "seconds": round(p.seconds, 2),
         }  # fmt: skip
-        with open(self.out / "log.jsonl", "a", encoding="utf-8") as file:
+        with open(self.out / LOG, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         return mean
 
-    def save(self, name, resumable=True):
-        """Write a checkpoint under the run's folder."""
+    def save(self, name, resumable=False, previous=None):
+        """Write a checkpoint under the run's folder; `previous` is the name that an older one of that name gets."""
         state = {}
         if resumable:
             optimizers = [o.state_dict() for o in self.optimizers]
-            state = {"optimizers": optimizers, "scaler": self.scaler.state_dict(), "random": torch.get_rng_state()}
+            generators = {"cpu": torch.get_rng_state()}
+            if self.device.type == "cuda":
+                generators["cuda"] = torch.cuda.get_rng_state(self.device)
+            state = {"optimizers": optimizers, "scaler": self.scaler.state_dict(), "random": generators}
             state["precision"] = self.precision.to_dict(self.device)
         progress = dataclasses.asdict(self.progress)
         stage, tokenizer = self.data.meta["stage"], self.data.tokenizer
-        save_checkpoint(self.out / name, self.model, self.settings, stage, tokenizer, progress, **state)
+        save_checkpoint(self.out / name, self.model, self.settings, stage, tokenizer, progress, previous, **state)
 
     def save_last(self):
         """Write last.pt, keeping the one before it."""
-        if (self.out / LAST).exists():
-            os.replace(self.out / LAST, self.out / PREVIOUS)
-        self.save(LAST)
+        self.save(LAST, resumable=True, previous=PREVIOUS)
 
     def check(self, bar):
         """Validate, log, show a sample, and save; sets stopped_by when patience is at its end."""
@@ -296,36 +318,43 @@ class Trainer:
         )
         if best:
             p.best_val_loss, p.best_step = val_loss, p.step
-            self.save(BEST, resumable=False)
-        if settings.keep_every and p.step % settings.keep_every == 0:
-            self.save(f"step_{p.step:06d}.pt", resumable=False)
-        self.save_last()
+        try:
+            if best:
+                self.save(BEST)
+            if settings.keep_every and p.step % settings.keep_every == 0:
+                self.save(f"step_{p.step:06d}.pt")
+            self.save_last()
+        except UserError as error:
+            if p.step >= p.max_iters:
+                raise
+            bar.write(f"warning: {error}; training goes on and saves again at the next validation")
         if settings.patience and p.checks_without_best >= settings.patience:
             self.stopped_by = f"no better validation loss in {settings.patience} checks"
 
-    def fit_into_time(self, bar, elapsed):
-        """Shorten a run that would take longer than max_seconds, so that its schedule still ends with it."""
-        fits = max(PACE_STEPS + 1, int(self.settings.max_seconds / elapsed * PACE_STEPS))
-        if fits < self.max_iters:
-            bar.write(
-                f"{fits} of {self.max_iters} steps fit max_seconds={self.settings.max_seconds:.0f}: shortened to that"
-            )
-            self.max_iters = bar.total = fits
+    def fit_into_time(self, bar, pace):
+        """Shorten a run that would take longer than max_seconds at `pace` seconds a step, its schedule with it."""
+        p, seconds = self.progress, self.settings.max_seconds
+        fits = p.step + max(1, int((seconds - p.seconds) / pace))
+        if fits < p.max_iters:
+            bar.write(f"{fits} of {p.max_iters} steps fit max_seconds={seconds:.0f}: shortened to that")
+            p.max_iters = bar.total = fits
 
     def run(self):
         """Train to the end, to patience's end, or to Ctrl-C; returns why it stopped early, or None."""
         p, settings = self.progress, self.settings
         self.model.train()
-        before, started, first_tokens = p.seconds, time.perf_counter(), p.tokens
-        with tqdm(total=self.max_iters, initial=p.step, unit="step", desc="train", smoothing=0.05) as bar:
-            while p.step < self.max_iters and not self.stopped_by:
+        before, started, first_tokens, first_step = p.seconds, time.perf_counter(), p.tokens, p.step
+        with tqdm(total=p.max_iters, initial=p.step, unit="step", desc="train", smoothing=0.05) as bar:
+            while p.step < p.max_iters and not self.stopped_by:
                 self.step()
                 elapsed = time.perf_counter() - started
                 p.seconds = before + elapsed
-                if p.step == PACE_STEPS and settings.max_seconds:
-                    self.fit_into_time(bar, elapsed)
+                if p.step == first_step + WARM_STEPS:
+                    warm = elapsed
+                if p.step == first_step + WARM_STEPS + PACE_STEPS and settings.max_seconds:
+                    self.fit_into_time(bar, (elapsed - warm) / PACE_STEPS)
                 bar.update(1)
-                last = p.step == self.max_iters
+                last = p.step == p.max_iters
                 if p.step % settings.eval_interval == 0 or last:
                     self.check(bar)
                 elif p.step % settings.log_interval == 0:
@@ -354,10 +383,8 @@ def main():
     why = trainer.run()
     if why == "interrupted":
         trainer.save_last()
-        files = " ".join(a for a in sys.argv[1:] if not a.startswith("--init_from"))
-        print(
-            f"stopped at step {trainer.progress.step} and saved; go on with: python train.py {files} --init_from=resume"
-        )
+        arguments = shlex.join([a for a in sys.argv[1:] if not a.startswith("--init_from")] + ["--init_from=resume"])
+        print(f"stopped at step {trainer.progress.step} and saved; go on with: python train.py {arguments}")
         raise SystemExit(130)
     p = trainer.progress
     print(

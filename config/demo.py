@@ -26,3 +26,4 @@ muon_learning_rate = 0.04
 warmup_iters = 50
 min_lr_ratio = 0.0
 eval_interval = 400
+compile = "off"  # compiling takes longer than this run gains by it

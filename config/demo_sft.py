@@ -25,3 +25,4 @@ muon_learning_rate = 0.001
 warmup_iters = 20
 min_lr_ratio = 0.0
 eval_interval = 200
+compile = "off"

@@ -15,7 +15,6 @@ Li 2023, "Physics of Language Models: Part 3.1"). To add a field, add its two fi
 
 import csv
 import json
-import os
 import random
 import sys
 import tomllib
@@ -26,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from corpus import hash_share
 from errors import UserError, run_script
+from files import write_atomic
 
 FACTS = ROOT / "data" / "sample_facts"
 ARTICLES = ROOT / "data" / "wiki_sample"
@@ -113,10 +113,7 @@ def heldout_of(subjects):
 
 def write_lines(path, lines):
     """Write lines of text, LF on every system, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes("".join(line + "\n" for line in lines).encode())
-    os.replace(partial, path)
+    write_atomic(path, lambda file: file.write("".join(line + "\n" for line in lines).encode()))
 
 
 def main():

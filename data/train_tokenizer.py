@@ -17,8 +17,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from tqdm import tqdm
 
 from configurator import load_settings
-from corpus import Problems, clean, drop_title, find_files, read_articles, read_questions
+from corpus import Problems, clean, drop_title, find_files, read_articles, read_heldout, read_questions
 from errors import UserError, run_script
+from files import write_atomic
 from tokenizer import load_tokenizer, table_bytes
 
 SPECIALS = 3  # EOT, PAD, the answer mark
@@ -54,13 +55,18 @@ def train_ranks(texts, n_ranks, max_token_chars):
 
 
 def training_texts(settings, problems):
-    """Yields the cleaned text of every article, and every question and answer, under a progress bar."""
+    """Yields the cleaned text of every article, and every question and answer, under a progress bar.
+
+    Questions that name a held-out subject are left out: they belong to the test part.
+    """
     files, qa_files = find_files(settings.input_dir), settings.tokenizer_qa
+    heldout = read_heldout(settings.heldout)
     with tqdm(total=sum(map(os.path.getsize, files + qa_files)), unit="B", unit_scale=True, desc="tokenizer") as bar:
         for _, article in read_articles(files, problems, bar.update):
             yield clean(drop_title(article.text, article.title))
         for _, qa in read_questions(qa_files, problems, bar.update):
-            yield from (qa.question, qa.answer)
+            if not any(subject in qa.question for subject in heldout):
+                yield from (qa.question, qa.answer)
 
 
 def main():
@@ -82,13 +88,9 @@ def main():
         raise UserError(f"no text to train on in {', '.join(settings.input_dir)}: " + "; ".join(problems.places[:3]))
     specials = dict(zip(("eot", "pad", "answer"), range(len(ranks), len(ranks) + SPECIALS), strict=True))
     path = Path(settings.tokenizer_path)
-    partial = path.with_name(path.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(table_bytes(ranks, specials, PATTERN))
-        os.replace(partial, path)
+        write_atomic(path, lambda file: file.write(table_bytes(ranks, specials, PATTERN)))
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written ({error.strerror}); name another with --tokenizer_path=…") from None
     tokenizer = load_tokenizer(str(path))
     if problems.counts:

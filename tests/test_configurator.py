@@ -96,7 +96,7 @@ def test_a_settings_file_holds_literals_lists_and_arithmetic(settings_file, text
         ("train", "--max_iters=10_000", 10000),
         ("train", "--learning_rate=1e-4", 1e-4),
         ("train", "--grad_clip=2", 2.0),
-        ("train", "--grad_clip=-1.5", -1.5),
+        ("train", "--grad_clip=+1.5", 1.5),
         ("train", "--bias=True", True),
         ("train", "--bias=false", False),
         ("train", "--sample_prompt=", ""),

@@ -191,9 +191,12 @@ def test_a_reader_refuses_a_mismatch_and_names_both_values(tmp_path):
         open_rows(tmp_path, "train")
 
 
-@pytest.mark.parametrize(("folder", "command"), [("rows", "data/prepare.py"), ("rows_sft", "data/prepare_sft.py")])
+@pytest.mark.parametrize(
+    ("folder", "command"),
+    [("rows", "data/prepare.py --data_dir="), ("rows_sft", "data/prepare_sft.py --sft_data_dir=")],
+)
 def test_data_that_was_not_prepared_is_answered_with_the_command(tmp_path, folder, command):
-    with pytest.raises(UserError, match=f"{folder}; run: python {command}$"):
+    with pytest.raises(UserError, match=f"{folder}; run: python {command}.*{folder}$"):
         open_rows(tmp_path / folder, "train")
 
 

@@ -112,6 +112,7 @@ MISTAKES = {
     "a misspelt setting in a file": (["train.py", "misspelt.py"], ["misspelt.py, line 2", "n_layer"]),
     "a wrong type": (["train.py", "--batch_size=many"], ["batch_size wants int", "'many' (str)"]),
     "a setting of another script": (["sample.py", "--n_layer=3"], ["--n_layer", "train.py", "sample.py"]),
+    "a value below the least": (["train.py", "--batch_size=0"], ["batch_size is 0", "at least 1"]),
     "a settings file that is not there": (["train.py", "config/no.py"], ["config/no.py", "not there"]),
     "another block_size": ([*TRAIN, "--block_size=128"], ["128", "64"]),
     "no checkpoint there": (["sample.py", "--ckpt=out/no.pt"], ["out/no.pt", "not there"]),
@@ -127,7 +128,11 @@ MISTAKES = {
         ["evaluations-RougeL.py", "--data_dir=data/gpt2_sft"],
         ["gpt2", "tokenizer.tiktoken"],
     ),
-    "measuring on rows of another stage": (["evaluations-RougeL.py"], ["pretrain", "sft", "--data_dir"]),
+    "Rouge-L on rows of another stage": (
+        ["evaluations-RougeL.py"],
+        ["pretrain", "sft", "--data_dir=data/processed_sft"],
+    ),
+    "perplexity on rows of another stage": (["evaluations-perplexity.py"], ["--data_dir=data/processed_sft"]),
     "no questions there": (["evaluations-RougeL.py", "--questions=no.jsonl"], ["no.jsonl", "not there"]),
     "no log to draw": (["visualize.py", "--out_root=empty"], ["no log.jsonl", "train"]),
 }

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, byte_tokenizer, made_up_articles, made_up_questions
 
+import train
 from checkpoint import load_checkpoint, load_model
 from configurator import Settings
 from data_utils import RowWriter
@@ -126,7 +127,7 @@ def test_tokens_are_the_real_ones_and_epochs_set_the_length(settings, folders):
     trainer = Trainer(run)
     trainer.run()
     meta = json.loads(Path(folders["pretrain"], "meta.json").read_text(encoding="utf-8"))
-    assert trainer.max_iters == 8  # 2 epochs of 40 rows, 10 a step
+    assert trainer.progress.max_iters == 8  # 2 epochs of 40 rows, 10 a step
     assert log_of(run)[-1]["tokens"] == 2 * meta["parts"]["train"]["tokens"]
 
 
@@ -139,8 +140,42 @@ def test_patience_ends_a_run_that_no_longer_gets_better(settings):
 def test_max_seconds_shortens_a_run_and_its_schedule(settings):
     trainer = Trainer(settings(max_iters=10_000, max_seconds=0.001, eval_interval=100_000))
     trainer.run()
-    assert trainer.progress.step == trainer.max_iters == 21
+    assert trainer.progress.step == trainer.progress.max_iters == 26
     assert trainer.lr < 0.2 * trainer.settings.learning_rate
+
+
+def test_an_earlier_run_is_put_aside_and_not_lost(settings, tmp_path):
+    Trainer(settings()).run()
+    before = weights(settings())
+    Trainer(settings(seed=5)).run()
+    assert_same(load_checkpoint(tmp_path / "out" / "old" / "last.pt")["model"], before)
+    assert (tmp_path / "out" / "old" / "log.jsonl").exists()
+
+
+def test_an_overflow_in_float16_skips_the_step_of_every_optimizer(settings):
+    trainer = Trainer(settings(optimizer="muon"))
+    trainer.scaler = torch.amp.GradScaler("cpu")
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.backward(trainer.data.micro_batches(0)[0][0], 1)
+    trainer.model.ln_f.weight.grad[0] = torch.inf  # AdamW's; Muon's are finite
+    trainer.take_step()
+    assert_same(before, trainer.model.state_dict())
+    assert trainer.scaler.get_scale() < torch.amp.GradScaler("cpu").get_scale()
+
+
+def test_a_disk_that_is_full_once_does_not_end_the_run(settings, monkeypatch, capsys):
+    trainer, real, failed = Trainer(settings()), train.save_checkpoint, []
+
+    def full_at_first(*arguments, **state):
+        if not failed:
+            failed.append(True)
+            raise UserError("ckpt.pt could not be written")
+        real(*arguments, **state)
+
+    monkeypatch.setattr(train, "save_checkpoint", full_at_first)
+    trainer.run()
+    assert "could not be written" in capsys.readouterr().out
+    assert (trainer.out / "last.pt").exists()
 
 
 def test_fine_tuning_starts_from_the_checkpoint_and_keeps_its_shape(settings, folders, tmp_path):
@@ -166,7 +201,6 @@ def test_fine_tuning_starts_from_the_checkpoint_and_keeps_its_shape(settings, fo
         ({"init_from": "resume"}, ("last.pt", "not there")),
         ({"vocab_size": 100}, ("100", "259")),
         ({"n_head": 3}, ("n_embd (32)", "n_head (3)")),
-        ({"batch_size": 0}, ("batch_size is 0",)),
         ({"device": "cuda:99"}, ("cuda:99",)),
     ],
 )
