@@ -15,8 +15,8 @@ n_layer = 4
 n_head = 3
 n_embd = 192
 
-# About three passes are enough; a slow machine makes fewer in the time it has.
-max_epochs = 3.5
+# A slow machine makes fewer passes in the time it has.
+max_epochs = 4
 max_seconds = 220
 # Small batches: at equal tokens, more steps learn more of the facts.
 batch_size = 32
