@@ -37,7 +37,7 @@ SAMPLE = SamplingParams(temperature=0.0, max_new_tokens=40)
 LOG = "log.jsonl"
 SAMPLE_PROMPT_TOKENS = 8
 TIMED_TOKENS = 1024  # in a step that is only timed
-WARM_STEPS, PACE_STEPS = 5, 20  # not timed, and timed, before a run is fitted into max_seconds
+WARM_STEPS, PACE_STEPS = 5, 20  # steps that are not timed, and then between fittings into max_seconds
 
 
 @dataclasses.dataclass
@@ -331,19 +331,20 @@ class Trainer:
         if settings.patience and p.checks_without_best >= settings.patience:
             self.stopped_by = f"no better validation loss in {settings.patience} checks"
 
-    def fit_into_time(self, bar, pace):
-        """Shorten a run that would take longer than max_seconds at `pace` seconds a step, its schedule with it."""
+    def fit_into_time(self, bar, pace, planned):
+        """Give the run, and its schedule, as many of the planned steps as fit max_seconds at `pace` seconds a step."""
         p, seconds = self.progress, self.settings.max_seconds
-        fits = p.step + max(1, int((seconds - p.seconds) / pace))
-        if fits < p.max_iters:
-            bar.write(f"{fits} of {p.max_iters} steps fit max_seconds={seconds:.0f}: shortened to that")
-            p.max_iters = bar.total = fits
+        fits = min(planned, p.step + max(1, int((seconds - p.seconds) / pace)))
+        if fits < planned == p.max_iters:
+            bar.write(f"about {fits} of {planned} steps fit max_seconds={seconds:.0f}: shortened to that")
+        p.max_iters = bar.total = fits
 
     def run(self):
         """Train to the end, to patience's end, or to Ctrl-C; returns why it stopped early, or None."""
         p, settings = self.progress, self.settings
         self.model.train()
         before, started, first_tokens, first_step = p.seconds, time.perf_counter(), p.tokens, p.step
+        planned = p.max_iters
         with tqdm(total=p.max_iters, initial=p.step, unit="step", desc="train", smoothing=0.05) as bar:
             while p.step < p.max_iters and not self.stopped_by:
                 self.step()
@@ -351,8 +352,9 @@ class Trainer:
                 p.seconds = before + elapsed
                 if p.step == first_step + WARM_STEPS:
                     warm = elapsed
-                if p.step == first_step + WARM_STEPS + PACE_STEPS and settings.max_seconds:
-                    self.fit_into_time(bar, (elapsed - warm) / PACE_STEPS)
+                timed = p.step - first_step - WARM_STEPS
+                if settings.max_seconds and timed > 0 and timed % PACE_STEPS == 0 and p.step < p.max_iters:
+                    self.fit_into_time(bar, (elapsed - warm) / timed, planned)
                 bar.update(1)
                 last = p.step == p.max_iters
                 if p.step % settings.eval_interval == 0 or last:

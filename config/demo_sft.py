@@ -16,7 +16,7 @@ block_size = 192
 val_share = 0.03
 
 max_epochs = 3
-max_seconds = 65
+max_seconds = 70
 batch_size = 32
 optimizer = "muon"
 # A fortieth of pretraining's: with more, the model forgets the subjects that no question is about.
