@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from errors import UserError
 
@@ -29,32 +28,29 @@ def pick_device(name="auto"):
 
 @dataclass
 class Precision:
-    """How a step is computed. dtype: of matrix products; math_attention: attention by plain products,
-    which on a CPU can beat the flash kernel at short rows; why: how it was chosen."""
+    """How a step is computed. dtype: of matrix products; plain_attention: attention by plain products, which
+    on a CPU can beat torch's kernels (the model is told by its `use_plain_attention`); why: how it was chosen."""
 
     dtype: torch.dtype = torch.float32
-    math_attention: bool = False
+    plain_attention: bool = False
     why: str = "the default"
 
     def to_dict(self, device):
         """Plain values, as a checkpoint keeps them."""
-        return {"device": device.type, "dtype": dtype_name(self.dtype), "math_attention": self.math_attention}
+        return {"device": device.type, "dtype": dtype_name(self.dtype), "plain_attention": self.plain_attention}
 
     @classmethod
     def from_dict(cls, values, device):
         """The precision that `to_dict` gave, or None where that was on another kind of device."""
         if values["device"] != device.type:
             return None
-        return cls(DTYPES[values["dtype"]], values["math_attention"], "as before")
+        return cls(DTYPES[values["dtype"]], values["plain_attention"], "as before")
 
     def context(self, device):
         """Context manager for forward passes (and the backward passes of what ran in it)."""
-        stack = contextlib.ExitStack()
-        if self.dtype != torch.float32:
-            stack.enter_context(torch.autocast(device.type, self.dtype))
-        if self.math_attention:
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        return stack
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, self.dtype)
 
 
 def dtype_name(dtype):
@@ -84,7 +80,7 @@ def pick_precision(name, device, step):
     if device.type == "cpu":
         # Without avx512_bf16 or amx_bf16, bfloat16 on a CPU can be several times slower: so it is timed.
         dtypes = (torch.float32, torch.bfloat16)
-        tried = [Precision(dtype, math_attention) for dtype in dtypes for math_attention in (False, True)]
+        tried = [Precision(dtype, plain_attention) for dtype in dtypes for plain_attention in (False, True)]
         seconds = []
         for precision in tried:
             seconds.append(seconds_of(step, precision, min(seconds, default=float("inf"))))
@@ -101,7 +97,7 @@ def pick_precision(name, device, step):
 
 def show(precision):
     """Short name of a precision."""
-    return dtype_name(precision.dtype) + (" with math attention" if precision.math_attention else "")
+    return dtype_name(precision.dtype) + (" with plain attention" if precision.plain_attention else "")
 
 
 def should_compile(setting, device):

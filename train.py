@@ -161,6 +161,7 @@ class Trainer:
 
         def step(precision):
             self.precision = precision
+            self.model.use_plain_attention(precision.plain_attention)
             x, y, mask = batches[0]
             few = max(1, TIMED_TOKENS // x.shape[1])
             self.backward((x[:few], y[:few], mask[:few]), 1)
@@ -173,6 +174,7 @@ class Trainer:
             self.precision = before
         else:
             self.precision = pick_precision(self.settings.dtype, self.device, step)
+        self.model.use_plain_attention(self.precision.plain_attention)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.dtype == torch.float16)
         compiling, why = should_compile(self.settings.compile, self.device)
         if compiling:  # the trunk only: how many positions have a loss differs by batch
@@ -220,7 +222,7 @@ class Trainer:
             batch = [t.pin_memory() for t in batch]
         x, y, mask = (t.to(self.device, non_blocking=self.device.type == "cuda") for t in batch)
         with self.precision.context(self.device):
-            loss_sum = self.model.token_losses(x, y, mask).sum()
+            loss_sum = self.model.loss_sum(x, y, mask)
         self.scaler.scale(loss_sum / n_kept).backward()
         return loss_sum.detach()
 

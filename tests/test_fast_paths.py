@@ -1,0 +1,99 @@
+"""The fast ways through the model against the simple ones: losses without all logits, plain attention."""
+
+import pytest
+import torch
+from tiny import VOCAB, random_ids, tiny_model
+
+import model as model_module
+from model import KEPT_MULTIPLE, OutputLoss, plain_attention
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def batch():
+    x, y = random_ids(6, 31), random_ids(6, 31, seed=2)
+    return x, y, random_ids(6, 31, below=3) > 0  # 2 of 3 kept: more than one stretch of rows below
+
+
+@pytest.fixture(params=[(512, 2**22), (50, 4 * VOCAB * 16)], ids=["one stretch", "several"])
+def stretches(request, monkeypatch):
+    """Many stretches of few rows, and a last one that is not full, must add up to the same."""
+    monkeypatch.setattr(model_module, "LOSS_ROWS", request.param[0])
+    monkeypatch.setattr(model_module, "SOFTMAX_BYTES", request.param[1])
+
+
+def test_loss_sum_and_its_gradient_equal_the_simple_way(stretches):
+    fast, simple = tiny_model(), tiny_model()
+    total = fast.loss_sum(*batch()) / 7
+    expected = simple.token_losses(*batch()).sum() / 7
+    torch.testing.assert_close(total, expected, rtol=1e-6, atol=0)
+    total.backward()
+    expected.backward()
+    for name, grad in gradients(simple).items():
+        scale = grad.abs().max().item()
+        torch.testing.assert_close(gradients(fast)[name], grad, rtol=0, atol=1e-5 * max(1.0, scale))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_loss_sum_in_half_the_bits_is_as_near_as_the_simple_way(stretches, dtype):
+    exact = tiny_model()
+    exact.token_losses(*batch()).sum().backward()
+    errors = []
+    for way in ("token_losses", "loss_sum"):
+        model = tiny_model()
+        with torch.autocast("cpu", dtype):
+            total = getattr(model, way)(*batch()).sum()
+        total.backward()
+        grads = gradients(model)
+        errors.append(max(((grads[n] - g).norm() / g.norm()).item() for n, g in gradients(exact).items()))
+    assert errors[1] < 1.5 * errors[0] + 1e-3, errors
+    assert errors[1] < 0.05
+
+
+def test_without_a_kept_position_the_loss_is_zero_and_so_is_its_gradient():
+    model, (x, y, mask) = tiny_model(), batch()
+    total = model.loss_sum(x, y, torch.zeros_like(mask))
+    assert total.item() == 0
+    total.backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_the_filling_up_to_a_multiple_has_no_part_in_the_gradient():
+    torch.manual_seed(0)
+    states = torch.randn(KEPT_MULTIPLE, 8, requires_grad=True)
+    weight = torch.randn(20, 8, requires_grad=True)
+    targets = torch.randint(20, (KEPT_MULTIPLE,))
+    OutputLoss.apply(states, weight, targets, 5).backward()
+    assert states.grad[:5].abs().sum(dim=1).min() > 0
+    assert not states.grad[5:].any()
+    alone = weight.detach().clone().requires_grad_()
+    torch.nn.functional.cross_entropy(states[:5].detach() @ alone.T, targets[:5], reduction="sum").backward()
+    torch.testing.assert_close(weight.grad, alone.grad, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [256, 10])
+def test_plain_attention_equals_torchs(block, monkeypatch):
+    monkeypatch.setattr(model_module, "PLAIN_BLOCK", block)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 31, 16, requires_grad=True) for _ in range(3))
+    ours = plain_attention(q, k, v)
+    theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    weights = torch.randn_like(ours)
+    for a, b in zip(
+        torch.autograd.grad((ours * weights).sum(), (q, k, v)),
+        torch.autograd.grad((theirs * weights).sum(), (q, k, v)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_a_model_with_plain_attention_gives_the_same_logits_and_drops_out_in_training():
+    model, ids = tiny_model(dropout=0.5), random_ids(2, 31)
+    before = model(ids)
+    model.use_plain_attention(True)
+    torch.testing.assert_close(model(ids), before, rtol=0, atol=1e-5)
+    model.train()
+    assert not torch.allclose(model(ids), model(ids))
