@@ -21,15 +21,16 @@ from tokenizer import Tokenizer, load_tokenizer
 BEST, LAST, PREVIOUS = "ckpt.pt", "last.pt", "last.prev.pt"
 
 
-def save_checkpoint(path, model, settings, stage, tokenizer, progress, previous=None, **state):
+def save_checkpoint(path, weights, config, settings, stage, tokenizer, progress, previous=None, **state):
     """Write a checkpoint to `path`, atomically: a crash or a full disk leaves the older file as it was.
 
+    weights: a GPT's state dict; config: its GPTConfig;
     previous: the name that the older file gets once the new one is written. `state`: what resuming
     needs besides (optimizers, random, …). Raises UserError where it cannot be written.
     """
     content = {
-        "model": model.state_dict(),
-        "model_args": asdict(model.config),
+        "model": weights,
+        "model_args": asdict(config),
         "settings": settings.to_dict(),
         "stage": stage,
         "tokenizer": {

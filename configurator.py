@@ -106,7 +106,16 @@ class Settings:
         low=0,
     )
     batch_size: int = setting(16, "train perplexity", "rows a forward pass", low=1)
-    gradient_accumulation_steps: int = setting(1, "train", "forward passes an optimizer step", low=1)
+    batch_tokens: int = setting(
+        0,
+        "train",
+        "tokens a forward pass, padding counted: rows of like length are taken until so many are full; "
+        "above 0 it takes the place of batch_size",
+        low=0,
+    )
+    gradient_accumulation_steps: int = setting(
+        1, "train", "forward passes an optimizer step, over all processes together", low=1
+    )
     sampling: str = setting(
         "random",
         "train",
@@ -134,6 +143,8 @@ class Settings:
     log_interval: int = setting(10, "train", "steps between lines of log.jsonl", low=1)
     patience: int = setting(0, "train", "stop after this many validations without a new best; 0: never", low=0)
     keep_every: int = setting(0, "train", "keep step_*.pt at the validations every so many steps; 0: none", low=0)
+    tensorboard: bool = setting(False, "train", "write TensorBoard's event files too (pip install tensorboard)")
+    wandb: str = setting("", "train", "Weights & Biases project to log to (pip install wandb); '': none")
     sample_prompt: str = setting(
         "", "train", "prompt of the sample shown at each validation; '': a validation row's start"
     )
@@ -142,9 +153,15 @@ class Settings:
     dtype: str = setting(
         "auto",
         "train",
-        "compute type; auto: bfloat16 where the hardware has it (on CPU: where a short timing finds it faster), "
-        "float16 with a scaler on older CUDA cards, else float32",
+        "compute type; auto: bfloat16 on CUDA cards that compute in it, on older ones float16 (with a loss scaler) or "
+        "float32, on a CPU bfloat16 or float32, whichever a short timing finds faster; float32 on MPS",
         ["auto", "float32", "bfloat16", "float16"],
+    )
+    fsdp: bool = setting(
+        False,
+        "train",
+        "under torchrun: shard weights and optimizer over the processes (FSDP2), for a model too large for one card; "
+        "False: each has all of them (DDP)",
     )
     compile: str = setting("auto", "train", "torch.compile; auto: on CUDA where Triton is there", ["auto", "on", "off"])
     seed: int = setting(1337, "train sample rouge", "seed of weights, order of rows and sampling", low=0)

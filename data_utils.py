@@ -4,10 +4,14 @@ A `.bin` is uint16, shape (rows, block_size); a row is `tokens EOT PAD PAD …`.
 says what the rows are; a reader checks it and refuses a mismatch, naming both values.
 """
 
+import itertools
 import json
+import math
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +23,7 @@ from tokenizer import GPT2_SHA256, load_tokenizer
 
 LAYOUT = "one_per_row"
 LENGTH_MULTIPLE = 8
+BALANCING = 4  # halvings in the search for batches of equal size
 META = "meta.json"
 TABLE = "tokenizer.tiktoken"  # a trained table travels with its rows
 DEFAULT_FOLDERS = {"pretrain": "data/processed", "sft": "data/processed_sft"}
@@ -224,49 +229,152 @@ def row_lengths(rows, pad_id):
     return np.concatenate([(rows[i : i + 4096] != pad_id).sum(axis=1) for i in range(0, len(rows), 4096)])
 
 
-class RowOrder:
-    """The order that rows are drawn in: a fresh permutation each epoch (random), or the file's (traverse).
+def like_length_batches(lengths, batch_size, batch_tokens=0):
+    """Cut rows, in the order given, into batches of nearly equal size: list of slices over lengths (n,).
 
-    A position alone gives the row, so a run that is resumed goes on with the rows that come next.
+    At most batch_size rows each or, with batch_tokens, at most so many tokens, PAD included (and one row at least).
+    """
+    n = len(lengths)
+    if not batch_tokens:
+        edges = np.linspace(0, n, -(-n // batch_size) + 1).astype(int)
+        return [slice(a, b) for a, b in itertools.pairwise(edges)]
+    widths = (-(-np.asarray(lengths) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE).tolist()
+    best = fill_batches(widths, batch_tokens)
+    low, high = batch_tokens // 2, batch_tokens
+    for _ in range(BALANCING):  # as many batches, but the last one not a small rest
+        middle = (low + high) // 2
+        batches = fill_batches(widths, middle)
+        if len(batches) == len(best):
+            best, high = batches, middle
+        else:
+            low = middle
+    return best
 
-    With `lengths`, rows of like length are drawn together, so that a batch has little padding: the epoch's
-    permutation is cut into windows of WINDOW batches, a window is sorted by length and cut into batches,
-    and these come in random order. Which rows share a window is as random as before; which rows share a
-    batch is random among those of like length.
+
+def fill_batches(widths, batch_tokens):
+    """Slices over rows of some widths, each filled until its number of rows times the widest passes batch_tokens."""
+    edges, widest = [0], 0
+    for row, width in enumerate(widths):
+        widest = max(widest, width)
+        if (row + 1 - edges[-1]) * widest > batch_tokens and row > edges[-1]:
+            edges.append(row)
+            widest = width
+    return [slice(a, b) for a, b in itertools.pairwise([*edges, len(widths)])]
+
+
+class BatchOrder:
+    """Which rows make each batch: a fresh permutation each epoch (random), or the file's order (traverse).
+
+    The position (epoch, batch) alone gives the rows, so a run that is resumed goes on with those that come next.
+
+    In random order, rows of like length are drawn together, so that a batch has little padding: the epoch's
+    permutation is cut into windows of WINDOW batches, a window is sorted by length and cut into batches, and
+    these come in random order. Which rows share a window is as random as before; which rows share a batch is
+    random among those of like length.
     """
 
     WINDOW = 32
 
-    def __init__(self, n_rows, sampling="random", seed=0, lengths=None, batch_size=1):
-        self.n_rows, self.sampling, self.seed = n_rows, sampling, seed
-        self.lengths, self.batch_size = lengths, batch_size
-        self._epoch, self._permutation = -1, None
+    def __init__(self, lengths, sampling="random", seed=0, batch_size=1, batch_tokens=0):
+        self.lengths, self.sampling, self.seed = np.asarray(lengths), sampling, seed
+        self.batch_size, self.batch_tokens = batch_size, batch_tokens
+        self._drawn = (-1, None)  # the epoch in hand, and its batches
+
+    def batches(self, epoch):
+        """List of the epoch's batches, each the indices of its rows."""
+        if self.sampling == "traverse":
+            epoch = 0
+        if self._drawn[0] != epoch:
+            self._drawn = (epoch, self._draw(epoch))
+        return self._drawn[1]
 
     def _draw(self, epoch):
-        """Permutation (n_rows,) of an epoch, which it and the seed determine."""
-        rng = np.random.default_rng([self.seed, epoch])
-        permutation = rng.permutation(self.n_rows)
-        if self.lengths is None:
-            return permutation
-        # An epoch may begin within a batch; the rows that fill it up come first, so that groups and batches align.
-        lead = min(-epoch * self.n_rows % self.batch_size, self.n_rows)
-        size, grouped = self.WINDOW * self.batch_size, [permutation[:lead]]
-        for first in range(lead, self.n_rows, size):
-            window = permutation[first : first + size]
-            window = window[np.argsort(self.lengths[window], kind="stable")]
-            batches = np.split(window, range(self.batch_size, len(window), self.batch_size))
-            last = [batches.pop()] if len(batches[-1]) < self.batch_size else []
-            grouped += [batches[i] for i in rng.permutation(len(batches))] + last
-        return np.concatenate(grouped)
+        n, rng = len(self.lengths), np.random.default_rng([self.seed, epoch])
+        by_length = self.sampling == "random"
+        order = rng.permutation(n) if by_length else np.arange(n)
+        rows_a_batch = self.batch_tokens // max(1.0, self.lengths.mean()) if self.batch_tokens else self.batch_size
+        size, batches = max(1, int(self.WINDOW * rows_a_batch)), []
+        for first in range(0, n, size):
+            window = order[first : first + size]
+            if by_length:
+                window = window[np.argsort(self.lengths[window], kind="stable")]
+            cut = like_length_batches(self.lengths[window], self.batch_size, self.batch_tokens)
+            turns = rng.permutation(len(cut)) if by_length else range(len(cut))
+            batches += [window[cut[i]] for i in turns]
+        return batches
 
-    def _row(self, position):
-        epoch, offset = divmod(position, self.n_rows)
-        if self.sampling == "traverse":
-            return offset
-        if epoch != self._epoch:
-            self._epoch, self._permutation = epoch, self._draw(epoch)
-        return self._permutation[offset]
+    def count(self, epochs):
+        """Number of batches in so many epochs, a part of one counted by its share."""
+        whole = sum(len(self.batches(epoch)) for epoch in range(int(epochs)))
+        part = epochs - int(epochs)
+        return whole + (math.ceil(part * len(self.batches(int(epochs)))) if part else 0)
 
-    def take(self, start, count):
-        """Indices (count,) of the rows at positions start … start + count - 1 of the run."""
-        return np.array([self._row(p) for p in range(start, start + count)])
+    def take(self, epoch, batch, count):
+        """(list of the next `count` batches from a position on, the position after them)."""
+        taken = []
+        while len(taken) < count:
+            of_epoch = self.batches(epoch)
+            more = of_epoch[batch : batch + count - len(taken)]
+            taken, batch = taken + more, batch + len(more)
+            if batch == len(of_epoch):
+                epoch, batch = epoch + 1, 0
+        return taken, (epoch, batch)
+
+
+@dataclass
+class StepRows:
+    """What one optimizer step trains on: this process's batches, and figures of the whole step."""
+
+    batches: list  # of (x, y, loss_mask), as `make_batch` gives them
+    position: tuple  # (epoch, batch) after it
+    rows: int
+    tokens: int  # real ones, PAD left out
+    squares: int  # sum over the rows of their tokens squared, which is what attention costs
+
+
+class TrainingData:
+    """The train and val parts of a data folder, and the batches of each step, the next one made in the background.
+
+    rank, count: this process and how many share a step; what a step trains on does not depend on them.
+    """
+
+    def __init__(self, settings, rank=0, count=1):
+        self.train, self.meta = open_rows(settings.data_dir, "train", settings.block_size)
+        self.val, _ = open_rows(settings.data_dir, "val", settings.block_size)
+        if settings.eval_iters:
+            few = min(len(self.val), settings.eval_iters * settings.batch_size)
+            self.val = self.val[np.linspace(0, len(self.val) - 1, few).astype(int)]  # spread over all sources
+        self.tokenizer = load_table(settings.data_dir, self.meta)
+        self.lengths = row_lengths(self.train, self.meta["special_ids"]["pad"])
+        size, tokens = settings.batch_size, settings.batch_tokens
+        self.order = BatchOrder(self.lengths, settings.sampling, settings.seed, size, tokens)
+        self.batches_a_step = settings.gradient_accumulation_steps
+        self.train_on_eot = settings.train_on_eot
+        self.rank, self.count = rank, count
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._next = None  # (position, future)
+
+    def step(self, position):
+        """`StepRows` of the step that begins at a position (epoch, batch)."""
+        ahead = self._next and self._next[0] == position
+        rows = self._next[1].result() if ahead else self._make(position)
+        self._next = (rows.position, self._worker.submit(self._make, rows.position))
+        return rows
+
+    def _make(self, position):
+        taken, after = self.order.take(*position, self.batches_a_step)
+        lengths = self.lengths[np.concatenate(taken)].astype(np.int64)
+        batches = [self._batch(rows) for rows in self._share(taken)]
+        return StepRows(batches, after, len(lengths), int(lengths.sum()), int((lengths**2).sum()))
+
+    def _share(self, taken):
+        """This process's part of a step: whole batches where they can be dealt out evenly, else rows of each."""
+        if len(taken) % self.count == 0:
+            return taken[self.rank :: self.count]
+        return [rows[self.rank :: self.count] for rows in taken]
+
+    def _batch(self, rows):
+        # A process that gets no row still takes part in the exchange of gradients, with one that has no loss.
+        x, y, mask = make_batch(self.train[np.sort(rows) if len(rows) else [0]], self.meta, self.train_on_eot)
+        batch = x, y, mask if len(rows) else torch.zeros_like(mask)
+        return [t.pin_memory() for t in batch] if torch.cuda.is_available() else batch

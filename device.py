@@ -2,6 +2,8 @@
 
 import contextlib
 import importlib.util
+import os
+import sys
 import time
 from dataclasses import dataclass
 
@@ -9,11 +11,29 @@ import torch
 
 from errors import UserError
 
+try:
+    import resource
+except ModuleNotFoundError:  # Windows
+    resource = None
+
+# Dense bfloat16 (float16 where a card has no bfloat16) with float32 sums, in TFLOP/s, from NVIDIA's data sheets and
+# white papers. The first name that the card's contains counts, so longer ones stand first.
+PEAK_TFLOPS = {
+    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "H800": 989, "A100": 312, "A800": 312,
+    "L40S": 362, "L40": 181, "L20": 119.5, "L4": 121, "A10G": 70, "A10": 125, "A6000": 155, "A40": 150,
+    "V100": 125, "T4": 65,
+    "RTX 5090": 209.5, "RTX 5080": 112.6, "RTX 5070 Ti": 87.9, "RTX 5070": 61.7,
+    "RTX 4090 D": 147, "RTX 4090": 165.2, "RTX 4080 SUPER": 104.4, "RTX 4080": 97.5, "RTX 4070 Ti": 80.2,
+    "RTX 4070": 58.3, "RTX 3090 Ti": 80, "RTX 3090": 71, "RTX 3080 Ti": 68.2, "RTX 3080": 59.5, "RTX 3070": 40.6,
+}  # fmt: skip
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def pick_device(name="auto"):
-    """torch.device of a setting; "auto" takes cuda, mps or cpu. Raises UserError for one that is not there."""
+def pick_device(name="auto", local_rank=None):
+    """torch.device of a setting; "auto" takes cuda, mps or cpu. Raises UserError for one that is not there.
+
+    local_rank: place among the processes of this machine, each of which has a card of its own.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -23,6 +43,9 @@ def pick_device(name="auto"):
         raise UserError(
             f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device=auto"
         ) from None
+    if device.type == "cuda" and local_rank is not None:
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
     return device
 
 
@@ -67,6 +90,8 @@ def seconds_of(step, precision, best_so_far, repeats=3):
     for run in range(1 + repeats):
         started = time.perf_counter()
         step(precision)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
         if seconds[-1] > (6 if run == 0 else 2) * best_so_far:
             return seconds[-1]
@@ -74,25 +99,29 @@ def seconds_of(step, precision, best_so_far, repeats=3):
 
 
 def pick_precision(name, device, step):
-    """`Precision` by the dtype setting. `step(precision)` runs a forward and backward pass, for timing on the CPU."""
+    """`Precision` by the dtype setting. `step(precision)` runs a forward and backward pass, for timing.
+
+    Where the hardware's speed is known it is not timed: bfloat16 on cards that compute in it. A processor without
+    avx512_bf16 or amx_bf16 is several times slower in bfloat16, a card before Volta in float16: so they are timed.
+    """
     if name != "auto":
         return Precision(DTYPES[name], why="as set")
     if device.type == "cpu":
-        # Without avx512_bf16 or amx_bf16, bfloat16 on a CPU can be several times slower: so it is timed.
         dtypes = (torch.float32, torch.bfloat16)
         tried = [Precision(dtype, plain_attention) for dtype in dtypes for plain_attention in (False, True)]
-        seconds = []
-        for precision in tried:
-            seconds.append(seconds_of(step, precision, min(seconds, default=float("inf"))))
-        fastest = min(range(len(tried)), key=seconds.__getitem__)
-        picked = tried[fastest]
-        picked.why = f"timed: {seconds[0] / seconds[fastest]:.2f} times as fast as {show(tried[0])}"
-        return picked
-    if device.type != "cuda":
+    elif device.type != "cuda":
         return Precision(why=f"the default on {device.type}")
-    if torch.cuda.is_bf16_supported(including_emulation=False):
+    elif torch.cuda.is_bf16_supported(including_emulation=False):
         return Precision(torch.bfloat16, why="this card computes in it")
-    return Precision(torch.float16, why="this card has no fast bfloat16")
+    else:
+        tried = [Precision(torch.float32), Precision(torch.float16)]
+    seconds = []
+    for precision in tried:
+        seconds.append(seconds_of(step, precision, min(seconds, default=float("inf"))))
+    fastest = min(range(len(tried)), key=seconds.__getitem__)
+    picked = tried[fastest]
+    picked.why = f"timed: {seconds[0] / seconds[fastest]:.2f} times as fast as {show(tried[0])}"
+    return picked
 
 
 def show(precision):
@@ -109,3 +138,44 @@ def should_compile(setting, device):
     if setting == "on":
         return True, "as set"
     return device.type == "cuda", "the default on " + device.type
+
+
+def peak_flops(device):
+    """Floating-point operations a second that a card can do at most in half precision; None where that is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((tflops * 1e12 for known, tflops in PEAK_TFLOPS.items() if known in name), None)
+
+
+def peak_memory(device):
+    """(bytes used at most so far, bytes there are): of the card, else of this process; None where it is not told."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory(), torch.mps.recommended_max_memory()
+    if resource is None:
+        return None, None
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return used, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def show_memory(device):
+    """A phrase that tells the peak memory, or ''."""
+    used, there = peak_memory(device)
+    return f"at most {used / 2**30:.2f} of {there / 2**30:.1f} GB of memory used" if used else ""
+
+
+@contextlib.contextmanager
+def out_of_memory_is_said(device):
+    """Turn running out of memory into a UserError that names the settings to lower."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "allocate memory" not in str(error):
+            raise
+        raise UserError(
+            f"out of memory on {device} ({show_memory(device) or 'the amount is not told here'}); lower batch_tokens "
+            "(or batch_size): with gradient_accumulation_steps raised as much the run learns the same; "
+            "or lower block_size"
+        ) from None

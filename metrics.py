@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from rouge_chinese import Rouge
 
-from data_utils import make_batch, row_lengths
+from data_utils import like_length_batches, make_batch, row_lengths
 from device import Precision
 
 # rouge-chinese adds 1e-8 to the divisor of F; a figure is rounded to what is beyond that.
@@ -41,22 +41,28 @@ class Likelihood:
         return self.text_nats / math.log(2) / max(1, self.characters)
 
 
-@torch.inference_mode()
-def likelihood(model, rows, meta, batch_size, tokenizer=None, precision=FLOAT32, train_on_eot=True, progress=None):
+@torch.no_grad()  # not inference_mode: what a sharded model gathers here, it uses in training too
+def likelihood(
+    model, rows, meta, batch_size, tokenizer=None, precision=FLOAT32, train_on_eot=True, progress=None,
+    batch_tokens=0, rank=0, count=1,
+):  # fmt: skip
     """`Likelihood` of rows (n, block_size) under a model and the mask of the rows' stage.
 
     A row's first token follows nothing and has no loss; its characters are not counted either. With
     `tokenizer`, characters are counted; without, they stay 0. progress(n): called when n rows are done.
+    batch_tokens: as in `like_length_batches`. rank, count: of a measurement that several processes share; each
+    gets the sums of its part of every batch.
     """
     device, total, special = model.wte.weight.device, Likelihood(), meta["special_ids"]
     was_training = model.training
     model.eval()
-    order = np.argsort(
-        row_lengths(rows, special["pad"]), kind="stable"
-    )  # rows of like length share a batch, so that less of it is PAD
-    for first in range(0, len(rows), batch_size):
-        batch = rows[np.sort(order[first : first + batch_size])]
-        x, y, mask = make_batch(batch, meta, train_on_eot)
+    lengths = row_lengths(rows, special["pad"])
+    order = np.argsort(lengths, kind="stable")  # rows of like length share a batch, so that less of it is PAD
+    for part in like_length_batches(lengths[order], batch_size, batch_tokens):
+        batch = order[part][rank::count]
+        x, y, mask = make_batch(rows[np.sort(batch) if len(batch) else [0]], meta, train_on_eot)
+        if not len(batch):  # a process without a row takes part where the model's shards are gathered
+            mask = torch.zeros_like(mask)
         with precision.context(device):
             losses = model.token_losses(x.to(device), y.to(device), mask.to(device)).cpu().double()
         is_text = y[mask] != special["eot"]

@@ -205,6 +205,16 @@ class GPT(nn.Module):
         """Number of parameters without the position table, as nanoGPT counts."""
         return sum(p.numel() for p in self.parameters()) - self.wpe.weight.numel()
 
+    def training_flops(self, tokens, kept, squares):
+        """Operations of a forward and backward pass over rows of real tokens (Chowdhery et al. 2022, appendix B).
+
+        6 for each weight of a matrix and token; the output layer at the kept positions only. squares: the rows'
+        token counts squared and summed; of attention's scores only those that causality leaves count.
+        """
+        config = self.config
+        blocks = 12 * config.n_layer * config.n_embd**2 * tokens + config.n_embd * config.vocab_size * kept
+        return 6 * blocks + 6 * config.n_layer * config.n_embd * squares
+
     def hidden(self, idx, cache=None):
         """(B, T) ids -> (B, T, C) states before the output layer. With a `KVCache`, ids continue it."""
         T, start = idx.shape[1], 0 if cache is None else cache.length

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 MUON_MOMENTUM = 0.95
 # The quintic that drives singular values towards 1, and its number of steps (Jordan et al. 2024).
@@ -44,10 +45,14 @@ class Muon(torch.optim.Muon):
                 if p.grad is not None:
                     by_shape.setdefault(p.shape, []).append(p)
             for shape, params in by_shape.items():
-                updates = torch.stack([self._nesterov(p, group["momentum"]) for p in params])
+                updates = [self._nesterov(p, group["momentum"]) for p in params]
+                # Only a whole matrix can be made orthogonal: one that is sharded over processes is gathered.
+                whole = torch.stack([u.full_tensor() if isinstance(u, DTensor) else u for u in updates])
                 lr = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
-                for p, update in zip(params, orthogonalize(updates, self.dtype), strict=True):
+                for p, update in zip(params, orthogonalize(whole, self.dtype), strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
+                    if isinstance(p, DTensor):
+                        update = distribute_tensor(update.to(p.dtype), p.device_mesh, p.placements, src_data_rank=None)
                     p.add_(update, alpha=-lr)
 
     def _nesterov(self, p, momentum):

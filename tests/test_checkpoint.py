@@ -21,7 +21,16 @@ def save(path, seed=0, tokenizer=None, step=7, **state):
     path.parent.mkdir(parents=True, exist_ok=True)
     model = tiny_model(seed)
     tokenizer = tokenizer or tiny_tokenizer()
-    save_checkpoint(path, model, Settings(n_layer=2), "sft", tokenizer, {**PROGRESS, "step": step}, **state)
+    save_checkpoint(
+        path,
+        model.state_dict(),
+        model.config,
+        Settings(n_layer=2),
+        "sft",
+        tokenizer,
+        {**PROGRESS, "step": step},
+        **state,
+    )
     return model
 
 

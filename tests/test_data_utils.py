@@ -8,9 +8,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny import padded_rows, tiny_meta, tiny_tokenizer, write_rows
+from tiny import PAD, padded_rows, tiny_meta, tiny_tokenizer, write_rows
 
-from data_utils import RowOrder, RowWriter, check_table, loss_mask, make_batch, open_rows, row_lengths, split_row
+from configurator import Settings
+from data_utils import (
+    BatchOrder,
+    RowWriter,
+    TrainingData,
+    check_table,
+    loss_mask,
+    make_batch,
+    open_rows,
+    row_lengths,
+    split_row,
+)
 from errors import UserError
 from tokenizer import load_tokenizer
 
@@ -211,41 +222,126 @@ def test_a_damaged_meta_is_a_user_error(tmp_path, damage):
 LENGTHS = np.random.default_rng(0).integers(5, 120, size=1000)
 
 
+def order_of(n_rows, **settings):
+    return BatchOrder(LENGTHS[:n_rows], **{"seed": 3, "batch_size": 8, **settings})
+
+
+def rows_of(batches):
+    return np.concatenate(batches).tolist()
+
+
 @pytest.mark.parametrize("n_rows", [1, 5, 64, 100, 1000])
-@pytest.mark.parametrize("grouped", [False, True])
-def test_each_epoch_draws_every_row_once_in_a_fresh_order(n_rows, grouped):
-    order = RowOrder(n_rows, seed=3, lengths=LENGTHS[:n_rows] if grouped else None, batch_size=8)
-    epochs = [order.take(epoch * n_rows, n_rows).tolist() for epoch in range(4)]
+@pytest.mark.parametrize("batch_tokens", [0, 1000])
+def test_each_epoch_draws_every_row_once_in_a_fresh_order(n_rows, batch_tokens):
+    order = order_of(n_rows, batch_tokens=batch_tokens)
+    epochs = [rows_of(order.batches(epoch)) for epoch in range(4)]
     assert all(sorted(epoch) == list(range(n_rows)) for epoch in epochs)
     if n_rows > 20:
         assert len({tuple(epoch) for epoch in epochs}) == 4
         assert list(range(n_rows)) not in epochs
-        other = RowOrder(n_rows, seed=4, lengths=order.lengths, batch_size=8)
-        assert other.take(0, n_rows).tolist() != epochs[0]
+        assert rows_of(order_of(n_rows, seed=4).batches(0)) != epochs[0]
 
 
 @pytest.mark.parametrize("sampling", ["random", "traverse"])
-def test_the_order_is_the_same_from_any_position(sampling):
+@pytest.mark.parametrize("batch_tokens", [0, 500])
+def test_the_order_is_the_same_from_any_position(sampling, batch_tokens):
     def order():
-        return RowOrder(100, sampling, seed=3, lengths=LENGTHS[:100], batch_size=8)
+        return order_of(100, sampling=sampling, batch_tokens=batch_tokens)
 
-    whole, one = order().take(0, 500).tolist(), order()
-    for start in (0, 1, 95, 250, 493, 7):  # the last one back again
-        assert order().take(start, 7).tolist() == one.take(start, 7).tolist() == whole[start : start + 7]
+    whole, position = [], (0, 0)
+    for _ in range(60):
+        (batch,), after = order().take(*position, 1)
+        whole.append((position, batch.tolist()))
+        position = after
+    one = order()
+    for start in (0, 1, 11, 50, 7):  # the last one back again
+        batches, after = one.take(*whole[start][0], 7)
+        assert [b.tolist() for b in batches] == [b for _, b in whole[start : start + 7]]
+        assert after == whole[start + 7][0]
 
 
-def test_traverse_draws_rows_as_the_file_has_them():
-    order = RowOrder(10, "traverse", lengths=LENGTHS[:10], batch_size=4)
-    assert order.take(0, 25).tolist() == [*range(10), *range(10), *range(5)]
+def test_a_step_goes_on_into_the_next_epochs():
+    order = order_of(5, batch_size=2)
+    batches, position = order.take(0, 2, 8)  # 3 batches an epoch
+    assert [len(b) for b in batches] and position == (3, 1)
+    assert rows_of(batches[1:4]) == rows_of(order.batches(1))
 
 
-@pytest.mark.parametrize("n_rows", [992, 1000])  # a multiple of the batch size, and not one
-def test_rows_of_like_length_share_a_batch_in_every_epoch(n_rows):
-    def padding(order, epoch):
-        batches = [LENGTHS[order.take(16 * b, 16)] for b in range(epoch * n_rows // 16 + 1, (epoch + 1) * n_rows // 16)]
-        return np.mean([1 - batch.mean() / batch.max() for batch in batches])
+@pytest.mark.parametrize("batch_tokens", [0, 500])
+def test_traverse_draws_rows_as_the_file_has_them(batch_tokens):
+    order = order_of(100, sampling="traverse", batch_tokens=batch_tokens)
+    assert rows_of(order.batches(0)) == rows_of(order.batches(1)) == list(range(100))
 
-    grouped = RowOrder(n_rows, lengths=LENGTHS[:n_rows], batch_size=16)
-    plain = padding(RowOrder(n_rows), epoch=0)
+
+@pytest.mark.parametrize("n_rows", [1, 5, 100, 1000])
+@pytest.mark.parametrize("sampling", ["random", "traverse"])
+def test_batches_hold_what_was_asked_for_and_are_nearly_equal(n_rows, sampling):
+    sizes = [len(b) for b in order_of(n_rows, sampling=sampling).batches(0)]
+    assert max(sizes) <= 8 and len(sizes) <= -(-n_rows // 8) + 1
+    for batch in order_of(n_rows, sampling=sampling, batch_tokens=500).batches(0):
+        assert len(batch) * -(-LENGTHS[batch].max() // 8) * 8 <= 500
+    if n_rows == 1000 and sampling == "random":
+        tokens = [LENGTHS[b].sum() for b in order_of(n_rows, batch_tokens=500).batches(0)]
+        assert min(tokens) > 200
+        assert np.mean(tokens) > 400
+
+
+def test_a_row_longer_than_batch_tokens_is_a_batch():
+    assert [len(b) for b in order_of(100, batch_tokens=8).batches(0)] == [1] * 100
+
+
+def test_batches_are_counted_by_epochs():
+    order = order_of(100)
+    assert order.count(1) == 13 and order.count(2.5) == 26 + 7 and order.count(0) == 0
+
+
+@pytest.mark.parametrize("batch_tokens", [0, 1000])
+def test_rows_of_like_length_share_a_batch_in_every_epoch(batch_tokens):
+    def padding(batches):
+        return 1 - sum(LENGTHS[b].sum() for b in batches) / sum(len(b) * LENGTHS[b].max() for b in batches)
+
+    plain = padding(np.split(np.random.default_rng(0).permutation(1000), range(16, 1000, 16)))
+    order = order_of(1000, batch_size=16, batch_tokens=batch_tokens)
     for epoch in range(4):
-        assert padding(grouped, epoch) < plain / 3
+        assert padding(order.batches(epoch)) < plain / 4
+
+
+@pytest.fixture
+def rows_folder(tmp_path):
+    lists = [list(range(1, 2 + i % 12)) for i in range(30)]
+    write_rows(tmp_path, {"train": lists, "val": [[1, 2]]})
+    return tmp_path
+
+
+def kept_targets(steps):
+    """Sorted targets with a loss of all batches of some `StepRows`."""
+    return sorted(t for step in steps for _, y, mask in step.batches for t in y[mask].tolist())
+
+
+@pytest.mark.parametrize(("count", "accumulation"), [(2, 4), (2, 1), (3, 2), (8, 1)])
+def test_processes_share_a_step_and_leave_nothing_out(rows_folder, count, accumulation):
+    """Also with fewer rows in a batch (7) than processes."""
+    settings = Settings(
+        data_dir=str(rows_folder), block_size=16, batch_size=7, gradient_accumulation_steps=accumulation
+    )
+    alone = TrainingData(settings).step((0, 0))
+    shares = [TrainingData(settings, rank, count).step((0, 0)) for rank in range(count)]
+    assert kept_targets(shares) == kept_targets([alone])
+    assert {(s.rows, s.tokens, s.position, s.squares) for s in shares} == {
+        (alone.rows, alone.tokens, alone.position, alone.squares)
+    }
+    assert len({len(s.batches) for s in shares}) == 1  # each takes part in every exchange
+
+
+def test_a_step_made_ahead_is_the_step_asked_for(rows_folder):
+    settings = Settings(data_dir=str(rows_folder), block_size=16, batch_size=7)
+    data, position, ahead = TrainingData(settings), (0, 0), []
+    for _ in range(10):
+        step = data.step(position)
+        ahead.append(step)
+        fresh = TrainingData(settings).step(position)
+        assert all(torch.equal(a, b) for a, b in zip(step.batches[0], fresh.batches[0], strict=True))
+        position = step.position
+    again = data.step(ahead[2].position)  # not the one that was made ahead
+    assert torch.equal(again.batches[0][0], ahead[3].batches[0][0])
+    assert ahead[0].tokens == sum(len(row) - row.tolist().count(PAD) for row in data.train[data.order.batches(0)[0]])

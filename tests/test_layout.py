@@ -18,8 +18,11 @@ FLOORS = {
     "corpus": 1,
     "optim": 1,
     "device": 1,
+    "distributed": 1,
+    "tracking": 1,
     "generation": 2,
     "metrics": 2,
+    "training": 2.5,
 }
 SCRIPT_FLOOR = 3
 SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("sft/*.py")])

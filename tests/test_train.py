@@ -11,12 +11,13 @@ import pytest
 import torch
 from conftest import ROOT, byte_tokenizer, made_up_articles, made_up_questions
 
-import train
+import training
 from checkpoint import load_checkpoint, load_model
 from configurator import Settings
 from data_utils import RowWriter
 from errors import UserError
-from train import Trainer
+from train import Run
+from training import Trainer
 
 TINY = {
     "block_size": 96,
@@ -65,6 +66,15 @@ def settings(folders, tmp_path):
     return make
 
 
+def finish(trainer):
+    """Train to the end; returns why that was early, or None."""
+    run = Run(trainer)
+    try:
+        return run.loop()
+    finally:
+        run.close()
+
+
 def log_of(settings):
     """Lines of a run's log without the clock times."""
     lines = map(json.loads, Path(settings.out_dir, "log.jsonl").read_text(encoding="utf-8").splitlines())
@@ -83,17 +93,18 @@ def assert_same(left, right):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_stopped_and_resumed_run_equals_one_never_stopped(settings, tmp_path, optimizer):
     whole = settings(out_dir=str(tmp_path / "whole"), optimizer=optimizer)
-    Trainer(whole).run()
+    finish(Trainer(whole))
     stopped = settings(out_dir=str(tmp_path / "stopped"), optimizer=optimizer)
     trainer = Trainer(stopped)
+    loop = Run(trainer)
     for _ in range(6):
         trainer.step()
-        trainer.log()
-    trainer.save_last()
+        loop.log()
+    trainer.save("last.pt", resumable=True)
     trainer.step()  # lost with the crash, like the line that it logs
-    trainer.log()
+    loop.log()
     stopped.init_from = "resume"
-    Trainer(stopped).run()
+    finish(Trainer(stopped))
     assert [line["train_loss"] for line in log_of(stopped)] == [line["train_loss"] for line in log_of(whole)]
     assert log_of(stopped)[6:] == log_of(whole)[6:]
     assert_same(weights(stopped), weights(whole))
@@ -103,15 +114,15 @@ def test_accumulated_batches_give_the_step_of_one_large_batch(settings, tmp_path
     one = settings(out_dir=str(tmp_path / "one"), batch_size=8, sampling="traverse", dropout=0.0, max_iters=3)
     four = settings(out_dir=str(tmp_path / "four"), batch_size=2, sampling="traverse", dropout=0.0, max_iters=3)
     four.gradient_accumulation_steps = 4
-    Trainer(one).run()
-    Trainer(four).run()
+    finish(Trainer(one))
+    finish(Trainer(four))
     for name, weight in weights(one).items():
         torch.testing.assert_close(weights(four)[name], weight, rtol=0, atol=1e-5)
 
 
 def test_loss_falls_and_log_and_checkpoints_are_written(settings, tmp_path):
     run = settings(max_iters=40, eval_interval=20, learning_rate=3e-3, keep_every=20)
-    Trainer(run).run()
+    finish(Trainer(run))
     log = log_of(run)
     assert log[-1]["train_loss"] < log[0]["train_loss"] - 1
     assert set(log[0]) == {"step", "epoch", "train_loss", "val_loss", "lr", "tokens"}
@@ -125,7 +136,7 @@ def test_loss_falls_and_log_and_checkpoints_are_written(settings, tmp_path):
 def test_tokens_are_the_real_ones_and_epochs_set_the_length(settings, folders):
     run = settings(max_epochs=2.0, batch_size=10)
     trainer = Trainer(run)
-    trainer.run()
+    finish(trainer)
     meta = json.loads(Path(folders["pretrain"], "meta.json").read_text(encoding="utf-8"))
     assert trainer.progress.max_iters == 8  # 2 epochs of 40 rows, 10 a step
     assert log_of(run)[-1]["tokens"] == 2 * meta["parts"]["train"]["tokens"]
@@ -133,21 +144,21 @@ def test_tokens_are_the_real_ones_and_epochs_set_the_length(settings, folders):
 
 def test_patience_ends_a_run_that_no_longer_gets_better(settings):
     trainer = Trainer(settings(learning_rate=0.0, weight_decay=0.0, patience=2, max_iters=100, eval_interval=2))
-    assert "2 checks" in trainer.run()
+    assert "2 checks" in finish(trainer)
     assert trainer.progress.step == 6  # the first check is the best, two more are not
 
 
 def test_max_seconds_shortens_a_run_and_its_schedule(settings):
     trainer = Trainer(settings(max_iters=10_000, max_seconds=0.001, eval_interval=100_000))
-    trainer.run()
+    finish(trainer)
     assert trainer.progress.step == trainer.progress.max_iters == 26
     assert trainer.lr < 0.2 * trainer.settings.learning_rate
 
 
 def test_an_earlier_run_is_put_aside_and_not_lost(settings, tmp_path):
-    Trainer(settings()).run()
+    finish(Trainer(settings()))
     before = weights(settings())
-    Trainer(settings(seed=5)).run()
+    finish(Trainer(settings(seed=5)))
     assert_same(load_checkpoint(tmp_path / "out" / "old" / "last.pt")["model"], before)
     assert (tmp_path / "out" / "old" / "log.jsonl").exists()
 
@@ -156,7 +167,7 @@ def test_an_overflow_in_float16_skips_the_step_of_every_optimizer(settings):
     trainer = Trainer(settings(optimizer="muon"))
     trainer.scaler = torch.amp.GradScaler("cpu")
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-    trainer.backward(trainer.data.micro_batches(0)[0][0], 1)
+    trainer.backward(trainer.data.step((0, 0)).batches[0], 1)
     trainer.model.ln_f.weight.grad[0] = torch.inf  # AdamW's; Muon's are finite
     trainer.take_step()
     assert_same(before, trainer.model.state_dict())
@@ -164,28 +175,39 @@ def test_an_overflow_in_float16_skips_the_step_of_every_optimizer(settings):
 
 
 def test_a_disk_that_is_full_once_does_not_end_the_run(settings, monkeypatch, capsys):
-    trainer, real, failed = Trainer(settings()), train.save_checkpoint, []
+    trainer, real, failed = Trainer(settings()), training.save_checkpoint, []
 
     def full_at_first(*arguments, **state):
-        if not failed:
+        if len(failed) < 2 and trainer.progress.step:
             failed.append(True)
             raise UserError("ckpt.pt could not be written")
         real(*arguments, **state)
 
-    monkeypatch.setattr(train, "save_checkpoint", full_at_first)
-    trainer.run()
-    assert "could not be written" in capsys.readouterr().out
-    assert (trainer.out / "last.pt").exists()
+    monkeypatch.setattr(training, "save_checkpoint", full_at_first)
+    finish(trainer)
+    assert capsys.readouterr().out.count("could not be written") == 2
+    assert load_checkpoint(trainer.out / "last.pt")["progress"]["step"] == 12
+
+
+def test_a_disk_that_is_full_at_the_start_is_found_out_before_any_training(settings, monkeypatch):
+    def full(*arguments, **state):
+        raise UserError("last.pt could not be written")
+
+    monkeypatch.setattr(training, "save_checkpoint", full)
+    trainer = Trainer(settings())
+    with pytest.raises(UserError, match="could not be written"):
+        finish(trainer)
+    assert trainer.progress.step == 0
 
 
 def test_fine_tuning_starts_from_the_checkpoint_and_keeps_its_shape(settings, folders, tmp_path):
     base = settings(out_dir=str(tmp_path / "base"))
-    Trainer(base).run()
+    finish(Trainer(base))
     path = f"{base.out_dir}/ckpt.pt"
     tuned = settings(data_dir=folders["sft"], out_dir=str(tmp_path / "sft"), init_from=path, n_layer=7, max_iters=2)
     trainer = Trainer(tuned)
     assert_same(trainer.model.state_dict(), weights(base, "ckpt.pt"))
-    trainer.run()
+    finish(trainer)
     content = load_checkpoint(f"{tuned.out_dir}/ckpt.pt")
     assert content["stage"] == "sft" and content["model_args"]["n_layer"] == 2
     model, tokenizer = load_model(content)

@@ -1,0 +1,336 @@
+"""One training run: model, data, optimizers, and where it stands; a step at a time.
+
+`train.py` and `bench.py` drive it. Several processes (torchrun) share a run, which learns what one process
+would: a step's loss is the sum over its kept tokens, divided by the kept tokens of all processes.
+"""
+
+import dataclasses
+import math
+import shutil
+from pathlib import Path
+
+import torch
+
+from checkpoint import LAST, load_checkpoint, load_model, newest_intact, save_checkpoint
+from data_utils import TrainingData, check_table
+from device import Precision, out_of_memory_is_said, pick_device, pick_precision, should_compile, show
+from distributed import averaging_loss, exchange_gradients, shard, shard_state, start_processes, whole
+from errors import UserError
+from files import replace_file
+from generation import SamplingParams, TextGenerator
+from metrics import likelihood
+from model import GPT, GPTConfig
+from optim import lr_scale, make_optimizers, set_learning_rate
+from tracking import LOG, cut_log
+
+SAMPLE = SamplingParams(temperature=0.0, max_new_tokens=40)
+SAMPLE_PROMPT_TOKENS = 8
+TIMED_TOKENS = 1024  # in a step that is only timed
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run has come; travels in its checkpoints."""
+
+    step: int = 0
+    epoch: int = 0  # the epoch in hand, and its next batch
+    batch: int = 0
+    tokens: int = 0  # real tokens drawn, PAD left out
+    seconds: float = 0.0
+    best_val_loss: float = math.inf
+    best_step: int = 0
+    checks_without_best: int = 0
+    max_iters: int = 0  # steps of the whole run, once they are known
+    loss_sum: float = 0.0  # since the last line of the log
+    loss_tokens: int = 0
+    last_losses: tuple = (math.inf, math.inf)  # training and validation loss of the last check
+    checks_overfitting: int = 0
+
+
+def check_settings(settings):
+    """Raise UserError for settings that no run can have together."""
+    if settings.max_iters < 1 and settings.max_epochs <= 0:
+        raise UserError("give max_iters (steps) or max_epochs")
+    if settings.n_embd % settings.n_head:
+        raise UserError(f"n_embd ({settings.n_embd}) must be a multiple of n_head ({settings.n_head})")
+    if 0 < settings.batch_tokens < settings.block_size:
+        raise UserError(f"batch_tokens ({settings.batch_tokens}) must hold a row of block_size ({settings.block_size})")
+    if settings.fsdp and settings.dtype == "float16":
+        raise UserError("fsdp does not go with float16 and its loss scaler; take --dtype=bfloat16 or float32")
+
+
+def make_model(settings, data):
+    """(model, checkpoint's dict or None) by init_from."""
+    if settings.init_from == "scratch":
+        padded = -(-data.tokenizer.n_vocab // 64) * 64
+        vocab_size = settings.vocab_size or padded
+        if vocab_size < data.tokenizer.n_vocab:
+            raise UserError(
+                f"vocab_size is {vocab_size}, tokenizer {data.tokenizer.name} has {data.tokenizer.n_vocab} ids"
+            )
+        names = [f.name for f in dataclasses.fields(GPTConfig) if f.name != "vocab_size"]
+        return GPT(GPTConfig(vocab_size=vocab_size, **{n: getattr(settings, n) for n in names})), None
+    resume = settings.init_from == "resume"
+    path = Path(settings.out_dir) / LAST if resume else settings.init_from
+    content = newest_intact(settings.out_dir) if resume else load_checkpoint(path)
+    check_table(settings.data_dir, data.meta, content["tokenizer"], f"the table of {path}")
+    if resume and content["stage"] != data.meta["stage"]:
+        raise UserError(f"{path} is a {content['stage']} run, {settings.data_dir} holds {data.meta['stage']} data")
+    block_size = content["model_args"]["block_size"]
+    if block_size < settings.block_size:
+        raise UserError(
+            f"block_size is {settings.block_size}, but the checkpoint {path} has {block_size}; prepare with that"
+        )
+    content["model_args"]["dropout"] = settings.dropout
+    for name in ("n_layer", "n_head", "n_embd", "bias", "vocab_size"):  # the checkpoint's shape is the run's
+        setattr(settings, name, content["model_args"][name])
+    model, _ = load_model(content)
+    return model, content if resume else None
+
+
+class Trainer:
+    """One run: model, data, optimizers, and where it stands.
+
+    say(text) prints a line; only the main of several processes does.
+    """
+
+    def __init__(self, settings, say=print):
+        check_settings(settings)
+        self.settings, self.progress = settings, Progress()
+        self.processes = start_processes(settings.device)
+        self.say = say if self.processes.is_main else lambda text: None
+        place = self.processes.rank, self.processes.count
+        self.data = TrainingData(settings, *place)
+        self.sharded = settings.fsdp and self.processes.count > 1
+        self.device = pick_device(settings.device, self.processes.local_rank if self.processes.count > 1 else None)
+        torch.set_float32_matmul_precision("high")  # TF32 where the card has it
+        torch.manual_seed(settings.seed)
+        self.model, resumed = make_model(settings, self.data)
+        if not self.sharded:  # a model that is too large for one card goes there in shards only
+            self.model.to(self.device)
+        self.out = Path(settings.out_dir)
+        self.pick_speed(resumed)
+        if self.sharded:
+            shard(self.model, self.device)
+        self.loss = averaging_loss(self.model, self.processes, self.device)
+        fused = self.device.type in ("cuda", "cpu")
+        muon_dtype = torch.bfloat16 if self.precision.dtype == torch.bfloat16 else torch.float32
+        self.optimizers = make_optimizers(self.model, settings, fused, muon_dtype)
+        self.progress.max_iters = self.planned_steps()
+        if resumed:
+            self.restore(resumed)
+        else:
+            torch.manual_seed(settings.seed + 1 + self.processes.rank)  # dropout differs between processes
+            if self.processes.is_main:
+                self.put_aside()
+        self.stopped_by = None
+
+    def planned_steps(self):
+        """Optimizer steps by max_epochs or max_iters."""
+        if self.settings.max_epochs > 0:
+            return math.ceil(self.data.order.count(self.settings.max_epochs) / self.data.batches_a_step)
+        return self.settings.max_iters
+
+    def put_aside(self):
+        """Move an earlier run's files to old/ in the run's folder, where they stay until the next time."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        files, old = [*self.out.glob("*.pt"), *self.out.glob(LOG)], self.out / "old"
+        if files:
+            self.say(f"note: the run that was in {self.out} is now in {old} (--init_from=resume would go on with it)")
+            shutil.rmtree(old, ignore_errors=True)
+            old.mkdir()
+            for file in files:
+                replace_file(file, old / file.name)
+
+    def pick_speed(self, resumed):
+        """Choose compute type and compiling, and say why; a resumed run computes as it did, for the same numbers."""
+
+        def step(precision):
+            self.use(precision)
+            x, y, mask = rows.batches[0]
+            few = max(1, TIMED_TOKENS // x.shape[1])
+            self.backward((x[:few], y[:few], mask[:few]), 1)
+            self.model.zero_grad(set_to_none=True)
+
+        rows, self.loss = self.data.step((0, 0)), self.model.loss_sum
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
+        before = resumed and Precision.from_dict(resumed["precision"], self.device)
+        if before and self.settings.dtype == "auto":
+            picked = before
+        elif self.sharded and self.settings.dtype == "auto" and self.device.type == "cuda":
+            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            picked = Precision(torch.bfloat16 if bf16 else torch.float32, why="what sharding can use here")
+        else:
+            picked = pick_precision(self.settings.dtype, self.device, step)
+        self.use(self.processes.from_main(picked))
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.dtype == torch.float16)
+        compiling, why = should_compile(self.settings.compile, self.device)
+        if self.sharded and self.settings.compile == "auto":
+            compiling, why = False, "the default with fsdp"
+        if compiling:  # the trunk only: how many positions have a loss differs by batch
+            self.model.trunk = torch.compile(self.model.hidden, dynamic=True)
+            try:
+                if not self.sharded:
+                    step(self.precision)
+            except Exception as error:  # compilers fail in many ways, and training goes on without
+                self.model.trunk = self.model.hidden
+                compiling, why = False, f"it failed: {type(error).__name__}"
+        several = f" x {self.processes.count} processes ({'FSDP2' if self.sharded else 'DDP'})"
+        self.say(
+            f"number of parameters: {self.model.num_params() / 1e6:.2f}M; {self.device}"
+            f"{several if self.processes.count > 1 else ''}, {show(self.precision)} ({self.precision.why}), "
+            f"compile {compiling} ({why})"
+        )
+
+    def use(self, precision):
+        """Compute with a `Precision` from here on."""
+        self.precision = precision
+        self.model.use_plain_attention(precision.plain_attention)
+
+    def restore(self, content):
+        """Go on where the checkpoint stood: optimizers, random state, counters; the log is cut back to it."""
+        for name in ("seed", "batch_size", "batch_tokens", "gradient_accumulation_steps", "sampling"):
+            before, now = content["settings"].get(name), getattr(self.settings, name)
+            if before != now:
+                self.say(f"note: {name} was {before!r} and is {now!r}, so the rows come in another order from here on")
+        planned = self.progress.max_iters
+        try:
+            self.progress = Progress(**content["progress"])
+        except TypeError:
+            raise UserError(f"the checkpoint in {self.out} is of another version and cannot be gone on with") from None
+        if not self.processes.is_main:  # the sum is of all processes, so one goes on with it
+            self.progress.loss_sum = 0.0
+        if not self.settings.max_seconds:  # else the run stays as short as it was made
+            self.progress.max_iters = planned
+        for optimizer, state in zip(self.optimizers, content["optimizers"], strict=True):
+            given = [{key: group[key] for key in ("peak_lr", "weight_decay")} for group in optimizer.param_groups]
+            optimizer.load_state_dict(state)
+            shard_state(optimizer)
+            for group, values in zip(optimizer.param_groups, given, strict=True):
+                group.update(values)  # a rate that the user changes for the rest of the run counts
+        if content["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(content["scaler"])
+        self.restore_random(content["random"])
+        if self.processes.is_main:
+            cut_log(self.out, self.progress.step)
+        self.say(f"going on at step {self.progress.step} of {self.progress.max_iters}")
+
+    def restore_random(self, by_process):
+        """Give the generators their states; where the number of processes is another, ones made from the step."""
+        if len(by_process) != self.processes.count:
+            torch.manual_seed(self.settings.seed + 1 + self.processes.rank + 1000 * self.progress.step)
+            return
+        states = by_process[self.processes.rank]
+        torch.set_rng_state(states["cpu"])
+        if self.device.type == "cuda" and "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], self.device)
+
+    @property
+    def epochs(self):
+        """Passes over the rows so far, with the part of the one in hand."""
+        p = self.progress
+        return p.epoch + (p.batch / len(self.data.order.batches(p.epoch)) if p.batch else 0)
+
+    def backward(self, batch, factor):
+        """Add the gradient of a micro-batch's summed loss times a factor; returns the sum."""
+        x, y, mask = (t.to(self.device, non_blocking=True) for t in batch)
+        with self.precision.context(self.device):
+            loss_sum = self.loss(x, y, mask)
+        self.scaler.scale(loss_sum * factor).backward()
+        return loss_sum.detach()
+
+    def step(self):
+        """One optimizer step over gradient_accumulation_steps batches, the processes' together."""
+        p = self.progress
+        scale = lr_scale(p.step, p.max_iters, self.settings)
+        set_learning_rate(self.optimizers, scale)
+        self.lr = scale * self.settings.learning_rate
+        rows = self.data.step((p.epoch, p.batch))
+        kept, stops = self.processes.total(
+            sum(int(mask.sum()) for _, _, mask in rows.batches), self.stopped_by is not None
+        )
+        with out_of_memory_is_said(self.device):
+            for i, batch in enumerate(rows.batches, start=1):
+                exchange_gradients(self.model, self.loss, i == len(rows.batches))
+                # The processes' gradients are averaged, and the sum is wanted: hence their number.
+                p.loss_sum = p.loss_sum + self.backward(batch, self.processes.count / max(1, kept))
+            self.take_step()
+        p.loss_tokens += int(kept)
+        p.step += 1
+        p.epoch, p.batch = rows.position
+        p.tokens += rows.tokens
+        if stops:  # one process was told to stop: all do, after the same step
+            self.stopped_by = self.stopped_by or "interrupted"
+        return rows, int(kept)
+
+    def take_step(self):
+        """Clip the gradients and let the optimizers use them."""
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip or math.inf)
+        # In float16 an overflow in one optimizer's gradients makes the clipped ones of the other useless too.
+        if not self.scaler.is_enabled() or torch.isfinite(norm):
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
+        self.scaler.update()
+        self.model.zero_grad(set_to_none=True)
+
+    def train_loss(self):
+        """Mean training loss in nats a token since it was last asked for."""
+        p = self.progress
+        (loss_sum,) = self.processes.total(float(p.loss_sum))
+        mean = loss_sum / max(1, p.loss_tokens)
+        p.loss_sum, p.loss_tokens = 0.0, 0
+        return mean
+
+    def validate(self):
+        """Nats a token over the validation part."""
+        settings, place = self.settings, (self.processes.rank, self.processes.count)
+        part = likelihood(
+            self.model, self.data.val, self.data.meta, settings.batch_size, precision=self.precision,
+            train_on_eot=settings.train_on_eot, batch_tokens=settings.batch_tokens, rank=place[0], count=place[1],
+        )  # fmt: skip
+        self.model.train()
+        nats, tokens = self.processes.total(part.nats, part.tokens)
+        return nats / max(1.0, tokens)
+
+    def sample(self):
+        """A line of text that the model makes now, from sample_prompt or a validation row's start."""
+        data, prompt = self.data, self.settings.sample_prompt
+        if not prompt:
+            row = data.val[0][:SAMPLE_PROMPT_TOKENS].tolist()
+            if data.meta["stage"] == "sft":
+                full = data.val[0].tolist()
+                row = full[: full.index(data.tokenizer.answer_id)]
+            prompt = data.tokenizer.decode(row)
+        self.model.eval()
+        text = "".join(TextGenerator(self.model, data.tokenizer, data.meta["stage"]).stream(prompt, SAMPLE))
+        self.model.train()
+        return f"{prompt} → {text}".replace("\n", " ")
+
+    def save(self, name, resumable=False, previous=None):
+        """Write a checkpoint under the run's folder; `previous` is the name that an older one of that name gets."""
+        state = {}
+        p = self.progress
+        (loss_sum,) = self.processes.total(float(p.loss_sum))
+        progress = dataclasses.asdict(dataclasses.replace(p, loss_sum=loss_sum))
+        if resumable:
+            generators = {"cpu": torch.get_rng_state()}
+            if self.device.type == "cuda":
+                generators["cuda"] = torch.cuda.get_rng_state(self.device)
+            state = {
+                "optimizers": [whole(o.state_dict()) for o in self.optimizers],
+                "scaler": self.scaler.state_dict(),
+                "random": self.processes.gather(generators),
+                "precision": self.precision.to_dict(self.device),
+            }
+        weights = whole(self.model.state_dict())
+        if self.processes.is_main:
+            stage, tokenizer, config = self.data.meta["stage"], self.data.tokenizer, self.model.config
+            save_checkpoint(
+                self.out / name, weights, config, self.settings, stage, tokenizer, progress, previous, **state
+            )
+
+    def close(self):
+        """Leave the process group."""
+        self.processes.stop()
