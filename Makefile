@@ -1,5 +1,6 @@
 # make demo   the whole way on the embedded corpus: about five minutes on two cores
 # make test   the tests
+# make soak   the long ones among them, at their full counts (kills, load, gigabytes)
 # make sample ask the newest model
 # Set-up happens once, in .venv; it is done again when the requirements change.
 
@@ -9,13 +10,16 @@ endif
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test sample lint corpus clean
+.PHONY: demo test soak sample lint corpus clean
 
 demo: $(VENV)/ready
 	$(RUN) demo.py
 
 test: $(VENV)/ready-dev
 	$(RUN) -m pytest
+
+soak: $(VENV)/ready-dev
+	$(RUN) -m pytest --soak -m "soak or soak_only"
 
 sample: $(VENV)/ready
 	$(RUN) sample.py

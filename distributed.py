@@ -4,6 +4,7 @@ Processes are started by torchrun, which tells each its place in the environment
 agree on (how many tokens a step keeps, whether to stop) go over the CPU, so that no card has to wait for them.
 """
 
+import gc
 import os
 from dataclasses import dataclass
 
@@ -54,8 +55,10 @@ class Processes:
         return values
 
     def stop(self):
-        """Leave the group."""
+        """Leave the group, all together."""
         if self.count > 1 and dist.is_initialized():
+            gc.collect()  # shards that are still there would end the group's threads too late, with an abort
+            dist.barrier()
             dist.destroy_process_group()
 
 

@@ -175,7 +175,7 @@ def main():
             trainer.save(LAST, resumable=True, previous=PREVIOUS)
     finally:
         run.close()
-        trainer.close()
+    trainer.close()  # not after an error: the other processes would wait for this one; torchrun ends them
     if why == "interrupted":
         arguments = shlex.join([a for a in sys.argv[1:] if not a.startswith("--init_from")] + ["--init_from=resume"])
         trainer.say(f"stopped at step {p.step} and saved; go on with: python train.py {arguments}")

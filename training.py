@@ -123,6 +123,8 @@ class Trainer:
             torch.manual_seed(settings.seed + 1 + self.processes.rank)  # dropout differs between processes
             if self.processes.is_main:
                 self.put_aside()
+        for left in self.out.glob("*.partial") if self.processes.is_main else ():  # of a save that was killed
+            left.unlink(missing_ok=True)
         self.stopped_by = None
 
     def planned_steps(self):
@@ -332,5 +334,6 @@ class Trainer:
             )
 
     def close(self):
-        """Leave the process group."""
+        """Leave the process group, with everything that holds on to it let go first."""
+        self.model = self.loss = self.optimizers = None
         self.processes.stop()

@@ -13,6 +13,23 @@ from tokenizer import Tokenizer, table_bytes
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser):
+    parser.addoption("--soak", action="store_true", help="run the long tests, and the others at their full counts")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--soak"):
+        for item in items:
+            if item.get_closest_marker("soak_only"):
+                item.add_marker(pytest.mark.skip(reason="a long run: make soak"))
+
+
+@pytest.fixture
+def rounds(request):
+    """rounds(few, full): how often to repeat what `make soak` repeats in full."""
+    return lambda few, full: full if request.config.getoption("--soak") else few
+
+
 @pytest.fixture
 def script(tmp_path):
     """Run one of the project's scripts in a fresh folder; returns the finished process with its text output."""

@@ -9,48 +9,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, byte_tokenizer, made_up_articles, made_up_questions
+from conftest import ROOT
+from runs import TINY, log_of, write_stages
 
 import training
 from checkpoint import load_checkpoint, load_model
 from configurator import Settings
-from data_utils import RowWriter
+from data_utils import loss_mask
 from errors import UserError
 from train import Run
 from training import Trainer
-
-TINY = {
-    "block_size": 96,
-    "n_layer": 2,
-    "n_head": 2,
-    "n_embd": 32,
-    "batch_size": 8,
-    "max_iters": 12,
-    "eval_interval": 4,
-    "log_interval": 1,
-    "warmup_iters": 2,
-    "dtype": "float32",
-    "compile": "off",
-    "device": "cpu",
-    "dropout": 0.1,
-}
 
 
 @pytest.fixture
 def folders(tmp_path):
     """Prepared rows of both stages: {"pretrain": folder, "sft": folder}."""
-    tokenizer = byte_tokenizer()
-    articles = [tokenizer.encode(row["text"])[:90] for row in made_up_articles(16)]
-    questions = [
-        [*tokenizer.encode(qa["question"])[:40], tokenizer.answer_id, *tokenizer.encode(qa["answer"])[:40]]
-        for qa in made_up_questions(16)
-    ]
-    for stage, rows in (("pretrain", articles), ("sft", questions)):
-        with RowWriter(tmp_path / stage, ["train", "val"], TINY["block_size"], tokenizer) as writer:
-            for i, ids in enumerate(rows):
-                writer.add("val" if i % 6 == 0 else "train", ids, len(ids))
-            writer.finish({"stage": stage})
-    return {stage: str(tmp_path / stage) for stage in ("pretrain", "sft")}
+    return write_stages(tmp_path)
 
 
 @pytest.fixture
@@ -73,12 +47,6 @@ def finish(trainer):
         return run.loop()
     finally:
         run.close()
-
-
-def log_of(settings):
-    """Lines of a run's log without the clock times."""
-    lines = map(json.loads, Path(settings.out_dir, "log.jsonl").read_text(encoding="utf-8").splitlines())
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
 def weights(settings, name="last.pt"):
@@ -105,8 +73,10 @@ def test_a_stopped_and_resumed_run_equals_one_never_stopped(settings, tmp_path, 
     loop.log()
     stopped.init_from = "resume"
     finish(Trainer(stopped))
-    assert [line["train_loss"] for line in log_of(stopped)] == [line["train_loss"] for line in log_of(whole)]
-    assert log_of(stopped)[6:] == log_of(whole)[6:]
+    assert [line["train_loss"] for line in log_of(stopped.out_dir)] == [
+        line["train_loss"] for line in log_of(whole.out_dir)
+    ]
+    assert log_of(stopped.out_dir)[6:] == log_of(whole.out_dir)[6:]
     assert_same(weights(stopped), weights(whole))
 
 
@@ -123,7 +93,7 @@ def test_accumulated_batches_give_the_step_of_one_large_batch(settings, tmp_path
 def test_loss_falls_and_log_and_checkpoints_are_written(settings, tmp_path):
     run = settings(max_iters=40, eval_interval=20, learning_rate=3e-3, keep_every=20)
     finish(Trainer(run))
-    log = log_of(run)
+    log = log_of(run.out_dir)
     assert log[-1]["train_loss"] < log[0]["train_loss"] - 1
     assert set(log[0]) == {"step", "epoch", "train_loss", "val_loss", "lr", "tokens"}
     assert [line["step"] for line in log if line["val_loss"] is not None] == [20, 40]
@@ -139,7 +109,7 @@ def test_tokens_are_the_real_ones_and_epochs_set_the_length(settings, folders):
     finish(trainer)
     meta = json.loads(Path(folders["pretrain"], "meta.json").read_text(encoding="utf-8"))
     assert trainer.progress.max_iters == 8  # 2 epochs of 40 rows, 10 a step
-    assert log_of(run)[-1]["tokens"] == 2 * meta["parts"]["train"]["tokens"]
+    assert log_of(run.out_dir)[-1]["tokens"] == 2 * meta["parts"]["train"]["tokens"]
 
 
 def test_patience_ends_a_run_that_no_longer_gets_better(settings):
@@ -256,3 +226,70 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_run_goes_on(folders, tmp_path):
     )
     assert again.returncode == 0, again.stderr
     assert f"going on at step {step}" in again.stdout
+
+
+def test_a_fresh_run_can_be_resumed_before_its_first_check(settings):
+    trainer = Trainer(settings())
+    trainer.progress.max_iters = 0
+    finish(trainer)
+    again = Trainer(settings(init_from="resume"))
+    assert again.progress.step == 0
+    finish(again)
+    assert again.progress.step == 12
+
+
+def test_overfitting_is_said_once_with_the_best_step(settings, capsys):
+    trainer = Trainer(settings())
+    run = Run(trainer)
+    losses = [(3.0, 3.0), (2.9, 2.5), (2.8, 2.6), (2.85, 2.7), (2.7, 2.8), (2.6, 2.9), (2.5, 3.0), (2.4, 3.1)]
+    for step, (train_loss, val_loss) in enumerate(losses, start=1):
+        trainer.progress.step = step
+        if val_loss == 2.5:
+            trainer.progress.best_step = step
+        run.look_for_overfitting(train_loss, val_loss)
+        said = capsys.readouterr().out
+        assert ("overfits since step 2" in said) == (step == 7), step  # training loss rose at step 4
+    run.close()
+
+
+def test_out_of_memory_names_the_settings_to_lower(settings, monkeypatch):
+    trainer = Trainer(settings())
+
+    def full(*batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(trainer, "loss", full)
+    with pytest.raises(UserError, match=r"batch_tokens.*batch_size.*gradient_accumulation_steps.*block_size"):
+        trainer.step()
+
+
+def test_another_error_in_a_step_is_not_taken_for_a_lack_of_memory(settings, monkeypatch):
+    trainer = Trainer(settings())
+
+    def broken(*batch):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(trainer, "loss", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        trainer.step()
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+@pytest.mark.parametrize("batch_tokens", [0, 300])
+def test_training_on_trimmed_batches_is_training_on_padded_rows(settings, folders, stage, batch_tokens):
+    """Loss and gradient of a step against whole rows and logits at every position, to 1e-5 in float32."""
+    trainer = Trainer(settings(data_dir=folders[stage], batch_tokens=batch_tokens, dropout=0.0))
+    data, step = trainer.data, trainer.data.step((0, 0))
+    total = sum(trainer.backward(batch, 0.01) for batch in step.batches)
+    ours = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
+    trainer.model.zero_grad()
+    rows = data.train[data.order.batches(0)[0]]
+    ids = torch.from_numpy(rows.astype("int64"))
+    logits = trainer.model(ids[:, :-1])
+    mask = torch.from_numpy(loss_mask(rows, data.meta["special_ids"], stage))
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    expected = (losses * mask.flatten()).sum()
+    (0.01 * expected).backward()
+    torch.testing.assert_close(total, expected.detach(), rtol=1e-5, atol=0)
+    for name, p in trainer.model.named_parameters():
+        torch.testing.assert_close(ours[name], p.grad, rtol=0, atol=1e-5)

@@ -1,0 +1,84 @@
+"""A run that is killed, or compiled, or runs out of disk goes on as if nothing had been."""
+
+import random
+import shutil
+import signal
+import sys
+import time
+
+import pytest
+import torch
+from runs import arguments, finish, log_of, start, write_stages
+
+from checkpoint import load_checkpoint, newest_intact
+
+INTERVAL = 5
+RUN = {"max_iters": 150, "eval_interval": INTERVAL, "keep_every": 50}
+
+
+def weights_of(folder):
+    return load_checkpoint(folder / "last.pt")["model"]
+
+
+def kill_at(process, log, lines, delay):
+    """SIGKILL a run a moment after its log has so many lines; False where it ended before."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if log.exists() and log.read_bytes().count(b"\n") >= lines:
+            time.sleep(delay)
+            break
+        time.sleep(0.001)
+    if process.poll() is not None:
+        return False
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    return True
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_killed_at_random_moments_logs_what_one_never_stopped_logs(tmp_path, rounds, optimizer):
+    data = write_stages(tmp_path)["pretrain"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    flags = arguments(data_dir=data, optimizer=optimizer, **RUN)
+    finish(start(*flags, f"--out_dir={whole}"))
+    kills, chance, resuming = 0, random.Random(optimizer), []
+    wanted = rounds(2 if optimizer == "muon" else 1, 10)  # of both optimizers: 3, or 20
+    while kills < wanted:
+        process = start(*flags, f"--out_dir={killed}", *resuming)
+        resuming = ["--init_from=resume"]
+        done = newest_intact(killed)["progress"]["step"] if (killed / "last.pt").exists() else 0
+        # At most a few intervals on, so that the run does not end before all kills; the delay reaches into saving.
+        lines = done + chance.randint(1, max(2, (RUN["max_iters"] - done) // (wanted - kills)) - 1)
+        if not kill_at(process, killed / "log.jsonl", lines, chance.random() * 0.05):
+            finish(process)
+            break
+        kills += 1
+        logged = (killed / "log.jsonl").read_bytes().count(b"\n")
+        step = newest_intact(killed)["progress"]["step"]
+        assert step >= logged // INTERVAL * INTERVAL - INTERVAL, "more than one interval was lost"
+    finish(start(*flags, f"--out_dir={killed}", "--init_from=resume"))
+    assert kills == wanted
+    assert log_of(killed) == log_of(whole)
+    assert all(torch.equal(value, weights_of(whole)[name]) for name, value in weights_of(killed).items())
+    assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+@pytest.mark.skipif(sys.platform == "win32" or not shutil.which("g++"), reason="no compiler for torch.compile")
+def test_compiled_runs_resume_without_compiling_and_back(tmp_path):
+    data = write_stages(tmp_path)["pretrain"]
+    common = {"data_dir": data, "dropout": 0.0, "decay_lr": False, "n_layer": 1}
+    whole = tmp_path / "whole"
+    finish(start(*arguments(out_dir=whole, **{**common, "max_iters": 8})))
+    for first, then in (("on", "off"), ("off", "on")):
+        folder = tmp_path / first
+        out = finish(start(*arguments(out_dir=folder, **{**common, "max_iters": 4, "compile": first})))
+        out += finish(
+            start(*arguments(out_dir=folder, init_from="resume", **{**common, "max_iters": 8, "compile": then}))
+        )
+        assert "compile True (as set)" in out and "going on at step 4 of 8" in out
+        for line, expected in zip(log_of(folder), log_of(whole), strict=True):
+            assert line["train_loss"] == pytest.approx(expected["train_loss"], abs=1e-4)
+        assert weights_of(folder).keys() == weights_of(whole).keys()

@@ -1,0 +1,96 @@
+"""Trackers: what they get, and that none of them ever stops a run."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from configurator import Settings
+from tracking import Tracker, cut_log, log_lines
+
+LINE = {"step": 3, "epoch": 0.5, "train_loss": 2.0, "val_loss": None, "lr": 1e-3, "tokens": 90, "seconds": 1.5}
+
+
+def tracker(folder, said=None, step=0, **settings):
+    return Tracker(folder, Settings(**settings), step, (said if said is not None else []).append)
+
+
+def test_the_log_is_cut_back_to_a_step_and_loses_what_a_crash_cut_short(tmp_path):
+    plain = tracker(tmp_path)
+    for step in range(1, 6):
+        plain.add({**LINE, "step": step}, {"tokens_per_second": 9.0})
+    with open(tmp_path / "log.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 6, "epo')
+    cut_log(tmp_path, 3)
+    assert [line["step"] for line in log_lines(tmp_path)] == [1, 2, 3]
+    assert json.loads((tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]) == LINE
+
+
+def test_tensorboard_gets_every_number(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    said = []
+    board = tracker(tmp_path, said, tensorboard=True)
+    board.add(LINE, {"tokens_per_second": 9.0})
+    board.add({**LINE, "step": 4, "val_loss": 1.5}, {"tokens_per_second": 10.0})
+    board.close()
+    accumulator = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    accumulator.Reload()
+    assert said == []
+    assert [(e.step, e.value) for e in accumulator.Scalars("tokens_per_second")] == [(3, 9.0), (4, 10.0)]
+    assert [(e.step, e.value) for e in accumulator.Scalars("val_loss")] == [(4, 1.5)]
+    assert "step" not in accumulator.Tags()["scalars"]
+
+
+class FakeWandb:
+    """Takes what the real one takes, and fails when it is told to."""
+
+    def __init__(self, failing=()):
+        self.failing, self.begun, self.logged, self.finished = failing, [], [], 0
+
+    def init(self, **arguments):
+        if "init" in self.failing:
+            raise SystemExit("no key")  # as wandb does where no one can be asked for one
+        self.begun.append(arguments)
+        return SimpleNamespace(log=self.log, finish=self.finish)
+
+    def log(self, figures, step):
+        if "log" in self.failing:
+            raise RuntimeError("network is down\nmore")
+        self.logged.append((step, figures))
+
+    def finish(self):
+        self.finished += 1
+
+
+def test_wandb_gets_the_figures_and_a_resumed_run_is_the_same_run(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for step in (0, 3, 0):
+        run = tracker(tmp_path, step=step, wandb="minigpt")
+        run.add({**LINE, "step": step + 1}, {})
+        run.close()
+    first, again, new = (begun["id"] for begun in fake.begun)
+    assert first == again != new
+    assert fake.begun[0]["project"] == "minigpt" and fake.begun[0]["config"]["n_layer"] == 12
+    assert [step for step, _ in fake.logged] == [1, 4, 1] and fake.logged[0][1]["train_loss"] == 2.0
+    assert fake.finished == 3
+
+
+@pytest.mark.parametrize("failing", ["init", "log"])
+def test_a_tracker_that_fails_is_said_once_and_the_log_goes_on(tmp_path, monkeypatch, failing):
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb([failing]))
+    said = []
+    run = tracker(tmp_path, said, wandb="minigpt")
+    for step in (1, 2, 3):
+        run.add({**LINE, "step": step}, {})
+    run.close()
+    assert len(said) == 1 and "WandB" in said[0] and "goes on without" in said[0]
+    assert len(log_lines(tmp_path)) == 3
+
+
+def test_a_tracker_that_is_not_installed_is_said_with_the_line_that_installs_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    said = []
+    tracker(tmp_path, said, wandb="minigpt").close()
+    assert "pip install wandb" in said[0]
