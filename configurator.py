@@ -28,9 +28,10 @@ SCRIPTS = {
     "perplexity": "evaluations-perplexity.py",
     "rouge": "evaluations-RougeL.py",
     "visualize": "visualize.py",
+    "bench": "bench.py",
 }
 GENERATION = "sample rouge"
-ON_DEVICE = "train sample perplexity rouge"
+ON_DEVICE = "train sample perplexity rouge bench"
 
 
 def setting(default, used_by, help, choices=None, low=None):
@@ -45,12 +46,12 @@ def setting(default, used_by, help, choices=None, low=None):
 class Settings:
     # Text in
     input_dir: list[str] = setting(
-        ["data/wiki_sample"], "prepare tokenizer", "folders of articles, walked to any depth"
+        ["data/wiki_sample"], "prepare tokenizer bench", "folders of articles, walked to any depth"
     )
-    qa_files: list[str] = setting(["sft/sample_qa.jsonl"], "prepare_sft", "jsonl files of question, answer, id")
+    qa_files: list[str] = setting(["sft/sample_qa.jsonl"], "prepare_sft bench", "jsonl files of question, answer, id")
     articles: list[str] = setting(
         [],
-        "prepare_sft",
+        "prepare_sft bench",
         "folders or files of the articles that the ids in qa_files name (one for all, or one each), so that the parts "
         "are split by subject; []: split by id",
     )
@@ -126,9 +127,14 @@ class Settings:
         True, "train perplexity", "pretraining: EOT is a target too, so the model learns to stop"
     )
     optimizer: str = setting(
-        "adamw", "train", "adamw, or muon (for the matrices, AdamW for the rest)", ["adamw", "muon"]
+        "muon", "train", "muon (for the matrices of the blocks, AdamW for the rest), or adamw", ["muon", "adamw"]
     )
-    learning_rate: float = setting(6e-4, "train", "AdamW's peak learning rate", low=0)
+    learning_rate: float = setting(
+        4e-3,
+        "train",
+        "AdamW's peak learning rate; where it has the matrices too, a quarter of the default or less",
+        low=0,
+    )
     muon_learning_rate: float = setting(0.02, "train", "Muon's peak learning rate, for the matrices", low=0)
     min_lr_ratio: float = setting(0.1, "train", "learning rate at the end, as a share of the peak", low=0)
     decay_lr: bool = setting(True, "train", "cosine decay after warm-up; False keeps the peak")
@@ -187,9 +193,12 @@ class Settings:
     questions: str = setting("", "rouge", "jsonl of questions and answers to ask; '': those of data_dir's part")
     max_samples: int = setting(0, "rouge", "questions asked (drawn by seed); 0: all", low=0)
     show: int = setting(20, "rouge", "pairs printed with question, reference, prediction and score", low=0)
-    json: str = setting("", "perplexity rouge", "file that the figures are written to, as JSON")
+    json: str = setting("", "perplexity rouge bench", "file that the figures are written to, as JSON")
+    quick: bool = setting(False, "bench", "measure in five minutes, and leave out what takes longer")
+    docs: str = setting("docs/benchmarks.md", "bench", "Markdown file that the table of a whole measurement goes into")
     # Plots
     runs: list[str] = setting([], "visualize", "runs' folders or log.jsonl files; []: the newest under out_root")
+    together: bool = setting(False, "visualize", "draw the runs' validation losses in one panel, by seconds trained")
     plot: str = setting("", "visualize", "file of the plot; '': loss.png in the first run's folder")
 
     def to_dict(self):
@@ -228,9 +237,10 @@ def load_settings(script, argv=None):
             setattr(settings, key, checked(key, value, path))
     for flag in (a for a in argv if a.startswith("-")):
         key, equals, text = flag.lstrip("-").partition("=")
-        if not flag.startswith("--") or not equals:
+        if not flag.startswith("--") or not (equals or TYPES.get(key) is bool):
             raise UserError(f"{flag}: write it as --name=value (--help lists the settings)")
         known(key, "command line")
+        text = text if equals else "True"  # --quick alone
         if script not in FIELDS[key].metadata["used_by"]:
             users = ", ".join(SCRIPTS[s] for s in FIELDS[key].metadata["used_by"])
             raise UserError(f"--{key} is a setting of {users}, not of {SCRIPTS[script]}")

@@ -15,15 +15,13 @@ def orthogonalize(matrices, dtype):
 
     Newton-Schulz iteration of Jordan et al. 2024, "Muon"; singular values come out between 0.7 and 1.2.
     """
-    x = matrices.to(dtype)
-    upright = x.shape[1] > x.shape[2]
-    if upright:
-        x = x.mT
+    upright = matrices.shape[1] > matrices.shape[2]
+    x = (matrices.mT if upright else matrices).to(dtype).contiguous()  # a transposed view would be copied each time
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     a, b, c = QUINTIC
     for _ in range(QUINTIC_STEPS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if upright else x
 
 
@@ -40,20 +38,24 @@ class Muon(torch.optim.Muon):
     def step(self, closure=None):
         """One update of every matrix that has a gradient."""
         for group in self.param_groups:
-            by_shape = {}
+            by_shape = {}  # a tall matrix stands with the wide ones that have its sides
             for p in group["params"]:
                 if p.grad is not None:
-                    by_shape.setdefault(p.shape, []).append(p)
-            for shape, params in by_shape.items():
+                    by_shape.setdefault(tuple(sorted(p.shape)), []).append(p)
+            for params in by_shape.values():
                 updates = [self._nesterov(p, group["momentum"]) for p in params]
                 # Only a whole matrix can be made orthogonal: one that is sharded over processes is gathered.
-                whole = torch.stack([u.full_tensor() if isinstance(u, DTensor) else u for u in updates])
-                lr = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
-                for p, update in zip(params, orthogonalize(whole, self.dtype), strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    if isinstance(p, DTensor):
-                        update = distribute_tensor(update.to(p.dtype), p.device_mesh, p.placements, src_data_rank=None)
-                    p.add_(update, alpha=-lr)
+                updates = [u.full_tensor() if isinstance(u, DTensor) else u for u in updates]
+                wide = torch.stack([u.mT if u.shape[0] > u.shape[1] else u for u in updates])
+                for p, update in zip(params, orthogonalize(wide, self.dtype), strict=True):
+                    self._apply(p, update.mT if p.shape[0] > p.shape[1] else update, group)
+
+    def _apply(self, p, update, group):
+        """Decay a matrix and add its orthogonal update, scaled as in Jordan et al."""
+        if isinstance(p, DTensor):
+            update = distribute_tensor(update.to(p.dtype).contiguous(), p.device_mesh, p.placements, src_data_rank=None)
+        p.mul_(1 - group["lr"] * group["weight_decay"])
+        p.add_(update, alpha=-group["lr"] * math.sqrt(max(1.0, p.shape[0] / p.shape[1])))
 
     def _nesterov(self, p, momentum):
         state = self.state[p]

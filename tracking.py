@@ -13,17 +13,17 @@ from files import write_atomic
 LOG = "log.jsonl"
 
 
-def log_lines(folder):
-    """The whole lines of a run's log, as dicts; a last one that a crash cut short is left out."""
-    path = Path(folder) / LOG
+def log_lines(path):
+    """The whole lines of a log, as dicts; a last one that a crash cut short is left out."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def cut_log(folder, step):
     """Take the lines after a step off a run's log: they are about to be written again."""
-    text = "".join(json.dumps(line) + "\n" for line in log_lines(folder) if line["step"] <= step)
-    write_atomic(Path(folder) / LOG, lambda file: file.write(text.encode()))
+    path = Path(folder) / LOG
+    text = "".join(json.dumps(line) + "\n" for line in log_lines(path) if line["step"] <= step)
+    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 class TensorBoard:

@@ -149,7 +149,7 @@ class Run:
 
 
 def stop_on_signal(trainer):
-    """Let the first Ctrl-C (or SIGTERM) end the run after its step; a second Ctrl-C ends it at once.
+    """Let the first Ctrl-C (or SIGTERM) end the run after its next step; a second Ctrl-C ends it at once.
 
     torchrun passes a Ctrl-C on as SIGTERM, to processes that the terminal has told already.
     """
@@ -159,7 +159,7 @@ def stop_on_signal(trainer):
         if number == signal.SIGINT and number in told:
             raise KeyboardInterrupt
         told.add(number)
-        trainer.stopped_by = trainer.stopped_by or "interrupted"
+        trainer.asked_to_stop = True
 
     signal.signal(signal.SIGINT, handler)
     signal.signal(signal.SIGTERM, handler)

@@ -125,6 +125,7 @@ class Trainer:
                 self.put_aside()
         for left in self.out.glob("*.partial") if self.processes.is_main else ():  # of a save that was killed
             left.unlink(missing_ok=True)
+        self.asked_to_stop = False  # here, by a signal; all processes stop after the same step
         self.stopped_by = None
 
     def planned_steps(self):
@@ -248,9 +249,7 @@ class Trainer:
         set_learning_rate(self.optimizers, scale)
         self.lr = scale * self.settings.learning_rate
         rows = self.data.step((p.epoch, p.batch))
-        kept, stops = self.processes.total(
-            sum(int(mask.sum()) for _, _, mask in rows.batches), self.stopped_by is not None
-        )
+        kept, stops = self.processes.total(sum(int(mask.sum()) for _, _, mask in rows.batches), self.asked_to_stop)
         with out_of_memory_is_said(self.device):
             for i, batch in enumerate(rows.batches, start=1):
                 exchange_gradients(self.model, self.loss, i == len(rows.batches))
@@ -261,8 +260,8 @@ class Trainer:
         p.step += 1
         p.epoch, p.batch = rows.position
         p.tokens += rows.tokens
-        if stops:  # one process was told to stop: all do, after the same step
-            self.stopped_by = self.stopped_by or "interrupted"
+        if stops:
+            self.stopped_by = "interrupted"
         return rows, int(kept)
 
     def take_step(self):

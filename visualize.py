@@ -2,9 +2,9 @@
 
 python visualize.py                                   # the newest run under out/
 python visualize.py --runs=out/demo,out/demo_sft --plot=loss.png
+python visualize.py --runs=out/adamw,out/muon --together    # which is sooner at a loss
 """
 
-import json
 from pathlib import Path
 
 import matplotlib
@@ -14,8 +14,7 @@ import matplotlib.pyplot as plt
 
 from configurator import load_settings
 from errors import UserError, run_script
-
-LOG = "log.jsonl"
+from tracking import LOG, log_lines
 
 
 def find_runs(settings):
@@ -32,42 +31,49 @@ def find_runs(settings):
     return logs
 
 
-def read_log(path):
-    """Lists (steps, train losses) and (steps, validation losses) of a log; a line cut short by a crash is left out."""
+def read_log(path, axis="step"):
+    """Lists (axis, train losses) and (axis, validation losses) of a log, by its "step" or "seconds"."""
     train, val = ([], []), ([], [])
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        for (steps, losses), key in ((train, "train_loss"), (val, "val_loss")):
+    for row in log_lines(path):
+        for (places, losses), key in ((train, "train_loss"), (val, "val_loss")):
             if row.get(key) is not None:
-                steps.append(row["step"])
+                places.append(row[axis])
                 losses.append(row[key])
     if not train[0]:
         raise UserError(f"{path} has no line of a training run yet")
     return train, val
 
 
-def draw(logs, plot):
-    """One panel a run: training and validation loss by step, the best step marked."""
+def draw_each(logs):
+    """A figure with one panel a run: training and validation loss by step, the best step marked."""
     figure, panels = plt.subplots(1, len(logs), figsize=(6.4 * len(logs), 4.4), squeeze=False)
     for panel, log in zip(panels[0], logs, strict=True):
         train, val = read_log(log)
         panel.plot(*train, color="tab:blue", alpha=0.7, label="training loss")
         if val[0]:
             panel.plot(*val, color="tab:orange", marker="o", markersize=3, label="validation loss")
-            best = min(range(len(val[1])), key=val[1].__getitem__)
-            panel.plot(
-                val[0][best],
-                val[1][best],
-                "*",
-                color="tab:red",
-                markersize=12,
-                label=f"best: {val[1][best]:.3f} at step {val[0][best]}",
-            )
-        panel.set(title=log.parent.name, xlabel="step", ylabel="loss (nats a token)")
+            step, loss = min(zip(*val, strict=True), key=lambda pair: pair[1])
+            panel.plot(step, loss, "*", color="tab:red", markersize=12, label=f"best: {loss:.3f} at step {step}")
+        panel.set(title=log.parent.name, xlabel="step")
         panel.set_ylim(bottom=0)
+    return figure
+
+
+def draw_together(logs):
+    """A figure with the validation loss of every run by seconds of training, on data of one table."""
+    figure, panel = plt.subplots(figsize=(8, 4.8))
+    for log in logs:
+        _, val = read_log(log, "seconds")
+        panel.plot(*val, marker="o", markersize=3, label=log.parent.name)
+    panel.set(title="validation loss", xlabel="seconds of training")
+    return figure
+
+
+def draw(logs, plot, together):
+    """Draw runs into a file."""
+    figure = draw_together(logs) if together else draw_each(logs)
+    for panel in figure.axes:
+        panel.set_ylabel("loss (nats a token)")
         panel.grid(alpha=0.3)
         panel.legend()
     figure.tight_layout()
@@ -79,7 +85,7 @@ def main():
     settings = load_settings("visualize")
     logs = find_runs(settings)
     plot = Path(settings.plot) if settings.plot else logs[0].parent / "loss.png"
-    draw(logs, plot)
+    draw(logs, plot, settings.together)
     print(f"drawn: {plot}")
 
 

@@ -10,11 +10,14 @@ init_from = "out/pretrain/ckpt.pt"
 
 block_size = 512
 
-batch_size = 16
-gradient_accumulation_steps = 2
+# A question and answer are short: 4,096 tokens are dozens of them.
+batch_tokens = 8 * 512
+gradient_accumulation_steps = 1
 max_epochs = 4
-# A twentieth of pretraining's: what was learned there should stay.
-learning_rate = 3e-5
+# A fortieth of pretraining's: what was learned there should stay.
+optimizer = "muon"
+muon_learning_rate = 5e-4
+learning_rate = 5e-5
 warmup_iters = 50
 min_lr_ratio = 0.1
 weight_decay = 0.1

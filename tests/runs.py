@@ -24,6 +24,8 @@ TINY = {
     "compile": "off",
     "device": "cpu",
     "dropout": 0.1,
+    "optimizer": "adamw",
+    "learning_rate": 6e-4,
 }
 
 

@@ -92,6 +92,8 @@ def test_the_plot_is_a_png_of_both_runs(trained):
     image = (trained / "plots" / "loss.png").read_bytes()
     assert image.startswith(b"\x89PNG") and len(image) > 10_000
     assert "loss.png" in done(trained, "visualize.py").stdout
+    done(trained, "visualize.py", "--runs=out/pretrain,out/sft", "--together", "--plot=plots/together.png")
+    assert (trained / "plots" / "together.png").stat().st_size > 1000
 
 
 def test_help_lists_the_settings_of_the_script_alone(trained):

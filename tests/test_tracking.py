@@ -23,7 +23,7 @@ def test_the_log_is_cut_back_to_a_step_and_loses_what_a_crash_cut_short(tmp_path
     with open(tmp_path / "log.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 6, "epo')
     cut_log(tmp_path, 3)
-    assert [line["step"] for line in log_lines(tmp_path)] == [1, 2, 3]
+    assert [line["step"] for line in log_lines(tmp_path / "log.jsonl")] == [1, 2, 3]
     assert json.loads((tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1]) == LINE
 
 
@@ -86,7 +86,7 @@ def test_a_tracker_that_fails_is_said_once_and_the_log_goes_on(tmp_path, monkeyp
         run.add({**LINE, "step": step}, {})
     run.close()
     assert len(said) == 1 and "WandB" in said[0] and "goes on without" in said[0]
-    assert len(log_lines(tmp_path)) == 3
+    assert len(log_lines(tmp_path / "log.jsonl")) == 3
 
 
 def test_a_tracker_that_is_not_installed_is_said_with_the_line_that_installs_it(tmp_path, monkeypatch):

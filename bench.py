@@ -1,0 +1,318 @@
+"""Measure, side by side, what the project's ways of working bring.
+
+    python bench.py train                     # the whole comparison: up to 30 minutes on two cores
+    python bench.py train --quick             # five minutes, without the time to a given quality
+    python bench.py train --input_dir=my_wiki --qa_files=my_qa.jsonl --articles=my_wiki --json=figures.json
+
+`train` compares our training with "the recipe": nanoGPT's training on rows padded to 512 (GPT-2's table, AdamW
+with nanoGPT's settings for a CPU, logits at every position, float32; on CUDA bfloat16 autocast and compiling).
+Each measurement is a process of its own, the two sides take turns, and every figure is of the same machine and run.
+The table is printed and, unless --quick, written to docs/benchmarks.md.
+"""
+
+import multiprocessing
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from configurator import Settings, load_settings
+from data_utils import load_table, loss_mask, open_rows, row_lengths
+from device import peak_flops, peak_memory, pick_device
+from errors import UserError, run_script
+from files import write_atomic, write_json
+from metrics import likelihood
+from model import GPT, GPTConfig
+from training import Trainer
+
+BLOCK, ROWS = 512, 12  # nanoGPT's batch for a CPU, in rows; ours holds as many tokens
+TABLE_IDS = 8192
+SIZES = {"4 x 256": {"n_layer": 4, "n_head": 4, "n_embd": 256}, "124M": {"n_layer": 12, "n_head": 12, "n_embd": 768}}
+SMALL, LARGE = SIZES
+RECIPE_RATE, RECIPE_WARMUP, RECIPE_BETAS, RECIPE_DECAY = 1e-3, 100, (0.9, 0.99), 0.1
+WARM_STEPS = 3
+RECIPE_SECONDS = 600  # in which the recipe sets the quality that ours is timed to
+OUR_SECONDS, CHECK_SECONDS = 240, 1.5  # after which ours gives up, and training between two checks of it
+ROUNDS, SECONDS = 2, 30
+QUICK_ROUNDS, QUICK_SECONDS = 1, 15
+
+
+class Recipe:
+    """nanoGPT's training loop, on rows of this project: rows drawn with replacement, every position computed."""
+
+    def __init__(self, folder, size, device):
+        self.rows, self.meta = open_rows(folder, "train", BLOCK)
+        self.lengths = row_lengths(self.rows, self.meta["special_ids"]["pad"])
+        self.tokenizer, self.device, self.steps = load_table(folder, self.meta), pick_device(device), 0
+        torch.manual_seed(1337)
+        self.random = np.random.default_rng(1337)
+        ids = -(-self.tokenizer.n_vocab // 64) * 64
+        self.model = GPT(GPTConfig(BLOCK, ids, **SIZES[size])).to(self.device)
+        on_card = self.device.type == "cuda"
+        self.forward = torch.compile(self.model) if on_card else self.model
+        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=on_card)
+        matrices = [p for p in self.model.parameters() if p.dim() >= 2]
+        others = [p for p in self.model.parameters() if p.dim() < 2]
+        groups = [{"params": matrices, "weight_decay": RECIPE_DECAY}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=RECIPE_RATE, betas=RECIPE_BETAS, fused=on_card)
+
+    def step(self):
+        """One optimizer step; returns (useful tokens, operations on them)."""
+        picked = self.random.integers(len(self.rows), size=ROWS)
+        rows = self.rows[picked]
+        ids = torch.from_numpy(rows.astype(np.int64)).to(self.device)
+        mask = torch.from_numpy(loss_mask(rows, self.meta["special_ids"], self.meta["stage"])).to(self.device)
+        targets = ids[:, 1:].masked_fill(~mask, -1)
+        with self.autocast:
+            logits = self.forward(ids[:, :-1])
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+        self.steps += 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = RECIPE_RATE * min(1.0, self.steps / RECIPE_WARMUP)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        tokens = self.lengths[picked].astype(np.int64)
+        return int(tokens.sum()), self.model.training_flops(tokens.sum(), int(mask.sum()), (tokens**2).sum())
+
+
+class Ours:
+    """The project's own training, by its defaults."""
+
+    def __init__(self, folder, size, device):
+        settings = Settings(
+            data_dir=str(folder), out_dir=tempfile.mkdtemp(), block_size=BLOCK, batch_tokens=ROWS * BLOCK,
+            max_iters=10**6, warmup_iters=20, decay_lr=False, device=device, **SIZES[size], **OUR_RATES,
+        )  # fmt: skip
+        self.trainer = Trainer(settings)
+        self.meta, self.tokenizer, self.device = (
+            self.trainer.data.meta,
+            self.trainer.data.tokenizer,
+            self.trainer.device,
+        )
+        self.model = self.trainer.model.train()
+
+    def step(self):
+        """One optimizer step; returns (useful tokens, operations on them)."""
+        rows, kept = self.trainer.step()
+        return rows.tokens, self.model.training_flops(rows.tokens, kept, rows.squares)
+
+
+OUR_RATES = {"optimizer": "muon", "learning_rate": 4e-3, "muon_learning_rate": 0.02}
+WAYS = {"recipe": Recipe, "ours": Ours}
+
+
+def synchronized():
+    """The time, once the card is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def measure_speed(way, folder, size, device, seconds):
+    """Figures of one way of training, for so many seconds after its first steps."""
+    side = WAYS[way](folder, size, device)
+    for _ in range(WARM_STEPS):
+        side.step()
+    started, tokens, flops = synchronized(), 0, 0
+    while time.perf_counter() - started < seconds:
+        more = side.step()
+        tokens, flops = tokens + more[0], flops + more[1]
+    elapsed = synchronized() - started
+    counts = side.meta["parts"]["train"]
+    memory, peak = peak_memory(side.device)[0], peak_flops(side.device)
+    return {
+        "tokens_per_second": tokens / elapsed,
+        "characters_per_second": tokens / elapsed * counts["characters"] / counts["tokens"],
+        "peak_memory_mb": memory and round(memory / 2**20),
+        "mfu": peak and float(flops) / elapsed / peak,
+    }
+
+
+def measure_quality(way, folder, size, device, seconds, target=None):
+    """Bits a character on the validation part by seconds of training: at the end, or until they pass a target.
+
+    Making the model ready (choosing a type, compiling) counts as training, validating does not.
+    """
+    started = time.perf_counter()
+    side = WAYS[way](folder, size, device)
+    val, _ = open_rows(folder, "val", BLOCK)
+    spent, curve, next_check = synchronized() - started, [], 0.0 if target else seconds
+    while True:
+        if spent >= next_check:
+            result = likelihood(side.model, val, side.meta, ROWS, side.tokenizer)
+            curve.append((round(spent, 2), round(result.bits_per_char, 4)))
+            if spent >= seconds or (target and result.bits_per_char <= target):
+                return curve
+            side.model.train()
+            next_check = spent + CHECK_SECONDS
+        started = time.perf_counter()
+        side.step()
+        spent += synchronized() - started
+
+
+def in_process(function, *arguments):
+    """The function's value, from a fresh process, so that memory and kernels are its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def prepare(folder, settings):
+    """Make the rows that are compared; returns the seconds that training the table took."""
+
+    def run(*arguments):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, *arguments], capture_output=True, encoding="utf-8", errors="replace")
+        if done.returncode:
+            raise UserError(f"{arguments[0]}: {done.stderr.strip().splitlines()[-1]}")
+        return time.perf_counter() - started
+
+    root = Path(__file__).parent / "data"
+    articles, table = f"--input_dir={','.join(settings.input_dir)}", f"{folder}/own.tiktoken"
+    common = [articles, "--overflow=split", f"--block_size={BLOCK}"]
+    seconds = run(f"{root}/train_tokenizer.py", articles, f"--tokenizer_path={table}", f"--tokenizer_vocab={TABLE_IDS}")
+    run(f"{root}/prepare.py", *common, f"--data_dir={folder}/gpt2")
+    run(f"{root}/prepare.py", *common, f"--data_dir={folder}/own", f"--tokenizer={table}")
+    questions = [f"--qa_files={','.join(settings.qa_files)}", f"--articles={','.join(settings.articles)}"]
+    run(f"{root}/prepare_sft.py", *questions, f"--sft_data_dir={folder}/sft", f"--block_size={BLOCK}")
+    return seconds
+
+
+def compare_speed(folder, device, size, rounds, seconds):
+    """{(stage, way, table): median figures}; the ways take turns."""
+    cases = [("sft", "recipe", "sft"), ("sft", "ours", "sft")]
+    cases += [("pretrain", "recipe", "gpt2"), ("pretrain", "ours", "gpt2"), ("pretrain", "ours", "own")]
+    found = {case: [] for case in cases}
+    for _ in range(rounds):
+        for stage, way, data in cases:
+            print(f"  {size}, {stage}, {way}, {data} …", flush=True)
+            found[stage, way, data].append(in_process(measure_speed, way, f"{folder}/{data}", size, device, seconds))
+    figures = {}
+    for case, results in found.items():
+        columns = {key: [r[key] for r in results] for key in results[0]}
+        figures[case] = {key: None if None in c else statistics.median(c) for key, c in columns.items()}
+    return figures
+
+
+def compare_quality(folder, device, table_seconds):
+    """What the recipe reaches, and how long ours (with its table's training) takes to get there."""
+    print(f"  the recipe for {RECIPE_SECONDS} s …", flush=True)
+    ((seconds, target),) = in_process(measure_quality, "recipe", f"{folder}/gpt2", SMALL, device, RECIPE_SECONDS)
+    print(f"  it reached {target:.2f} bits a character; ours to the same …", flush=True)
+    curve = in_process(measure_quality, "ours", f"{folder}/own", SMALL, device, OUR_SECONDS, target)
+    curve = [(round(s + table_seconds, 2), bits) for s, bits in curve]
+    reached = curve[-1][1] <= target
+    return {
+        "recipe_seconds": seconds,
+        "bits_per_char": target,
+        "our_seconds": curve[-1][0] if reached else None,
+        "table_seconds": round(table_seconds, 2),
+        "our_curve": curve,
+    }
+
+
+def ratios_of(speed, quality):
+    """The ratios, ours over the recipe, of the small model."""
+
+    def ratio(stage, table, unit, recipe_table):
+        return speed[stage, "ours", table][unit] / speed[stage, "recipe", recipe_table][unit]
+
+    sooner = quality and quality["our_seconds"] and quality["recipe_seconds"] / quality["our_seconds"]
+    return {
+        "sft_useful_tokens_ratio": ratio("sft", "sft", "tokens_per_second", "sft"),
+        "pretrain_useful_tokens_ratio": ratio("pretrain", "gpt2", "tokens_per_second", "gpt2"),
+        "characters_ratio": ratio("pretrain", "own", "characters_per_second", "gpt2"),
+        "same_table_ratio": ratio("pretrain", "gpt2", "characters_per_second", "gpt2"),
+        "time_to_bpc_ratio": sooner,
+    }
+
+
+def machine(device):
+    """A line that names the machine."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    name, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.exists():
+        fields = dict(line.split(":", 1) for line in info.read_text(encoding="utf-8").splitlines() if ":" in line)
+        fields = {key.strip(): value.strip() for key, value in fields.items()}
+        flags = [flag for flag in ("amx_bf16", "avx512_bf16", "avx2") if flag in fields.get("flags", "").split()]
+        name = f"{fields.get('model name', name)} ({', '.join(flags)})"
+    return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores, " \
+        f"torch {torch.__version__}"  # fmt: skip
+
+
+def as_table(sizes, quality, ratios):
+    """The figures as Markdown."""
+    lines = [
+        "| model | stage | way | table | useful tokens/s | characters/s | peak memory, MB | MFU |",
+        "|---" * 8 + "|",
+    ]
+    for size, speed in sizes.items():
+        for (stage, way, table), f in speed.items():
+            mfu = f"{f['mfu']:.1%}" if f["mfu"] else "–"
+            shown = f"{f['tokens_per_second']:,.0f} | {f['characters_per_second']:,.0f} | {f['peak_memory_mb']}"
+            lines.append(f"| {size} | {stage} | {way} | {'own' if table == 'own' else 'GPT-2'} | {shown} | {mfu} |")
+    lines += ["", "| ratio, ours over the recipe | |", "|---|---|"]
+    lines += [f"| {name} | {f'{value:.1f}' if value else 'not measured'} |" for name, value in ratios.items()]
+    if quality:
+        ours = f"{quality['our_seconds']:.1f} s" if quality["our_seconds"] else f"not within {OUR_SECONDS} s"
+        lines += [
+            "",
+            f"The recipe reached {quality['bits_per_char']:.2f} bits a character on the validation part after "
+            f"{quality['recipe_seconds']:.0f} s of training; ours after {ours}, the {quality['table_seconds']:.1f} s "
+            "that its table took to train counted.",
+        ]
+    return "\n".join(lines)
+
+
+def write_docs(path, title, text):
+    """Put a section into a Markdown file, in the place of an older one of the same title."""
+    path = Path(path)
+    old = path.read_text(encoding="utf-8") if path.exists() else "# Benchmarks\n"
+    sections = [s for s in old.split("\n## ") if not s.startswith(title + "\n")]
+    new = "\n## ".join([*(s.strip("\n") + "\n" for s in sections), f"{title}\n\n{text}\n"])
+    write_atomic(path, lambda file: file.write(new.encode()))
+
+
+def bench_train(settings):
+    """Compare training with the recipe."""
+    device, quick = pick_device(settings.device), settings.quick
+    rounds, seconds = (QUICK_ROUNDS, QUICK_SECONDS) if quick else (ROUNDS, SECONDS)
+    started, name = time.perf_counter(), machine(device)
+    print(f"{name}\npreparing the rows …", flush=True)
+    with tempfile.TemporaryDirectory(prefix="minigpt-bench-") as folder:
+        table_seconds = prepare(folder, settings)
+        sizes = [SMALL, LARGE] if device.type == "cuda" and not quick else [SMALL]
+        speed = {size: compare_speed(folder, settings.device, size, rounds, seconds) for size in sizes}
+        quality = None if quick else compare_quality(folder, settings.device, table_seconds)
+    ratios = ratios_of(speed[SMALL], quality)
+    table = as_table(speed, quality, ratios)
+    print(f"\n{table}\n\n{time.perf_counter() - started:.0f} s in all")
+    if settings.json:
+        flat = {size: {" ".join(case): f for case, f in cases.items()} for size, cases in speed.items()}
+        write_json(settings.json, {"machine": name, **ratios, "speed": flat, "quality": quality})
+    if not quick:
+        data = f"Articles: {', '.join(settings.input_dir)}; questions: {', '.join(settings.qa_files)}."
+        write_docs(settings.docs, f"Training: {name}", f"{data}\n\n{table}")
+
+
+def main():
+    benches = {"train": bench_train}
+    asked = sys.argv[1] if len(sys.argv) > 1 else ""
+    if asked not in benches and asked not in ("--help", "-h"):
+        raise UserError(f"say what to measure: python bench.py {' | '.join(benches)}")
+    settings = load_settings("bench", sys.argv[2:] if asked in benches else sys.argv[1:])
+    benches[asked](settings)
+
+
+if __name__ == "__main__":
+    run_script(main)
