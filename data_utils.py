@@ -23,7 +23,6 @@ from tokenizer import GPT2_SHA256, load_tokenizer
 
 LAYOUT = "one_per_row"
 LENGTH_MULTIPLE = 8
-BALANCING = 4  # halvings in the search for batches of equal size
 META = "meta.json"
 TABLE = "tokenizer.tiktoken"  # a trained table travels with its rows
 DEFAULT_FOLDERS = {"pretrain": "data/processed", "sft": "data/processed_sft"}
@@ -229,37 +228,23 @@ def row_lengths(rows, pad_id):
     return np.concatenate([(rows[i : i + 4096] != pad_id).sum(axis=1) for i in range(0, len(rows), 4096)])
 
 
-def like_length_batches(lengths, batch_size, batch_tokens=0):
-    """Cut rows, in the order given, into batches of nearly equal size: list of slices over lengths (n,).
+def fill_batches(lengths, batch_size, batch_tokens=0):
+    """Cut rows, in the order given, into full batches and a rest: list of slices over lengths (n,).
 
-    At most batch_size rows each or, with batch_tokens, at most so many tokens, PAD included (and one row at least).
+    A batch holds batch_size rows or, with batch_tokens, as many as fit so many tokens, PAD included (and one row
+    at least). Full ones of like length are of one shape, for which kernels are made once.
     """
     n = len(lengths)
     if not batch_tokens:
-        edges = np.linspace(0, n, -(-n // batch_size) + 1).astype(int)
-        return [slice(a, b) for a, b in itertools.pairwise(edges)]
+        return [slice(first, min(first + batch_size, n)) for first in range(0, n, batch_size)]
     widths = (-(-np.asarray(lengths) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE).tolist()
-    best = fill_batches(widths, batch_tokens)
-    low, high = batch_tokens // 2, batch_tokens
-    for _ in range(BALANCING):  # as many batches, but the last one not a small rest
-        middle = (low + high) // 2
-        batches = fill_batches(widths, middle)
-        if len(batches) == len(best):
-            best, high = batches, middle
-        else:
-            low = middle
-    return best
-
-
-def fill_batches(widths, batch_tokens):
-    """Slices over rows of some widths, each filled until its number of rows times the widest passes batch_tokens."""
     edges, widest = [0], 0
     for row, width in enumerate(widths):
         widest = max(widest, width)
         if (row + 1 - edges[-1]) * widest > batch_tokens and row > edges[-1]:
             edges.append(row)
             widest = width
-    return [slice(a, b) for a, b in itertools.pairwise([*edges, len(widths)])]
+    return [slice(a, b) for a, b in itertools.pairwise([*edges, n])]
 
 
 class BatchOrder:
@@ -290,18 +275,21 @@ class BatchOrder:
 
     def _draw(self, epoch):
         n, rng = len(self.lengths), np.random.default_rng([self.seed, epoch])
-        by_length = self.sampling == "random"
-        order = rng.permutation(n) if by_length else np.arange(n)
+        if self.sampling == "traverse":
+            return self._fill(np.arange(n))
+        order, batches = rng.permutation(n), []
         rows_a_batch = self.batch_tokens // max(1.0, self.lengths.mean()) if self.batch_tokens else self.batch_size
-        size, batches = max(1, int(self.WINDOW * rows_a_batch)), []
+        size, rest = max(1, int(self.WINDOW * rows_a_batch)), order[:0]
         for first in range(0, n, size):
-            window = order[first : first + size]
-            if by_length:
-                window = window[np.argsort(self.lengths[window], kind="stable")]
-            cut = like_length_batches(self.lengths[window], self.batch_size, self.batch_tokens)
-            turns = rng.permutation(len(cut)) if by_length else range(len(cut))
-            batches += [window[cut[i]] for i in turns]
+            window = np.concatenate([rest, order[first : first + size]])
+            full = self._fill(window[np.argsort(-self.lengths[window], kind="stable")])
+            # The rest of a window, its shortest rows, goes into the next one; only the epoch's last batch is not full.
+            rest = full.pop() if first + size < n else order[:0]
+            batches += [full[i] for i in rng.permutation(len(full))]
         return batches
+
+    def _fill(self, rows):
+        return [rows[part] for part in fill_batches(self.lengths[rows], self.batch_size, self.batch_tokens)]
 
     def count(self, epochs):
         """Number of batches in so many epochs, a part of one counted by its share."""

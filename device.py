@@ -81,21 +81,26 @@ def dtype_name(dtype):
     return next(name for name, known in DTYPES.items() if known == dtype)
 
 
-def seconds_of(step, precision, best_so_far, repeats=3):
-    """Seconds of the fastest of some runs of `step(precision)` after the first, which also builds kernels.
+def fastest_of(tried, step, rounds=4):
+    """(the fastest of some precisions, how many times as fast as the first it is), by `step(precision)`.
 
-    Stops early at a precision that is hopeless: a type that the processor lacks can be 20 times slower.
+    They take turns, since the machine may be busy with something else for a while, and the best turn of each counts.
+    The first turn, which also builds kernels, counts only against those that are hopeless: a type that the
+    processor lacks can be 20 times slower.
     """
-    seconds = []
-    for run in range(1 + repeats):
-        started = time.perf_counter()
-        step(precision)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-        if seconds[-1] > (6 if run == 0 else 2) * best_so_far:
-            return seconds[-1]
-    return min(seconds[1:])
+    best, hopeful = {}, list(range(len(tried)))
+    for turn in range(rounds + 1):
+        for i in list(hopeful):
+            started = time.perf_counter()
+            step(tried[i])
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - started
+            best[i] = seconds if turn <= 1 else min(best[i], seconds)
+            if best[i] > (6 if turn == 0 else 2) * min(best.values()):
+                hopeful.remove(i)
+    fastest = min(best, key=best.get)
+    return tried[fastest], best[0] / best[fastest]
 
 
 def pick_precision(name, device, step):
@@ -115,12 +120,8 @@ def pick_precision(name, device, step):
         return Precision(torch.bfloat16, why="this card computes in it")
     else:
         tried = [Precision(torch.float32), Precision(torch.float16)]
-    seconds = []
-    for precision in tried:
-        seconds.append(seconds_of(step, precision, min(seconds, default=float("inf"))))
-    fastest = min(range(len(tried)), key=seconds.__getitem__)
-    picked = tried[fastest]
-    picked.why = f"timed: {seconds[0] / seconds[fastest]:.2f} times as fast as {show(tried[0])}"
+    picked, times = fastest_of(tried, step)
+    picked.why = f"timed: {times:.2f} times as fast as {show(tried[0])}"
     return picked
 
 

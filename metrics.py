@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from rouge_chinese import Rouge
 
-from data_utils import like_length_batches, make_batch, row_lengths
+from data_utils import fill_batches, make_batch, row_lengths
 from device import Precision
 
 # rouge-chinese adds 1e-8 to the divisor of F; a figure is rounded to what is beyond that.
@@ -50,15 +50,15 @@ def likelihood(
 
     A row's first token follows nothing and has no loss; its characters are not counted either. With
     `tokenizer`, characters are counted; without, they stay 0. progress(n): called when n rows are done.
-    batch_tokens: as in `like_length_batches`. rank, count: of a measurement that several processes share; each
+    batch_tokens: as in `fill_batches`. rank, count: of a measurement that several processes share; each
     gets the sums of its part of every batch.
     """
     device, total, special = model.wte.weight.device, Likelihood(), meta["special_ids"]
     was_training = model.training
     model.eval()
     lengths = row_lengths(rows, special["pad"])
-    order = np.argsort(lengths, kind="stable")  # rows of like length share a batch, so that less of it is PAD
-    for part in like_length_batches(lengths[order], batch_size, batch_tokens):
+    order = np.argsort(-lengths, kind="stable")  # rows of like length share a batch, so that less of it is PAD
+    for part in fill_batches(lengths[order], batch_size, batch_tokens):
         batch = order[part][rank::count]
         x, y, mask = make_batch(rows[np.sort(batch) if len(batch) else [0]], meta, train_on_eot)
         if not len(batch):  # a process without a row takes part where the model's shards are gathered

@@ -25,7 +25,7 @@ from tracking import LOG, cut_log
 
 SAMPLE = SamplingParams(temperature=0.0, max_new_tokens=40)
 SAMPLE_PROMPT_TOKENS = 8
-TIMED_TOKENS = 1024  # in a step that is only timed
+TIMED_TOKENS, TIMED_WORK = (512, 4096), 2e10  # in a step that is only timed: at least, at most; tokens x parameters
 
 
 @dataclasses.dataclass
@@ -151,7 +151,9 @@ class Trainer:
         def step(precision):
             self.use(precision)
             x, y, mask = rows.batches[0]
-            few = max(1, TIMED_TOKENS // x.shape[1])
+            least, most = TIMED_TOKENS
+            tokens = min(most, max(least, TIMED_WORK // self.model.num_params()))
+            few = max(1, int(tokens // x.shape[1]))
             self.backward((x[:few], y[:few], mask[:few]), 1)
             self.model.zero_grad(set_to_none=True)
 

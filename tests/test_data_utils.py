@@ -275,15 +275,14 @@ def test_traverse_draws_rows_as_the_file_has_them(batch_tokens):
 
 @pytest.mark.parametrize("n_rows", [1, 5, 100, 1000])
 @pytest.mark.parametrize("sampling", ["random", "traverse"])
-def test_batches_hold_what_was_asked_for_and_are_nearly_equal(n_rows, sampling):
+def test_batches_hold_what_was_asked_for_and_all_but_the_last_are_full(n_rows, sampling):
     sizes = [len(b) for b in order_of(n_rows, sampling=sampling).batches(0)]
-    assert max(sizes) <= 8 and len(sizes) <= -(-n_rows // 8) + 1
-    for batch in order_of(n_rows, sampling=sampling, batch_tokens=500).batches(0):
-        assert len(batch) * -(-LENGTHS[batch].max() // 8) * 8 <= 500
+    assert sorted(sizes)[1:] == [8] * (len(sizes) - 1) and sum(sizes) == n_rows
+    batches = order_of(n_rows, sampling=sampling, batch_tokens=500).batches(0)
+    padded = [len(b) * -(-LENGTHS[b].max() // 8) * 8 for b in batches]
+    assert max(padded) <= 500
     if n_rows == 1000 and sampling == "random":
-        tokens = [LENGTHS[b].sum() for b in order_of(n_rows, batch_tokens=500).batches(0)]
-        assert min(tokens) > 200
-        assert np.mean(tokens) > 400
+        assert sorted(padded)[1] > 500 - 120  # no room for another row
 
 
 def test_a_row_longer_than_batch_tokens_is_a_batch():
