@@ -4,7 +4,7 @@ A checkpoint is a dict of plain values and tensors:
   model          state dict            model_args   GPTConfig's fields
   settings       all settings          stage        "pretrain" or "sft"
   tokenizer      {"name", "sha256", "table": bytes, or None for GPT-2's}
-  progress       {"step", "rows_drawn", "tokens", "best_val_loss", …}
+  progress       {"step", "epoch", "batch", "tokens", "best_val_loss", …}
   optimizers, scaler, random, precision   (last.pt only) what a resumed run needs
 """
 

@@ -28,7 +28,7 @@ SCRIPTS = {
     "perplexity": "evaluations-perplexity.py",
     "rouge": "evaluations-RougeL.py",
     "visualize": "visualize.py",
-    "bench": "bench.py",
+    "bench": "bench.py train",
 }
 GENERATION = "sample rouge"
 ON_DEVICE = "train sample perplexity rouge bench"
@@ -103,7 +103,7 @@ class Settings:
     max_seconds: float = setting(
         0.0,
         "train",
-        "shorten a run that, by the pace of its first steps, would take longer, in seconds; 0: never",
+        "shorten a run, and its schedule, that by its pace would take longer, in seconds; 0: never",
         low=0,
     )
     batch_size: int = setting(16, "train perplexity", "rows a forward pass", low=1)
@@ -145,7 +145,7 @@ class Settings:
     grad_clip: float = setting(1.0, "train", "largest norm of the gradient; 0: no clipping", low=0)
     # Watching a run
     eval_interval: int = setting(500, "train", "steps between validations (and saves)", low=1)
-    eval_iters: int = setting(0, "train", "validation batches each time; 0: the whole validation part", low=0)
+    eval_iters: int = setting(0, "train", "validation batches of full rows each time; 0: the whole part", low=0)
     log_interval: int = setting(10, "train", "steps between lines of log.jsonl", low=1)
     patience: int = setting(0, "train", "stop after this many validations without a new best; 0: never", low=0)
     keep_every: int = setting(0, "train", "keep step_*.pt at the validations every so many steps; 0: none", low=0)

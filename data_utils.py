@@ -330,7 +330,8 @@ class TrainingData:
         self.train, self.meta = open_rows(settings.data_dir, "train", settings.block_size)
         self.val, _ = open_rows(settings.data_dir, "val", settings.block_size)
         if settings.eval_iters:
-            few = min(len(self.val), settings.eval_iters * settings.batch_size)
+            rows = settings.batch_tokens // settings.block_size or settings.batch_size
+            few = min(len(self.val), settings.eval_iters * rows)
             self.val = self.val[np.linspace(0, len(self.val) - 1, few).astype(int)]  # spread over all sources
         self.tokenizer = load_table(settings.data_dir, self.meta)
         self.lengths = row_lengths(self.train, self.meta["special_ids"]["pad"])

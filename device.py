@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -17,15 +18,19 @@ except ModuleNotFoundError:  # Windows
     resource = None
 
 # Dense bfloat16 (float16 where a card has no bfloat16) with float32 sums, in TFLOP/s, from NVIDIA's data sheets and
-# white papers. The first name that the card's contains counts, so longer ones stand first.
+# white papers (GeForce: twice float32's). The first name that the card's contains counts, so longer ones stand first.
 PEAK_TFLOPS = {
     "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "H800": 989, "A100": 312, "A800": 312,
     "L40S": 362, "L40": 181, "L20": 119.5, "L4": 121, "A10G": 70, "A10": 125, "A6000": 155, "A40": 150,
     "V100": 125, "T4": 65,
     "RTX 5090": 209.5, "RTX 5080": 112.6, "RTX 5070 Ti": 87.9, "RTX 5070": 61.7,
     "RTX 4090 D": 147, "RTX 4090": 165.2, "RTX 4080 SUPER": 104.4, "RTX 4080": 97.5, "RTX 4070 Ti": 80.2,
-    "RTX 4070": 58.3, "RTX 3090 Ti": 80, "RTX 3090": 71, "RTX 3080 Ti": 68.2, "RTX 3080": 59.5, "RTX 3070": 40.6,
+    "RTX 4070": 58.3, "RTX 4060 Ti": 44.1, "RTX 4060": 30.2,
+    "RTX 3090 Ti": 80, "RTX 3090": 71, "RTX 3080 Ti": 68.2, "RTX 3080": 59.5, "RTX 3070": 40.6,
+    "RTX 3060 Ti": 32.4, "RTX 3060": 25.5,
 }  # fmt: skip
+# What torch's RuntimeErrors say on MPS, Linux and Windows.
+OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -93,8 +98,6 @@ def fastest_of(tried, step, rounds=4):
         for i in list(hopeful):
             started = time.perf_counter()
             step(tried[i])
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
             seconds = time.perf_counter() - started
             best[i] = seconds if turn <= 1 else min(best[i], seconds)
             if best[i] > (6 if turn == 0 else 2) * min(best.values()):
@@ -141,12 +144,24 @@ def should_compile(setting, device):
     return device.type == "cuda", "the default on " + device.type
 
 
+def wait_for(device):
+    """Wait until the device has done what it was given."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
+
+
 def peak_flops(device):
     """Floating-point operations a second that a card can do at most in half precision; None where that is not known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((tflops * 1e12 for known, tflops in PEAK_TFLOPS.items() if known in name), None)
+    return peak_of_card(torch.cuda.get_device_name(device))
+
+
+def peak_of_card(name):
+    """The peak of a card by its name; None where that is not known, as for a laptop's, which differ."""
+    if "Laptop" in name:
+        return None
+    return next((tflops * 1e12 for known, tflops in PEAK_TFLOPS.items() if re.search(rf"\b{known}\b", name)), None)
 
 
 def peak_memory(device):
@@ -164,7 +179,7 @@ def peak_memory(device):
 def show_memory(device):
     """A phrase that tells the peak memory, or ''."""
     used, there = peak_memory(device)
-    return f"at most {used / 2**30:.2f} of {there / 2**30:.1f} GB of memory used" if used else ""
+    return f"{used / 2**30:.2f} of {there / 2**30:.1f} GB of memory used" if used else "memory not told"
 
 
 @contextlib.contextmanager
@@ -173,10 +188,11 @@ def out_of_memory_is_said(device):
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "allocate memory" not in str(error):
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not known and not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
         raise UserError(
-            f"out of memory on {device} ({show_memory(device) or 'the amount is not told here'}); lower batch_tokens "
+            f"out of memory on {device} ({show_memory(device)}); lower batch_tokens "
             "(or batch_size): with gradient_accumulation_steps raised as much the run learns the same; "
             "or lower block_size"
         ) from None

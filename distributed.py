@@ -121,19 +121,27 @@ def exchange_gradients(model, loss, exchanging):
         loss.require_backward_grad_sync = exchanging
 
 
-def whole(value):
-    """Tensors that are sharded made whole, through dicts and lists; every process has to call it."""
+def whole(value, processes):
+    """Tensors that are sharded made whole in the main process's memory, through dicts and lists.
+
+    Every process has to call it; the others get None for them. One tensor at a time is whole on a card.
+    """
     if isinstance(value, DTensor):
-        return value.full_tensor()
+        full = value.full_tensor()
+        return full.cpu() if processes.is_main else None
     if isinstance(value, dict):
-        return {key: whole(item) for key, item in value.items()}
-    return [whole(item) for item in value] if isinstance(value, list) else value
+        return {key: whole(item, processes) for key, item in value.items()}
+    return [whole(item, processes) for item in value] if isinstance(value, list) else value
 
 
-def shard_state(optimizer):
-    """Shard the tensors of an optimizer's state, just loaded whole, as their parameters are."""
-    for p, state in optimizer.state.items():
-        if isinstance(p, DTensor):
-            for key, value in state.items():
-                if value.shape == p.shape and not isinstance(value, DTensor):
-                    state[key] = distribute_tensor(value, p.device_mesh, p.placements, src_data_rank=None)
+def shard_state(state, optimizer):
+    """An optimizer's state dict, whole, with its tensors sharded as their parameters are."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def share(p, value):
+        if isinstance(p, DTensor) and isinstance(value, torch.Tensor) and value.shape == p.shape:
+            return distribute_tensor(value, p.device_mesh, p.placements, src_data_rank=None)
+        return value
+
+    by_param = {i: {key: share(params[i], v) for key, v in values.items()} for i, values in state["state"].items()}
+    return {**state, "state": by_param}

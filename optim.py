@@ -38,13 +38,14 @@ class Muon(torch.optim.Muon):
     def step(self, closure=None):
         """One update of every matrix that has a gradient."""
         for group in self.param_groups:
-            by_shape = {}  # a tall matrix stands with the wide ones that have its sides
+            together = {}  # a tall matrix stands with the wide ones that have its sides
             for p in group["params"]:
                 if p.grad is not None:
-                    by_shape.setdefault(tuple(sorted(p.shape)), []).append(p)
-            for params in by_shape.values():
+                    # Only a whole matrix can be made orthogonal: those that are sharded are gathered one by one.
+                    key = id(p) if isinstance(p, DTensor) else tuple(sorted(p.shape))
+                    together.setdefault(key, []).append(p)
+            for params in together.values():
                 updates = [self._nesterov(p, group["momentum"]) for p in params]
-                # Only a whole matrix can be made orthogonal: one that is sharded over processes is gathered.
                 updates = [u.full_tensor() if isinstance(u, DTensor) else u for u in updates]
                 wide = torch.stack([u.mT if u.shape[0] > u.shape[1] else u for u in updates])
                 for p, update in zip(params, orthogonalize(wide, self.dtype), strict=True):

@@ -32,7 +32,9 @@ class TensorBoard:
     def __init__(self, folder, settings, step):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(Path(folder) / "tensorboard", purge_step=step or None)
+        self.writer = SummaryWriter(
+            Path(folder) / "tensorboard", purge_step=step + 1
+        )  # what an earlier run, or this one before a crash, left
 
     def add(self, step, figures):
         for name, value in figures.items():

@@ -178,7 +178,8 @@ def main():
     trainer.close()  # not after an error: the other processes would wait for this one; torchrun ends them
     if why == "interrupted":
         arguments = shlex.join([a for a in sys.argv[1:] if not a.startswith("--init_from")] + ["--init_from=resume"])
-        trainer.say(f"stopped at step {p.step} and saved; go on with: python train.py {arguments}")
+        again = "python" if trainer.processes.count == 1 else "the same torchrun …"
+        trainer.say(f"stopped at step {p.step} and saved; go on with: {again} train.py {arguments}")
         raise SystemExit(130)
     trainer.say(
         f"{why or 'done'} at step {p.step}, epoch {trainer.epochs:.2f}, {p.seconds:.0f} s, "

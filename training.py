@@ -13,7 +13,7 @@ import torch
 
 from checkpoint import LAST, load_checkpoint, load_model, newest_intact, save_checkpoint
 from data_utils import TrainingData, check_table
-from device import Precision, out_of_memory_is_said, pick_device, pick_precision, should_compile, show
+from device import Precision, out_of_memory_is_said, pick_device, pick_precision, should_compile, show, wait_for
 from distributed import averaging_loss, exchange_gradients, shard, shard_state, start_processes, whole
 from errors import UserError
 from files import replace_file
@@ -107,7 +107,8 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.model, resumed = make_model(settings, self.data)
         if not self.sharded:  # a model that is too large for one card goes there in shards only
-            self.model.to(self.device)
+            with out_of_memory_is_said(self.device):
+                self.model.to(self.device)
         self.out = Path(settings.out_dir)
         self.pick_speed(resumed)
         if self.sharded:
@@ -154,8 +155,10 @@ class Trainer:
             least, most = TIMED_TOKENS
             tokens = min(most, max(least, TIMED_WORK // self.model.num_params()))
             few = max(1, int(tokens // x.shape[1]))
-            self.backward((x[:few], y[:few], mask[:few]), 1)
+            with out_of_memory_is_said(self.device):
+                self.backward((x[:few], y[:few], mask[:few]), 1)
             self.model.zero_grad(set_to_none=True)
+            wait_for(self.device)
 
         rows, self.loss = self.data.step((0, 0)), self.model.loss_sum
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
@@ -177,6 +180,8 @@ class Trainer:
             try:
                 if not self.sharded:
                     step(self.precision)
+            except UserError:
+                raise
             except Exception as error:  # compilers fail in many ways, and training goes on without
                 self.model.trunk = self.model.hidden
                 compiling, why = False, f"it failed: {type(error).__name__}"
@@ -209,8 +214,7 @@ class Trainer:
             self.progress.max_iters = planned
         for optimizer, state in zip(self.optimizers, content["optimizers"], strict=True):
             given = [{key: group[key] for key in ("peak_lr", "weight_decay")} for group in optimizer.param_groups]
-            optimizer.load_state_dict(state)
-            shard_state(optimizer)
+            optimizer.load_state_dict(shard_state(state, optimizer))
             for group, values in zip(optimizer.param_groups, given, strict=True):
                 group.update(values)  # a rate that the user changes for the rest of the run counts
         if content["scaler"] and self.scaler.is_enabled():
@@ -289,10 +293,11 @@ class Trainer:
     def validate(self):
         """Nats a token over the validation part."""
         settings, place = self.settings, (self.processes.rank, self.processes.count)
-        part = likelihood(
-            self.model, self.data.val, self.data.meta, settings.batch_size, precision=self.precision,
-            train_on_eot=settings.train_on_eot, batch_tokens=settings.batch_tokens, rank=place[0], count=place[1],
-        )  # fmt: skip
+        with out_of_memory_is_said(self.device):
+            part = likelihood(
+                self.model, self.data.val, self.data.meta, settings.batch_size, precision=self.precision,
+                train_on_eot=settings.train_on_eot, batch_tokens=settings.batch_tokens, rank=place[0], count=place[1],
+            )  # fmt: skip
         self.model.train()
         nats, tokens = self.processes.total(part.nats, part.tokens)
         return nats / max(1.0, tokens)
@@ -322,12 +327,12 @@ class Trainer:
             if self.device.type == "cuda":
                 generators["cuda"] = torch.cuda.get_rng_state(self.device)
             state = {
-                "optimizers": [whole(o.state_dict()) for o in self.optimizers],
+                "optimizers": [whole(o.state_dict(), self.processes) for o in self.optimizers],
                 "scaler": self.scaler.state_dict(),
                 "random": self.processes.gather(generators),
                 "precision": self.precision.to_dict(self.device),
             }
-        weights = whole(self.model.state_dict())
+        weights = whole(self.model.state_dict(), self.processes)
         if self.processes.is_main:
             stage, tokenizer, config = self.data.meta["stage"], self.data.tokenizer, self.model.config
             save_checkpoint(

@@ -1,0 +1,50 @@
+"""What is known of cards, what is picked by timing, and what running out of memory says."""
+
+import time
+
+import pytest
+import torch
+
+from device import OUT_OF_MEMORY, Precision, fastest_of, out_of_memory_is_said, peak_of_card
+from errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA GeForce RTX 4090 D", 147),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("Tesla T4", 65),
+        ("NVIDIA GeForce RTX 3060", 25.5),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA RTX A4000", None),
+        ("NVIDIA T400", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("a card of next year", None),
+    ],
+)
+def test_a_cards_peak_is_known_by_its_whole_name(name, tflops):
+    assert peak_of_card(name) == (tflops and tflops * 1e12)
+
+
+def test_the_fastest_is_picked_and_a_hopeless_one_is_tried_once():
+    tried = [Precision(), Precision(plain_attention=True), Precision(torch.bfloat16), Precision(torch.float16)]
+    seconds, turns = (0.02, 0.01, 0.015, 0.2), [0, 0, 0, 0]
+
+    def step(precision):
+        i = tried.index(precision)
+        turns[i] += 1
+        time.sleep(seconds[i])
+
+    picked, times = fastest_of(tried, step)
+    assert picked is tried[1] and 1.2 < times
+    assert turns[3] == 1 and turns[1] == 5
+
+
+@pytest.mark.parametrize("words", OUT_OF_MEMORY)
+def test_running_out_of_memory_is_known_by_what_torch_says(words):
+    with pytest.raises(UserError, match="batch_tokens"), out_of_memory_is_said(torch.device("cpu")):
+        raise RuntimeError(f"[enforce fail] {words}: you tried to allocate 99 bytes")
