@@ -275,7 +275,8 @@ def as_table(sizes, quality, ratios):
     for size, speed in sizes.items():
         for (stage, way, table), f in speed.items():
             mfu = f"{f['mfu']:.1%}" if f["mfu"] else "–"
-            shown = f"{f['tokens_per_second']:,.0f} | {f['characters_per_second']:,.0f} | {f['peak_memory_mb'] or '–'}"
+            memory = f"{f['peak_memory_mb']:,.0f}" if f["peak_memory_mb"] else "–"
+            shown = f"{f['tokens_per_second']:,.0f} | {f['characters_per_second']:,.0f} | {memory}"
             lines.append(f"| {size} | {stage} | {way} | {'own' if table == 'own' else 'GPT-2'} | {shown} | {mfu} |")
     lines += ["", f"| ratio, ours over the recipe, {SMALL} | |", "|---|---|"]
     lines += [f"| {name} | {f'{value:.1f}' if value else 'not measured'} |" for name, value in ratios.items()]

@@ -28,7 +28,7 @@ SCRIPTS = {
     "perplexity": "evaluations-perplexity.py",
     "rouge": "evaluations-RougeL.py",
     "visualize": "visualize.py",
-    "bench": "bench.py train",
+    "bench": "bench.py",
 }
 GENERATION = "sample rouge"
 ON_DEVICE = "train sample perplexity rouge bench"
@@ -346,7 +346,8 @@ def checked(key, value, where):
 
 def help_text(script):
     """The settings of one script, a paragraph each."""
-    lines = [f"python {SCRIPTS[script]} [settings file …] [--name=value …]", ""]
+    what = " train" if script == "bench" else ""
+    lines = [f"python {SCRIPTS[script]}{what} [settings file …] [--name=value …]", ""]
     for name, f in FIELDS.items():
         if script not in f.metadata["used_by"]:
             continue

@@ -269,9 +269,10 @@ class BatchOrder:
         """List of the epoch's batches, each the indices of its rows."""
         if self.sampling == "traverse":
             epoch = 0
-        if self._drawn[0] != epoch:
-            self._drawn = (epoch, self._draw(epoch))
-        return self._drawn[1]
+        drawn = self._drawn  # two threads ask
+        if drawn[0] != epoch:
+            self._drawn = drawn = (epoch, self._draw(epoch))
+        return drawn[1]
 
     def _draw(self, epoch):
         n, rng = len(self.lengths), np.random.default_rng([self.seed, epoch])
@@ -304,7 +305,7 @@ class BatchOrder:
             of_epoch = self.batches(epoch)
             more = of_epoch[batch : batch + count - len(taken)]
             taken, batch = taken + more, batch + len(more)
-            if batch == len(of_epoch):
+            if batch >= len(of_epoch):
                 epoch, batch = epoch + 1, 0
         return taken, (epoch, batch)
 
@@ -324,9 +325,10 @@ class TrainingData:
     """The train and val parts of a data folder, and the batches of each step, the next one made in the background.
 
     rank, count: this process and how many share a step; what a step trains on does not depend on them.
+    pinned: whether batches are put where a CUDA card can fetch them.
     """
 
-    def __init__(self, settings, rank=0, count=1):
+    def __init__(self, settings, rank=0, count=1, pinned=False):
         self.train, self.meta = open_rows(settings.data_dir, "train", settings.block_size)
         self.val, _ = open_rows(settings.data_dir, "val", settings.block_size)
         if settings.eval_iters:
@@ -339,7 +341,7 @@ class TrainingData:
         self.order = BatchOrder(self.lengths, settings.sampling, settings.seed, size, tokens)
         self.batches_a_step = settings.gradient_accumulation_steps
         self.train_on_eot = settings.train_on_eot
-        self.rank, self.count = rank, count
+        self.rank, self.count, self.pinned = rank, count, pinned
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._next = None  # (position, future)
 
@@ -366,4 +368,4 @@ class TrainingData:
         # A process that gets no row still takes part in the exchange of gradients, with one that has no loss.
         x, y, mask = make_batch(self.train[np.sort(rows) if len(rows) else [0]], self.meta, self.train_on_eot)
         batch = x, y, mask if len(rows) else torch.zeros_like(mask)
-        return [t.pin_memory() for t in batch] if torch.cuda.is_available() else batch
+        return [t.contiguous().pin_memory() for t in batch] if self.pinned else batch

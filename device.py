@@ -43,14 +43,14 @@ def pick_device(name="auto", local_rank=None):
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "cuda" and local_rank is not None:
+            device = torch.device("cuda", local_rank)
+            torch.cuda.set_device(device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device=auto"
         ) from None
-    if device.type == "cuda" and local_rank is not None:
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
     return device
 
 

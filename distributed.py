@@ -70,7 +70,14 @@ def start_processes(device_name="auto"):
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Processes()
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UserError(
+            f"WORLD_SIZE is {count}, but {', '.join(missing)} is not set: start several processes by torchrun"
+        )
     processes = Processes(int(os.environ["RANK"]), count, int(os.environ["LOCAL_RANK"]))
+    if device_name == "mps" or (device_name == "auto" and torch.backends.mps.is_available()):
+        raise UserError("several processes cannot share a run on mps; give --device=cpu, or start one process")
     on_cards = device_name.startswith("cuda") or (device_name == "auto" and torch.cuda.is_available())
     if on_cards and processes.local_rank >= torch.cuda.device_count():
         raise UserError(

@@ -4,6 +4,7 @@ A line of log.jsonl is {"step", "epoch", "train_loss", "val_loss" (or null), "lr
 Trackers are never needed: one that is not installed, or that fails, is said once and left out.
 """
 
+import contextlib
 import json
 import uuid
 from pathlib import Path
@@ -14,9 +15,12 @@ LOG = "log.jsonl"
 
 
 def log_lines(path):
-    """The whole lines of a log, as dicts; a last one that a crash cut short is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """The whole lines of a log, as dicts; one that a crash or a full disk cut short is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
 
 
 def cut_log(folder, step):
@@ -71,14 +75,20 @@ class Tracker:
 
     def __init__(self, folder, settings, step=0, say=print):
         self.folder, self.say, self.sinks = Path(folder), say, []
+        self.torn = False  # whether the log may end within a line
         for wanted, sink in ((settings.tensorboard, TensorBoard), (settings.wandb, WandB)):
             if wanted:
                 self._try(sink, "start", lambda sink=sink: self.sinks.append(sink(folder, settings, step)))
 
     def add(self, line, more):
         """A line of the log, and figures for the trackers alone (numbers by name)."""
-        with open(self.folder / LOG, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with open(self.folder / LOG, "a", encoding="utf-8") as file:
+                file.write("\n" * self.torn + json.dumps(line) + "\n")
+            self.torn = False
+        except OSError as error:  # a disk that is full now may not be at the next line
+            self.torn = True
+            self.say(f"warning: {LOG} could not be written ({error.strerror}); training goes on")
         figures = {k: v for k, v in {**line, **more}.items() if v is not None and k != "step"}
         for sink in list(self.sinks):
             self._try(sink, "take figures", lambda sink=sink: sink.add(line["step"], figures))

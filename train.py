@@ -58,7 +58,7 @@ class Run:
             timed = p.step - first_step - WARM_STEPS
             if timed == 0:
                 warm = elapsed
-                self.say(show_memory(trainer.device))
+                self.say(f"after {p.step} steps: {show_memory(trainer.device)}")
             elif timed > 0 and settings.max_seconds and timed % PACE_STEPS == 0 and p.step < p.max_iters:
                 self.fit_into_time((elapsed - warm) / timed, planned)
             self.bar.update(1)
@@ -105,17 +105,15 @@ class Run:
         train_loss = self.log(val_loss)
         best = val_loss < p.best_val_loss
         p.checks_without_best = 0 if best else p.checks_without_best + 1
-        if best:
-            p.best_val_loss, p.best_step = val_loss, p.step
         losses = f"train {train_loss:.4f}, val {val_loss:.4f}{'  best' if best else ''}"
         self.say(f"step {p.step}, epoch {trainer.epochs:.2f}: {losses} | {trainer.sample()}")
-        self.look_for_overfitting(train_loss, val_loss)
-        self.save(best)
+        self.look_for_overfitting(train_loss, val_loss, p.step if best else p.best_step)
         if settings.patience and p.checks_without_best >= settings.patience:
             trainer.stopped_by = f"no better validation loss in {settings.patience} checks"
+        self.save(val_loss if best else None)
         self.since_log[0] = time.perf_counter()  # checking is not training
 
-    def look_for_overfitting(self, train_loss, val_loss):
+    def look_for_overfitting(self, train_loss, val_loss, best_step):
         """Say it once when validation loss has risen for several checks while training loss fell."""
         p = self.progress
         train_before, val_before = p.last_losses
@@ -123,21 +121,25 @@ class Run:
         p.last_losses = train_loss, val_loss
         if p.checks_overfitting == OVERFIT_CHECKS:
             self.say(
-                f"note: it overfits since step {p.best_step}: validation loss has risen for {OVERFIT_CHECKS} checks "
+                f"note: it overfits since step {best_step}: validation loss has risen for {OVERFIT_CHECKS} checks "
                 "while training loss falls; more data, more dropout or a smaller model helps, --patience stops in time"
             )
 
-    def save(self, best):
+    def save(self, best_loss):
         """Write the checkpoints that are due. A disk that is full now may not be at the next validation."""
         p, trainer, settings = self.progress, self.trainer, self.settings
+        before = p.best_val_loss, p.best_step
         try:
-            if best:
+            if best_loss is not None:
+                p.best_val_loss, p.best_step = best_loss, p.step
                 trainer.save(BEST)
+                before = best_loss, p.step
             if settings.keep_every and p.step % settings.keep_every == 0:
                 trainer.save(f"step_{p.step:06d}.pt")
             trainer.save(LAST, resumable=True, previous=PREVIOUS)
         except UserError as error:
-            if p.step >= p.max_iters:
+            p.best_val_loss, p.best_step = before  # of the ckpt.pt that is there
+            if p.step >= p.max_iters or trainer.stopped_by:
                 raise
             self.say(f"warning: {error}; training goes on and saves again at the next validation")
 
@@ -151,7 +153,7 @@ class Run:
 def stop_on_signal(trainer):
     """Let the first Ctrl-C (or SIGTERM) end the run after its next step; a second Ctrl-C ends it at once.
 
-    torchrun passes a Ctrl-C on as SIGTERM, to processes that the terminal has told already.
+    torchrun passes the signal on, and kills after TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds (30, if it is not set).
     """
     told = set()
 
@@ -181,10 +183,11 @@ def main():
         again = "python" if trainer.processes.count == 1 else "the same torchrun …"
         trainer.say(f"stopped at step {p.step} and saved; go on with: {again} train.py {arguments}")
         raise SystemExit(130)
+    best = f"best validation loss {p.best_val_loss:.4f} (step {p.best_step}): {trainer.out / BEST}"
     trainer.say(
         f"{why or 'done'} at step {p.step}, epoch {trainer.epochs:.2f}, {p.seconds:.0f} s, "
         f"{show_memory(trainer.device)}; "
-        f"best validation loss {p.best_val_loss:.4f} (step {p.best_step}): {trainer.out / BEST}"
+        f"{best if p.best_step else 'no validation loss was a number, so there is no ckpt.pt'}"
     )
 
 

@@ -5,8 +5,8 @@ would: a step's loss is the sum over its kept tokens, divided by the kept tokens
 """
 
 import dataclasses
+import itertools
 import math
-import shutil
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ class Progress:
     step: int = 0
     epoch: int = 0  # the epoch in hand, and its next batch
     batch: int = 0
+    epoch_batches: int = 0  # in the epoch in hand
     tokens: int = 0  # real tokens drawn, PAD left out
     seconds: float = 0.0
     best_val_loss: float = math.inf
@@ -59,6 +60,18 @@ def check_settings(settings):
         raise UserError("fsdp does not go with float16 and its loss scaler; take --dtype=bfloat16 or float32")
 
 
+def check_resumed(content, path, settings, stage):
+    """Raise UserError unless a run can go on with a checkpoint's dict."""
+    if content["stage"] != stage:
+        raise UserError(f"{path} is a {content['stage']} run, {settings.data_dir} holds {stage} data")
+    known = {f.name for f in dataclasses.fields(Progress)}
+    if "optimizers" not in content or set(content["progress"]) != known:
+        raise UserError(f"{path} is not a last.pt of this version: start from it with --init_from={path}")
+    before = content["settings"]["optimizer"]
+    if before != settings.optimizer:
+        raise UserError(f"{path} was trained with optimizer={before}, whose state {settings.optimizer} cannot use")
+
+
 def make_model(settings, data):
     """(model, checkpoint's dict or None) by init_from."""
     if settings.init_from == "scratch":
@@ -74,8 +87,8 @@ def make_model(settings, data):
     path = Path(settings.out_dir) / LAST if resume else settings.init_from
     content = newest_intact(settings.out_dir) if resume else load_checkpoint(path)
     check_table(settings.data_dir, data.meta, content["tokenizer"], f"the table of {path}")
-    if resume and content["stage"] != data.meta["stage"]:
-        raise UserError(f"{path} is a {content['stage']} run, {settings.data_dir} holds {data.meta['stage']} data")
+    if resume:
+        check_resumed(content, path, settings, data.meta["stage"])
     block_size = content["model_args"]["block_size"]
     if block_size < settings.block_size:
         raise UserError(
@@ -99,16 +112,17 @@ class Trainer:
         self.settings, self.progress = settings, Progress()
         self.processes = start_processes(settings.device)
         self.say = say if self.processes.is_main else lambda text: None
-        place = self.processes.rank, self.processes.count
-        self.data = TrainingData(settings, *place)
         self.sharded = settings.fsdp and self.processes.count > 1
         self.device = pick_device(settings.device, self.processes.local_rank if self.processes.count > 1 else None)
+        place = self.processes.rank, self.processes.count
+        self.data = TrainingData(settings, *place, pinned=self.device.type == "cuda")
         torch.set_float32_matmul_precision("high")  # TF32 where the card has it
         torch.manual_seed(settings.seed)
         self.model, resumed = make_model(settings, self.data)
         if not self.sharded:  # a model that is too large for one card goes there in shards only
             with out_of_memory_is_said(self.device):
                 self.model.to(self.device)
+        self.model.train()
         self.out = Path(settings.out_dir)
         self.pick_speed(resumed)
         if self.sharded:
@@ -136,15 +150,21 @@ class Trainer:
         return self.settings.max_iters
 
     def put_aside(self):
-        """Move an earlier run's files to old/ in the run's folder, where they stay until the next time."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        files, old = [*self.out.glob("*.pt"), *self.out.glob(LOG)], self.out / "old"
-        if files:
-            self.say(f"note: the run that was in {self.out} is now in {old} (--init_from=resume would go on with it)")
-            shutil.rmtree(old, ignore_errors=True)
-            old.mkdir()
-            for file in files:
-                replace_file(file, old / file.name)
+        """Move an earlier run's files to a folder old, old-2, … in the run's folder; nothing is ever deleted."""
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            files = [*self.out.glob("*.pt"), *self.out.glob(LOG)]
+            if files:
+                numbered = (self.out / f"old-{number}" for number in itertools.count(2))
+                old = next(path for path in itertools.chain([self.out / "old"], numbered) if not path.exists())
+                old.mkdir()
+                self.say(
+                    f"note: the run that was in {self.out} is now in {old} (--init_from=resume goes on with a run)"
+                )
+                for file in files:
+                    replace_file(file, old / file.name)
+        except OSError as error:
+            raise UserError(f"{self.out} cannot be written to ({error.strerror}); give another --out_dir") from None
 
     def pick_speed(self, resumed):
         """Choose compute type and compiling, and say why; a resumed run computes as it did, for the same numbers."""
@@ -163,6 +183,8 @@ class Trainer:
         rows, self.loss = self.data.step((0, 0)), self.model.loss_sum
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
         before = resumed and Precision.from_dict(resumed["precision"], self.device)
+        if before and self.sharded and before.dtype == torch.float16:
+            before = None  # float16's scaler does not go with sharding
         if before and self.settings.dtype == "auto":
             picked = before
         elif self.sharded and self.settings.dtype == "auto" and self.device.type == "cuda":
@@ -184,6 +206,7 @@ class Trainer:
                 raise
             except Exception as error:  # compilers fail in many ways, and training goes on without
                 self.model.trunk = self.model.hidden
+                self.model.zero_grad(set_to_none=True)
                 compiling, why = False, f"it failed: {type(error).__name__}"
         several = f" x {self.processes.count} processes ({'FSDP2' if self.sharded else 'DDP'})"
         self.say(
@@ -204,16 +227,18 @@ class Trainer:
             if before != now:
                 self.say(f"note: {name} was {before!r} and is {now!r}, so the rows come in another order from here on")
         planned = self.progress.max_iters
-        try:
-            self.progress = Progress(**content["progress"])
-        except TypeError:
-            raise UserError(f"the checkpoint in {self.out} is of another version and cannot be gone on with") from None
+        self.progress = p = Progress(**content["progress"])
+        batches = len(self.data.order.batches(p.epoch))
+        if p.epoch_batches and batches != p.epoch_batches:  # the same share of the epoch is done
+            p.batch = min(batches - 1, round(p.batch / p.epoch_batches * batches))
         if not self.processes.is_main:  # the sum is of all processes, so one goes on with it
-            self.progress.loss_sum = 0.0
-        if not self.settings.max_seconds:  # else the run stays as short as it was made
-            self.progress.max_iters = planned
+            p.loss_sum = 0.0
+        lengths = ("max_seconds", "max_iters", "max_epochs")
+        if any(content["settings"][name] != getattr(self.settings, name) for name in lengths):
+            p.max_iters = planned  # else the run stays as short as max_seconds may have made it
         for optimizer, state in zip(self.optimizers, content["optimizers"], strict=True):
-            given = [{key: group[key] for key in ("peak_lr", "weight_decay")} for group in optimizer.param_groups]
+            kept = ("peak_lr", "weight_decay", "betas")
+            given = [{key: group[key] for key in kept if key in group} for group in optimizer.param_groups]
             optimizer.load_state_dict(shard_state(state, optimizer))
             for group, values in zip(optimizer.param_groups, given, strict=True):
                 group.update(values)  # a rate that the user changes for the rest of the run counts
@@ -231,8 +256,8 @@ class Trainer:
             return
         states = by_process[self.processes.rank]
         torch.set_rng_state(states["cpu"])
-        if self.device.type == "cuda" and "cuda" in states:
-            torch.cuda.set_rng_state(states["cuda"], self.device)
+        if self.device.type in states and self.device.type != "cpu":
+            getattr(torch, self.device.type).set_rng_state(states[self.device.type])
 
     @property
     def epochs(self):
@@ -317,15 +342,19 @@ class Trainer:
         return f"{prompt} → {text}".replace("\n", " ")
 
     def save(self, name, resumable=False, previous=None):
-        """Write a checkpoint under the run's folder; `previous` is the name that an older one of that name gets."""
-        state = {}
+        """Write a checkpoint under the run's folder; `previous` is the name that an older one of that name gets.
+
+        Raises UserError in every process where the main one cannot write.
+        """
+        state, failed = {}, None
         p = self.progress
+        p.epoch_batches = len(self.data.order.batches(p.epoch))
         (loss_sum,) = self.processes.total(float(p.loss_sum))
         progress = dataclasses.asdict(dataclasses.replace(p, loss_sum=loss_sum))
         if resumable:
             generators = {"cpu": torch.get_rng_state()}
-            if self.device.type == "cuda":
-                generators["cuda"] = torch.cuda.get_rng_state(self.device)
+            if self.device.type in ("cuda", "mps"):
+                generators[self.device.type] = getattr(torch, self.device.type).get_rng_state()
             state = {
                 "optimizers": [whole(o.state_dict(), self.processes) for o in self.optimizers],
                 "scaler": self.scaler.state_dict(),
@@ -334,10 +363,13 @@ class Trainer:
             }
         weights = whole(self.model.state_dict(), self.processes)
         if self.processes.is_main:
-            stage, tokenizer, config = self.data.meta["stage"], self.data.tokenizer, self.model.config
-            save_checkpoint(
-                self.out / name, weights, config, self.settings, stage, tokenizer, progress, previous, **state
-            )
+            about = self.model.config, self.settings, self.data.meta["stage"], self.data.tokenizer, progress
+            try:
+                save_checkpoint(self.out / name, weights, *about, previous, **state)
+            except UserError as error:
+                failed = str(error)
+        if failed := self.processes.from_main(failed):
+            raise UserError(failed)
 
     def close(self):
         """Leave the process group, with everything that holds on to it let go first."""

@@ -42,6 +42,27 @@ def test_tensorboard_gets_every_number(tmp_path):
     assert "step" not in accumulator.Tags()["scalars"]
 
 
+def test_a_log_that_cannot_be_written_for_a_while_goes_on_after_it(tmp_path, monkeypatch):
+    said, path = [], tmp_path / "log.jsonl"
+    run = tracker(tmp_path, said)
+    run.add(LINE, {})
+    path.write_text(path.read_text(encoding="utf-8") + '{"step": 4, "ep', encoding="utf-8")  # what a full disk leaves
+    real, full = open, [True]
+
+    def opened(name, *arguments, **options):
+        if full and str(name).endswith("log.jsonl"):
+            raise OSError(28, "No space left on device")
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr("builtins.open", opened)
+    run.add({**LINE, "step": 4}, {})
+    full.clear()
+    run.add({**LINE, "step": 5}, {})
+    monkeypatch.undo()
+    assert [line["step"] for line in log_lines(path)] == [3, 5]
+    assert len(said) == 1 and "No space left" in said[0]
+
+
 class FakeWandb:
     """Takes what the real one takes, and fails when it is told to."""
 

@@ -129,7 +129,10 @@ def test_an_earlier_run_is_put_aside_and_not_lost(settings, tmp_path):
     finish(Trainer(settings()))
     before = weights(settings())
     finish(Trainer(settings(seed=5)))
+    second = weights(settings())
+    finish(Trainer(settings(seed=6)))
     assert_same(load_checkpoint(tmp_path / "out" / "old" / "last.pt")["model"], before)
+    assert_same(load_checkpoint(tmp_path / "out" / "old-2" / "last.pt")["model"], second)
     assert (tmp_path / "out" / "old" / "log.jsonl").exists()
 
 
@@ -229,9 +232,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_run_goes_on(folders, tmp_path):
 
 
 def test_a_fresh_run_can_be_resumed_before_its_first_check(settings):
-    trainer = Trainer(settings())
-    trainer.progress.max_iters = 0
-    finish(trainer)
+    Trainer(settings()).save("last.pt", resumable=True)
     again = Trainer(settings(init_from="resume"))
     assert again.progress.step == 0
     finish(again)
@@ -243,10 +244,7 @@ def test_overfitting_is_said_once_with_the_best_step(settings, capsys):
     run = Run(trainer)
     losses = [(3.0, 3.0), (2.9, 2.5), (2.8, 2.6), (2.85, 2.7), (2.7, 2.8), (2.6, 2.9), (2.5, 3.0), (2.4, 3.1)]
     for step, (train_loss, val_loss) in enumerate(losses, start=1):
-        trainer.progress.step = step
-        if val_loss == 2.5:
-            trainer.progress.best_step = step
-        run.look_for_overfitting(train_loss, val_loss)
+        run.look_for_overfitting(train_loss, val_loss, best_step=min(step, 2))
         said = capsys.readouterr().out
         assert ("overfits since step 2" in said) == (step == 7), step  # training loss rose at step 4
     run.close()
@@ -293,3 +291,81 @@ def test_training_on_trimmed_batches_is_training_on_padded_rows(settings, folder
     torch.testing.assert_close(total, expected.detach(), rtol=1e-5, atol=0)
     for name, p in trainer.model.named_parameters():
         torch.testing.assert_close(ours[name], p.grad, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 16},
+        {"batch_size": 2},
+        {"batch_tokens": 200},
+        {"batch_size": 16, "gradient_accumulation_steps": 3},
+    ],
+)
+def test_a_run_resumed_with_other_batches_is_as_far_in_its_epoch(settings, changes, capsys):
+    trainer = Trainer(settings(batch_size=4, max_iters=17))  # 10 batches an epoch
+    finish(trainer)
+    again = Trainer(settings(init_from="resume", max_iters=22, **{"batch_size": 4, **changes}))
+    assert again.epochs == pytest.approx(1.7, abs=0.2)
+    assert "come in another order" in capsys.readouterr().out
+    finish(again)
+    assert again.progress.step == 22
+
+
+def test_a_run_shortened_by_its_time_can_be_lengthened(settings):
+    short = {"max_iters": 10_000, "eval_interval": 100_000}
+    finish(Trainer(settings(max_seconds=0.001, **short)))
+    assert Trainer(settings(max_seconds=0.001, init_from="resume", **short)).progress.max_iters == 26
+    assert Trainer(settings(max_seconds=50.0, init_from="resume", **short)).progress.max_iters == 10_000
+
+
+def test_rates_and_betas_given_on_resuming_count(settings):
+    finish(Trainer(settings()))
+    again = Trainer(settings(init_from="resume", beta2=0.5, learning_rate=0.125, max_iters=20))
+    assert all(g["betas"] == (0.9, 0.5) and g["peak_lr"] == 0.125 for g in again.optimizers[0].param_groups)
+
+
+@pytest.mark.parametrize(("first", "then"), [("adamw", "muon"), ("muon", "adamw")])
+def test_resuming_with_another_optimizer_is_said(settings, first, then):
+    finish(Trainer(settings(optimizer=first)))
+    with pytest.raises(UserError, match=rf"optimizer={first}.*{then}"):
+        Trainer(settings(optimizer=then, init_from="resume"))
+
+
+def test_resuming_from_a_checkpoint_without_optimizers_is_said(settings, tmp_path):
+    finish(Trainer(settings()))
+    (tmp_path / "out" / "ckpt.pt").replace(tmp_path / "out" / "last.pt")
+    with pytest.raises(UserError, match=r"--init_from=.*last\.pt"):
+        Trainer(settings(init_from="resume"))
+
+
+def test_a_best_checkpoint_that_could_not_be_written_is_not_the_best(settings, monkeypatch):
+    trainer, real = Trainer(settings()), training.save_checkpoint
+
+    def full_for_the_best(path, *arguments, **state):
+        if path.name == "ckpt.pt" and trainer.progress.step == 8:
+            raise UserError("ckpt.pt could not be written")
+        real(path, *arguments, **state)
+
+    monkeypatch.setattr(training, "save_checkpoint", full_for_the_best)
+    run = Run(trainer)
+    for step, val_loss in ((4, 3.0), (8, 2.0), (12, 2.5)):
+        trainer.progress.step, trainer.lr = step, 0.0
+        monkeypatch.setattr(trainer, "validate", lambda loss=val_loss: loss)
+        run.check()
+        assert load_checkpoint(trainer.out / "ckpt.pt")["progress"]["best_val_loss"] == (3.0 if step < 12 else 2.5)
+    run.close()
+
+
+def test_a_folder_that_cannot_be_made_is_said(settings, tmp_path):
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(UserError, match=r"--out_dir"):
+        Trainer(settings(out_dir=str(tmp_path / "file" / "run")))
+
+
+def test_processes_without_torchrun_are_said(settings, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"RANK, LOCAL_RANK.*torchrun"):
+        Trainer(settings())
