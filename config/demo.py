@@ -16,7 +16,7 @@ n_head = 3
 n_embd = 192
 
 # A slow machine makes fewer passes in the time it has.
-max_epochs = 4
+max_epochs = 4.5
 max_seconds = 210
 # Small batches: at equal tokens, more steps learn more of the facts.
 batch_size = 32
