@@ -6,6 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+try:
+    import resource
+except ModuleNotFoundError:  # Windows
+    resource = None
+
 from conftest import ROOT, byte_tokenizer, made_up_articles, made_up_questions
 
 from data_utils import RowWriter
@@ -50,12 +55,18 @@ def arguments(**settings):
     return [f"--{key}={value}" for key, value in {**TINY, **settings}.items()]
 
 
-def start(*flags, processes=1):
-    """A running train.py, under torchrun where it has several processes; one thread each."""
+def start(*flags, processes=1, largest_file=None):
+    """A running train.py, under torchrun where it has several processes; one thread each.
+
+    largest_file: bytes that a file may have, which is how a full disk is played (not on Windows).
+    """
+    limit = largest_file and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file)))
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "train.py"), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-    return subprocess.Popen(command, stdout=-1, stderr=subprocess.STDOUT, encoding="utf-8", env=environment)
+    return subprocess.Popen(
+        command, stdout=-1, stderr=subprocess.STDOUT, encoding="utf-8", env=environment, preexec_fn=limit
+    )
 
 
 def finish(process, timeout=240):

@@ -82,3 +82,20 @@ def test_compiled_runs_resume_without_compiling_and_back(tmp_path):
         for line, expected in zip(log_of(folder), log_of(whole), strict=True):
             assert line["train_loss"] == pytest.approx(expected["train_loss"], abs=1e-4)
         assert weights_of(folder).keys() == weights_of(whole).keys()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_disk_that_is_full_at_every_save_stops_no_training_and_hangs_no_process(tmp_path, processes):
+    """The weights fit, the optimizer's state beside them does not: last.pt of step 0 stays."""
+    data, folder = write_stages(tmp_path)["pretrain"], tmp_path / "run"
+    flags = arguments(data_dir=data, out_dir=folder, max_iters=12, eval_interval=4)
+    process = start(*flags, processes=processes, largest_file=300_000)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert out.count("training goes on and saves again") == 2
+    assert "last.pt could not be written" in out and "older file is as it was" in out and 'train.py", line' not in out
+    assert [line["step"] for line in log_of(folder)] == list(range(1, 13))
+    assert newest_intact(folder)["progress"]["step"] == 0
+    assert load_checkpoint(folder / "ckpt.pt")["progress"]["step"] == 12
+    assert not list(folder.glob("*.partial"))
