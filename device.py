@@ -43,7 +43,7 @@ def pick_device(name="auto", local_rank=None):
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        if device.type == "cuda" and (local_rank is not None or device.index is not None):
+        if device.type == "cuda" and torch.cuda.is_available() and (local_rank is not None or device.index is not None):
             device = torch.device("cuda", device.index if local_rank is None else local_rank)
             torch.cuda.set_device(device)  # its generator is the one that checkpoints keep
         torch.empty(1, device=device)
