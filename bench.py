@@ -106,12 +106,8 @@ class Ours:
             max_iters=10**6, warmup_iters=WARMUP, decay_lr=False, device=device, **SIZES[size],
         )  # fmt: skip
         self.trainer = Trainer(settings)
-        self.meta, self.tokenizer, self.device = (
-            self.trainer.data.meta,
-            self.trainer.data.tokenizer,
-            self.trainer.device,
-        )
-        self.model = self.trainer.model.train()
+        self.device, self.model, data = self.trainer.device, self.trainer.model, self.trainer.data
+        self.meta, self.tokenizer = data.meta, data.tokenizer
 
     def step(self):
         """One optimizer step; returns (useful tokens, operations on them)."""
@@ -267,7 +263,7 @@ def machine(device):
 
 
 def as_table(sizes, quality, ratios):
-    """The figures as Markdown."""
+    """The figures as Markdown: sizes is {size: figures of `compare_speed`}."""
     lines = [
         "| model | stage | way | table | useful tokens/s | characters/s | peak memory, MB | MFU |",
         "|---" * 8 + "|",

@@ -177,7 +177,7 @@ def peak_memory(device):
 
 
 def show_memory(device):
-    """A phrase that tells the peak memory, or ''."""
+    """A phrase that tells the peak memory, or that it is not told here."""
     used, there = peak_memory(device)
     return f"{used / 2**30:.2f} of {there / 2**30:.1f} GB of memory used" if used else "memory not told"
 

@@ -142,7 +142,7 @@ def whole(value, processes):
 
 
 def shard_state(state, optimizer):
-    """An optimizer's state dict, whole, with its tensors sharded as their parameters are."""
+    """A whole state dict of an optimizer with its tensors sharded as that optimizer's parameters are."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
 
     def share(p, value):

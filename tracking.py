@@ -36,9 +36,8 @@ class TensorBoard:
     def __init__(self, folder, settings, step):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(
-            Path(folder) / "tensorboard", purge_step=step + 1
-        )  # what an earlier run, or this one before a crash, left
+        # Purged is what an earlier run, or this one before a crash, wrote of the steps to come.
+        self.writer = SummaryWriter(Path(folder) / "tensorboard", purge_step=step + 1)
 
     def add(self, step, figures):
         for name, value in figures.items():

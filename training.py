@@ -274,7 +274,10 @@ class Trainer:
         return loss_sum.detach()
 
     def step(self):
-        """One optimizer step over gradient_accumulation_steps batches, the processes' together."""
+        """One optimizer step over gradient_accumulation_steps batches, the processes' together.
+
+        Returns (`StepRows`, targets with a loss, of all processes). Raises UserError where memory runs out.
+        """
         p = self.progress
         scale = lr_scale(p.step, p.max_iters, self.settings)
         set_learning_rate(self.optimizers, scale)
@@ -317,11 +320,12 @@ class Trainer:
 
     def validate(self):
         """Nats a token over the validation part."""
-        settings, place = self.settings, (self.processes.rank, self.processes.count)
+        settings, processes = self.settings, self.processes
         with out_of_memory_is_said(self.device):
             part = likelihood(
                 self.model, self.data.val, self.data.meta, settings.batch_size, precision=self.precision,
-                train_on_eot=settings.train_on_eot, batch_tokens=settings.batch_tokens, rank=place[0], count=place[1],
+                train_on_eot=settings.train_on_eot, batch_tokens=settings.batch_tokens,
+                rank=processes.rank, count=processes.count,
             )  # fmt: skip
         self.model.train()
         nats, tokens = self.processes.total(part.nats, part.tokens)
@@ -362,6 +366,7 @@ class Trainer:
                 "precision": self.precision.to_dict(self.device),
             }
         weights = whole(self.model.state_dict(), self.processes)
+        weights["wte.weight"] = weights["lm_head.weight"]  # one table, which gathering made two of
         if self.processes.is_main:
             about = self.model.config, self.settings, self.data.meta["stage"], self.data.tokenizer, progress
             try:

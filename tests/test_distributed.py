@@ -54,6 +54,8 @@ def test_two_processes_give_the_curve_of_one(runs, optimizer, tolerance, accumul
     assert ("FSDP2" if fsdp else "DDP") in out
     assert log_of(alone)[-1]["train_loss"] < log_of(alone)[0]["train_loss"] - 0.1
     assert_same_curve(together, alone, tolerance)
+    sizes = [(folder / "ckpt.pt").stat().st_size for folder in (together, alone)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.05)  # the tied table is in it once
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
