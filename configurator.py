@@ -31,6 +31,7 @@ SCRIPTS = {
     "bench": "bench.py",
 }
 GENERATION = "sample rouge"
+ON_MODEL = "sample rouge"
 ON_DEVICE = "train sample perplexity rouge bench"
 
 
@@ -180,9 +181,24 @@ class Settings:
     temperature: float = setting(0.1, GENERATION, "sharpness of sampling; 0: greedy", low=0)
     top_k: int = setting(20, GENERATION, "sample among the k likeliest tokens; 0: all", low=0)
     max_new_tokens: int = setting(225, GENERATION, "longest answer, in tokens", low=1)
+    top_p: float = setting(
+        1.0, GENERATION, "sample among the likeliest tokens that together have this probability, above 0 to 1", low=0
+    )
     frequency_penalty: float = setting(
         0.0, GENERATION, "taken off a token's logit for each time it stands in prompt or answer"
     )
+    repetition_penalty: float = setting(
+        1.0, GENERATION, "divides the logits of tokens that stand in prompt or answer; 1: none", low=0.01
+    )
+    stop: list[str] = setting([], GENERATION, "texts that end an answer and are not part of it")
+    precision: str = setting(
+        "auto",
+        ON_MODEL,
+        "what a model generates in; auto: bf16 on cards that compute in it, on a CPU what a short timing finds "
+        "fastest (int8: weights in eight bits, within 1% of float32's perplexity); evaluations: float32",
+        ["auto", "float32", "bf16", "int8"],
+    )
+    max_batch: int = setting(32, ON_MODEL, "prompts that are answered together", low=1)
     # Evaluation
     split: str = setting(
         "",

@@ -15,11 +15,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from checkpoint import load_checkpoint, load_model
+from configurator import Settings
 from data_utils import open_rows, split_row
 from errors import UserError, run_script
 from files import write_json
-from generation import SamplingParams, TextGenerator
+from generation import open_generator
+from sampling import SamplingParams
 
 try:
     import resource
@@ -65,14 +66,12 @@ def peak_memory_mb():
 
 def show_answers():
     """Print five held-out questions with the model's answers."""
-    content = load_checkpoint(TUNED)
-    model, tokenizer = load_model(content)
+    _, _, generator = open_generator(TUNED, Settings())
     rows, meta = open_rows("data/processed_demo_sft", "test")
-    generator = TextGenerator(model, tokenizer, content["stage"])
     print(f"\n{SHOWN} questions about subjects that no training question was about:")
     for row in rows[:: max(1, len(rows) // SHOWN)][:SHOWN]:
-        question, reference = map(tokenizer.decode, split_row(row, meta["special_ids"]))
-        answer = "".join(generator.stream(question, SamplingParams(temperature=0.0)))
+        question, reference = map(generator.tokenizer.decode, split_row(row, meta["special_ids"]))
+        answer = "".join(generator.submit(question, SamplingParams(temperature=0.0)))
         print(f"  问 {question}\n  答 {answer}\n  应 {reference}\n")
 
 

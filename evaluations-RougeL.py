@@ -14,15 +14,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from checkpoint import open_model
 from configurator import load_settings
 from corpus import Problems, read_questions
 from data_utils import check_rows, open_rows, read_meta, split_row
-from device import pick_device
 from errors import UserError, run_script
 from files import write_json
-from generation import SamplingParams, TextGenerator
+from generation import open_generator
 from metrics import rouge_l, score_pairs
+from sampling import SamplingParams
 
 CLAUSE_END = re.compile(r"[，。；：！？]")
 
@@ -70,9 +69,8 @@ def load_pairs(settings, content, tokenizer):
 
 def main():
     settings = load_settings("rouge")
-    path, content, model, tokenizer = open_model(settings.ckpt, settings.out_root, pick_device(settings.device))
-    prompts, references = zip(*load_pairs(settings, content, tokenizer), strict=True)
-    generator = TextGenerator(model, tokenizer, content["stage"])
+    path, content, generator = open_generator(settings.ckpt, settings, exact=True)
+    prompts, references = zip(*load_pairs(settings, content, generator.tokenizer), strict=True)
     with tqdm(total=len(prompts), unit="prompt", desc="generate") as bar:
         predictions = generator.generate(prompts, SamplingParams.from_settings(settings), progress=bar.update)
     for prompt, reference, prediction in list(zip(prompts, references, predictions, strict=True))[: settings.show]:

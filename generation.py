@@ -1,78 +1,184 @@
-"""From prompts to streams of text: prefill once, then one token a step on a KV cache."""
+"""From prompts to streams of text. Requests share each step of the model, and join and leave it at any token."""
 
-from collections import Counter
-from dataclasses import dataclass
+import atexit
+import queue
+import threading
+import time
+from collections import deque
 
 import torch
 
-from model import KVCache
+from checkpoint import open_model
+from decoding import Decoder
+from device import pick_device
+from quantize import prepare
+from sampling import Sampler, sample_tokens
 from tokenizer import StreamDecoder
 
-
-@dataclass
-class SamplingParams:
-    """temperature: 0 is greedy; top_k: 0 is all; frequency_penalty: taken off a token's logit for each
-    time it stands in prompt or answer (OpenAI's, who count the answer only); seed: None is unseeded."""
-
-    temperature: float = 0.1
-    top_k: int = 20
-    max_new_tokens: int = 225
-    frequency_penalty: float = 0.0
-    seed: int | None = None
-
-    @classmethod
-    def from_settings(cls, settings):
-        """The parameters that the settings give."""
-        names = ("temperature", "top_k", "max_new_tokens", "frequency_penalty", "seed")
-        return cls(**{name: getattr(settings, name) for name in names})
+PROMPT_TOKENS = 1024  # of padded prompts in one pass; what runs waits for it
+ROOM = 4  # a prompt that is too long leaves at least this part of the block (a quarter) for the answer
+END = None  # what follows a stream's last piece
 
 
-def sample_token(logits, params, counts=None, generator=None):
-    """Next ids (B,) from logits (B, V); counts (B, V): how often each token has stood so far."""
-    logits = logits.float()
-    if params.frequency_penalty and counts is not None:
-        logits = logits - params.frequency_penalty * counts
-    if params.temperature == 0:
-        return logits.argmax(dim=-1)
-    logits = logits / params.temperature
-    if 0 < params.top_k < logits.shape[-1]:
-        top, ids = logits.topk(params.top_k)
-        return ids.gather(1, torch.multinomial(top.softmax(dim=-1), 1, generator=generator)).squeeze(1)
-    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator).squeeze(1)
+class StopText:
+    """Passes text on until a stop string is complete; what may become one is held back."""
+
+    def __init__(self, stops):
+        self.stops, self.held, self.found = [s for s in stops if s], "", False
+
+    def feed(self, text):
+        """The text that is certain now, without any stop string."""
+        text = self.held + text
+        found = [at for at in (text.find(stop) for stop in self.stops) if at >= 0]
+        if found:
+            self.found, self.held = True, ""
+            return text[: min(found)]
+        longest = max((len(stop) for stop in self.stops), default=1) - 1
+        keep = next((n for n in range(min(longest, len(text)), 0, -1) if self.begins(text[-n:])), 0)
+        self.held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def begins(self, text):
+        return any(stop.startswith(text) for stop in self.stops)
 
 
-@torch.inference_mode()
-def generate_ids(model, prompts, params, eot_id, forbidden=()):
-    """Yields a list of next ids for each step, one a prompt, None for a prompt that has ended.
+class Stream:
+    """One request: iterating gives pieces of its text, whole characters, as they are made.
 
-    prompts: lists of ids, all of one length, none empty. A prompt ends at EOT (not yielded), after
-    max_new_tokens, or at the end of the block. `forbidden` ids (PAD and the unused rest of the
-    embedding) are never drawn.
+    prompt_tokens, completion_tokens (EOT not counted): int. prompt_cut: its start did not fit the block.
+    finish_reason: "stop" (EOT or a stop string), "length" (max_new_tokens or the block's end), "cancelled", or None
+    while it is not finished. started, first_token, finished: `time.perf_counter()` of these, or None.
     """
-    block_size, device = model.config.block_size, model.wte.weight.device
-    idx = torch.tensor(prompts, device=device)
-    n_new = min(params.max_new_tokens, block_size - idx.shape[1])
-    cache = KVCache(model.config, len(prompts), idx.shape[1] + max(0, n_new), device, model.wte.weight.dtype)
-    generator = None
-    if params.seed is not None:
-        generator = torch.Generator(device=device).manual_seed(params.seed)
-    counts = None
-    if params.frequency_penalty:
-        counts = torch.zeros(len(prompts), model.config.vocab_size, device=device)
-        counts.scatter_add_(1, idx, torch.ones_like(idx, dtype=counts.dtype))
-    forbidden = torch.tensor(list(forbidden), dtype=torch.long, device=device)
-    alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
-    for _ in range(n_new):
-        logits = model(idx, cache)[:, -1]
-        logits[:, forbidden] = -torch.inf
-        ids = sample_token(logits, params, counts, generator)
-        alive &= ids != eot_id
-        if not alive.any():
-            return
-        yield [i if a else None for i, a in zip(ids.tolist(), alive.tolist(), strict=True)]
-        idx = ids[:, None]
-        if counts is not None:
-            counts.scatter_add_(1, idx, torch.ones_like(idx, dtype=counts.dtype))
+
+    def __init__(self, ids, prompt_cut, params, tokenizer):
+        self.prompt, self.prompt_cut, self.params = ids, prompt_cut, params
+        self.prompt_tokens, self.completion_tokens, self.finish_reason = len(ids), 0, None
+        self.cancelled, self.error = False, None
+        self.started, self.first_token, self.finished = time.perf_counter(), None, None
+        self.sampler, self.last_id = Sampler(params, ids), None
+        self._decoder, self._stops, self._pieces = StreamDecoder(tokenizer), StopText(params.stop), queue.SimpleQueue()
+
+    def __iter__(self):
+        while (piece := self.next_piece()) is not END:
+            yield piece
+
+    def next_piece(self, timeout=None):
+        """The next piece of text, or None behind the last. Raises TimeoutError when none came within so many
+        seconds, RuntimeError when the model failed."""
+        try:
+            piece = self._pieces.get(timeout=timeout)
+        except queue.Empty:
+            raise TimeoutError from None
+        if piece is END:
+            self._pieces.put(END)  # for whoever asks again
+            if self.error:
+                raise RuntimeError(f"generation failed: {self.error}") from self.error
+        return piece
+
+    def cancel(self):
+        """Give up: the request leaves at the next step."""
+        self.cancelled = True
+
+    @property
+    def position(self):
+        """Of the token made last, counted from 0 through prompt and answer."""
+        return self.prompt_tokens + self.completion_tokens - 1
+
+    def accept(self, token_id, eot_id, block_size):
+        """Take the next token; its text goes to the reader."""
+        self.first_token = self.first_token or time.perf_counter()
+        if token_id == eot_id:
+            return self.finish("stop")
+        self.completion_tokens += 1
+        self.last_id = token_id
+        if text := self._stops.feed(self._decoder.feed(token_id)):
+            self._pieces.put(text)
+        if self._stops.found:
+            return self.finish("stop")
+        if self.completion_tokens >= self.params.max_new_tokens or self.position + 1 >= block_size:
+            return self.finish("length")
+
+    def finish(self, reason, error=None):
+        """End the stream."""
+        if self.finish_reason is None:
+            if self._stops.held:
+                self._pieces.put(self._stops.held)
+            self.finish_reason, self.error, self.finished = reason, error, time.perf_counter()
+            self._pieces.put(END)
+
+
+class Engine:
+    """The requests that share each step (continuous batching: Orca, Yu et al. 2022). For one thread."""
+
+    def __init__(self, model, eot_id, forbidden, max_batch):
+        self.decoder, self.eot_id = Decoder(model, max_batch), eot_id
+        self.block_size, self.max_batch = model.config.block_size, max_batch
+        self.forbidden = torch.tensor(forbidden, dtype=torch.long, device=self.decoder.device)
+        self.waiting = deque()
+        self.rows = []  # the running streams, in the order of the decoder's rows
+
+    @property
+    def busy(self):
+        return bool(self.waiting or self.rows)
+
+    @torch.no_grad()
+    def round(self):
+        """One token for every running request, after room has been given to those that wait."""
+        self.drop_ended()
+        self.admit()
+        if self.rows:
+            ids, positions = [s.last_id for s in self.rows], [s.position for s in self.rows]
+            self.accept(self.rows, self.decoder.step(ids, positions))
+            self.drop_ended()
+
+    def admit(self):
+        """Run the prompts of those that wait, and draw their first tokens."""
+        while self.waiting and len(self.rows) < self.max_batch:
+            group, longest = [], 0
+            while self.waiting and len(self.rows) + len(group) < self.max_batch:
+                stream = self.waiting[0]
+                longest = max(longest, stream.prompt_tokens)
+                if group and longest * (len(group) + 1) > PROMPT_TOKENS:
+                    break
+                self.waiting.popleft()
+                if stream.cancelled:
+                    stream.finish("cancelled")
+                elif stream.params.max_new_tokens < 1:
+                    stream.finish("length")
+                else:
+                    group.append(stream)
+            if group:
+                self.rows += group
+                self.accept(group, self.decoder.prefill([s.prompt for s in group]))
+                self.drop_ended()
+
+    def accept(self, streams, logits):
+        """Draw a token for each stream from logits (n, V)."""
+        logits = logits.float()
+        logits[:, self.forbidden] = -torch.inf
+        chosen = sample_tokens(logits, [s.sampler for s in streams])
+        for stream, token_id in zip(streams, chosen, strict=True):
+            stream.accept(token_id, self.eot_id, self.block_size)
+
+    def drop_ended(self):
+        """Free the places of streams that have ended or were cancelled."""
+        for row in reversed(range(len(self.rows))):
+            stream = self.rows[row]
+            if stream.cancelled:
+                stream.finish("cancelled")
+            if stream.finish_reason:
+                last = self.rows.pop()
+                self.decoder.drop(row, last.position)
+                if last is not stream:
+                    self.rows[row] = last
+
+    def fail(self, error):
+        """End every request with an error."""
+        for stream in (*self.rows, *self.waiting):
+            stream.finish("error", error)
+        self.rows.clear()
+        self.waiting.clear()
+        self.decoder.n = 0
 
 
 class TextGenerator:
@@ -80,53 +186,145 @@ class TextGenerator:
 
     stage "sft": a prompt is a question, the answer mark is put behind it, and the answer comes back.
     stage "pretrain": a prompt is continued.
+    `generate` runs in the caller's thread; `submit` starts a thread, which then has the model for itself.
+    about: a line that tells where the model is from and how it is run.
     """
 
-    def __init__(self, model, tokenizer, stage):
+    about = ""
+
+    def __init__(self, model, tokenizer, stage, max_batch=32):
         self.model, self.tokenizer, self.stage = model, tokenizer, stage
-        self.forbidden = [tokenizer.pad_id, *range(tokenizer.n_vocab, model.config.vocab_size)]
+        forbidden = [tokenizer.pad_id, *range(tokenizer.n_vocab, model.config.vocab_size)]
         if stage == "sft":  # an answer has no second mark
-            self.forbidden.append(tokenizer.answer_id)
+            forbidden.append(tokenizer.answer_id)
+        self.engine = Engine(model, tokenizer.eot_id, forbidden, max_batch)
+        self._thread, self._closing, self._changed = None, False, threading.Condition()
 
     def prompt_ids(self, prompt):
-        """(ids of a prompt, whether its start was cut off): one longer than the block keeps its end, with
-        room for as many tokens again as a quarter of the block."""
-        ids = self.tokenizer.encode_prompt(prompt, answer=self.stage == "sft") or [self.tokenizer.eot_id]
-        room = self.model.config.block_size * 3 // 4
-        return ids[-room:], len(ids) > room
+        """Ids of a prompt: a text, or a chat's messages as {"role", "content"}."""
+        answer = self.stage == "sft"
+        if isinstance(prompt, str):
+            return self.tokenizer.encode_prompt(prompt, answer) or [self.tokenizer.eot_id]
+        return self.chat_ids(prompt) or [self.tokenizer.eot_id]
 
-    def stream(self, prompt, params):
-        """Yields pieces of text as they are made; whole characters only."""
-        decoder = StreamDecoder(self.tokenizer)
-        ids, _ = self.prompt_ids(prompt)
-        for (token_id,) in generate_ids(self.model, [ids], params, self.tokenizer.eot_id, self.forbidden):
-            if text := decoder.feed(token_id):
-                yield text
+    def chat_ids(self, messages):
+        """Ids of a chat: what is said to the system a line, earlier turns as lines of question##answer (examples
+        to go by), then the last question and the mark. A question alone is as the model was trained on it."""
+        ids, encode = [], self.tokenizer.encode
+        roles = [*(message["role"] for message in messages), None]
+        for message, following in zip(messages, roles[1:], strict=True):
+            text = message["content"]
+            if self.stage == "sft" and message["role"] == "user" and following in ("assistant", None):
+                ids += self.tokenizer.encode_prompt(text, answer=True)
+            else:  # an answer that stands last is gone on with
+                ids += encode(text.strip() + "\n" if following else text)
+        return ids
 
-    def generate(self, prompts, params, batch_size=64, progress=None):
-        """List of texts, one a prompt, in their order. Prompts of equal token length share a batch.
+    def new_stream(self, prompt, params):
+        """The `Stream` of a prompt (text, or ids). One too long for the block keeps its end, with room for as many
+        tokens as are asked for, or as a quarter of the block."""
+        ids = self.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt) or [self.tokenizer.eot_id]
+        block_size = self.model.config.block_size
+        longest = block_size - max(1, min(params.max_new_tokens, block_size // ROOM))
+        return Stream(ids[-longest:], len(ids) > longest, params, self.tokenizer)
 
-        progress(n): called when n more prompts are done.
-        """
-        encoded = [self.prompt_ids(p)[0] for p in prompts]
-        by_length = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
-        lengths = Counter(len(ids) for ids in encoded)
-        texts, start = [""] * len(prompts), 0
-        for length in sorted(lengths):
-            group = by_length[start : start + lengths[length]]
-            start += lengths[length]
-            for first in range(0, len(group), batch_size):
-                batch = group[first : first + batch_size]
-                rows = [[] for _ in batch]
-                steps = generate_ids(
-                    self.model, [encoded[i] for i in batch], params, self.tokenizer.eot_id, self.forbidden
-                )
-                for step in steps:
-                    for row, token_id in zip(rows, step, strict=True):
-                        if token_id is not None:
-                            row.append(token_id)
-                for i, row in zip(batch, rows, strict=True):
-                    texts[i] = self.tokenizer.decode(row)
-                if progress:
-                    progress(len(batch))
-        return texts
+    def generate(self, prompts, params, progress=None):
+        """List of texts, one a prompt (texts, or ids), in their order. progress(n): called when n more are done."""
+        streams = [self.new_stream(prompt, params) for prompt in prompts]
+        by_length = sorted(streams, key=lambda stream: stream.prompt_tokens)  # less padding in a pass
+        if self._thread:
+            self._enqueue(by_length)
+            return ["".join(stream) for stream in streams]
+        self.engine.waiting.extend(by_length)
+        done = 0
+        while self.engine.busy:
+            self.engine.round()
+            now = sum(stream.finish_reason is not None for stream in streams)
+            if progress and now > done:
+                progress(now - done)
+            done = now
+        return ["".join(stream) for stream in streams]
+
+    def submit(self, prompt, params):
+        """The `Stream` of a prompt, made by the generator's thread. Raises RuntimeError once it is closed."""
+        stream = self.new_stream(prompt, params)
+        self._enqueue([stream])
+        return stream
+
+    def _enqueue(self, streams):
+        with self._changed:
+            if self._closing:
+                raise RuntimeError("this generator is closed")
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
+                self._thread.start()
+                atexit.register(self.close)  # torch aborts where a thread of its own outlives the interpreter
+            self.engine.waiting.extend(streams)
+            self._changed.notify()
+
+    def _run(self):
+        while True:
+            with self._changed:
+                while not self.engine.busy:
+                    if self._closing:
+                        return
+                    self._changed.wait()
+            try:
+                self.engine.round()
+            except Exception as error:  # whatever it was, the requests must hear of it, and the next ones be served
+                self.engine.fail(error)
+
+    @property
+    def running(self):
+        """Requests in the batch."""
+        return len(self.engine.rows)
+
+    @property
+    def waiting(self):
+        """Requests that wait for a place in it."""
+        return len(self.engine.waiting)
+
+    def close(self, grace=0.0):
+        """Take no more requests, finish what is there within so many seconds, cancel the rest."""
+        atexit.unregister(self.close)
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread:
+            self._thread.join(grace)
+            for stream in (*self.engine.waiting, *self.engine.rows):
+                stream.cancel()
+            self._thread.join()
+
+    def compile(self, say=print):
+        """Compile the model's steps in the background; until that is done, and where it fails, they run as they are."""
+
+        def run():
+            started = time.perf_counter()
+            for several in (False, True):
+                try:
+                    self.engine.decoder.compile(several)
+                except Exception as error:  # compilers fail in many ways, and generation goes on without
+                    return say(f"note: not compiled ({type(error).__name__}: {str(error).splitlines()[0][:200]})")
+            say(f"compiled in {time.perf_counter() - started:.0f} s")
+
+        thread = threading.Thread(target=run, name="compile", daemon=True)
+        thread.start()
+        return thread
+
+
+def open_generator(ckpt, settings, exact=False):
+    """(path, checkpoint's dict, `TextGenerator`) of a checkpoint ("": the newest under the settings' out_root).
+
+    exact: for measuring, precision "auto" means float32.
+    """
+    path, content, model, tokenizer = open_model(ckpt, settings.out_root, pick_device(settings.device))
+    size = model.num_params()
+    name = "float32" if exact and settings.precision == "auto" else settings.precision
+    model, name, why = prepare(model, name)
+    generator = TextGenerator(model, tokenizer, content["stage"], settings.max_batch)
+    generator.about = (
+        f"{path}: {content['stage']}, step {content['progress']['step']}, {size / 1e6:.2f}M parameters, "
+        f"{name} ({why}) on {generator.engine.decoder.device}"
+    )
+    return path, content, generator

@@ -29,23 +29,78 @@ class GPTConfig:
 
 
 class KVCache:
-    """Keys and values of the positions already seen, in tensors made once and written in place.
+    """Keys and values of positions already seen, in tensors made once and written in place.
 
-    keys, values: (n_layer, B, n_head, max_len, head_dim); length: positions filled.
+    keys, values: for each layer (batch_size, n_head, max_len, head_dim), in `dtype`.
     """
 
     def __init__(self, config, batch_size, max_len, device, dtype=torch.float32):
-        shape = (config.n_layer, batch_size, config.n_head, max_len, config.n_embd // config.n_head)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.length = 0
+        shape = (batch_size, config.n_head, max_len, config.n_embd // config.n_head)
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
 
-    def append(self, layer, k, v):
-        """Write (B, n_head, T, head_dim) behind what is there; returns all keys and values so far."""
-        end = self.length + k.shape[2]
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+    def move(self, source, target, length):
+        """Put the first `length` positions of row `source` into row `target`."""
+        for tensor in (*self.keys, *self.values):
+            tensor[target, :, :length] = tensor[source, :, :length]
+
+
+class PromptPass:
+    """How attention treats whole prompts: causally, and kept in the rows of a cache from `first` on.
+
+    lengths (B,): each prompt's; what is behind it in its row is never attended to.
+    """
+
+    def __init__(self, cache, first, lengths):
+        self.cache, self.first, self.lengths = cache, first, lengths
+
+    def positions(self, idx):
+        """Positions of idx (B, T), as (T,)."""
+        return torch.arange(idx.shape[1], device=idx.device)
+
+    def attend(self, layer, q, k, v):
+        """(B, n_head, T, head_dim) of causal attention among the new positions."""
+        rows, T = slice(self.first, self.first + len(k)), k.shape[2]
+        self.cache.keys[layer][rows, :, :T] = k
+        self.cache.values[layer][rows, :, :T] = v
+        return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
+
+    def last(self, x):
+        """(B, C): of x (B, T, C) the state of each prompt's last token."""
+        return x[torch.arange(len(x), device=x.device), self.lengths - 1]
+
+
+class StepPass:
+    """How attention treats one new token for each of a cache's first n rows.
+
+    keys, values: for each layer (n, n_head, end, head_dim), of a cache; at (n,): the new tokens' positions, all
+    below end.
+    """
+
+    def __init__(self, keys, values, at):
+        self.keys, self.values, self.at = keys, values, at
+        self.rows = torch.arange(len(at), device=at.device)
+        self.mask = None
+        if len(at) > 1:  # one row has nothing behind its last position
+            later = torch.arange(keys[0].shape[2], device=at.device) > at[:, None]
+            self.mask = torch.zeros(later.shape, dtype=keys[0].dtype, device=at.device)
+            self.mask = self.mask.masked_fill(later, -math.inf)[:, None, None]
+
+    def positions(self, idx):
+        """Positions of idx (n, 1), as (n, 1)."""
+        return self.at[:, None]
+
+    def attend(self, layer, q, k, v):
+        """(n, n_head, 1, head_dim) of attention to all that a row holds up to its new token."""
+        keys, values = self.keys[layer], self.values[layer]
+        keys[self.rows, :, self.at] = k[:, :, 0].to(keys.dtype)
+        values[self.rows, :, self.at] = v[:, :, 0].to(values.dtype)
+        y = F.scaled_dot_product_attention(q.to(keys.dtype), keys, values, attn_mask=self.mask)
+        return y.to(q.dtype)
+
+    def last(self, x):
+        """(n, C): of x (n, 1, C) the new tokens' states."""
+        return x[:, 0]
 
 
 def plain_attention(q, k, v, dropout=0.0):
@@ -72,20 +127,15 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x, cache=None, layer=0):
+    def forward(self, x, past=None, layer=0):
         B, T, C = x.shape
         q, k, v = (
             part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for part in self.c_attn(x).split(C, dim=2)
         )
-        first = T
-        if cache is not None:
-            k, v = cache.append(layer, k, v)
-            first = k.shape[2]
-        # One query sees everything before it, so only a stretch of several needs the causal mask.
-        if T > 1 and first > T:
-            raise ValueError("a cache that is not empty takes one position at a time")
         dropout = self.dropout if self.training else 0.0
-        if self.plain and cache is None:
+        if past is not None:
+            y = past.attend(layer, q, k, v)
+        elif self.plain:
             y = plain_attention(q, k, v, dropout)
         else:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, dropout_p=dropout)
@@ -111,8 +161,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x, cache=None, layer=0):
-        x = x + self.attn(self.ln_1(x), cache, layer)
+    def forward(self, x, past=None, layer=0):
+        x = x + self.attn(self.ln_1(x), past, layer)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -215,23 +265,21 @@ class GPT(nn.Module):
         blocks = 12 * config.n_layer * config.n_embd**2 * tokens + config.n_embd * config.vocab_size * kept
         return 6 * blocks + 6 * config.n_layer * config.n_embd * squares
 
-    def hidden(self, idx, cache=None):
-        """(B, T) ids -> (B, T, C) states before the output layer. With a `KVCache`, ids continue it."""
-        T, start = idx.shape[1], 0 if cache is None else cache.length
-        if start + T > self.config.block_size:
-            raise ValueError(f"{start + T} positions do not fit block_size {self.config.block_size}")
-        x = self.wte(idx) + self.wpe(torch.arange(start, start + T, device=idx.device))
-        x = F.dropout(x, self.config.dropout, self.training)
+    def hidden(self, idx, past=None):
+        """(B, T) ids -> (B, T, C) states before the output layer. past: a `PromptPass` or `StepPass`, which says
+        where the ids stand and keeps their keys and values; without one the ids are rows of their own."""
+        if idx.shape[1] > self.config.block_size:
+            raise ValueError(f"{idx.shape[1]} positions do not fit block_size {self.config.block_size}")
+        at = torch.arange(idx.shape[1], device=idx.device) if past is None else past.positions(idx)
+        x = F.dropout(self.wte(idx) + self.wpe(at), self.config.dropout, self.training)
         for layer, block in enumerate(self.h):
-            x = block(x, cache, layer)
-        if cache is not None:
-            cache.length += T
+            x = block(x, past, layer)
         return self.ln_f(x)
 
-    def forward(self, idx, cache=None):
-        """(B, T) ids -> (B, T, V) logits; with a cache, of the last position only: (B, 1, V)."""
-        x = self.hidden(idx, cache)
-        return self.lm_head(x if cache is None else x[:, -1:])
+    def forward(self, idx, past=None):
+        """(B, T) ids -> (B, T, V) logits; with a pass (see `hidden`), those after each row's last id: (B, V)."""
+        x = self.hidden(idx, past)
+        return self.lm_head(x if past is None else past.last(x))
 
     def token_losses(self, x, y, loss_mask):
         """(n_kept,) cross-entropies in nats of targets y (B, T) after inputs x (B, T) where loss_mask (B, T) is True.

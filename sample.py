@@ -9,11 +9,10 @@ At a fine-tuned checkpoint a prompt is a question: the answer mark is put behind
 
 import sys
 
-from checkpoint import open_model
 from configurator import load_settings
-from device import pick_device
 from errors import run_script
-from generation import SamplingParams, TextGenerator
+from generation import open_generator
+from sampling import SamplingParams
 
 
 def prompts_of(settings, stage):
@@ -36,16 +35,16 @@ def prompts_of(settings, stage):
 
 def main():
     settings = load_settings("sample")
-    path, content, model, tokenizer = open_model(settings.ckpt, settings.out_root, pick_device(settings.device))
-    stage, step = content["stage"], content["progress"]["step"]
-    print(f"{path}: {stage}, step {step}, {model.num_params() / 1e6:.2f}M parameters. Ctrl-C ends.", file=sys.stderr)
-    generator, params = TextGenerator(model, tokenizer, stage), SamplingParams.from_settings(settings)
-    for prompt in prompts_of(settings, stage):
-        if generator.prompt_ids(prompt)[1]:
+    _, _, generator = open_generator(settings.ckpt, settings)
+    print(f"{generator.about}. Ctrl-C ends.", file=sys.stderr)
+    params = SamplingParams.from_settings(settings)
+    for prompt in prompts_of(settings, generator.stage):
+        stream = generator.submit(prompt, params)
+        if stream.prompt_cut:
             print("note: the prompt is longer than the model's block; only its end is used", file=sys.stderr)
-        if stage == "pretrain":
+        if generator.stage == "pretrain":
             print(prompt, end="", flush=True)
-        for text in generator.stream(prompt, params):
+        for text in stream:
             print(text, end="", flush=True)
         print(flush=True)
 

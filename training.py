@@ -17,10 +17,11 @@ from device import Precision, out_of_memory_is_said, pick_device, pick_precision
 from distributed import averaging_loss, exchange_gradients, shard, shard_state, start_processes, whole
 from errors import UserError
 from files import replace_file
-from generation import SamplingParams, TextGenerator
+from generation import TextGenerator
 from metrics import likelihood
 from model import GPT, GPTConfig
 from optim import lr_scale, make_optimizers, set_learning_rate
+from sampling import SamplingParams
 from tracking import LOG, cut_log
 
 SAMPLE = SamplingParams(temperature=0.0, max_new_tokens=40)
@@ -341,7 +342,8 @@ class Trainer:
                 row = full[: full.index(data.tokenizer.answer_id)]
             prompt = data.tokenizer.decode(row)
         self.model.eval()
-        text = "".join(TextGenerator(self.model, data.tokenizer, data.meta["stage"]).stream(prompt, SAMPLE))
+        generator = TextGenerator(self.model, data.tokenizer, data.meta["stage"], max_batch=1)
+        (text,) = generator.generate([prompt], SAMPLE)
         self.model.train()
         return f"{prompt} → {text}".replace("\n", " ")
 

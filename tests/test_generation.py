@@ -1,11 +1,15 @@
-"""Generation against plain loops: one full forward a token, no cache, no batch."""
+"""Generation against a plain loop: one full forward a token, no cache, no batch."""
+
+import threading
+import time
 
 import pytest
 import torch
 from tiny import EOT, MARK, PAD, VOCAB, random_ids, tiny_model, tiny_tokenizer
 
-from generation import SamplingParams, TextGenerator, generate_ids, sample_token
+from generation import Engine, StopText, TextGenerator
 from model import GPTConfig
+from sampling import SamplingParams
 
 TOKENIZER = tiny_tokenizer()
 FORBIDDEN = [PAD, *range(263, VOCAB)]
@@ -14,16 +18,17 @@ GREEDY = SamplingParams(temperature=0, max_new_tokens=12)
 
 
 @torch.inference_mode()
-def plain_greedy(model, prompt, n_new, forbidden, penalty=0.0, counted=None):
-    """Ids that a prompt goes on with; `counted(prompt, answer)`: the ids that the penalty counts."""
+def plain_greedy(model, prompt, n_new, forbidden=FORBIDDEN, frequency=0.0, repetition=1.0):
+    """Ids that a prompt goes on with."""
     ids = list(prompt)
     for _ in range(n_new):
         if len(ids) == model.config.block_size:
             break
         logits = model(torch.tensor([ids]))[0, -1]
+        for token in set(ids):
+            logits[token] = logits[token] / repetition if logits[token] > 0 else logits[token] * repetition
+            logits[token] -= frequency * ids.count(token)
         logits[forbidden] = -torch.inf
-        for token in counted(prompt, ids[len(prompt) :]) if counted else []:
-            logits[token] -= penalty
         token = logits.argmax().item()
         if token == EOT:
             break
@@ -31,158 +36,271 @@ def plain_greedy(model, prompt, n_new, forbidden, penalty=0.0, counted=None):
     return ids[len(prompt) :]
 
 
+def text_of(ids):
+    return b"".join(map(TOKENIZER.token_bytes, ids)).decode("utf-8", errors="ignore")
+
+
+def generator(model=None, stage="pretrain", **options):
+    return TextGenerator(model or tiny_model(), TOKENIZER, stage, **options)
+
+
 class Scripted:
-    """Stands for a model: at step t the ids of script[t] are likeliest for their rows, then `second`, then the rest."""
+    """Stands for a model: row r's step t makes script[r][t] likeliest, then `second`, then the rest."""
 
     def __init__(self, script, second=65):
-        self.script, self.second, self.step = script, second, -1
+        self.script, self.second, self.steps = script, second, -1
         self.config, self.wte = GPTConfig(32, VOCAB, 1, 1, 8), torch.nn.Embedding(1, 1)
+        self.lm_head = torch.nn.Linear(1, 1)
 
-    def __call__(self, idx, cache):
-        self.step += 1
-        logits = torch.zeros(len(idx), 1, VOCAB)
-        for row, likeliest in enumerate(self.script[self.step]):
-            logits[row, 0, self.second] = 10.0
-            logits[row, 0, likeliest] = 20.0
+    def __call__(self, idx, past):
+        self.steps += 1
+        logits = torch.zeros(len(idx), VOCAB)
+        logits[:, self.second] = 10.0
+        for row, ids in enumerate(self.script[: len(idx)]):
+            logits[row, ids[self.steps]] = 20.0
         return logits
 
 
-def run(model, prompts, params, **options):
-    return list(generate_ids(model, prompts, params, **{"eot_id": EOT, **options}))
+def run(model, params=GREEDY, prompt=(1,), forbidden=(), **options):
+    """(text, stream) of one prompt of ids."""
+    made = generator(model, **options)
+    made.engine.forbidden = torch.tensor(list(forbidden), dtype=torch.long)
+    stream = made.new_stream(list(prompt), params)
+    made.engine.waiting.append(stream)
+    while made.engine.busy:
+        made.engine.round()
+    return "".join(stream), stream
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft"])
-def test_greedy_text_is_that_of_a_plain_loop(stage):
+def test_greedy_text_is_that_of_a_plain_loop_alone_and_in_any_batch(stage):
     forbidden = [*FORBIDDEN, MARK] if stage == "sft" else FORBIDDEN
     texts = set()
     for seed in range(3):
         model = tiny_model(seed)
-        generator = TextGenerator(model, TOKENIZER, stage)
+        expected = []
         for question in QUESTIONS:
             prompt = TOKENIZER.encode(question) + ([MARK] if stage == "sft" else [])
-            ids = plain_greedy(model, prompt, 12, forbidden)
-            steps = run(model, [prompt], GREEDY, forbidden=forbidden)
-            assert [token for (token,) in steps] == ids
-            text = b"".join(map(TOKENIZER.token_bytes, ids)).decode("utf-8", errors="ignore")
-            assert generator.generate([question], GREEDY) == [text]
-            texts.add(text)
+            expected.append(text_of(plain_greedy(model, prompt, 12, forbidden)))
+        for max_batch in (1, 2, 3, 32):  # fewer places than prompts: they join as others leave
+            done = []
+            made = generator(model, stage, max_batch=max_batch)
+            assert made.generate(QUESTIONS, GREEDY, progress=done.append) == expected
+            assert sum(done) == len(QUESTIONS)
+        texts.update(expected)
     assert len(texts) > 5
+    assert generator().generate([], GREEDY) == []
 
 
-def test_prompts_of_any_length_in_one_batch_are_answered_as_each_alone():
-    generator = TextGenerator(tiny_model(), TOKENIZER, "sft")
-    prompts = QUESTIONS * 2
-    alone = ["".join(generator.stream(p, GREEDY)) for p in prompts]
-    assert len(set(alone)) > 3
-    for batch_size in (1, 2, 64):
-        done = []
-        assert generator.generate(prompts, GREEDY, batch_size, progress=done.append) == alone
-        assert sum(done) == len(prompts)
-    assert generator.generate([], GREEDY) == []
+def test_requests_join_and_leave_a_running_batch_without_a_trace():
+    model = tiny_model()
+    prompts = [random_ids(1 + i % 9, seed=i).tolist() for i in range(24)]
+    lengths = [1 + (i * 7) % 20 for i in range(24)]
+    engine = Engine(model, EOT, FORBIDDEN, max_batch=5)
+    made, streams = generator(model), []
+    for i, (prompt, n_new) in enumerate(zip(prompts, lengths, strict=True)):
+        streams.append(made.new_stream(prompt, SamplingParams(temperature=0, max_new_tokens=n_new)))
+        engine.waiting.append(streams[-1])
+        if i % 3 == 0:
+            engine.round()
+        if i == 10:
+            engine.rows[1].cancel()
+    while engine.busy:
+        engine.round()
+    reasons = [stream.finish_reason for stream in streams]
+    assert reasons.count("cancelled") == 1
+    for prompt, n_new, stream in zip(prompts, lengths, streams, strict=True):
+        if stream.finish_reason != "cancelled":
+            ids = plain_greedy(model, prompt, n_new)
+            assert ("".join(stream), stream.completion_tokens) == (text_of(ids), len(ids))
+            assert stream.finish_reason == ("length" if len(ids) == min(n_new, 32 - len(prompt)) else "stop")
+
+
+def test_a_seed_gives_the_same_text_alone_and_among_others():
+    def params(seed):
+        return SamplingParams(temperature=2.0, top_k=0, top_p=0.9, max_new_tokens=10, seed=seed)
+
+    made = generator(max_batch=4)
+    alone = [made.generate([question], params(i))[0] for i, question in enumerate(QUESTIONS)]
+    assert len(set(alone)) == len(QUESTIONS)
+    torch.rand(7)  # the global generator has no part in it
+    streams = [made.submit(question, params(i)) for i, question in enumerate(QUESTIONS)]
+    assert ["".join(stream) for stream in streams] == alone
+    assert made.generate(["河"], params(1)) != made.generate(["河"], params(2))
+    assert made.generate(["河"] * 3, params(None)) != made.generate(["河"] * 3, params(None))
+    made.close()
 
 
 def test_streamed_pieces_make_the_generated_text():
-    generator = TextGenerator(tiny_model(), TOKENIZER, "pretrain")
+    made = generator()
     for seed in range(5):  # any bytes: most are no whole characters
         params = SamplingParams(temperature=5.0, top_k=0, max_new_tokens=20, seed=seed)
-        pieces = list(generator.stream("河的", params))
-        assert "".join(pieces) == generator.generate(["河的"], params)[0]
+        pieces = list(made.submit("河的", params))
+        assert "".join(pieces) == made.generate(["河的"], params)[0]
         assert all(pieces)
         assert not any("\ufffd" in piece for piece in pieces)
+    made.close()
 
 
-def test_a_seed_gives_the_same_text_and_another_seed_another():
-    generator = TextGenerator(tiny_model(), TOKENIZER, "pretrain")
-
-    def texts(seed):
-        return generator.generate(QUESTIONS, SamplingParams(temperature=2.0, top_k=0, max_new_tokens=10, seed=seed))
-
-    first = texts(1)
-    torch.rand(7)  # the global generator has no part in it
-    assert texts(1) == first
-    assert texts(2) != first
-    assert texts(None) != texts(None)
-
-
-def test_frequency_penalty_counts_the_tokens_of_prompt_and_answer():
-    model, params = tiny_model(), SamplingParams(temperature=0, max_new_tokens=20, frequency_penalty=0.5)
+@pytest.mark.parametrize(("frequency", "repetition"), [(0.5, 1.0), (0.0, 1.3), (0.3, 1.2), (-0.2, 0.8)])
+def test_penalties_count_the_tokens_of_prompt_and_answer(frequency, repetition):
+    model, made = tiny_model(), generator()
+    params = SamplingParams(
+        temperature=0, max_new_tokens=20, frequency_penalty=frequency, repetition_penalty=repetition
+    )
     prompts = random_ids(3, 10, below=5).tolist()
-
-    def plain(counted):
-        return [plain_greedy(model, p, 20, FORBIDDEN, 0.5, counted) for p in prompts]
-
-    both, answer_only = plain(lambda prompt, answer: prompt + answer), plain(lambda prompt, answer: answer)
-    prompt_only, once = plain(lambda prompt, answer: prompt), plain(lambda prompt, answer: {*prompt, *answer})
-    assert all(both != other for other in (answer_only, prompt_only, once, plain(None)))
-    steps = run(model, prompts, params, forbidden=FORBIDDEN)
-    assert [[i for i in row if i is not None] for row in zip(*steps, strict=True)] == both
+    expected = [text_of(plain_greedy(model, p, 20, FORBIDDEN, frequency, repetition)) for p in prompts]
+    assert made.generate(prompts, params) == expected
+    assert expected != made.generate(prompts, SamplingParams(temperature=0, max_new_tokens=20))
 
 
-def test_top_k_draws_among_the_k_likeliest_only_and_each_of_them():
-    logits = torch.tensor([[0.0, 3.0, 1.0, 2.9, 2.8], [5.0, 5.1, 0.0, 4.9, 0.0]]).repeat(300, 1)
-    generator = torch.Generator().manual_seed(0)
-    for k, expected in (
-        (1, [{1}, {1}]),
-        (3, [{1, 3, 4}, {0, 1, 3}]),
-        (0, [set(range(5))] * 2),
-        (9, [set(range(5))] * 2),
-    ):
-        ids = sample_token(logits, SamplingParams(temperature=2.0, top_k=k), generator=generator)
-        assert [set(ids[0::2].tolist()), set(ids[1::2].tolist())] == expected
-
-
-def test_temperature_divides_the_logits():
-    logits, generator = torch.tensor([[2.0, 1.0, 0.0]]), torch.Generator().manual_seed(0)
-    for temperature in (0.5, 1.0, 4.0):
-        params = SamplingParams(temperature=temperature, top_k=0)
-        ids = sample_token(logits.repeat(20000, 1), params, generator=generator)
-        shares = torch.bincount(ids, minlength=3) / len(ids)
-        torch.testing.assert_close(shares, (logits[0] / temperature).softmax(dim=0), atol=0.015, rtol=0)
-
-
-def test_a_row_ends_at_its_eot_and_the_batch_when_all_have_ended():
-    script = [[66, 67, 68], [EOT, 69, 70], [71, 72, EOT], [73, EOT, 74], [75, 76, 77]]
-    steps = run(Scripted(script), [[1], [2], [3]], SamplingParams(temperature=0, max_new_tokens=5))
-    assert steps == [[66, 67, 68], [None, 69, 70], [None, 72, None]]
+def test_a_text_ends_at_its_eot_and_others_go_on():
+    script = [[66, 67, 68, EOT], [69, EOT, 70, 71], [71, 72, 73, 74]]
+    made = generator(Scripted(script))
+    streams = [made.new_stream([1], SamplingParams(temperature=0, max_new_tokens=3)) for _ in script]
+    made.engine.waiting.extend(streams)
+    made.engine.round()
+    assert [s.finish_reason for s in streams] == [None, "stop", None]
+    assert [s.completion_tokens for s in streams] == [2, 1, 2]
+    # The last row has taken the freed place, where the script goes on with 70.
+    made.engine.round()
+    assert ["".join(s) for s in streams] == ["BCD", "E", "GHF"]
+    assert [s.finish_reason for s in streams] == ["length", "stop", "length"]
 
 
 @pytest.mark.parametrize("first", [EOT, 66])
 def test_an_answer_may_be_empty(first):
-    assert run(Scripted([[first], [EOT]]), [[1]], GREEDY) == ([] if first == EOT else [[66]])
-    assert run(Scripted([[first]]), [[1]], SamplingParams(max_new_tokens=0)) == []
+    text, stream = run(Scripted([[first, EOT]]))
+    assert (text, stream.finish_reason) == ("" if first == EOT else "B", "stop")
+    text, stream = run(Scripted([[first]]), SamplingParams(max_new_tokens=0))
+    assert (text, stream.finish_reason, stream.completion_tokens) == ("", "length", 0)
 
 
 def test_generation_stops_at_max_new_tokens_and_at_the_blocks_end():
     model = tiny_model()
-    for prompt_length, max_new_tokens, expected in ((10, 7, 7), (10, 1, 1), (10, 1000, 22), (31, 9, 1), (32, 9, 0)):
-        prompt, params = random_ids(prompt_length).tolist(), SamplingParams(max_new_tokens=max_new_tokens)
-        assert len(run(model, [prompt], params, eot_id=-1)) == expected
+    for prompt_length, max_new_tokens, expected in ((10, 7, 7), (10, 1, 1), (10, 1000, 22), (24, 1000, 8), (31, 1, 1)):
+        params = SamplingParams(max_new_tokens=max_new_tokens, seed=1)
+        _, stream = run(model, params, random_ids(prompt_length).tolist(), forbidden=[*FORBIDDEN, EOT])
+        assert (stream.completion_tokens, stream.finish_reason) == (expected, "length")
+        assert not stream.prompt_cut
 
 
-def test_a_prompt_longer_than_the_block_keeps_its_end_and_gets_an_answer():
-    generator = TextGenerator(tiny_model(), TOKENIZER, "sft")
+@pytest.mark.parametrize(("max_new_tokens", "kept"), [(12, 24), (1000, 24), (3, 29), (1, 31)])
+def test_a_prompt_longer_than_the_block_keeps_its_end_and_says_so(max_new_tokens, kept):
+    made = generator(stage="sft")
+    params = SamplingParams(temperature=0, max_new_tokens=max_new_tokens)
     long = "abc" * 30 + "河的桥"
-    ids, cut = generator.prompt_ids(long)
+    stream = made.new_stream(long, params)
     whole = [*TOKENIZER.encode(long), MARK]
-    assert cut
-    assert ids == whole[-len(ids) :]
-    assert len(ids) < 32
-    assert len(run(generator.model, [ids], GREEDY, eot_id=-1)) == min(12, 32 - len(ids))
-    assert generator.prompt_ids("河的桥") == ([*TOKENIZER.encode("河的桥"), MARK], False)
+    assert (stream.prompt, stream.prompt_cut) == (whole[-kept:], True)
+    expected = plain_greedy(made.model, whole[-kept:], max_new_tokens, [*FORBIDDEN, MARK])
+    assert made.generate([long], params) == [text_of(expected)]
+    stream = made.new_stream("河的桥", params)
+    assert (stream.prompt, stream.prompt_cut) == ([*TOKENIZER.encode("河的桥"), MARK], False)
+
+
+def test_stop_strings_end_a_text_wherever_its_pieces_break():
+    ids = [*b"one two three four"]
+    for stops, expected in (
+        ((" two",), "one"),
+        (("e",), "on"),
+        (("three", "two"), "one "),
+        (("twice", "thr"), "one two "),
+        (("four!", "x"), "one two three four"),
+        (("",), "one two three four"),
+    ):
+        params = SamplingParams(temperature=0, max_new_tokens=18, stop=stops)
+        text, stream = run(Scripted([[*ids, EOT]], second=0), params)
+        assert (text, stream.finish_reason) == (expected, "stop" if len(expected) < 18 else "length")
+    held = StopText(("abab", "河的"))
+    assert [held.feed(t) for t in ("xa", "b", "aa", "河")] == ["x", "", "aba", "a"]
+    assert not held.found
+    assert (held.feed("的镇"), held.found) == ("", True)
 
 
 @pytest.mark.parametrize("params", [GREEDY, SamplingParams(temperature=4.0, top_k=0), SamplingParams(top_k=2)])
 @pytest.mark.parametrize("stage", ["pretrain", "sft"])
-def test_pad_and_ids_without_text_are_never_drawn(params, stage):
+def test_pad_and_ids_without_text_are_never_drawn(params, stage, monkeypatch):
     for unwanted in (PAD, 263, VOCAB - 1, *([MARK] if stage == "sft" else [])):
-        model = Scripted([[unwanted]] * 31)
-        forbidden = TextGenerator(model, TOKENIZER, stage).forbidden
-        drawn = {token for (token,) in run(model, [[1]], params, forbidden=forbidden, eot_id=-1)}
-        assert drawn
-        assert not drawn & {*FORBIDDEN, *([MARK] if stage == "sft" else [])}
+        made = generator(Scripted([[unwanted] * 40]), stage)
+        drawn = []
+        monkeypatch.setattr("generation.Stream.accept", lambda s, i, *rest, d=drawn: (d.append(i), s.finish("stop")))
+        made.generate([[1]] * 20, params)
+        assert len(drawn) == 20
+        assert not set(drawn) & {*FORBIDDEN, *([MARK] if stage == "sft" else [])}
 
 
 def test_an_empty_prompt_starts_a_text():
-    generator = TextGenerator(tiny_model(), TOKENIZER, "pretrain")
-    assert generator.prompt_ids("") == ([EOT], False)
-    assert generator.generate([""], GREEDY) == ["".join(generator.stream("", GREEDY))]
+    made = generator()
+    assert made.new_stream("", GREEDY).prompt == [EOT]
+    assert made.generate([""], GREEDY) == [text_of(plain_greedy(made.model, [EOT], 12))]
+
+
+def test_a_chats_last_question_is_what_the_model_was_trained_on_and_earlier_turns_are_lines():
+    made, encode = generator(stage="sft"), TOKENIZER.encode
+
+    def said(*turns):
+        return made.prompt_ids([{"role": role, "content": content} for role, content in turns])
+
+    assert said(("user", "河的桥？")) == made.prompt_ids("河的桥？") == [*encode("河的桥？"), MARK]
+    turns = [("system", "要短。"), ("user", "甲？"), ("assistant", "乙。"), ("user", "丙？")]
+    expected = [*encode("要短。\n甲？"), MARK, *encode("乙。\n丙？"), MARK]
+    assert said(*turns) == expected
+    assert said(("user", "用##吗")) == [*encode("用"), 35, 35, *encode("吗"), MARK]
+    assert said(("user", "甲？"), ("assistant", "乙")) == [*encode("甲？"), MARK, *encode("乙")]
+    pretrained = generator(stage="pretrain")
+    assert pretrained.prompt_ids([{"role": "user", "content": "河的"}]) == encode("河的")
+
+
+def test_a_cancelled_request_ends_at_once_and_the_others_go_on():
+    made = generator(max_batch=2)
+    made.engine.eot_id = -1
+    release, step = threading.Event(), made.engine.decoder.step
+    made.engine.decoder.step = lambda *values: (release.wait(10), time.sleep(0.01), step(*values))[-1]
+    params = SamplingParams(temperature=1.0, max_new_tokens=25, seed=3)
+    streams = [made.submit("河", params) for _ in range(4)]
+    streams[0].cancel()
+    streams[3].cancel()  # it waits for a place
+    release.set()
+    texts = ["".join(stream) for stream in streams]
+    assert [s.finish_reason for s in streams] == ["cancelled", "length", "length", "cancelled"]
+    assert texts[1] == texts[2] != texts[0]
+    assert texts[3] == ""
+    assert (made.running, made.waiting) == (0, 0)
+    made.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        made.submit("河", params)
+
+
+def test_closing_finishes_what_runs_within_the_grace_and_cancels_the_rest():
+    for grace, reason in ((10, "length"), (0.05, "cancelled")):
+        made = generator()
+        made.engine.eot_id = -1
+        step = made.engine.decoder.step
+        made.engine.decoder.step = lambda *values, step=step: (time.sleep(0.02), step(*values))[-1]
+        stream = made.submit("河", SamplingParams(max_new_tokens=20))
+        assert next(iter(stream))
+        made.close(grace)
+        assert stream.finish_reason == reason
+
+
+def test_a_step_that_fails_is_told_to_its_readers_and_the_next_request_is_served():
+    made = generator()
+    expected = made.generate(["河"], GREEDY)
+    step = made.engine.decoder.step
+    made.engine.decoder.step = lambda *values: 1 / 0
+    with pytest.raises(RuntimeError, match="division by zero"):
+        list(made.submit("河", GREEDY))
+    made.engine.decoder.step = step
+    assert ["".join(made.submit("河", GREEDY))] == expected
+    made.close()
+
+
+def test_a_reader_may_wait_for_a_while_only():
+    made = generator()
+    stream = made.new_stream("河", GREEDY)
+    with pytest.raises(TimeoutError):
+        stream.next_piece(timeout=0.01)
+    stream.finish("stop")
+    assert stream.next_piece(timeout=1) is None
+    assert stream.next_piece() is None

@@ -7,7 +7,8 @@ import torch
 from tiny import PAD, VOCAB, padded_rows, random_ids, tiny_meta, tiny_model
 
 from data_utils import make_batch
-from model import GPT, GPTConfig, KVCache
+from decoding import Decoder
+from model import GPT, GPTConfig
 
 
 def test_the_default_model_has_123_59m_parameters():
@@ -38,21 +39,15 @@ def test_a_fresh_model_is_about_as_uncertain_as_can_be():
 @torch.inference_mode()
 def test_logits_from_the_cache_equal_the_full_forward(bias, prompt_length):
     model, ids = tiny_model(bias=bias), random_ids(3, 32)
-    full, cache = model(ids), KVCache(model.config, batch_size=3, max_len=32, device="cpu")
-    logits = [model(ids[:, :prompt_length], cache)]
-    logits += [model(ids[:, t : t + 1], cache) for t in range(prompt_length, 32)]
-    torch.testing.assert_close(torch.cat(logits, dim=1), full[:, prompt_length - 1 :], atol=1e-5, rtol=0)
-    assert cache.length == 32
+    full, decoder = model(ids), Decoder(model, max_batch=3)
+    logits = [decoder.prefill(ids[:, :prompt_length].tolist())]
+    logits += [decoder.step(ids[:, t].tolist(), [t] * 3) for t in range(prompt_length, 32)]
+    torch.testing.assert_close(torch.stack(logits, dim=1), full[:, prompt_length - 1 :], atol=1e-5, rtol=0)
 
 
 def test_more_positions_than_the_block_are_refused():
-    model = tiny_model()
     with pytest.raises(ValueError, match=r"33.*32"):
-        model(random_ids(1, 33))
-    cache = KVCache(model.config, 1, 40, "cpu")
-    model(random_ids(1, 32), cache)
-    with pytest.raises(ValueError, match=r"33.*32"):
-        model(random_ids(1, 1), cache)
+        tiny_model()(random_ids(1, 33))
 
 
 def batch(lengths=(12, 3, 32, 7)):

@@ -1,0 +1,98 @@
+"""A model's forward passes for generation: whole prompts at once, then one token a step for many rows together."""
+
+import torch
+
+from model import KVCache, PromptPass, StepPass
+
+COMPILE_OPTIONS = {
+    "max_autotune": True,
+    "max_autotune_gemm_backends": "ATEN,CPP",  # the compiler's own products beside torch's, timed
+}
+TRACED_POSITIONS = 48  # any number above 1 and below the block's: those are special to the compiler
+
+
+class Decoder:
+    """The rows 0 … n - 1 of sequences that are being generated, as the model sees them.
+
+    A sequence takes the row behind the last one (`prefill`); when one leaves, the last takes its place (`drop`), so
+    that a step is always over a prefix of the cache.
+    """
+
+    def __init__(self, model, max_batch):
+        self.model, self.max_batch, self.n = model, max_batch, 0
+        weight = model.wte.weight
+        quantized = not hasattr(model.lm_head, "weight")
+        # A step reads the whole cache, so a model whose weights are rounded keeps its keys and values as short.
+        self.dtype = torch.bfloat16 if quantized else weight.dtype
+        self.device = weight.device
+        self.cache = self.new_cache(1)
+        self.steps = {}  # compiled steps: True for several rows, False for one
+
+    def new_cache(self, rows):
+        return KVCache(self.model.config, rows, self.model.config.block_size, self.device, self.dtype)
+
+    def reserve(self, rows):
+        """Make the cache hold so many rows: it grows by doubling, since a full one takes gigabytes."""
+        held = len(self.cache.keys[0])
+        if rows > held:
+            new = self.new_cache(min(self.max_batch, max(rows, 2 * held)))
+            for old, tensor in zip((*self.cache.keys, *self.cache.values), (*new.keys, *new.values), strict=True):
+                tensor[: self.n] = old[: self.n]
+            self.cache = new
+
+    def prefill(self, prompts):
+        """Logits (len(prompts), V) after prompts (lists of ids, none empty), which take the next rows."""
+        self.reserve(self.n + len(prompts))
+        lengths = torch.tensor([len(ids) for ids in prompts], device=self.device)
+        idx = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
+        for row, ids in zip(idx, prompts, strict=True):
+            row[: len(ids)] = torch.tensor(ids)
+        logits = self.model(idx.to(self.device), PromptPass(self.cache, self.n, lengths))
+        self.n += len(prompts)
+        return logits
+
+    def step(self, ids, positions):
+        """Logits (n, V) after one more id for each row, at its position; both are lists of n."""
+        ids, at = torch.tensor([ids, positions]).to(self.device)
+        end = max(positions) + 1
+        keys = [k[: self.n, :, :end] for k in self.cache.keys]
+        values = [v[: self.n, :, :end] for v in self.cache.values]
+        several = self.n > 1
+        if several in self.steps:
+            try:
+                return self.steps[several](ids, at, keys, values)
+            except Exception as error:  # compiled code fails in many ways, and what it wrote is written again
+                del self.steps[several]
+                print(f"note: going on without compiling ({type(error).__name__})")
+        return self.forward(ids, at, keys, values)
+
+    def forward(self, ids, at, keys, values):
+        """Logits (n, V) after ids (n,) at positions (n,); keys, values: a layer's (n, n_head, end, head_dim)."""
+        return self.model(ids[:, None], StepPass(keys, values, at))
+
+    def drop(self, row, length):
+        """Free a row; the last one, of so many positions, takes its number."""
+        self.n -= 1
+        if row != self.n:
+            self.cache.move(self.n, row, length)
+
+    @torch.no_grad()
+    def compile(self, several):
+        """Compile the step of one row or of several; from then on it is used."""
+        rows, end = 8 if several else 1, min(TRACED_POSITIONS, self.model.config.block_size - 1)
+        cache = KVCache(self.model.config, rows, self.model.config.block_size, self.device, self.dtype)
+        ids, at = torch.zeros(rows, dtype=torch.long), torch.full((rows,), end - 1)
+        keys, values = ([k[:, :, :end] for k in tensors] for tensors in (cache.keys, cache.values))
+        for tensor in (*keys, *values):
+            torch._dynamo.mark_dynamic(tensor, 2)
+            if several:
+                torch._dynamo.mark_dynamic(tensor, 0)
+        if several:
+            torch._dynamo.mark_dynamic(ids, 0)
+            torch._dynamo.mark_dynamic(at, 0)
+        config = torch._inductor.config
+        config.freezing = True  # weights become constants, packed for the products
+        config.autotune_num_choices_displayed, config.max_autotune_report_choices_stats = 0, False
+        step = torch.compile(self.forward, options=COMPILE_OPTIONS)
+        step(ids, at, keys, values)
+        self.steps[several] = step

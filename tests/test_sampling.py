@@ -1,0 +1,74 @@
+"""Drawing tokens, against shares computed the plain way."""
+
+import random
+
+import pytest
+import torch
+
+from sampling import Sampler, SamplingParams, draw, kind_of, sample_tokens
+
+V = 12
+
+
+def shares_of(logits, params):
+    """Probabilities (V,) by temperature, then top_k, then top_p, in plain Python."""
+    order = sorted(range(len(logits)), key=lambda i: -logits[i])
+    kept = order[: params.top_k or len(logits)]
+    weights = {i: 2.718281828459045 ** ((logits[i] - max(logits)) / params.temperature) for i in kept}
+    total, before, shares = sum(weights.values()), 0.0, [0.0] * len(logits)
+    for i in kept:
+        if before >= params.top_p and before > 0:
+            break
+        shares[i] = weights[i] / total
+        before += shares[i]
+    return torch.tensor(shares) / sum(shares)
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 3, 99])
+@pytest.mark.parametrize("top_p", [1.0, 0.7, 0.0])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_draws_have_the_shares_of_the_plain_way(top_k, top_p, temperature):
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
+    logits = torch.randn(V, generator=torch.Generator().manual_seed(top_k))
+    sampler, n = Sampler(params, []), 10000
+    sampler.random = random.Random(1)
+    ids = torch.tensor(sample_tokens(logits.repeat(n, 1), [sampler] * n))
+    expected = shares_of(logits.tolist(), params)
+    drawn = torch.bincount(ids, minlength=V) / n
+    torch.testing.assert_close(drawn, expected.float(), atol=0.02, rtol=0)
+    assert not drawn[expected == 0].any()
+
+
+def test_rows_of_unlike_parameters_are_drawn_as_each_alone():
+    drawn = [
+        (0, 20, 1, 0, 1),
+        (1, 2, 1, 0, 1),
+        (1, 0, 0.5, 0.3, 1),
+        (3, 0, 1, 0, 1.5),
+        (0, 0, 1, 1, 1),
+        (2, 7, 0.8, 0, 1),
+    ]
+    cases = [
+        SamplingParams(t, k, p, frequency_penalty=f, repetition_penalty=r, seed=seed)
+        for seed, (t, k, p, f, r) in enumerate(drawn)
+    ]
+    prompts = [[1, 1, 2], [3], [4, 4, 4, 4], [5, 6], [7, 7], [8]]
+    logits = torch.randn(30, len(cases), V, generator=torch.Generator().manual_seed(1))
+    together, alone = ([Sampler(*case) for case in zip(cases, prompts, strict=True)] for _ in range(2))
+    for step in logits:
+        expected = [sample_tokens(row[None].clone(), [sampler])[0] for row, sampler in zip(step, alone, strict=True)]
+        assert sample_tokens(step.clone(), together) == expected
+
+
+def test_extremes_draw_nothing_impossible():
+    forbidden = torch.full((1, V), -torch.inf)
+    forbidden[0, 4] = -3.0
+    flat = torch.zeros(1, V)
+    for temperature in (1e-30, 1e-5, 1.0, 1e6):
+        for top_k, top_p in ((0, 1.0), (5, 1.0), (0, 1e-9), (5, 0.5)):
+            sampler = Sampler(SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p), [])
+            assert sample_tokens(forbidden.clone(), [sampler]) == [4]
+            for u in (0.0, 0.5, 1 - 2**-53):
+                sampler.random = type("Fixed", (), {"random": staticmethod(lambda u=u: u)})
+                assert draw(forbidden, [sampler], kind_of(sampler.params, V)).tolist() == [4]
+                assert 0 <= draw(flat, [sampler], kind_of(sampler.params, V)).item() < V
