@@ -2,6 +2,7 @@
 # make test   the tests
 # make soak   the long ones among them, at their full counts (kills, load, gigabytes)
 # make sample ask the newest model
+# make serve  serve it at http://127.0.0.1:5000: a page, and OpenAI's API
 # Set-up happens once, in .venv; it is done again when the requirements change.
 
 ifeq ($(origin PYTHON), undefined)
@@ -10,7 +11,7 @@ endif
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test soak sample lint corpus clean
+.PHONY: demo test soak sample serve lint corpus clean
 
 demo: $(VENV)/ready
 	$(RUN) demo.py
@@ -23,6 +24,9 @@ soak: $(VENV)/ready-dev
 
 sample: $(VENV)/ready
 	$(RUN) sample.py
+
+serve: $(VENV)/ready
+	$(RUN) server.py
 
 lint: $(VENV)/ready-dev
 	$(VENV)/bin/ruff check .

@@ -25,14 +25,15 @@ SCRIPTS = {
     "tokenizer": "data/train_tokenizer.py",
     "train": "train.py",
     "sample": "sample.py",
+    "server": "server.py",
     "perplexity": "evaluations-perplexity.py",
     "rouge": "evaluations-RougeL.py",
     "visualize": "visualize.py",
     "bench": "bench.py",
 }
 GENERATION = "sample rouge"
-ON_MODEL = "sample rouge"
-ON_DEVICE = "train sample perplexity rouge bench"
+ON_MODEL = "sample rouge server"
+ON_DEVICE = "train sample perplexity rouge bench server"
 
 
 def setting(default, used_by, help, choices=None, low=None):
@@ -170,13 +171,23 @@ class Settings:
         "under torchrun: shard weights and optimizer over the processes (FSDP2), for a model too large for one card; "
         "False: each has all of them (DDP)",
     )
-    compile: str = setting("auto", "train", "torch.compile; auto: on CUDA where Triton is there", ["auto", "on", "off"])
+    compile: str = setting(
+        "auto",
+        "train server",
+        "torch.compile; auto: in training on CUDA where Triton is there, in serving on a CPU where a C++ compiler is "
+        "there (in the background: a minute or three of a CPU, then steps are two to three times as fast)",
+        ["auto", "on", "off"],
+    )
     seed: int = setting(1337, "train sample rouge", "seed of weights, order of rows and sampling", low=0)
     # Checkpoints and sampling
     out_root: str = setting(
-        "out", "sample perplexity rouge visualize", "folder whose newest run is used when no ckpt is named"
+        "out", "sample perplexity rouge visualize server", "folder whose newest run is used when no ckpt is named"
     )
-    ckpt: str = setting("", "sample perplexity rouge", "a checkpoint's path; '': the newest under out_root")
+    ckpt: str = setting(
+        "",
+        "sample perplexity rouge server",
+        "a checkpoint's path (server.py: several, by commas); '': the newest under out_root",
+    )
     prompt: str = setting("", "sample", "prompt or question; '': from standard input, or typed in")
     temperature: float = setting(0.1, GENERATION, "sharpness of sampling; 0: greedy", low=0)
     top_k: int = setting(20, GENERATION, "sample among the k likeliest tokens; 0: all", low=0)
@@ -199,6 +210,17 @@ class Settings:
         ["auto", "float32", "bf16", "int8"],
     )
     max_batch: int = setting(32, ON_MODEL, "prompts that are answered together", low=1)
+    # Serving
+    host: str = setting("127.0.0.1", "server", "address to listen at; 0.0.0.0: those of every network it is in")
+    port: int = setting(5000, "server", "port to listen at; 0: a free one", low=0)
+    api_key: str = setting("", "server", "key that clients must send; '': the environment's MINIGPT_API_KEY, if set")
+    cors: list[str] = setting([], "server", "origins whose pages may ask, such as http://localhost:3000; *: all")
+    max_queue: int = setting(64, "server", "prompts that may wait for a place; beyond: 429 with Retry-After", low=0)
+    max_body_bytes: int = setting(1 << 20, "server", "longest body of a request, in bytes", low=1024)
+    max_prompt_chars: int = setting(32768, "server", "longest prompt, in characters (or token ids)", low=1)
+    max_tokens_limit: int = setting(4096, "server", "most tokens that a request may ask for", low=1)
+    request_seconds: float = setting(120.0, "server", "seconds after which a request ends with what it has", low=0.1)
+    stop_seconds: float = setting(30.0, "server", "at a stop, time for what is under way, in seconds", low=0)
     # Evaluation
     split: str = setting(
         "",

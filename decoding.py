@@ -10,6 +10,27 @@ COMPILE_OPTIONS = {
 }
 TRACED_POSITIONS = 48  # any number above 1 and below the block's: those are special to the compiler
 
+WORTH_COMPILING = 10e6  # parameters: a smaller model's steps take a millisecond or two as they are
+
+
+def should_compile(setting, model):
+    """(bool, why): whether a model that serves should have its steps compiled, which takes minutes of a CPU."""
+    if setting != "auto":
+        return setting == "on", "as set"
+    if model.wte.weight.device.type != "cpu":
+        return False, "not measured on a card; --compile=on"
+    config = model.config
+    if 12 * config.n_layer * config.n_embd**2 + config.vocab_size * config.n_embd < WORTH_COMPILING:
+        return False, "the model is small"
+    from torch._inductor.cpp_builder import get_cpp_compiler  # takes seconds, which other scripts need not wait
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except (InvalidCxxCompiler, RuntimeError):
+        return False, "no C++ compiler is there"
+    return True, "the default for a model of this size"
+
 
 class Decoder:
     """The rows 0 … n - 1 of sequences that are being generated, as the model sees them.

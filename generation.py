@@ -50,10 +50,10 @@ class Stream:
     while it is not finished. started, first_token, finished: `time.perf_counter()` of these, or None.
     """
 
-    def __init__(self, ids, prompt_cut, params, tokenizer):
+    def __init__(self, ids, prompt_cut, params, tokenizer, cancellations):
         self.prompt, self.prompt_cut, self.params = ids, prompt_cut, params
         self.prompt_tokens, self.completion_tokens, self.finish_reason = len(ids), 0, None
-        self.cancelled, self.error = False, None
+        self.cancelled, self.error, self._cancellations = False, None, cancellations
         self.started, self.first_token, self.finished = time.perf_counter(), None, None
         self.sampler, self.last_id = Sampler(params, ids), None
         self._decoder, self._stops, self._pieces = StreamDecoder(tokenizer), StopText(params.stop), queue.SimpleQueue()
@@ -78,6 +78,7 @@ class Stream:
     def cancel(self):
         """Give up: the request leaves at the next step."""
         self.cancelled = True
+        self._cancellations.append(self)
 
     @property
     def position(self):
@@ -114,12 +115,12 @@ class Engine:
         self.decoder, self.eot_id = Decoder(model, max_batch), eot_id
         self.block_size, self.max_batch = model.config.block_size, max_batch
         self.forbidden = torch.tensor(forbidden, dtype=torch.long, device=self.decoder.device)
-        self.waiting = deque()
+        self.waiting, self.cancellations = deque(), deque()  # other threads may append to them
         self.rows = []  # the running streams, in the order of the decoder's rows
 
     @property
     def busy(self):
-        return bool(self.waiting or self.rows)
+        return bool(self.waiting or self.rows or self.cancellations)
 
     @torch.no_grad()
     def round(self):
@@ -141,9 +142,7 @@ class Engine:
                 if group and longest * (len(group) + 1) > PROMPT_TOKENS:
                     break
                 self.waiting.popleft()
-                if stream.cancelled:
-                    stream.finish("cancelled")
-                elif stream.params.max_new_tokens < 1:
+                if stream.params.max_new_tokens < 1:
                     stream.finish("length")
                 else:
                     group.append(stream)
@@ -162,22 +161,25 @@ class Engine:
 
     def drop_ended(self):
         """Free the places of streams that have ended or were cancelled."""
+        while self.cancellations:
+            stream = self.cancellations.popleft()
+            if stream in self.waiting:
+                self.waiting.remove(stream)
+            stream.finish("cancelled")
         for row in reversed(range(len(self.rows))):
             stream = self.rows[row]
-            if stream.cancelled:
-                stream.finish("cancelled")
             if stream.finish_reason:
                 last = self.rows.pop()
                 self.decoder.drop(row, last.position)
                 if last is not stream:
                     self.rows[row] = last
 
-    def fail(self, error):
-        """End every request with an error."""
-        for stream in (*self.rows, *self.waiting):
-            stream.finish("error", error)
-        self.rows.clear()
-        self.waiting.clear()
+    def end_all(self, reason, error=None):
+        """End every request."""
+        while self.waiting:
+            self.waiting.popleft().finish(reason, error)
+        while self.rows:
+            self.rows.pop().finish(reason, error)
         self.decoder.n = 0
 
 
@@ -198,7 +200,8 @@ class TextGenerator:
         if stage == "sft":  # an answer has no second mark
             forbidden.append(tokenizer.answer_id)
         self.engine = Engine(model, tokenizer.eot_id, forbidden, max_batch)
-        self._thread, self._closing, self._changed = None, False, threading.Condition()
+        self._thread, self._changed = None, threading.Condition()
+        self._closing = self._giving_up = False
 
     def prompt_ids(self, prompt):
         """Ids of a prompt: a text, or a chat's messages as {"role", "content"}."""
@@ -226,7 +229,7 @@ class TextGenerator:
         ids = self.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt) or [self.tokenizer.eot_id]
         block_size = self.model.config.block_size
         longest = block_size - max(1, min(params.max_new_tokens, block_size // ROOM))
-        return Stream(ids[-longest:], len(ids) > longest, params, self.tokenizer)
+        return Stream(ids[-longest:], len(ids) > longest, params, self.tokenizer, self.engine.cancellations)
 
     def generate(self, prompts, params, progress=None):
         """List of texts, one a prompt (texts, or ids), in their order. progress(n): called when n more are done."""
@@ -269,10 +272,13 @@ class TextGenerator:
                     if self._closing:
                         return
                     self._changed.wait()
+            if self._giving_up:
+                self.engine.end_all("cancelled")
+                continue
             try:
                 self.engine.round()
             except Exception as error:  # whatever it was, the requests must hear of it, and the next ones be served
-                self.engine.fail(error)
+                self.engine.end_all("error", error)
 
     @property
     def running(self):
@@ -292,12 +298,14 @@ class TextGenerator:
             self._changed.notify()
         if self._thread:
             self._thread.join(grace)
-            for stream in (*self.engine.waiting, *self.engine.rows):
-                stream.cancel()
+            self._giving_up = True
             self._thread.join()
 
     def compile(self, say=print):
-        """Compile the model's steps in the background; until that is done, and where it fails, they run as they are."""
+        """Compile the model's steps in the background; until that is done, and where it fails, they run as they are.
+
+        say(line) is told how it went. Returns the thread, which can be joined.
+        """
 
         def run():
             started = time.perf_counter()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import EOT, MARK, PAD, VOCAB, random_ids, tiny_model, tiny_tokenizer
 
-from generation import Engine, StopText, TextGenerator
+from generation import StopText, TextGenerator
 from model import GPTConfig
 from sampling import SamplingParams
 
@@ -96,8 +96,8 @@ def test_requests_join_and_leave_a_running_batch_without_a_trace():
     model = tiny_model()
     prompts = [random_ids(1 + i % 9, seed=i).tolist() for i in range(24)]
     lengths = [1 + (i * 7) % 20 for i in range(24)]
-    engine = Engine(model, EOT, FORBIDDEN, max_batch=5)
-    made, streams = generator(model), []
+    made, streams = generator(model, max_batch=5), []
+    engine = made.engine
     for i, (prompt, n_new) in enumerate(zip(prompts, lengths, strict=True)):
         streams.append(made.new_stream(prompt, SamplingParams(temperature=0, max_new_tokens=n_new)))
         engine.waiting.append(streams[-1])
@@ -266,8 +266,8 @@ def test_a_cancelled_request_ends_at_once_and_the_others_go_on():
     assert [s.finish_reason for s in streams] == ["cancelled", "length", "length", "cancelled"]
     assert texts[1] == texts[2] != texts[0]
     assert texts[3] == ""
-    assert (made.running, made.waiting) == (0, 0)
     made.close()
+    assert (made.running, made.waiting) == (0, 0)
     with pytest.raises(RuntimeError, match="closed"):
         made.submit("河", params)
 

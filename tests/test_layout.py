@@ -27,10 +27,12 @@ FLOORS = {
     "metrics": 2,
     "training": 2.5,
     "serving": 2.7,
+    "benchmarks": 2.8,
 }
 SCRIPT_FLOOR = 3
-PACKAGES = ["serving"]
-SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("sft/*.py"), *ROOT.glob("serving/*.py")])
+PACKAGES = ["serving", "benchmarks"]
+FOLDERS = ["data", "sft", *PACKAGES]
+SOURCES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/*.py"))])
 
 
 def module_of(path):

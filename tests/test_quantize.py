@@ -10,7 +10,7 @@ from decoding import Decoder
 from errors import UserError
 from generation import TextGenerator
 from metrics import likelihood
-from quantize import PRECISIONS, Int8Dynamic, Int8Weights, Int8WeightOnly, pick_product, prepare, set_precision
+from quantize import PRECISIONS, Int8Dynamic, Int8WeightOnly, Int8Weights, pick_product, prepare, set_precision
 from sampling import SamplingParams
 
 
