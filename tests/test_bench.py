@@ -7,7 +7,7 @@ import torch
 from conftest import ROOT, byte_tokenizer
 from tiny import write_rows
 
-import bench
+from benchmarks import common, training
 
 FIGURES = {"tokens_per_second": 10.0, "characters_per_second": 5.0, "peak_memory_mb": 300, "mfu": None}
 SPEED = {
@@ -22,8 +22,8 @@ SPEED = {
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Rows of 32 under tmp_path, and sizes to match."""
-    monkeypatch.setattr(bench, "BLOCK", 32)
-    monkeypatch.setattr(bench, "SIZES", {bench.SMALL: {"n_layer": 1, "n_head": 2, "n_embd": 16}})
+    monkeypatch.setattr(training, "BLOCK", 32)
+    monkeypatch.setattr(training, "SIZES", {training.SMALL: {"n_layer": 1, "n_head": 2, "n_embd": 16}})
     rows = [[(7 * i + k) % 250 for k in range(3 + i % 25)] for i in range(60)]
     write_rows(tmp_path / "rows", {"train": rows, "val": rows[:9]}, 32, tokenizer=byte_tokenizer())
     return tmp_path / "rows"
@@ -31,58 +31,58 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("way", ["recipe", "ours"])
 def test_a_side_trains_and_counts_the_real_tokens(folder, way):
-    side = bench.WAYS[way](folder, bench.SMALL, "cpu")
+    side = training.WAYS[way](folder, training.SMALL, "cpu")
     before = side.model.wte.weight.detach().clone()
     tokens, flops = side.step()
     assert not torch.equal(side.model.wte.weight, before)
-    assert 3 * bench.ROWS < tokens < 60 * 32
+    assert 3 * training.ROWS < tokens < 60 * 32
     matrices = sum(p.numel() for p in side.model.parameters() if p.dim() == 2) - side.model.wpe.weight.numel()
     assert 5 * matrices * tokens < flops < 8 * matrices * tokens
 
 
 def test_the_recipe_learns_what_the_rows_say(folder):
-    curve = bench.measure_quality("recipe", folder, bench.SMALL, "cpu", 0.5)
-    (later,) = bench.measure_quality("recipe", folder, bench.SMALL, "cpu", 4)
+    curve = training.measure_quality("recipe", folder, training.SMALL, "cpu", 0.5)
+    (later,) = training.measure_quality("recipe", folder, training.SMALL, "cpu", 4)
     assert later[1] < curve[0][1] and later[0] >= 4
 
 
 def test_quality_is_measured_until_the_target_and_no_longer(folder, monkeypatch):
-    monkeypatch.setattr(bench, "CHECK_SECONDS", 0.2)
-    first = bench.measure_quality("ours", folder, bench.SMALL, "cpu", 60, target=100.0)
+    monkeypatch.setattr(training, "CHECK_SECONDS", 0.2)
+    first = training.measure_quality("ours", folder, training.SMALL, "cpu", 60, target=100.0)
     assert len(first) == 1
-    curve = bench.measure_quality("ours", folder, bench.SMALL, "cpu", 60, target=first[0][1] - 0.5)
+    curve = training.measure_quality("ours", folder, training.SMALL, "cpu", 60, target=first[0][1] - 0.5)
     assert len(curve) > 1 and curve[-1][0] < 60
     assert curve[-1][1] <= first[0][1] - 0.5 < curve[-2][1]
 
 
 def test_speed_has_every_figure(folder):
-    figures = bench.measure_speed("ours", folder, bench.SMALL, "cpu", 0.2)
+    figures = training.measure_speed("ours", folder, training.SMALL, "cpu", 0.2)
     assert figures.keys() == FIGURES.keys()
     assert figures["tokens_per_second"] > figures["characters_per_second"] > 0  # EOT is no character
 
 
 def test_ratios_are_ours_over_the_recipe():
     quality = {"recipe_seconds": 600.0, "our_seconds": 12.0}
-    assert bench.ratios_of(SPEED, quality) == {
+    assert training.ratios_of(SPEED, quality) == {
         "sft_useful_tokens_ratio": 9.0,
         "pretrain_useful_tokens_ratio": 3.0,
         "characters_ratio": 40.0,
         "same_table_ratio": 3.0,
         "time_to_bpc_ratio": 50.0,
     }
-    assert bench.ratios_of(SPEED, None)["time_to_bpc_ratio"] is None
-    assert bench.ratios_of(SPEED, {**quality, "our_seconds": None})["time_to_bpc_ratio"] is None
+    assert training.ratios_of(SPEED, None)["time_to_bpc_ratio"] is None
+    assert training.ratios_of(SPEED, {**quality, "our_seconds": None})["time_to_bpc_ratio"] is None
 
 
 def test_the_table_says_what_was_not_measured(tmp_path):
-    table = bench.as_table({bench.SMALL: SPEED}, None, bench.ratios_of(SPEED, None))
+    table = training.as_table({training.SMALL: SPEED}, None, training.ratios_of(SPEED, None))
     assert "| time_to_bpc_ratio | not measured |" in table and "| characters_ratio | 40.0 |" in table
 
 
 def test_a_section_of_the_docs_replaces_its_older_one_and_leaves_the_others(tmp_path):
     path = tmp_path / "benchmarks.md"
     for title, text in (("A", "one"), ("B", "two"), ("A", "three\n\n| x |")):
-        bench.write_docs(path, title, text)
+        common.write_docs(path, title, text)
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# Benchmarks\n") and "one" not in text
     assert text.index("## B") < text.index("## A") and "two" in text and "three" in text

@@ -1,0 +1,62 @@
+"""What every comparison needs: processes of its own, the machine's name, a place for the table."""
+
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import torch
+
+from errors import UserError
+from files import write_atomic
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def in_process(function, *arguments):
+    """The function's value, from a fresh process, so that memory and kernels are its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            raise UserError(f"measuring {arguments[0]} ended at once: most likely it ran out of memory") from None
+
+
+def machine(device):
+    """A line that names the machine."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    name, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.exists():
+        fields = dict(line.split(":", 1) for line in info.read_text(encoding="utf-8").splitlines() if ":" in line)
+        fields = {key.strip(): value.strip() for key, value in fields.items()}
+        flags = [flag for flag in ("amx_bf16", "avx512_bf16", "avx2") if flag in fields.get("flags", "").split()]
+        name = f"{fields.get('model name', name)} ({', '.join(flags)})"
+    return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores, " \
+        f"torch {torch.__version__}"  # fmt: skip
+
+
+def write_docs(path, title, text):
+    """Put a section into a Markdown file, in the place of an older one of the same title."""
+    path = Path(path)
+    old = path.read_text(encoding="utf-8") if path.exists() else "# Benchmarks\n"
+    sections = [s for s in old.split("\n## ") if not s.startswith(title + "\n")]
+    new = "\n## ".join([*(s.strip("\n") + "\n" for s in sections), f"{title}\n\n{text}\n"])
+    write_atomic(path, lambda file: file.write(new.encode()))
+
+
+def run_quietly(script, *arguments):
+    """Seconds that one of the project's scripts took. Raises UserError with its own message when it fails."""
+    started = time.perf_counter()
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, str(ROOT / script), *arguments]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=environment)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
+        raise UserError(f"{Path(script).name}: {said[-1].removeprefix('error: ')}")
+    return time.perf_counter() - started

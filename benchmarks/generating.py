@@ -1,0 +1,274 @@
+"""Our generation beside a plain loop and Hugging Face's `generate` on the same weights, and the server under load.
+
+A model of 124M parameters is trained for a few minutes, so that its perplexity says something and its text is none
+of a random model's, and never to stop, so that every text has as many tokens. All sides are in one process and take
+turns; the server is a process of its own, which rests meanwhile, and so are its clients.
+"""
+
+import math
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from benchmarks.common import in_process, machine, run_quietly, write_docs
+from benchmarks.load import Server, load
+from checkpoint import load_checkpoint, load_model
+from data_utils import loss_mask, open_rows, row_lengths
+from decoding import Decoder
+from device import pick_device, wait_for
+from errors import UserError
+from files import write_json
+from generation import TextGenerator
+from quantize import PRECISIONS, set_precision
+from sampling import SamplingParams
+
+TABLE_IDS = 8192  # of a table of the articles' own, whose every token is whole characters; the output layer is GPT-2's
+SHAPE = ["--n_layer=12", "--n_head=12", "--n_embd=768", "--block_size=512", "--vocab_size=50304", "--batch_tokens=1024"]
+TRAIN_STEPS, QUICK_TRAIN_STEPS = 80, 20
+PROMPT, NEW = 32, 100  # tokens
+ROUNDS, QUICK_ROUNDS = 5, 2
+BATCHES = (1, 8)
+CLIENTS = {1: 6, 8: 5, 32: 3}  # clients: requests of each
+SCORED_ROWS = 24
+BEST = "int8"
+DEMO = "out/demo_sft/ckpt.pt", "data/processed_demo_sft"
+
+
+def make_checkpoint(folder, settings, steps):
+    """Path of a 124M model's checkpoint, pretrained for so many steps on the settings' articles."""
+    data, out = f"--data_dir={folder}/rows", f"--out_dir={folder}/run"
+    articles, table = f"--input_dir={','.join(settings.input_dir)}", f"{folder}/own.tiktoken"
+    ids = f"--tokenizer_vocab={TABLE_IDS}"
+    run_quietly("data/train_tokenizer.py", articles, f"--tokenizer_path={table}", ids)
+    run_quietly("data/prepare.py", articles, data, f"--tokenizer={table}", "--block_size=512", "--overflow=split")
+    length = [f"--max_iters={steps}", "--warmup_iters=5", "--eval_interval=2000", "--eval_iters=1"]
+    run_quietly("train.py", data, out, *SHAPE, *length, "--train_on_eot=False")
+    return Path(folder) / "run" / "last.pt"
+
+
+def to_hugging_face(model):
+    """A transformers GPT2LMHeadModel with a GPT's weights. Raises UserError where transformers is not installed."""
+    try:
+        from transformers import GPT2Config, GPT2LMHeadModel
+    except ImportError:
+        raise UserError("pip install -r requirements-dev.txt: Hugging Face's transformers is measured too") from None
+    c = model.config
+    theirs = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=c.vocab_size, n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head,
+            activation_function="gelu", bos_token_id=None, eos_token_id=None,
+        )
+    )  # fmt: skip
+    state = {name: torch.zeros_like(tensor) for name, tensor in theirs.state_dict().items()}  # biases stay zero
+    for name, tensor in model.state_dict().items():
+        if not name.startswith("lm_head"):
+            matrix = name.startswith("h.") and tensor.dim() == 2  # theirs are (in, out)
+            state[f"transformer.{name}"] = tensor.T if matrix else tensor
+    state["lm_head.weight"] = model.lm_head.weight
+    theirs.load_state_dict(state)
+    return theirs.eval()
+
+
+@torch.inference_mode()
+def plain(model, prompts, n_new):
+    """nanoGPT's way, for one prompt: the whole context through the model for each token."""
+    ids = torch.tensor(prompts, device=model.wte.weight.device)
+    for _ in range(n_new):
+        logits = model.lm_head(model.hidden(ids)[:, -1])
+        ids = torch.cat([ids, logits.argmax(dim=1, keepdim=True)], dim=1)
+    return ids
+
+
+def hugging_face(model, prompts, n_new):
+    """Greedy ids by `generate`, of a batch of prompts of one length."""
+    ids = torch.tensor(prompts, device=model.device)
+    return model.generate(
+        ids, attention_mask=torch.ones_like(ids), min_new_tokens=n_new, max_new_tokens=n_new, do_sample=False,
+        pad_token_id=0,
+    )  # fmt: skip
+
+
+def ours(generator, prompts, n_new):
+    """Greedy texts."""
+    return generator.generate(prompts, SamplingParams(temperature=0, max_new_tokens=n_new))
+
+
+class Sides:
+    """{name: function(prompts, n_new)} of what is compared, on one checkpoint's weights."""
+
+    def __init__(self, path, device, compiled, say=print):
+        self.device, content = device, load_checkpoint(path)
+        model, self.tokenizer = load_model(content, device)
+        theirs = to_hugging_face(model).to(device)
+        self.ways = {
+            "plain loop, float32": lambda prompts, n_new: plain(model, prompts, n_new),
+            "Hugging Face, float32": lambda prompts, n_new: hugging_face(theirs, prompts, n_new),
+        }
+        if device.type == "cuda":
+            half = to_hugging_face(model).to(device, torch.bfloat16)
+            self.ways["Hugging Face, bf16"] = lambda prompts, n_new: hugging_face(half, prompts, n_new)
+        self.models = {}
+        for name in PRECISIONS:
+            if name == "int8" and device.type != "cpu":
+                continue
+            self.models[name] = set_precision(load_model(content, device)[0], name)
+            self.add(f"ours, {name}", self.models[name], None, say)
+            if name in compiled:
+                self.add(f"ours, {name}, compiled", self.models[name], True, say)
+
+    def add(self, name, model, compiled, say):
+        """Put a way of our own beside the others."""
+        generator = TextGenerator(model, self.tokenizer, "pretrain")
+        generator.engine.eot_id = -1  # nothing ends a text before its time
+        if compiled:
+            say(f"  compiling: {name} …", flush=True)
+            generator.compile().join()
+            if not generator.compiled:
+                raise UserError(f"{name}: the compiler's failure stands above; without one there is nothing to measure")
+        self.ways[name] = lambda prompts, n_new: ours(generator, prompts, n_new)
+
+    def time(self, name, prompts, n_new):
+        """Seconds that a way takes."""
+        wait_for(self.device)
+        started = time.perf_counter()
+        self.ways[name](prompts, n_new)
+        wait_for(self.device)
+        return time.perf_counter() - started
+
+
+def prompts_of(rows, n):
+    """n prompts of PROMPT ids, the beginnings of rows; another one where there are too few rows."""
+    long = [row[:PROMPT].tolist() for row in rows if row[PROMPT] != row[-1]]
+    if not long:
+        raise UserError(f"no validation article is longer than {PROMPT} tokens; give more articles by --input_dir=")
+    return [long[i % len(long)] for i in range(n)]
+
+
+def measure(sides, server, prompts, rounds):
+    """({(way, batch): {"tokens_per_second", "first_token"}}, {clients: figures of `load`}): medians over rounds.
+
+    One round has every way once, then the server with each number of clients. The plain loop of eight prompts, which
+    takes most of a minute, is in the first and the last round only.
+    """
+    cases = [(name, batch) for batch in BATCHES for name in sides.ways]
+    found, loads = {case: [] for case in cases}, {clients: [] for clients in CLIENTS}
+    for turn in range(rounds + 1):  # the first makes kernels and caches ready
+        print(f"  round {turn} of {rounds} …", flush=True)
+        for name, batch in cases:
+            if "plain" in name and batch > 1 and turn not in (1, rounds):
+                continue
+            first = sides.time(name, prompts[:batch], 1)
+            seconds = sides.time(name, prompts[:batch], NEW)
+            found[name, batch].append({"tokens_per_second": batch * NEW / seconds, "first_token": first})
+        for clients, requests in CLIENTS.items():
+            loads[clients].append(in_process(load, server.address, prompts, clients, requests, NEW))
+    measured = ({case: each[-rounds:] for case, each in part.items()} for part in (found, loads))
+    return tuple({case: medians(each) for case, each in part.items()} for part in measured)
+
+
+def medians(figures):
+    """{key: median} of dicts of one shape."""
+    return {key: statistics.median(f[key] for f in figures) for key in figures[0]}
+
+
+@torch.no_grad()
+def perplexity(model, rows, meta):
+    """That of rows (n, T), their loss mask kept, by the steps that generation takes: one token at a time, cached."""
+    rows = rows[:, : int(row_lengths(rows, meta["special_ids"]["pad"]).max())]
+    mask = torch.from_numpy(loss_mask(rows, meta["special_ids"], meta["stage"], train_on_eot=False))
+    ids, nats, kept = torch.from_numpy(rows.astype(np.int64)), 0.0, 0
+    decoder = Decoder(model, len(ids))
+    logits = decoder.prefill(ids[:, :1].tolist())
+    for t in range(1, ids.shape[1]):
+        losses = F.cross_entropy(logits.float().cpu(), ids[:, t], reduction="none")
+        nats, kept = nats + float(losses[mask[:, t - 1]].sum()), kept + int(mask[:, t - 1].sum())
+        logits = decoder.step(ids[:, t].tolist(), [t] * len(ids))
+    return math.exp(nats / kept)
+
+
+def demo_perplexities():
+    """Those of the demo's model on its test part; {} where the demo has not run."""
+    path, folder = DEMO
+    if not Path(path).exists() or not Path(folder).exists():
+        return {}
+    rows, meta = open_rows(folder, "test")
+    models = {name: set_precision(load_model(load_checkpoint(path))[0], name) for name in PRECISIONS}
+    return {name: perplexity(model, rows[:SCORED_ROWS], meta) for name, model in models.items()}
+
+
+def ratios_of(speed, loads, large, demo):
+    """The figures that say whether it is fast: ours over the others, and the price in perplexity."""
+
+    def fastest(batch, beginning):
+        return max(
+            f["tokens_per_second"] for (name, b), f in speed.items() if b == batch and name.startswith(beginning)
+        )
+
+    def price(found, name):
+        return found[name] / found["float32"] if name in found else None
+
+    one, eight = fastest(1, "ours"), loads[8]["tokens_per_second"]
+    theirs = {batch: speed["Hugging Face, float32", batch]["tokens_per_second"] for batch in BATCHES}
+    ratios = {
+        "one_stream_vs_hf": one / theirs[1],
+        "one_stream_vs_plain": one / fastest(1, "plain"),
+        "float32_vs_hf": fastest(1, "ours, float32") / theirs[1],
+        "eight_streams_vs_hf8": eight / theirs[8],
+        "eight_streams_vs_one": eight / one,
+        "int8_perplexity_ratio": price(large, "int8"),
+        "bf16_perplexity_ratio": price(large, "bf16"),
+        "demo_int8_perplexity_ratio": price(demo, "int8"),
+        "demo_bf16_perplexity_ratio": price(demo, "bf16"),
+    }
+    if ("Hugging Face, bf16", 1) in speed:
+        ratios["one_stream_vs_hf_bf16"] = one / speed["Hugging Face, bf16", 1]["tokens_per_second"]
+    return ratios
+
+
+def as_table(speed, loads, ratios, characters_a_token):
+    """The figures as Markdown."""
+    lines = ["| way | prompts together | tokens/s | characters/s | first token, ms |", "|---" * 5 + "|"]
+    for (name, batch), f in speed.items():
+        rates = f"{f['tokens_per_second']:.1f} | {f['tokens_per_second'] * characters_a_token:.1f}"
+        lines.append(f"| {name} | {batch} | {rates} | {f['first_token'] * 1e3:.0f} |")
+    columns = "tokens/s in all | first token, ms: median | 99% | between pieces, ms: median | 99%"
+    lines += ["", f"| the server, clients | {columns} |", "|---" * 6 + "|"]
+    for clients, f in loads.items():
+        times = [f[key] * 1e3 for key in ("first_50", "first_99", "between_50", "between_99")]
+        lines.append(f"| {clients} | {f['tokens_per_second']:.1f} | " + " | ".join(f"{t:.1f}" for t in times) + " |")
+    lines += ["", "| ratio | |", "|---|---|"]
+    lines += [f"| {name} | {'not measured' if value is None else f'{value:.4f}'} |" for name, value in ratios.items()]
+    return "\n".join(lines)
+
+
+def bench(settings):
+    """Compare generation: table, JSON and docs by the settings of bench.py."""
+    device, quick = pick_device(settings.device), settings.quick
+    started, name = time.perf_counter(), machine(device)
+    print(f"{name}\ntraining a model of 124M parameters for a while …", flush=True)
+    with tempfile.TemporaryDirectory(prefix="minigpt-bench-") as folder:
+        path = make_checkpoint(folder, settings, QUICK_TRAIN_STEPS if quick else TRAIN_STEPS)
+        rows, meta = open_rows(f"{folder}/rows", "val")
+        best = BEST if device.type == "cpu" else "bf16"
+        compiled = () if device.type != "cpu" else (BEST,) if quick else tuple(PRECISIONS)
+        with Server(path, f"--device={settings.device}", f"--precision={best}") as server:
+            sides = Sides(path, device, compiled)
+            server.wait_until_compiled()
+            speed, loads = measure(sides, server, prompts_of(rows, max(CLIENTS)), QUICK_ROUNDS if quick else ROUNDS)
+        print("  perplexities …", flush=True)
+        large = {name: perplexity(model, rows[:SCORED_ROWS], meta) for name, model in sides.models.items()}
+    demo, counts = demo_perplexities(), meta["parts"]["val"]
+    ratios = ratios_of(speed, loads, large, demo)
+    table = as_table(speed, loads, ratios, counts["characters"] / counts["tokens"])
+    print(f"\n{table}\n\n{time.perf_counter() - started:.0f} s in all")
+    if settings.json:
+        flat = {f"{way}, {batch}": f for (way, batch), f in speed.items()}
+        perplexity = {"124M": large, "demo": demo}
+        write_json(settings.json, {"machine": name, **ratios, "speed": flat, "server": loads, "perplexity": perplexity})
+    if not quick:
+        write_docs(settings.docs, f"Generation: {name}", table)

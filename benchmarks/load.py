@@ -1,0 +1,134 @@
+"""The server under load: clients that ask at once, and the time that each piece of text took to come."""
+
+import http.client
+import itertools
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from urllib.parse import urlsplit
+
+from benchmarks.common import ROOT
+from errors import UserError
+
+MODEL = "run/last"  # as the server calls run/last.pt
+START_SECONDS, COMPILE_SECONDS = 120, 900
+
+
+class Server:
+    """server.py as a process of its own, on a free port, for as long as the context lasts.
+
+    address: its http:// address.
+    """
+
+    def __init__(self, ckpt, *flags):
+        self.command = [sys.executable, str(ROOT / "server.py"), f"--ckpt={ckpt}", "--port=0", "--compile=on", *flags]
+        self.lines, self.changed = [], threading.Condition()
+
+    def __enter__(self):
+        environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "MINIGPT_API_KEY": ""}
+        self.process = subprocess.Popen(
+            self.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
+            env=environment,
+        )  # fmt: skip
+        threading.Thread(target=self._read, daemon=True).start()
+        try:
+            line = self.wait_for_line("http://127.0.0.1:", START_SECONDS)
+        except BaseException:
+            self.__exit__()
+            raise
+        self.address = "http://127.0.0.1:" + line.split("http://127.0.0.1:")[1].split("/")[0].split()[0]
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _read(self):
+        for line in self.process.stdout:
+            with self.changed:
+                self.lines.append(line.rstrip())
+                self.changed.notify_all()
+        with self.changed:
+            self.lines.append("the server ended")
+            self.changed.notify_all()
+
+    def wait_for_line(self, words, seconds):
+        """The first line with these words. Raises UserError when the server ends, gives up, or takes longer."""
+
+        def found():
+            ends = (words, "not compiled", "the server ended")
+            return next((line for line in self.lines if any(end in line for end in ends)), None)
+
+        with self.changed:
+            line = self.changed.wait_for(found, seconds)
+        if line is None or words not in line:
+            raise UserError(f"server.py did not say {words!r} within {seconds} s: {' / '.join(self.lines[-3:])}")
+        return line
+
+    def wait_until_compiled(self):
+        """Wait for the background compiling to be done. Raises UserError where it fails."""
+        self.wait_for_line("compiled in", COMPILE_SECONDS)
+
+
+def load(address, prompts, clients, requests, n_new):
+    """Figures of so many clients at once, each with its prompt (ids) and so many requests, one after the other.
+
+    tokens_per_second: of all together; first_50, first_99: seconds to the first piece of text, median and 99th
+    percentile; between_50, between_99: seconds between one piece and the next.
+    """
+    firsts, betweens, tokens, errors = [], [], [], []
+
+    def client(prompt):
+        try:
+            for _ in range(requests):
+                times, made = one_request(address, prompt, n_new)
+                firsts.append(times[1] - times[0])
+                betweens.extend(b - a for a, b in itertools.pairwise(times[1:]))
+                tokens.append(made)
+        except Exception as error:  # whatever it is, the figures would be of fewer clients than they say
+            errors.append(error)
+
+    threads = [threading.Thread(target=client, args=(prompts[i % len(prompts)],)) for i in range(clients)]
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise UserError(f"a client of {address} failed: {errors[0]!r}")
+    figures = {"tokens_per_second": sum(tokens) / (time.perf_counter() - started)}
+    for name, values in (("first", sorted(firsts)), ("between", sorted(betweens))):
+        for percent in (50, 99):
+            figures[f"{name}_{percent}"] = values[min(len(values) - 1, len(values) * percent // 100)]
+    return figures
+
+
+def one_request(address, prompt, n_new):
+    """([time of asking, of each piece of text], tokens made), by a streamed completion."""
+    place = urlsplit(address)
+    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=120)
+    body = {"model": MODEL, "prompt": prompt, "max_tokens": n_new, "temperature": 0, "stream": True}
+    body["stream_options"] = {"include_usage": True}
+    times, made = [time.perf_counter()], 0
+    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    if response.status != 200:
+        raise ValueError(f"status {response.status}: {response.read()[:200]!r}")
+    for line in response:
+        if line.startswith(b"data: {"):
+            event = json.loads(line[6:])
+            if event["choices"] and event["choices"][0]["text"]:
+                times.append(time.perf_counter())
+            if event.get("usage"):
+                made = event["usage"]["completion_tokens"]
+    connection.close()
+    if len(times) < 2:
+        raise ValueError(f"no text came for the prompt {prompt[:8]}…")
+    return times, made

@@ -1,0 +1,102 @@
+"""bench.py generate: that the sides compute the same, and what is made of the figures."""
+
+import pytest
+import serving_fakes
+import torch
+from tiny import padded_rows, random_ids, tiny_meta, tiny_model, tiny_tokenizer
+
+from benchmarks import generating, load
+from checkpoint import save_checkpoint
+from configurator import Settings
+from errors import UserError
+from metrics import likelihood
+
+
+def speed(rates):
+    return {case: {"tokens_per_second": rate, "first_token": 0.01} for case, rate in rates.items()}
+
+
+SPEED = speed(
+    {
+        ("plain loop, float32", 1): 10.0, ("Hugging Face, float32", 1): 40.0, ("ours, float32", 1): 44.0,
+        ("ours, int8", 1): 50.0, ("ours, int8, compiled", 1): 200.0, ("Hugging Face, float32", 8): 100.0,
+        ("ours, int8, compiled", 8): 900.0,
+    }
+)  # fmt: skip
+LOADS = {
+    clients: {"tokens_per_second": 150.0 * clients**0.5, "first_50": 0.1, "first_99": 0.2, "between_50": 0.01,
+              "between_99": 0.02}
+    for clients in generating.CLIENTS
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "last.pt"
+    model = tiny_model()
+    save_checkpoint(path, model.state_dict(), model.config, Settings(), "pretrain", tiny_tokenizer(), {"step": 1})
+    return generating.Sides(path, torch.device("cpu"), compiled=())
+
+
+def test_hugging_faces_model_computes_what_ours_does():
+    model, ids = tiny_model(), random_ids(3, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(generating.to_hugging_face(model)(ids).logits, model(ids), atol=1e-5, rtol=0)
+
+
+def test_every_side_makes_the_same_greedy_text(sides):
+    compared = 0
+    for prompt in random_ids(40, 8).tolist():
+        ids = sides.ways["plain loop, float32"]([prompt], 4)[0, 8:].tolist()
+        if max(ids) >= 256:  # ids without text, which ours never draws
+            continue
+        compared += 1
+        assert sides.ways["Hugging Face, float32"]([prompt], 4)[0, 8:].tolist() == ids
+        assert sides.ways["ours, float32"]([prompt], 4) == [tiny_tokenizer().decode(ids)]
+    assert compared > 5
+    for name in ("ours, bf16", "ours, int8"):
+        assert len(sides.ways[name](random_ids(3, 8).tolist(), 4)) == 3
+        assert sides.time(name, [[1, 2]], 3) > 0
+
+
+def test_ratios_are_ours_over_the_others():
+    prices = {"float32": 20.0, "bf16": 20.1, "int8": 20.2}
+    ratios = generating.ratios_of(SPEED, LOADS, prices, {})
+    assert ratios["one_stream_vs_hf"] == 5.0
+    assert ratios["one_stream_vs_plain"] == 20.0
+    assert ratios["float32_vs_hf"] == 1.1
+    assert ratios["eight_streams_vs_hf8"] == pytest.approx(150 * 8**0.5 / 100)
+    assert ratios["eight_streams_vs_one"] == pytest.approx(150 * 8**0.5 / 200)
+    assert ratios["int8_perplexity_ratio"] == pytest.approx(1.01)
+    assert ratios["bf16_perplexity_ratio"] == pytest.approx(1.005)
+    assert ratios["demo_int8_perplexity_ratio"] is None
+    table = generating.as_table(SPEED, LOADS, ratios, 1.5)
+    assert "| ours, int8, compiled | 8 | 900.0 | 1350.0 | 10 |" in table
+    assert "| demo_int8_perplexity_ratio | not measured |" in table
+
+
+def test_perplexity_by_steps_is_that_of_whole_rows():
+    rows = padded_rows([random_ids(n, seed=n).tolist() for n in (32, 5, 17, 9)], 32)
+    expected = likelihood(tiny_model(), rows, tiny_meta("pretrain"), 4, train_on_eot=False).perplexity
+    assert generating.perplexity(tiny_model(), rows, tiny_meta("pretrain")) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_median_of_the_rounds_counts():
+    assert generating.medians([{"a": 3, "b": 1}, {"a": 1, "b": 5}, {"a": 2, "b": 2}]) == {"a": 2, "b": 2}
+
+
+def test_clients_count_every_token_and_the_time_of_each_piece(monkeypatch):
+    monkeypatch.setattr(load, "MODEL", "fake")
+    with serving_fakes.serving(serving_fakes.__file__) as server:
+        figures = load.load(server.url, [[1, 2, 3]], clients=3, requests=2, n_new=20)
+        assert figures["tokens_per_second"] > 0
+        assert 0 < figures["first_50"] <= figures["first_99"]
+        assert 0 < figures["between_50"] <= figures["between_99"]
+        monkeypatch.setattr(load, "MODEL", "another")
+        with pytest.raises(UserError, match="404"):
+            load.load(server.url, [[1]], clients=1, requests=1, n_new=3)
+
+
+def test_a_server_that_ends_is_said():
+    with pytest.raises(UserError, match="nowhere"), load.Server("nowhere.pt"):
+        pass
