@@ -193,7 +193,7 @@ class Settings:
     top_k: int = setting(20, GENERATION, "sample among the k likeliest tokens; 0: all", low=0)
     max_new_tokens: int = setting(225, GENERATION, "longest answer, in tokens", low=1)
     top_p: float = setting(
-        1.0, GENERATION, "sample among the likeliest tokens that together have this probability, above 0 to 1", low=0
+        1.0, GENERATION, "sample among the likeliest tokens that together have this probability, 0 to 1", low=0
     )
     frequency_penalty: float = setting(
         0.0, GENERATION, "taken off a token's logit for each time it stands in prompt or answer"
@@ -232,7 +232,7 @@ class Settings:
     max_samples: int = setting(0, "rouge", "questions asked (drawn by seed); 0: all", low=0)
     show: int = setting(20, "rouge", "pairs printed with question, reference, prediction and score", low=0)
     json: str = setting("", "perplexity rouge bench", "file that the figures are written to, as JSON")
-    quick: bool = setting(False, "bench", "measure in five minutes, and leave out what takes longer")
+    quick: bool = setting(False, "bench", "measure in five to ten minutes, and leave out what takes longer")
     docs: str = setting("docs/benchmarks.md", "bench", "Markdown file that the table of a whole measurement goes into")
     # Plots
     runs: list[str] = setting([], "visualize", "runs' folders or log.jsonl files; []: the newest under out_root")
@@ -384,7 +384,7 @@ def checked(key, value, where):
 
 def help_text(script):
     """The settings of one script, a paragraph each."""
-    what = " train" if script == "bench" else ""
+    what = " train|generate" if script == "bench" else ""
     lines = [f"python {SCRIPTS[script]}{what} [settings file …] [--name=value …]", ""]
     for name, f in FIELDS.items():
         if script not in f.metadata["used_by"]:

@@ -8,6 +8,12 @@ COMPILE_OPTIONS = {
     "max_autotune": True,
     "max_autotune_gemm_backends": "ATEN,CPP",  # the compiler's own products beside torch's, timed
 }
+COMPILE_CONFIG = {
+    "freezing": True,  # weights become constants, packed for the products
+    "autotune_num_choices_displayed": 0,
+    "max_autotune_report_choices_stats": False,
+}
+MODELS = 64  # that one process may compile
 TRACED_POSITIONS = 48  # any number above 1 and below the block's: those are special to the compiler
 
 WORTH_COMPILING = 10e6  # parameters: a smaller model's steps take a millisecond or two as they are
@@ -102,7 +108,8 @@ class Decoder:
         """Compile the step of one row or of several; from then on it is used."""
         rows, end = 8 if several else 1, min(TRACED_POSITIONS, self.model.config.block_size - 1)
         cache = KVCache(self.model.config, rows, self.model.config.block_size, self.device, self.dtype)
-        ids, at = torch.zeros(rows, dtype=torch.long), torch.full((rows,), end - 1)
+        ids = torch.zeros(rows, dtype=torch.long, device=self.device)
+        at = torch.full_like(ids, end - 1)
         keys, values = ([k[:, :, :end] for k in tensors] for tensors in (cache.keys, cache.values))
         for tensor in (*keys, *values):
             torch._dynamo.mark_dynamic(tensor, 2)
@@ -111,9 +118,7 @@ class Decoder:
         if several:
             torch._dynamo.mark_dynamic(ids, 0)
             torch._dynamo.mark_dynamic(at, 0)
-        config = torch._inductor.config
-        config.freezing = True  # weights become constants, packed for the products
-        config.autotune_num_choices_displayed, config.max_autotune_report_choices_stats = 0, False
         step = torch.compile(self.forward, options=COMPILE_OPTIONS)
-        step(ids, at, keys, values)
+        with torch._inductor.config.patch(COMPILE_CONFIG), torch._dynamo.config.patch(recompile_limit=MODELS * 2):
+            step(ids, at, keys, values)
         self.steps[several] = step

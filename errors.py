@@ -14,8 +14,9 @@ def run_script(main):
     """Run a script's `main()`. A UserError prints its line and exits with 1, Ctrl-C with 130."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         # A GBK console cannot print (or read) every character; a replaced one is better than a crash.
+        # Line by line, so that a log or a pipe has each line when it is printed.
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="replace", line_buffering=True)
     try:
         main()
     except UserError as error:

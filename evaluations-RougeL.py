@@ -71,8 +71,11 @@ def main():
     settings = load_settings("rouge")
     path, content, generator = open_generator(settings.ckpt, settings, exact=True)
     prompts, references = zip(*load_pairs(settings, content, generator.tokenizer), strict=True)
+    params = SamplingParams.from_settings(settings)
+    if cut := sum(generator.new_stream(prompt, params).prompt_cut for prompt in prompts):
+        print(f"note: {cut} prompts leave no room for an answer in the model's block; only their ends are used")
     with tqdm(total=len(prompts), unit="prompt", desc="generate") as bar:
-        predictions = generator.generate(prompts, SamplingParams.from_settings(settings), progress=bar.update)
+        predictions = generator.generate(prompts, params, progress=bar.update)
     for prompt, reference, prediction in list(zip(prompts, references, predictions, strict=True))[: settings.show]:
         recall, precision, f = rouge_l(prediction, reference)
         print(f"问题 question:   {prompt}\n答案 reference:  {reference}\n预测 prediction: {prediction}")

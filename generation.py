@@ -11,12 +11,14 @@ import torch
 from checkpoint import open_model
 from decoding import Decoder
 from device import pick_device
+from errors import UserError
 from quantize import prepare
 from sampling import Sampler, sample_tokens
 from tokenizer import StreamDecoder
 
 PROMPT_TOKENS = 1024  # of padded prompts in one pass; what runs waits for it
 ROOM = 4  # a prompt that is too long leaves at least this part of the block (a quarter) for the answer
+LAST_ROUND = 5.0  # seconds that closing waits for the round that is under way
 END = None  # what follows a stream's last piece
 
 
@@ -45,15 +47,16 @@ class StopText:
 class Stream:
     """One request: iterating gives pieces of its text, whole characters, as they are made.
 
-    prompt_tokens, completion_tokens (EOT not counted): int. prompt_cut: its start did not fit the block.
-    finish_reason: "stop" (EOT or a stop string), "length" (max_new_tokens or the block's end), "cancelled", or None
-    while it is not finished. started, first_token, finished: `time.perf_counter()` of these, or None.
+    prompt_tokens, completion_tokens (EOT not counted): int. prompt_cut: its start was cut off to leave room.
+    finish_reason: "stop" (EOT or a stop string), "length" (max_new_tokens or the block's end), "cancelled", "error"
+    (reading raises), or None while it is not finished. started, first_token, finished: `time.perf_counter()` of
+    these, or None.
     """
 
     def __init__(self, ids, prompt_cut, params, tokenizer, cancellations):
         self.prompt, self.prompt_cut, self.params = ids, prompt_cut, params
         self.prompt_tokens, self.completion_tokens, self.finish_reason = len(ids), 0, None
-        self.cancelled, self.error, self._cancellations = False, None, cancellations
+        self.error, self._cancellations = None, cancellations
         self.started, self.first_token, self.finished = time.perf_counter(), None, None
         self.sampler, self.last_id = Sampler(params, ids), None
         self._decoder, self._stops, self._pieces = StreamDecoder(tokenizer), StopText(params.stop), queue.SimpleQueue()
@@ -77,8 +80,8 @@ class Stream:
 
     def cancel(self):
         """Give up: the request leaves at the next step."""
-        self.cancelled = True
-        self._cancellations.append(self)
+        if self.finish_reason is None:
+            self._cancellations.append(self)
 
     @property
     def position(self):
@@ -109,12 +112,15 @@ class Stream:
 
 
 class Engine:
-    """The requests that share each step (continuous batching: Orca, Yu et al. 2022). For one thread."""
+    """The requests that share each step (continuous batching: Orca, Yu et al. 2022). For one thread.
 
-    def __init__(self, model, eot_id, forbidden, max_batch):
+    Drawn are ids below n_vocab, but none of `forbidden`.
+    """
+
+    def __init__(self, model, eot_id, n_vocab, forbidden, max_batch):
         self.decoder, self.eot_id = Decoder(model, max_batch), eot_id
         self.block_size, self.max_batch = model.config.block_size, max_batch
-        self.forbidden = torch.tensor(forbidden, dtype=torch.long, device=self.decoder.device)
+        self.n_vocab, self.forbidden = n_vocab, [token_id for token_id in forbidden if token_id < n_vocab]
         self.waiting, self.cancellations = deque(), deque()  # other threads may append to them
         self.rows = []  # the running streams, in the order of the decoder's rows
 
@@ -124,7 +130,8 @@ class Engine:
 
     @torch.no_grad()
     def round(self):
-        """One token for every running request, after room has been given to those that wait."""
+        """One token for every running request, after places have been given to those that wait: where some run
+        already, to as many as one pass takes, so that these need not wait for more."""
         self.drop_ended()
         self.admit()
         if self.rows:
@@ -134,27 +141,33 @@ class Engine:
 
     def admit(self):
         """Run the prompts of those that wait, and draw their first tokens."""
-        while self.waiting and len(self.rows) < self.max_batch:
-            group, longest = [], 0
-            while self.waiting and len(self.rows) + len(group) < self.max_batch:
-                stream = self.waiting[0]
-                longest = max(longest, stream.prompt_tokens)
-                if group and longest * (len(group) + 1) > PROMPT_TOKENS:
-                    break
-                self.waiting.popleft()
-                if stream.params.max_new_tokens < 1:
-                    stream.finish("length")
-                else:
-                    group.append(stream)
-            if group:
-                self.rows += group
-                self.accept(group, self.decoder.prefill([s.prompt for s in group]))
-                self.drop_ended()
+        run_already = bool(self.rows)
+        while group := self.next_group():
+            self.rows += group
+            self.accept(group, self.decoder.prefill([stream.prompt for stream in group]))
+            self.drop_ended()
+            if run_already:
+                return
+
+    def next_group(self):
+        """The streams that wait longest and whose prompts one pass takes, taken out of the queue; [] for none."""
+        group, longest = [], 0
+        while self.waiting and len(self.rows) + len(group) < self.max_batch:
+            longest = max(longest, self.waiting[0].prompt_tokens)
+            if group and longest * (len(group) + 1) > PROMPT_TOKENS:
+                break
+            stream = self.waiting.popleft()
+            if stream.params.max_new_tokens < 1:
+                stream.finish("length")
+            else:
+                group.append(stream)
+        return group
 
     def accept(self, streams, logits):
         """Draw a token for each stream from logits (n, V)."""
-        logits = logits.float()
-        logits[:, self.forbidden] = -torch.inf
+        logits = logits[:, : self.n_vocab].float()
+        for token_id in self.forbidden:
+            logits[:, token_id] = -torch.inf
         chosen = sample_tokens(logits, [s.sampler for s in streams])
         for stream, token_id in zip(streams, chosen, strict=True):
             stream.accept(token_id, self.eot_id, self.block_size)
@@ -180,6 +193,7 @@ class Engine:
             self.waiting.popleft().finish(reason, error)
         while self.rows:
             self.rows.pop().finish(reason, error)
+        self.cancellations.clear()
         self.decoder.n = 0
 
 
@@ -196,10 +210,10 @@ class TextGenerator:
 
     def __init__(self, model, tokenizer, stage, max_batch=32):
         self.model, self.tokenizer, self.stage = model, tokenizer, stage
-        forbidden = [tokenizer.pad_id, *range(tokenizer.n_vocab, model.config.vocab_size)]
+        forbidden = [tokenizer.pad_id]
         if stage == "sft":  # an answer has no second mark
             forbidden.append(tokenizer.answer_id)
-        self.engine = Engine(model, tokenizer.eot_id, forbidden, max_batch)
+        self.engine = Engine(model, tokenizer.eot_id, tokenizer.n_vocab, forbidden, max_batch)
         self._thread, self._changed = None, threading.Condition()
         self._closing = self._giving_up = False
 
@@ -228,24 +242,33 @@ class TextGenerator:
         tokens as are asked for, or as a quarter of the block."""
         ids = self.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt) or [self.tokenizer.eot_id]
         block_size = self.model.config.block_size
+        if not all(0 <= token_id < self.tokenizer.n_vocab for token_id in ids):
+            raise UserError(f"a prompt has ids that are not in the table (0 to {self.tokenizer.n_vocab - 1})")
         longest = block_size - max(1, min(params.max_new_tokens, block_size // ROOM))
         return Stream(ids[-longest:], len(ids) > longest, params, self.tokenizer, self.engine.cancellations)
 
     def generate(self, prompts, params, progress=None):
-        """List of texts, one a prompt (texts, or ids), in their order. progress(n): called when n more are done."""
+        """List of texts, one a prompt (texts, or ids), in their order. progress(n): called when n more are done.
+
+        Not while another thread submits.
+        """
         streams = [self.new_stream(prompt, params) for prompt in prompts]
         by_length = sorted(streams, key=lambda stream: stream.prompt_tokens)  # less padding in a pass
         if self._thread:
             self._enqueue(by_length)
             return ["".join(stream) for stream in streams]
-        self.engine.waiting.extend(by_length)
-        done = 0
-        while self.engine.busy:
-            self.engine.round()
-            now = sum(stream.finish_reason is not None for stream in streams)
-            if progress and now > done:
-                progress(now - done)
-            done = now
+        engine, left = self.engine, len(streams)
+        engine.waiting.extend(by_length)
+        try:
+            while engine.busy:
+                engine.round()
+                now = len(engine.waiting) + len(engine.rows)
+                if progress and now < left:
+                    progress(left - now)
+                left = now
+        except BaseException as error:
+            engine.end_all("error", error)
+            raise
         return ["".join(stream) for stream in streams]
 
     def submit(self, prompt, params):
@@ -299,7 +322,12 @@ class TextGenerator:
         if self._thread:
             self._thread.join(grace)
             self._giving_up = True
-            self._thread.join()
+            self._thread.join(LAST_ROUND)
+
+    @property
+    def compiled(self):
+        """Whether every step is compiled code."""
+        return len(self.engine.decoder.steps) == 2
 
     def compile(self, say=print):
         """Compile the model's steps in the background; until that is done, and where it fails, they run as they are.
@@ -313,7 +341,8 @@ class TextGenerator:
                 try:
                     self.engine.decoder.compile(several)
                 except Exception as error:  # compilers fail in many ways, and generation goes on without
-                    return say(f"note: not compiled ({type(error).__name__}: {str(error).splitlines()[0][:200]})")
+                    reason = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
+                    return say(f"note: not compiled ({type(error).__name__}: {reason})")
             say(f"compiled in {time.perf_counter() - started:.0f} s")
 
         thread = threading.Thread(target=run, name="compile", daemon=True)

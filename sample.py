@@ -7,7 +7,9 @@
 At a fine-tuned checkpoint a prompt is a question: the answer mark is put behind it for you.
 """
 
+import queue
 import sys
+import threading
 
 from configurator import load_settings
 from errors import run_script
@@ -33,15 +35,32 @@ def prompts_of(settings, stage):
                 yield prompt
 
 
+def streams_of(prompts, generator, params, settings):
+    """Yields (prompt, Stream); lines from standard input are asked as they come, many together, answered in order."""
+    if settings.prompt or sys.stdin.isatty():
+        yield from ((prompt, generator.submit(prompt, params)) for prompt in prompts)
+        return
+    asked = queue.Queue(settings.max_batch)
+
+    def read():
+        try:
+            for prompt in prompts:
+                asked.put((prompt, generator.submit(prompt, params)))
+        finally:
+            asked.put(None)
+
+    threading.Thread(target=read, name="reader", daemon=True).start()
+    yield from iter(asked.get, None)
+
+
 def main():
     settings = load_settings("sample")
     _, _, generator = open_generator(settings.ckpt, settings)
     print(f"{generator.about}. Ctrl-C ends.", file=sys.stderr)
     params = SamplingParams.from_settings(settings)
-    for prompt in prompts_of(settings, generator.stage):
-        stream = generator.submit(prompt, params)
+    for prompt, stream in streams_of(prompts_of(settings, generator.stage), generator, params, settings):
         if stream.prompt_cut:
-            print("note: the prompt is longer than the model's block; only its end is used", file=sys.stderr)
+            print("note: the prompt leaves no room for an answer; only its end is used", file=sys.stderr)
         if generator.stage == "pretrain":
             print(prompt, end="", flush=True)
         for text in stream:

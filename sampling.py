@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from errors import UserError
+
+GREEDY_BELOW = 1e-6  # a temperature that leaves nothing but the likeliest, and whose quotients would not be finite
+
 
 @dataclass
 class SamplingParams:
@@ -15,7 +19,8 @@ class SamplingParams:
     together have this probability (nucleus sampling, Holtzman et al. 2020); frequency_penalty: taken off a token's
     logit for each time it stands in prompt or answer (OpenAI's, who count the answer only); repetition_penalty: what
     the logits of tokens in prompt or answer are divided by, or multiplied with where negative (CTRL, Keskar et al.
-    2019), 1 is none; stop: strings that end a text and are not part of it; seed: None is unseeded.
+    2019), 1 is none; stop: strings that end a text and are not part of it; seed: None is unseeded. With
+    a seed a request has the same text alone or among others, in float32; rounder types have more near-ties.
     """
 
     temperature: float = 0.1
@@ -26,6 +31,17 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+
+    def __post_init__(self):
+        for name, right, wanted in (
+            ("temperature", self.temperature >= 0, "at least 0"),
+            ("top_k", self.top_k >= 0, "at least 0"),
+            ("top_p", 0 <= self.top_p <= 1, "a share from 0 to 1"),
+            ("max_new_tokens", self.max_new_tokens >= 0, "at least 0"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+        ):
+            if not right:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be {wanted}")
 
     @classmethod
     def from_settings(cls, settings):
@@ -78,7 +94,7 @@ def sample_tokens(logits, samplers):
 def kind_of(params, V):
     """How a request's tokens are found, which the others in its batch must not change: "greedy", or drawn among the
     "few" likeliest, a "nucleus" of the sorted vocabulary, or "all" of it as it stands."""
-    if params.temperature == 0:
+    if params.temperature < GREEDY_BELOW:
         return "greedy"
     if 0 < params.top_k < V:
         return "few"

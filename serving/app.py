@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 
 from flask import Flask, Response, render_template, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, SecurityError
 
 from serving.counters import Counters
 from serving.fields import Limits, checked_fields, messages_of, prompts_of, sampling_of, schemas
@@ -15,6 +15,7 @@ from serving.replies import ApiError, event, read_json, to_json
 from serving.work import ClientGone, Places, Work
 
 OPEN = ("/", "/health")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CLIENT_GONE = 499  # as nginx logs it; nobody receives it
 
 
@@ -42,6 +43,9 @@ def create_app(models, settings, api_key=""):
     app = Flask(__name__)
     app.url_map.strict_slashes, app.url_map.merge_slashes = False, False
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    if settings.host in LOOPBACK and not api_key:
+        # Else a web page whose name is made to lead to this machine could ask as if it were the server's own.
+        app.config["TRUSTED_HOSTS"] = ["localhost", "127.0.0.1", "[::1]", settings.host]
     limits = Limits(settings.max_prompt_chars, settings.max_tokens_limit, settings.max_batch)
     places = Places(models, settings.max_batch, settings.max_queue)
     app.service = Service(models, schemas(limits), places, Counters(models), limits, settings.request_seconds)
@@ -273,7 +277,9 @@ def failed(app, error):
             405: f"{request.method} is not what {request.path[:64]} is asked with; {headers.get('Allow')} are",
             413: f"the body is longer than {app.config['MAX_CONTENT_LENGTH']} bytes",
         }.get(error.code, error.description)
-        param = {404: "path", 405: "method", 413: "body"}.get(error.code)
+        param = {404: "path", 405: "method", 413: "body"}.get(error.code, "HTTP")
+        if isinstance(error, SecurityError):
+            what, param = f"Host is {request.headers.get('Host', '')[:64]}; use 127.0.0.1, or set a key", "Host"
         error = ApiError(error.code, what, param, headers=headers)
     elif isinstance(error, ClientGone):
         return Response(status=CLIENT_GONE)

@@ -119,6 +119,7 @@ def completions_table(limits):
 def chat_table(limits):
     """Fields of POST /v1/chat/completions. OpenAI's for tools, sound and the like are known, and refused."""
     part = {"type": {"enum": ["text"]}, "text": text("", limits.prompt_chars)}
+    part["prompt_cache_breakpoint"] = ignored("object")
     parts = {"type": "object", "properties": part, "required": ["type", "text"]}
     message = {
         "role": {"enum": ROLES},

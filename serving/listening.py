@@ -27,6 +27,8 @@ SPARE_THREADS = 8
 # Seconds that a request may take to arrive, and that a connection may stand idle.
 RECEIVE_SECONDS = 30
 HEADER_BYTES = 64 * 1024
+# Requests that a client may send before the answer to the first; more, and it is taken for gone.
+LOOKAHEAD = 8
 # Of a body that is too long, so many times the limit are still read, so that the client sees the answer and not a
 # broken connection.
 READ_BEYOND = 4
@@ -76,6 +78,12 @@ class Channel(HTTPChannel):
     parser_class = Parser
     error_task_class = Refusal
 
+    def received(self, data):
+        going_on = super().received(data)
+        if len(self.requests) > LOOKAHEAD:  # from here on it would not be noticed that the client leaves
+            self.connected = False
+        return going_on
+
 
 def listening_socket(host, port):
     """A bound TCP socket; port 0: a free one. Raises UserError where the port is taken or the host is not here."""
@@ -109,6 +117,8 @@ def unusable(host, port, error):
 
 def addresses(host, port):
     """The URLs, most local first, under which a server that listens at `host` is reachable. IPv4; asks no network."""
+    if host == "::":
+        host = "::1"
     if host not in ("0.0.0.0", ""):
         return [f"http://{f'[{host}]' if ':' in host else host}:{port}"]
     found = ["127.0.0.1"]
@@ -137,7 +147,7 @@ class Listener:
             threads=threads,
             connection_limit=connection_limit(threads),
             # Reading on while a request is served is how a client that leaves is noticed.
-            channel_request_lookahead=1,
+            channel_request_lookahead=LOOKAHEAD,
             channel_timeout=RECEIVE_SECONDS,
             cleanup_interval=max(1, RECEIVE_SECONDS // 6),
             max_request_header_size=HEADER_BYTES,

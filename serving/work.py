@@ -7,6 +7,8 @@ from serving.replies import ApiError
 
 # Seconds between looks at whether the client is still there.
 LOOK = 0.25
+# Seconds that a stream whose time is up has to end.
+LAST_WORDS = 1.0
 # Of several streams of one request, seconds that the first may keep the others waiting.
 TURN = 0.02
 # Seconds of rest after each piece, for each stream that runs: with 32 streams, so many threads that wake for every
@@ -152,7 +154,7 @@ class Work:
                 self._late = True
                 for stream in live.values():
                     stream.cancel()
-                yield [(i, "", "length") for i in live]
+                yield [(i, all_ready(stream, LAST_WORDS)[0], "length") for i, stream in live.items()]
                 return
             wait, turn = min(left, LOOK if len(live) == 1 else TURN), []
             for i, stream in list(live.items()):

@@ -130,7 +130,7 @@ def reaching(seed, count):
 def below(seed, count):
     """Yields raw bytes that break before the app: start lines, headers, lengths, chunks."""
     chance = random.Random(seed)
-    post = b"POST /generate HTTP/1.1\r\nContent-Type: application/json\r\n"
+    post = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     for _ in range(count):
         junk = chance.randbytes(chance.randint(1, 60)).replace(b"\n", b"")
         yield chance.choice(
@@ -139,16 +139,16 @@ def below(seed, count):
                 b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + junk + b"\r\n\r\n",  # TLS
                 b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
                 b"POST /generate\r\n\r\n",
-                b"post /generate HTTP/1.1\r\n\r\n",
-                b"POST  /generate HTTP/1.1\r\n\r\n",
+                b"post /generate HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                b"POST  /generate HTTP/1.1\r\nHost: localhost\r\n\r\n",
                 b"POST /generate HTTP/1.1 \x00\r\n\r\n",
-                b"POST http://[::1 HTTP/1.1\r\n\r\n",
-                b"POST /generate HTTP/1.1\r\nno colon\r\n\r\n",
-                b"POST /generate HTTP/1.1\r\n: empty\r\n\r\n",
-                b"POST /generate HTTP/1.1\r\nA: \x00\r\n\r\n",
-                b"POST /generate HTTP/1.1\r\nA: b\nContent-Length: 5\r\n\r\n",
-                b"POST /generate HTTP/1.1\r\n A: folded\r\n\r\n",
-                b"POST /generate HTTP/1.1\r\nA: " + b"a" * 70000 + b"\r\n\r\n",
+                b"POST http://[::1 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                b"POST /generate HTTP/1.1\r\nHost: localhost\r\nno colon\r\n\r\n",
+                b"POST /generate HTTP/1.1\r\nHost: localhost\r\n: empty\r\n\r\n",
+                b"POST /generate HTTP/1.1\r\nHost: localhost\r\nA: \x00\r\n\r\n",
+                b"POST /generate HTTP/1.1\r\nHost: localhost\r\nA: b\nContent-Length: 5\r\n\r\n",
+                b"POST /generate HTTP/1.1\r\nHost: localhost\r\n A: folded\r\n\r\n",
+                b"POST /generate HTTP/1.1\r\nHost: localhost\r\nA: " + b"a" * 70000 + b"\r\n\r\n",
                 post + b"Content-Length: -1\r\n\r\n{}",
                 post + b"Content-Length: +2\r\n\r\n{}",
                 post + b"Content-Length: 0x2\r\n\r\n{}",

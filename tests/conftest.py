@@ -11,6 +11,7 @@ import pytest
 from tokenizer import Tokenizer, table_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # a proxy does not lead to this machine
 
 
 def pytest_addoption(parser):

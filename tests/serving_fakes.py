@@ -137,7 +137,8 @@ class Server:
     def open(self, path, **fields):
         """A socket that has sent a request and read nothing."""
         body = json.dumps(fields).encode()
-        head = f"POST {path} HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
+        head += "Content-Type: application/json\r\n"
         head += f"Authorization: {self.authorization}\r\n" if self.key else ""
         return self.send(head.encode() + b"\r\n" + body)
 

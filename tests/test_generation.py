@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import EOT, MARK, PAD, VOCAB, random_ids, tiny_model, tiny_tokenizer
 
+from errors import UserError
 from generation import StopText, TextGenerator
 from model import GPTConfig
 from sampling import SamplingParams
@@ -64,7 +65,7 @@ class Scripted:
 def run(model, params=GREEDY, prompt=(1,), forbidden=(), **options):
     """(text, stream) of one prompt of ids."""
     made = generator(model, **options)
-    made.engine.forbidden = torch.tensor(list(forbidden), dtype=torch.long)
+    made.engine.forbidden = [token_id for token_id in forbidden if token_id < 263]
     stream = made.new_stream(list(prompt), params)
     made.engine.waiting.append(stream)
     while made.engine.busy:
@@ -294,6 +295,64 @@ def test_a_step_that_fails_is_told_to_its_readers_and_the_next_request_is_served
     made.engine.decoder.step = step
     assert ["".join(made.submit("河", GREEDY))] == expected
     made.close()
+
+
+def test_what_runs_gets_a_token_between_the_prompts_of_a_burst(monkeypatch):
+    monkeypatch.setattr("generation.PROMPT_TOKENS", 20)
+    made = generator(max_batch=8)
+    made.engine.eot_id = -1
+    params = SamplingParams(temperature=0, max_new_tokens=20)
+    first = made.new_stream([1] * 5, params)
+    made.engine.waiting.append(first)
+    made.engine.round()
+    burst = [made.new_stream([2] * 10, params) for _ in range(6)]
+    made.engine.waiting.extend(burst)
+    for n in (2, 4, 6):  # two prompts of ten tokens in a pass
+        made.engine.round()
+        assert sum(stream.completion_tokens > 0 for stream in burst) == n
+        assert first.completion_tokens == 2 + n // 2
+
+
+def test_a_request_that_is_cancelled_too_late_harms_nothing():
+    made = generator()
+    stream = made.submit("河", GREEDY)
+    "".join(stream)
+    stream.cancel()
+    made.engine.cancellations.append(stream)  # as one whose end came between the look and the note
+    assert ["".join(made.submit("a", GREEDY))] == generator().generate(["a"], GREEDY)
+    made.close()
+    assert stream.finish_reason in ("stop", "length")
+    assert not made._thread.is_alive()
+
+
+def test_generating_that_is_broken_off_leaves_nothing_behind():
+    made = generator()
+    expected = made.generate(QUESTIONS, GREEDY)
+    step = made.engine.decoder.step
+    made.engine.decoder.step = lambda *values: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        made.generate(QUESTIONS, GREEDY)
+    made.engine.decoder.step = step
+    assert made.generate(QUESTIONS, GREEDY) == expected
+
+
+def test_ids_that_are_not_in_the_table_are_refused_and_cost_no_other_request():
+    made = generator()
+    running = made.submit("河", GREEDY)
+    for ids in ([10**6], [-1], [263]):
+        with pytest.raises(UserError, match="0 to 262"):
+            made.submit(ids, GREEDY)
+    assert "".join(running) == generator().generate(["河"], GREEDY)[0]
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", -1.0), ("top_k", -1), ("top_p", 1.5), ("max_new_tokens", -1), ("repetition_penalty", 0.0)],
+)
+def test_a_parameter_out_of_range_is_named(name, value):
+    with pytest.raises(UserError, match=name):
+        SamplingParams(**{name: value})
 
 
 def test_a_reader_may_wait_for_a_while_only():

@@ -1,17 +1,22 @@
 """Precisions of generation, held against float32; products with int8 weights against plain ones."""
 
 import copy
+import shutil
 
 import pytest
 import torch
 from tiny import padded_rows, random_ids, tiny_meta, tiny_model, tiny_tokenizer
+from torch._inductor.exc import InvalidCxxCompiler
 
-from decoding import Decoder
+from decoding import Decoder, should_compile
 from errors import UserError
 from generation import TextGenerator
 from metrics import likelihood
+from model import GPT, GPTConfig
 from quantize import PRECISIONS, Int8Dynamic, Int8WeightOnly, Int8Weights, pick_product, prepare, set_precision
 from sampling import SamplingParams
+
+GREEDY = SamplingParams(temperature=0, max_new_tokens=10)
 
 
 def linear(n_in=96, n_out=64, bias=False):
@@ -84,7 +89,60 @@ def test_int8_on_a_card_is_refused_with_what_to_take():
         set_precision(tiny_model().to("meta"), "int8")
 
 
-@pytest.mark.parametrize("name", ["float32", "int8"])
+@torch.no_grad()
+def forced_perplexity(model, rows):
+    """Perplexity of rows (n, T) by the steps that generation takes, with its cache."""
+    decoder, nats = Decoder(model, len(rows)), []
+    logits = decoder.prefill(rows[:, :1].tolist())
+    for t in range(1, rows.shape[1]):
+        nats.append(torch.nn.functional.cross_entropy(logits.float(), rows[:, t]))
+        logits = decoder.step(rows[:, t].tolist(), [t] * len(rows))
+    return torch.stack(nats).mean().exp().item()
+
+
+@pytest.mark.parametrize("product", [Int8Dynamic, Int8WeightOnly])
+def test_the_steps_of_generation_have_that_perplexity_too(product, monkeypatch):
+    monkeypatch.setattr("quantize.pick_product", lambda linear: product)
+    rows = random_ids(8, 32)
+    expected = forced_perplexity(tiny_model(), rows)
+    assert forced_perplexity(set_precision(tiny_model(), "int8"), rows) == pytest.approx(expected, rel=0.01)
+
+
+def test_a_step_whose_compiled_code_fails_goes_on_without(capsys):
+    expected = TextGenerator(tiny_model(), tiny_tokenizer(), "sft").generate(["河", "a"], GREEDY)
+    generator = TextGenerator(tiny_model(), tiny_tokenizer(), "sft")
+    generator.engine.decoder.steps = {False: lambda *values: 1 / 0, True: lambda *values: 1 / 0}
+    assert generator.generate(["河", "a"], GREEDY) == expected
+    assert capsys.readouterr().out.count("ZeroDivisionError") == 1
+    assert not generator.compiled
+
+
+def test_a_compiler_that_fails_or_is_not_there_is_said_and_generation_goes_on(monkeypatch):
+    generator, said = TextGenerator(tiny_model(), tiny_tokenizer(), "sft"), []
+    expected = generator.generate(["河"], GREEDY)
+    for error in (AssertionError(), RuntimeError("no room\nat all")):
+        monkeypatch.setattr(Decoder, "compile", lambda self, several, error=error: (_ for _ in ()).throw(error))
+        generator.compile(said.append).join()
+    reasons = ["AssertionError: no reason given", "RuntimeError: no room"]
+    assert said == [f"note: not compiled ({reason})" for reason in reasons]
+    assert generator.generate(["河"], GREEDY) == expected
+
+    large = GPT(GPTConfig(block_size=8, vocab_size=2**18, n_layer=1, n_head=1, n_embd=48))
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: 1 / 0)
+    assert should_compile("auto", tiny_model()) == (False, "the model is small")
+    assert (should_compile("on", large)[0], should_compile("off", large)[0]) == (True, False)
+
+    def none():
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none)
+    assert should_compile("auto", large) == (False, "no C++ compiler is there")
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: "g++")
+    assert should_compile("auto", large)[0]
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no compiler for torch.compile")
+@pytest.mark.parametrize("name", [pytest.param("float32", marks=pytest.mark.soak_only), "int8"])
 @torch.no_grad()
 def test_compiled_steps_equal_plain_ones(name):
     model = set_precision(tiny_model(), name)

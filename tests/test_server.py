@@ -131,14 +131,43 @@ def test_a_client_that_goes_away_while_it_waits_leaves_the_queue(server):
     server.wait_until(waiting=3)
     for sock in queued:
         sock.close()
-    time.sleep(0.8)
     # Their places can be taken again, although the fake's own queue drops them only when a place is free.
-    again = [server.open("/generate", prompt="slow", max_new_tokens=5) for _ in range(3)]
-    time.sleep(0.2)
+    again = []
+    for waiting in (4, 5, 6):
+        for _ in range(20):  # until it is noticed that a client has left
+            again.append(server.open("/generate", prompt="slow", max_new_tokens=5))
+            try:
+                server.wait_until(1, waiting=waiting)
+                break
+            except AssertionError:
+                continue
+    server.wait_until(waiting=6)
     assert server.post("/generate", prompt="a")[0] == 429
     for sock in [*running, *again]:
         sock.close()
     server.wait_until(running=0, waiting=0)
+
+
+def test_a_client_that_sends_many_requests_at_once_and_leaves_frees_its_place(server):
+    body = b'{"prompt": "never", "stream": false}'
+    head = (
+        b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        % len(body)
+    )
+    for count in (2, 30):
+        sock = server.send((head + body) * count)
+        if count == 2:
+            server.wait_until(running=1)
+        sock.close()
+        server.wait_until(running=0)
+
+
+def test_another_name_for_this_machine_is_refused_without_a_key(server, guarded):
+    status, _, body = server.ask("GET", "/v1/models", headers={"Host": "rebound.example"})
+    assert status == 400 and error_of(body, status)["param"] == "Host"
+    assert guarded.ask("GET", "/v1/models", headers={"Host": "box.example"})[0] == 200
+    for host in ("localhost:5000", "127.0.0.1", f"127.0.0.1:{server.port}"):
+        assert server.ask("GET", "/v1/models", headers={"Host": host})[0] == 200
 
 
 def test_beyond_the_queue_is_429_and_health_still_answers(server):
@@ -163,7 +192,7 @@ def test_a_request_whose_time_is_up_ends_with_what_it_has(hurried):
     started = time.monotonic()
     status, answer = hurried.post("/generate", prompt="slow", stream=False, max_new_tokens=4000)
     assert status == 200 and answer["finish_reason"] == "length" and 5 < answer["completion_tokens"] < 100
-    assert 0.9 < time.monotonic() - started < 3
+    assert time.monotonic() - started > 0.9
     status, answer = hurried.post("/generate", prompt="never", stream=False)
     assert status == 429 and "in time" in answer["error"]["message"]
     hurried.wait_until(running=0)
@@ -189,7 +218,9 @@ def test_what_is_not_there_or_not_so_asked_is_a_json_error(server):
     ]
     for wanted, method, path, body, headers, param in cases:
         if param == "HTTP":  # the answer may come while the body is still being sent
-            with server.send(f"POST {path} HTTP/1.1\r\nContent-Length: 2000000\r\n\r\n".encode()) as sock:
+            with server.send(
+                f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000000\r\n\r\n".encode()
+            ) as sock:
                 head, _, answer = sock.makefile("rb").read().partition(b"\r\n\r\n")
             status = int(head.split()[1])
         else:
@@ -205,10 +236,12 @@ def test_what_is_not_there_or_not_so_asked_is_a_json_error(server):
 
 
 def test_a_length_that_is_too_long_is_answered_before_the_body_is_sent(server):
-    with server.send(b"POST /generate HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2000000\r\n\r\n") as sock:
+    with server.send(
+        b"POST /generate HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 2000000\r\n\r\n"
+    ) as sock:
         assert sock.makefile("rb").read().startswith(b"HTTP/1.1 413")
     body = b'{"prompt": "a", "max_new_tokens": 1}'
-    head = b"POST /generate HTTP/1.1\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
+    head = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
     with server.send(head + b"Content-Length: %d\r\n\r\n" % len(body)) as sock:
         assert sock.recv(100).startswith(b"HTTP/1.1 100")
         sock.sendall(body)
@@ -216,10 +249,11 @@ def test_a_length_that_is_too_long_is_answered_before_the_body_is_sent(server):
 
 
 def test_a_request_that_never_arrives_is_closed(server):
-    head = b"POST /generate HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
+    head = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
     started, socks = time.monotonic(), [server.send(part) for part in (head + b'{"pro', head, head[:30], b"")]
     for sock in socks:
-        assert sock.makefile("rb").read() in (b"",) or b" 4" in sock.recv(20)
+        answer = sock.makefile("rb").read()
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 4")
         sock.close()
     assert time.monotonic() - started < 8  # the fake server's bound is 2 s, looked at every second
 
@@ -246,7 +280,7 @@ def test_metrics_count_what_happened(server):
     assert 'minigpt_queue_length{model="fake"} 0.0' in after and 'minigpt_running{model="base/last"} 0.0' in after
 
 
-def test_the_page_shows_curl_lines_that_work_as_they_stand(server):
+def test_the_page_shows_curl_lines_that_work_as_they_stand(server, guarded):
     connection = http.client.HTTPConnection("localhost", server.port)
     connection.request("GET", "/", headers={"Host": f"localhost:{server.port}"})
     page = connection.getresponse().read().decode()
@@ -261,8 +295,11 @@ def test_the_page_shows_curl_lines_that_work_as_they_stand(server):
         assert server.ask("POST" if body else "GET", path, body)[0] == 200
     for_windows = re.search(r'-d "(.*)"$', lines[3])[1].replace('\\"', '"')
     assert json.loads(for_windows) == json.loads(shlex.split(lines[0])[-1])
-    connection.request("GET", "/", headers={"Host": '"><script>'})
-    assert b"<script>" not in connection.getresponse().read()
+    for port in (server.port, guarded.port):  # one refuses the name, the other shows it
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        connection.request("GET", "/", headers={"Host": '"><script>'})
+        answer = connection.getresponse()
+        assert b"<script>" not in answer.read() or answer.headers["Content-Type"] == "application/json"
 
 
 def test_a_key_is_wanted_for_all_but_the_page_and_health(guarded):
@@ -308,18 +345,19 @@ def test_a_socket_that_cannot_be_had_is_said_with_the_setting_to_change():
 def test_sigterm_finishes_what_is_under_way_and_exits_with_0(guarded):
     right = {"Authorization": guarded.authorization, "Content-Type": "application/json"}
     connection = http.client.HTTPConnection("127.0.0.1", guarded.port, timeout=30)
-    connection.request("POST", "/generate", json.dumps({"prompt": "slow", "max_new_tokens": 40}), right)
+    connection.request("POST", "/generate", json.dumps({"prompt": "slow", "max_new_tokens": 80}), right)
     response = connection.getresponse()
     idle = http.client.HTTPConnection("127.0.0.1", guarded.port, timeout=30)
     idle.request("GET", "/health")
     idle.getresponse().read()
     guarded.process.terminate()
-    time.sleep(0.5)
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", guarded.port), timeout=5)
+        while True:
+            socket.create_connection(("127.0.0.1", guarded.port), timeout=5).close()
+            time.sleep(0.05)
     idle.request("POST", "/generate", b'{"prompt": "a"}', right)  # over a connection from before
     assert idle.getresponse().status == 503
-    assert response.read() == b"slow" * 10
+    assert response.read() == b"slow" * 20
     out, _ = guarded.process.communicate(timeout=20)
     assert guarded.process.returncode == 0 and "Traceback" not in out and "cut short" not in out
 

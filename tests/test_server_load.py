@@ -160,7 +160,7 @@ def test_each_of_many_clients_gets_the_text_that_it_gets_alone(server, model, ro
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without asking it")
 def test_ctrl_c_stops_it_with_0(server):
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-    body = b'{"prompt": "a", "max_new_tokens": 120, "stream": false}'
+    body = b'{"prompt": "a", "max_new_tokens": 120}'
     connection.request("POST", "/generate", body, {"Content-Type": "application/json"})
     server.process.send_signal(signal.SIGINT)
     out, _ = server.process.communicate(timeout=60)
