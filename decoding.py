@@ -14,6 +14,8 @@ COMPILE_CONFIG = {
     "max_autotune_report_choices_stats": False,
 }
 MODELS = 64  # that one process may compile
+KINDS = ("one", "several", "prompt")  # a step of one row, of several; a prompt alone
+TRACED_ROWS = 8
 TRACED_POSITIONS = 48  # any number above 1 and below the block's: those are special to the compiler
 
 WORTH_COMPILING = 10e6  # parameters: a smaller model's steps take a millisecond or two as they are
@@ -53,7 +55,7 @@ class Decoder:
         self.dtype = torch.bfloat16 if quantized else weight.dtype
         self.device = weight.device
         self.cache = self.new_cache(1)
-        self.steps = {}  # compiled steps: True for several rows, False for one
+        self.compiled = {}  # kind of pass to compiled code
 
     def new_cache(self, rows):
         return KVCache(self.model.config, rows, self.model.config.block_size, self.device, self.dtype)
@@ -70,11 +72,16 @@ class Decoder:
     def prefill(self, prompts):
         """Logits (len(prompts), V) after prompts (lists of ids, none empty), which take the next rows."""
         self.reserve(self.n + len(prompts))
-        lengths = torch.tensor([len(ids) for ids in prompts], device=self.device)
-        idx = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
+        lengths = [len(ids) for ids in prompts]
+        idx = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
         for row, ids in zip(idx, prompts, strict=True):
             row[: len(ids)] = torch.tensor(ids)
-        logits = self.model(idx.to(self.device), PromptPass(self.cache, self.n, lengths))
+        kind = "prompt" if idx.numel() == max(lengths) > 1 else None
+        at = torch.tensor(lengths, device=self.device)
+        logits, keys, values = self.run(kind, self.prompt, idx.to(self.device), at)
+        rows = slice(self.n, self.n + len(prompts))
+        for cached, new in zip((*self.cache.keys, *self.cache.values), (*keys, *values), strict=True):
+            cached[rows, :, : max(lengths)] = new
         self.n += len(prompts)
         return logits
 
@@ -84,14 +91,22 @@ class Decoder:
         end = max(positions) + 1
         keys = [k[: self.n, :, :end] for k in self.cache.keys]
         values = [v[: self.n, :, :end] for v in self.cache.values]
-        several = self.n > 1
-        if several in self.steps:
+        return self.run("several" if self.n > 1 else "one", self.forward, ids, at, keys, values)
+
+    def run(self, kind, plain, *tensors):
+        """What `plain` gives, by its compiled code where that is there for the kind of pass."""
+        if kind in self.compiled:
             try:
-                return self.steps[several](ids, at, keys, values)
+                return self.compiled[kind](*tensors)
             except Exception as error:  # compiled code fails in many ways, and what it wrote is written again
-                del self.steps[several]
+                del self.compiled[kind]
                 print(f"note: going on without compiling ({type(error).__name__})")
-        return self.forward(ids, at, keys, values)
+        return plain(*tensors)
+
+    def prompt(self, ids, lengths):
+        """(logits (B, V), keys, values) after prompts ids (B, T) of lengths (B,), as `PromptPass` has them."""
+        past = PromptPass(lengths)
+        return self.model(ids, past), past.keys, past.values
 
     def forward(self, ids, at, keys, values):
         """Logits (n, V) after ids (n,) at positions (n,); keys, values: a layer's (n, n_head, end, head_dim)."""
@@ -104,21 +119,34 @@ class Decoder:
             self.cache.move(self.n, row, length)
 
     @torch.no_grad()
-    def compile(self, several):
-        """Compile the step of one row or of several; from then on it is used."""
-        rows, end = 8 if several else 1, min(TRACED_POSITIONS, self.model.config.block_size - 1)
-        cache = KVCache(self.model.config, rows, self.model.config.block_size, self.device, self.dtype)
+    def compile(self, kind):
+        """Compile the pass of a kind (one of KINDS); from then on it is used."""
+        end = min(TRACED_POSITIONS, self.model.config.block_size - 1)
+        limit = torch._dynamo.config.patch(recompile_limit=MODELS * len(KINDS))
+        with torch._inductor.config.patch(COMPILE_CONFIG), limit:
+            if kind == "prompt":
+                self.compiled[kind] = self.traced_prompt(end)
+            else:
+                self.compiled[kind] = self.traced_step(TRACED_ROWS if kind == "several" else 1, end)
+
+    def traced_prompt(self, end):
+        """The compiled pass of one prompt of any length above 1."""
+        ids = torch.zeros(1, end, dtype=torch.long, device=self.device)
+        torch._dynamo.mark_dynamic(ids, 1)
+        compiled = torch.compile(self.prompt, options=COMPILE_OPTIONS)
+        compiled(ids, torch.full((1,), end, device=self.device))
+        return compiled
+
+    def traced_step(self, rows, end):
+        """The compiled step of one row, or of any number above 1."""
+        cache = self.new_cache(rows)
         ids = torch.zeros(rows, dtype=torch.long, device=self.device)
         at = torch.full_like(ids, end - 1)
         keys, values = ([k[:, :, :end] for k in tensors] for tensors in (cache.keys, cache.values))
         for tensor in (*keys, *values):
             torch._dynamo.mark_dynamic(tensor, 2)
-            if several:
-                torch._dynamo.mark_dynamic(tensor, 0)
-        if several:
-            torch._dynamo.mark_dynamic(ids, 0)
-            torch._dynamo.mark_dynamic(at, 0)
-        step = torch.compile(self.forward, options=COMPILE_OPTIONS)
-        with torch._inductor.config.patch(COMPILE_CONFIG), torch._dynamo.config.patch(recompile_limit=MODELS * 2):
-            step(ids, at, keys, values)
-        self.steps[several] = step
+        for tensor in (*keys, *values, ids, at) if rows > 1 else ():
+            torch._dynamo.mark_dynamic(tensor, 0)
+        compiled = torch.compile(self.forward, options=COMPILE_OPTIONS)
+        compiled(ids, at, keys, values)
+        return compiled

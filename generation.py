@@ -9,7 +9,7 @@ from collections import deque
 import torch
 
 from checkpoint import open_model
-from decoding import Decoder
+from decoding import KINDS, Decoder
 from device import pick_device
 from errors import UserError
 from quantize import prepare
@@ -326,20 +326,20 @@ class TextGenerator:
 
     @property
     def compiled(self):
-        """Whether every step is compiled code."""
-        return len(self.engine.decoder.steps) == 2
+        """Whether all that can be is compiled code."""
+        return set(self.engine.decoder.compiled) == set(KINDS)
 
     def compile(self, say=print):
-        """Compile the model's steps in the background; until that is done, and where it fails, they run as they are.
+        """Compile the model's passes in the background; until that is done, and where it fails, they run as they are.
 
         say(line) is told how it went. Returns the thread, which can be joined.
         """
 
         def run():
             started = time.perf_counter()
-            for several in (False, True):
+            for kind in KINDS:
                 try:
-                    self.engine.decoder.compile(several)
+                    self.engine.decoder.compile(kind)
                 except Exception as error:  # compilers fail in many ways, and generation goes on without
                     reason = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
                     return say(f"note: not compiled ({type(error).__name__}: {reason})")

@@ -46,13 +46,14 @@ class KVCache:
 
 
 class PromptPass:
-    """How attention treats whole prompts: causally, and kept in the rows of a cache from `first` on.
+    """How attention treats whole prompts: causally, and with their keys and values noted for a cache.
 
     lengths (B,): each prompt's; what is behind it in its row is never attended to.
+    keys, values: after the pass for each layer (B, n_head, T, head_dim).
     """
 
-    def __init__(self, cache, first, lengths):
-        self.cache, self.first, self.lengths = cache, first, lengths
+    def __init__(self, lengths):
+        self.keys, self.values, self.lengths = [], [], lengths
 
     def positions(self, idx):
         """Positions of idx (B, T), as (T,)."""
@@ -60,10 +61,9 @@ class PromptPass:
 
     def attend(self, layer, q, k, v):
         """(B, n_head, T, head_dim) of causal attention among the new positions."""
-        rows, T = slice(self.first, self.first + len(k)), k.shape[2]
-        self.cache.keys[layer][rows, :, :T] = k
-        self.cache.values[layer][rows, :, :T] = v
-        return F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
+        self.keys.append(k)
+        self.values.append(v)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
     def last(self, x):
         """(B, C): of x (B, T, C) the state of each prompt's last token."""

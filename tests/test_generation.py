@@ -9,7 +9,7 @@ from tiny import EOT, MARK, PAD, VOCAB, random_ids, tiny_model, tiny_tokenizer
 
 from errors import UserError
 from generation import StopText, TextGenerator
-from model import GPTConfig
+from model import GPTConfig, PromptPass
 from sampling import SamplingParams
 
 TOKENIZER = tiny_tokenizer()
@@ -55,6 +55,8 @@ class Scripted:
 
     def __call__(self, idx, past):
         self.steps += 1
+        if isinstance(past, PromptPass):
+            past.keys, past.values = ([torch.zeros(len(idx), 1, idx.shape[1], 8)] for _ in range(2))
         logits = torch.zeros(len(idx), VOCAB)
         logits[:, self.second] = 10.0
         for row, ids in enumerate(self.script[: len(idx)]):

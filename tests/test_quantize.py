@@ -8,7 +8,7 @@ import torch
 from tiny import padded_rows, random_ids, tiny_meta, tiny_model, tiny_tokenizer
 from torch._inductor.exc import InvalidCxxCompiler
 
-from decoding import Decoder, should_compile
+from decoding import KINDS, Decoder, should_compile
 from errors import UserError
 from generation import TextGenerator
 from metrics import likelihood
@@ -111,7 +111,7 @@ def test_the_steps_of_generation_have_that_perplexity_too(product, monkeypatch):
 def test_a_step_whose_compiled_code_fails_goes_on_without(capsys):
     expected = TextGenerator(tiny_model(), tiny_tokenizer(), "sft").generate(["河", "a"], GREEDY)
     generator = TextGenerator(tiny_model(), tiny_tokenizer(), "sft")
-    generator.engine.decoder.steps = {False: lambda *values: 1 / 0, True: lambda *values: 1 / 0}
+    generator.engine.decoder.compiled = {kind: lambda *values: 1 / 0 for kind in ("one", "several")}
     assert generator.generate(["河", "a"], GREEDY) == expected
     assert capsys.readouterr().out.count("ZeroDivisionError") == 1
     assert not generator.compiled
@@ -121,7 +121,7 @@ def test_a_compiler_that_fails_or_is_not_there_is_said_and_generation_goes_on(mo
     generator, said = TextGenerator(tiny_model(), tiny_tokenizer(), "sft"), []
     expected = generator.generate(["河"], GREEDY)
     for error in (AssertionError(), RuntimeError("no room\nat all")):
-        monkeypatch.setattr(Decoder, "compile", lambda self, several, error=error: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(Decoder, "compile", lambda self, kind, error=error: (_ for _ in ()).throw(error))
         generator.compile(said.append).join()
     reasons = ["AssertionError: no reason given", "RuntimeError: no room"]
     assert said == [f"note: not compiled ({reason})" for reason in reasons]
@@ -147,8 +147,14 @@ def test_a_compiler_that_fails_or_is_not_there_is_said_and_generation_goes_on(mo
 def test_compiled_steps_equal_plain_ones(name):
     model = set_precision(tiny_model(), name)
     plain, compiled = Decoder(model, max_batch=4), Decoder(model, max_batch=4)
-    for several in (False, True):
-        compiled.compile(several)
+    for kind in KINDS:
+        compiled.compile(kind)
+    for length in (1, 2, 9, 30):
+        prompt = random_ids(1, length, seed=length).tolist()
+        tolerance = 1e-4 if name == "float32" else 0.05 * plain.prefill(prompt).abs().max().item()
+        torch.testing.assert_close(compiled.prefill(prompt), plain.prefill(prompt), atol=tolerance, rtol=0)
+        for decoder in (plain, compiled):
+            decoder.n = 0
     for n in (1, 3, 4):
         for decoder in (plain, compiled):
             while decoder.n:
@@ -160,4 +166,4 @@ def test_compiled_steps_equal_plain_ones(name):
             # An int8 input may round to the other side where a float sum differs in its last bit.
             tolerance = 1e-4 if name == "float32" else 0.05 * expected.abs().max().item()
             torch.testing.assert_close(logits, expected, atol=tolerance, rtol=0)
-    assert set(compiled.steps) == {False, True}  # it was compiled code that ran
+    assert set(compiled.compiled) == set(KINDS)  # it was compiled code that ran
