@@ -268,7 +268,7 @@ def bench(settings):
     print(f"\n{table}\n\n{time.perf_counter() - started:.0f} s in all")
     if settings.json:
         flat = {f"{way}, {batch}": f for (way, batch), f in speed.items()}
-        perplexity = {"124M": large, "demo": demo}
-        write_json(settings.json, {"machine": name, **ratios, "speed": flat, "server": loads, "perplexity": perplexity})
+        prices = {"124M": large, "demo": demo}
+        write_json(settings.json, {"machine": name, **ratios, "speed": flat, "server": loads, "perplexity": prices})
     if not quick:
         write_docs(settings.docs, f"Generation: {name}", table)

@@ -1,9 +1,13 @@
 """bench.py generate: that the sides compute the same, and what is made of the figures."""
 
+import contextlib
+import json
+from types import SimpleNamespace
+
 import pytest
 import serving_fakes
 import torch
-from tiny import padded_rows, random_ids, tiny_meta, tiny_model, tiny_tokenizer
+from tiny import padded_rows, random_ids, tiny_meta, tiny_model, tiny_tokenizer, write_rows
 
 from benchmarks import generating, load
 from checkpoint import save_checkpoint
@@ -79,6 +83,27 @@ def test_perplexity_by_steps_is_that_of_whole_rows():
     rows = padded_rows([random_ids(n, seed=n).tolist() for n in (32, 5, 17, 9)], 32)
     expected = likelihood(tiny_model(), rows, tiny_meta("pretrain"), 4, train_on_eot=False).perplexity
     assert generating.perplexity(tiny_model(), rows, tiny_meta("pretrain")) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_whole_comparison_prints_and_writes_its_figures(sides, tmp_path, monkeypatch, capsys):
+    """All of it but training, the server and the timing."""
+    folder = tmp_path / "bench"
+    rows = [random_ids(n, seed=n).tolist() for n in (20, 12, 31)]
+    write_rows(folder / "rows", {"train": rows, "val": rows}, 32)
+    monkeypatch.setattr(generating, "PROMPT", 8)
+    monkeypatch.setattr(generating.tempfile, "TemporaryDirectory", lambda **_: contextlib.nullcontext(folder))
+    monkeypatch.setattr(generating, "make_checkpoint", lambda *_: None)
+    monkeypatch.setattr(generating, "Sides", lambda *_: sides)
+    server = SimpleNamespace(wait_until_compiled=lambda: None)
+    monkeypatch.setattr(generating, "Server", lambda *_: contextlib.nullcontext(server))
+    monkeypatch.setattr(generating, "measure", lambda *_: (SPEED, LOADS))
+    monkeypatch.setattr(generating, "demo_perplexities", dict)
+    settings = Settings(json=str(tmp_path / "figures.json"), docs=str(tmp_path / "docs.md"), device="cpu")
+    generating.bench(settings)
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    assert figures["one_stream_vs_hf"] == 5.0 and figures["int8_perplexity_ratio"] == pytest.approx(1, rel=0.01)
+    assert "| one_stream_vs_hf | 5.0000 |" in capsys.readouterr().out
+    assert "| one_stream_vs_hf | 5.0000 |" in (tmp_path / "docs.md").read_text(encoding="utf-8")
 
 
 def test_the_median_of_the_rounds_counts():
