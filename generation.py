@@ -79,7 +79,7 @@ class Stream:
         return piece
 
     def cancel(self):
-        """Give up: the request leaves at the next step."""
+        """Give up: the request leaves at the next step. Nothing happens to one that has ended."""
         if self.finish_reason is None:
             self._cancellations.append(self)
 

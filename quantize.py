@@ -74,7 +74,8 @@ class Int8Dynamic(Int8Weights):
     def forward(self, x):
         rows = x.flatten(0, -2).float()
         # A row's scale is in its sums alone, so it can be left out of the product (x_scale 1) and put in behind.
-        scale = rows.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / LEVELS
+        # The least scale is a normal number: compiled code may take smaller ones for zero, and a row of zeros with it.
+        scale = (rows.abs().amax(dim=1, keepdim=True) / LEVELS).clamp_min(torch.finfo(torch.float32).tiny)
         levels = (rows / scale).round().to(torch.int8)
         y = torch.ops.onednn.qlinear_pointwise(
             levels, 1.0, 0, self.packed, self.scale, self.zero_points, None, 1.0, 0, torch.float32, "none", [], ""

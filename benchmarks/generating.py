@@ -76,7 +76,7 @@ def to_hugging_face(model):
 
 @torch.inference_mode()
 def plain(model, prompts, n_new):
-    """nanoGPT's way, for one prompt: the whole context through the model for each token."""
+    """Greedy ids (n, T + n_new) after prompts (n, T) by nanoGPT's way: the whole context again for each token."""
     ids = torch.tensor(prompts, device=model.wte.weight.device)
     for _ in range(n_new):
         logits = model.lm_head(model.hidden(ids)[:, -1])
@@ -85,7 +85,7 @@ def plain(model, prompts, n_new):
 
 
 def hugging_face(model, prompts, n_new):
-    """Greedy ids by `generate`, of a batch of prompts of one length."""
+    """Greedy ids (n, T + n_new) by `generate`, of prompts (n, T)."""
     ids = torch.tensor(prompts, device=model.device)
     return model.generate(
         ids, attention_mask=torch.ones_like(ids), min_new_tokens=n_new, max_new_tokens=n_new, do_sample=False,

@@ -123,8 +123,7 @@ class Work:
             return
         self._closed = True
         for stream in self.streams:
-            if stream.finish_reason is None:
-                stream.cancel()
+            stream.cancel()
         now = time.monotonic()
         self._service.places.give_back(self._model, self._places, now - self.started)
         self._service.counters.request_done(
