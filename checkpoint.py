@@ -84,6 +84,20 @@ def newest_checkpoint(root="out"):
     return run / (BEST if (run / BEST).exists() else LAST)
 
 
+def model_names(paths):
+    """A name for each checkpoint: its run's folder, and, unless it is the run's best, its own; made unique."""
+    names = []
+    for path in map(Path, paths):
+        folder = path.absolute().parent.name
+        name = wanted = "/".join(part for part in (folder, "" if path.stem == "ckpt" else path.stem) if part)
+        count = 1
+        while name in names:
+            count += 1
+            name = f"{wanted}-{count}"
+        names.append(name)
+    return names
+
+
 def open_model(ckpt, out_root, device):
     """(path, checkpoint's dict, model, tokenizer) of the checkpoint `ckpt`, or of the newest under out_root for ""."""
     path = ckpt or newest_checkpoint(out_root)

@@ -11,12 +11,11 @@ literals, or arithmetic over numbers and names assigned above it (`max_iters = 1
 
 import ast
 import difflib
-import operator
 import sys
 import typing
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 
+from assignments import read_assignments
 from errors import UserError
 
 SCRIPTS = {
@@ -246,17 +245,6 @@ class Settings:
 
 FIELDS = {f.name: f for f in fields(Settings)}
 TYPES = typing.get_type_hints(Settings)
-OPERATORS = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
-    ast.USub: operator.neg,
-    ast.UAdd: operator.pos,
-}
 
 
 def load_settings(script, argv=None):
@@ -271,7 +259,7 @@ def load_settings(script, argv=None):
         raise SystemExit(0)
     settings = Settings()
     for path in (a for a in argv if not a.startswith("-")):
-        for key, value in read_settings_file(path):
+        for key, value in read_assignments(path, known):
             setattr(settings, key, checked(key, value, path))
     for flag in (a for a in argv if a.startswith("-")):
         key, equals, text = flag.lstrip("-").partition("=")
@@ -291,56 +279,6 @@ def known(key, where):
         near = difflib.get_close_matches(key, FIELDS, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else "; --help lists the settings"
         raise UserError(f"{where}: unknown setting {key!r}{hint}")
-
-
-def read_settings_file(path):
-    """List of (key, value) of a settings file, in its order. Raises UserError naming file and line."""
-    try:
-        tree = ast.parse(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError:
-        raise UserError(
-            f"settings file {path} is not there (settings of one's own are given as --name=value)"
-        ) from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text, so it is no settings file") from None
-    except (SyntaxError, ValueError) as error:
-        raise UserError(f"{path}, line {getattr(error, 'lineno', '?')}: not a plain assignment") from None
-    names = {}
-    for node in tree.body:
-        where = f"{path}, line {node.lineno}"
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            continue  # a docstring
-        if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
-            raise UserError(f"{where}: only plain assignments (name = value) are allowed in a settings file")
-        key = node.targets[0].id
-        known(key, where)
-        names[key] = evaluate(node.value, names, where)
-    return list(names.items())
-
-
-def evaluate(node, names, where):
-    """Value of a literal, a list of them, or arithmetic over numbers and names already assigned."""
-    if isinstance(node, ast.Constant):
-        return node.value
-    if isinstance(node, (ast.List, ast.Tuple)):
-        return [evaluate(item, names, where) for item in node.elts]
-    if isinstance(node, ast.Name) and node.id in names:
-        return names[node.id]
-    operands = (
-        [node.operand]
-        if isinstance(node, ast.UnaryOp)
-        else [node.left, node.right]
-        if isinstance(node, ast.BinOp)
-        else []
-    )
-    if operands and type(node.op) in OPERATORS:
-        values = [evaluate(operand, names, where) for operand in operands]
-        if all(isinstance(v, (int, float)) for v in values):
-            try:
-                return OPERATORS[type(node.op)](*values)
-            except ArithmeticError as error:
-                raise UserError(f"{where}: {error}") from None
-    raise UserError(f"{where}: a value must be a literal or arithmetic, not `{ast.unparse(node)}`")
 
 
 def from_text(key, text):

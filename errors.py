@@ -1,13 +1,31 @@
-"""The one error that users see, and the frame in which every script runs.
+"""The one error that users see, the frame in which every script runs, and the signals that end a server.
 
 Below every other module, so that all of them can raise it.
 """
 
+import signal
 import sys
 
 
 class UserError(Exception):
     """A mistake that the user can mend: says what is wrong, where, and what to do, in one line."""
+
+
+class Signals:
+    """Notes Ctrl-C and SIGTERM (and Windows' Ctrl-Break) from now on; `asked` says that one came.
+
+    The second Ctrl-C is not waited for.
+    """
+
+    def __init__(self):
+        self.asked = False
+        for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self._note)
+
+    def _note(self, *_):
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run_script(main):

@@ -1,7 +1,6 @@
 """From prompts to streams of text. Requests share each step of the model, and join and leave it at any token."""
 
 import atexit
-import queue
 import threading
 import time
 from collections import deque
@@ -14,12 +13,12 @@ from device import pick_device
 from errors import UserError
 from quantize import prepare
 from sampling import Sampler, sample_tokens
+from streams import TextStream
 from tokenizer import StreamDecoder
 
 PROMPT_TOKENS = 1024  # of padded prompts in one pass; what runs waits for it
 ROOM = 4  # a prompt that is too long leaves at least this part of the block (a quarter) for the answer
 LAST_ROUND = 5.0  # seconds that closing waits for the round that is under way
-END = None  # what follows a stream's last piece
 
 
 class StopText:
@@ -44,39 +43,19 @@ class StopText:
         return any(stop.startswith(text) for stop in self.stops)
 
 
-class Stream:
-    """One request: iterating gives pieces of its text, whole characters, as they are made.
+class Stream(TextStream):
+    """One request to a model in this process.
 
-    prompt_tokens, completion_tokens (EOT not counted): int. prompt_cut: its start was cut off to leave room.
-    finish_reason: "stop" (EOT or a stop string), "length" (max_new_tokens or the block's end), "cancelled", "error"
-    (reading raises), or None while it is not finished. started, first_token, finished: `time.perf_counter()` of
-    these, or None.
+    prompt_cut: its start was cut off to leave room. finish_reason: "stop" (EOT or a stop string), "length"
+    (max_new_tokens or the block's end), "cancelled" or "error".
     """
 
     def __init__(self, ids, prompt_cut, params, tokenizer, cancellations):
+        super().__init__(len(ids))
         self.prompt, self.prompt_cut, self.params = ids, prompt_cut, params
-        self.prompt_tokens, self.completion_tokens, self.finish_reason = len(ids), 0, None
-        self.error, self._cancellations = None, cancellations
-        self.started, self.first_token, self.finished = time.perf_counter(), None, None
+        self._cancellations = cancellations
         self.sampler, self.last_id = Sampler(params, ids), None
-        self._decoder, self._stops, self._pieces = StreamDecoder(tokenizer), StopText(params.stop), queue.SimpleQueue()
-
-    def __iter__(self):
-        while (piece := self.next_piece()) is not END:
-            yield piece
-
-    def next_piece(self, timeout=None):
-        """The next piece of text, or None behind the last. Raises TimeoutError when none came within so many
-        seconds, RuntimeError when the model failed."""
-        try:
-            piece = self._pieces.get(timeout=timeout)
-        except queue.Empty:
-            raise TimeoutError from None
-        if piece is END:
-            self._pieces.put(END)  # for whoever asks again
-            if self.error:
-                raise RuntimeError(f"generation failed: {self.error}") from self.error
-        return piece
+        self._decoder, self._stops = StreamDecoder(tokenizer), StopText(params.stop)
 
     def cancel(self):
         """Give up: the request leaves at the next step. Nothing happens to one that has ended."""
@@ -95,8 +74,7 @@ class Stream:
             return self.finish("stop")
         self.completion_tokens += 1
         self.last_id = token_id
-        if text := self._stops.feed(self._decoder.feed(token_id)):
-            self._pieces.put(text)
+        self.put(self._stops.feed(self._decoder.feed(token_id)))
         if self._stops.found:
             return self.finish("stop")
         if self.completion_tokens >= self.params.max_new_tokens or self.position + 1 >= block_size:
@@ -105,10 +83,8 @@ class Stream:
     def finish(self, reason, error=None):
         """End the stream."""
         if self.finish_reason is None:
-            if self._stops.held:
-                self._pieces.put(self._stops.held)
-            self.finish_reason, self.error, self.finished = reason, error, time.perf_counter()
-            self._pieces.put(END)
+            self.put(self._stops.held)
+        super().finish(reason, error)
 
 
 class Engine:

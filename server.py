@@ -9,48 +9,17 @@ Ctrl-C or SIGTERM stops: no new requests, those that run are finished (for --sto
 
 import logging
 import os
-import signal
 import time
-from pathlib import Path
 
+from checkpoint import model_names
 from configurator import load_settings
 from decoding import should_compile
-from errors import UserError, run_script
+from errors import Signals, UserError, run_script
 from generation import open_generator
-from serving import Listener, addresses, create_app, listening_socket
+from serving import Listener, create_app
+from sockets import addresses, listening_socket
 
 KEY_VARIABLE = "MINIGPT_API_KEY"
-
-
-def model_names(paths):
-    """A name for each checkpoint: its run's folder, and, unless it is the run's best, its own; made unique."""
-    names = []
-    for path in map(Path, paths):
-        folder = path.absolute().parent.name
-        name = wanted = "/".join(part for part in (folder, "" if path.stem == "ckpt" else path.stem) if part)
-        count = 1
-        while name in names:
-            count += 1
-            name = f"{wanted}-{count}"
-        names.append(name)
-    return names
-
-
-class Signals:
-    """Notes Ctrl-C and SIGTERM (and Windows' Ctrl-Break) from now on; `asked` says that one came.
-
-    The second Ctrl-C is not waited for.
-    """
-
-    def __init__(self):
-        self.asked = False
-        for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), self._note)
-
-    def _note(self, *_):
-        self.asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def announce(settings, models, key, port):

@@ -1,10 +1,7 @@
-"""The app in waitress: sockets, errors below HTTP, the addresses of the machine, a stop that waits."""
+"""The app in waitress: errors below HTTP, a stop that waits."""
 
-import errno
 import http
 import select
-import socket
-import sys
 import threading
 import time
 
@@ -14,7 +11,6 @@ from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.task import ErrorTask
 from waitress.utilities import BadRequest
 
-from errors import UserError
 from serving.replies import ApiError, to_json
 
 try:
@@ -85,58 +81,10 @@ class Channel(HTTPChannel):
         return going_on
 
 
-def listening_socket(host, port):
-    """A bound TCP socket; port 0: a free one. Raises UserError where the port is taken or the host is not here."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if sys.platform == "win32":  # where SO_REUSEADDR would share the port with whoever has it
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        else:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
-        sock.listen()  # on Linux two may bind, one may listen
-    except OverflowError:
-        sock.close()
-        raise UserError(f"--port={port}: a port is a number from 0 to 65535") from None
-    except OSError as error:
-        sock.close()
-        raise UserError(unusable(host, port, error)) from None
-    return sock
-
-
-def unusable(host, port, error):
-    """Why one cannot listen there, and what to do."""
-    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-        return f"--host={host} is no address of this machine; 127.0.0.1 is this machine only, 0.0.0.0 every address"
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return f"port {port} may not be used ({error.strerror}); choose another, above 1023, with --port="
-    note = " (macOS keeps 5000 for AirPlay)" if sys.platform == "darwin" and port == 5000 else ""
-    return f"port {port} is taken{note}; choose another with --port=, such as --port={port + 1 if port < 65535 else 0}"
-
-
-def addresses(host, port):
-    """The URLs, most local first, under which a server that listens at `host` is reachable. IPv4; asks no network."""
-    if host == "::":
-        host = "::1"
-    if host not in ("0.0.0.0", ""):
-        return [f"http://{f'[{host}]' if ':' in host else host}:{port}"]
-    found = ["127.0.0.1"]
-    # Connecting a datagram socket sends nothing; it tells which of our addresses leads there.
-    for beyond in ("192.168.0.1", "10.0.0.1", "172.16.0.1", "100.64.0.1", "192.0.2.1"):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.connect((beyond, 9))
-                found.append(probe.getsockname()[0])
-            except OSError:
-                continue
-    return [f"http://{address}:{port}" for address in dict.fromkeys(found) if address != "0.0.0.0"]
-
-
 class Listener:
     """waitress over an app, in a thread of its own.
 
-    sock: from `listening_socket`; threads: requests that are served at once, some to spare counted.
+    sock: from `sockets.listening_socket`; threads: requests that are served at once, some to spare counted.
     """
 
     def __init__(self, app, sock):

@@ -4,6 +4,7 @@ import threading
 import time
 
 from serving.replies import ApiError
+from streams import all_ready
 
 # Seconds between looks at whether the client is still there.
 LOOK = 0.25
@@ -169,15 +170,3 @@ class Work:
                 yield turn
                 if live:
                     time.sleep(REST * self._generator.running)
-
-
-def all_ready(stream, wait):
-    """(text, whether the stream has ended): every piece that is ready, after `wait` seconds at most."""
-    pieces = []
-    try:
-        while (piece := stream.next_piece(wait)) is not None:
-            pieces.append(piece)
-            wait = 0
-    except TimeoutError:
-        return "".join(pieces), False
-    return "".join(pieces), True

@@ -10,6 +10,9 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
     "errors": -1,
     "files": -1,
+    "assignments": -0.5,
+    "streams": -0.5,
+    "sockets": -0.5,
     "configurator": 0,
     "tokenizer": 0,
     "model": 0,

@@ -13,7 +13,7 @@ from serving_fakes import __file__ as fake
 from serving_fakes import serving
 
 from errors import UserError
-from serving import listening_socket
+from sockets import listening_socket
 
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "你好"}]}
 
