@@ -3,6 +3,7 @@
 # make soak   the long ones among them, at their full counts (kills, load, gigabytes)
 # make sample ask the newest model
 # make serve  serve it at http://127.0.0.1:5000: a page, and OpenAI's API
+# make arena  compare models, your own and your friends', at http://127.0.0.1:7860
 # Set-up happens once, in .venv; it is done again when the requirements change.
 
 ifeq ($(origin PYTHON), undefined)
@@ -11,7 +12,7 @@ endif
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test soak sample serve lint corpus clean
+.PHONY: demo test soak sample serve arena lint corpus clean
 
 demo: $(VENV)/ready
 	$(RUN) demo.py
@@ -27,6 +28,9 @@ sample: $(VENV)/ready
 
 serve: $(VENV)/ready
 	$(RUN) server.py
+
+arena: $(VENV)/ready
+	$(RUN) sample_gradio.py
 
 lint: $(VENV)/ready-dev
 	$(VENV)/bin/ruff check .

@@ -25,14 +25,17 @@ SCRIPTS = {
     "train": "train.py",
     "sample": "sample.py",
     "server": "server.py",
+    "arena": "sample_gradio.py",
     "perplexity": "evaluations-perplexity.py",
     "rouge": "evaluations-RougeL.py",
     "visualize": "visualize.py",
     "bench": "bench.py",
 }
 GENERATION = "sample rouge"
-ON_MODEL = "sample rouge server"
-ON_DEVICE = "train sample perplexity rouge bench server"
+ON_MODEL = "sample rouge server arena"
+ON_DEVICE = "train sample perplexity rouge bench server arena"
+# Defaults of one script that differ from the record's.
+OWN_DEFAULTS = {"arena": {"port": 7860}}
 
 
 def setting(default, used_by, help, choices=None, low=None):
@@ -180,7 +183,9 @@ class Settings:
     seed: int = setting(1337, "train sample rouge", "seed of weights, order of rows and sampling", low=0)
     # Checkpoints and sampling
     out_root: str = setting(
-        "out", "sample perplexity rouge visualize server", "folder whose newest run is used when no ckpt is named"
+        "out",
+        "sample perplexity rouge visualize server arena",
+        "folder whose newest run is used when no ckpt is named; the arena offers all that are in it",
     )
     ckpt: str = setting(
         "",
@@ -210,16 +215,30 @@ class Settings:
     )
     max_batch: int = setting(32, ON_MODEL, "prompts that are answered together", low=1)
     # Serving
-    host: str = setting("127.0.0.1", "server", "address to listen at; 0.0.0.0: those of every network it is in")
-    port: int = setting(5000, "server", "port to listen at; 0: a free one", low=0)
+    host: str = setting("127.0.0.1", "server arena", "address to listen at; 0.0.0.0: those of every network it is in")
+    port: int = setting(5000, "server arena", "port to listen at (the arena's is 7860); 0: a free one", low=0)
     api_key: str = setting("", "server", "key that clients must send; '': the environment's MINIGPT_API_KEY, if set")
     cors: list[str] = setting([], "server", "origins whose pages may ask, such as http://localhost:3000; *: all")
     max_queue: int = setting(64, "server", "prompts that may wait for a place; beyond: 429 with Retry-After", low=0)
     max_body_bytes: int = setting(1 << 20, "server", "longest body of a request, in bytes", low=1024)
-    max_prompt_chars: int = setting(32768, "server", "longest prompt, in characters (or token ids)", low=1)
-    max_tokens_limit: int = setting(4096, "server", "most tokens that a request may ask for", low=1)
-    request_seconds: float = setting(120.0, "server", "seconds after which a request ends with what it has", low=0.1)
+    max_prompt_chars: int = setting(32768, "server arena", "longest prompt, in characters (or token ids)", low=1)
+    max_tokens_limit: int = setting(4096, "server arena", "most tokens that a request may ask for", low=1)
+    request_seconds: float = setting(
+        120.0, "server arena", "seconds after which a request ends with what it has", low=0.1
+    )
     stop_seconds: float = setting(30.0, "server", "at a stop, time for what is under way, in seconds", low=0)
+    # The arena
+    auth: str = setting(
+        "",
+        "arena",
+        "user:password that the page asks for; '': the environment's MINIGPT_AUTH, if set, or none",
+    )
+    peers: str = setting("config/arena_peers.json", "arena", "file of the remote models: name, address, perhaps a key")
+    arena_dir: str = setting("arena", "arena", "folder of votes.jsonl and flagged.csv")
+    loaded_models: int = setting(
+        3, "arena", "checkpoints in memory at once; beyond, the least recently used one leaves", low=1
+    )
+    answer_chars: int = setting(32768, "arena", "longest answer that is taken from a peer, in characters", low=1)
     # Evaluation
     split: str = setting(
         "",
@@ -247,6 +266,11 @@ FIELDS = {f.name: f for f in fields(Settings)}
 TYPES = typing.get_type_hints(Settings)
 
 
+def defaults(script):
+    """The Settings of a script (a key of SCRIPTS) to which nothing is given."""
+    return Settings(**OWN_DEFAULTS.get(script, {}))
+
+
 def load_settings(script, argv=None):
     """Settings of `script` (a key of SCRIPTS) from `argv` (default: the command line).
 
@@ -257,7 +281,7 @@ def load_settings(script, argv=None):
     if "--help" in argv or "-h" in argv:
         print(help_text(script))
         raise SystemExit(0)
-    settings = Settings()
+    settings = defaults(script)
     for path in (a for a in argv if not a.startswith("-")):
         for key, value in read_assignments(path, known):
             setattr(settings, key, checked(key, value, path))
@@ -329,7 +353,7 @@ def help_text(script):
             continue
         kind = TYPES[name]
         shown = "list" if typing.get_origin(kind) is list else kind.__name__
-        lines.append(f"  --{name}={getattr(Settings(), name)!r}  ({shown})\n        {f.metadata['help']}")
+        lines.append(f"  --{name}={getattr(defaults(script), name)!r}  ({shown})\n        {f.metadata['help']}")
         if f.metadata["choices"]:
             lines.append(f"        one of: {', '.join(map(repr, f.metadata['choices']))}")
     return "\n".join(lines)

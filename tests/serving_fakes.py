@@ -8,7 +8,6 @@ prompt may order otherwise: "slow" waits 50 ms before each token, "never" makes 
 import http.client
 import json
 import os
-import queue
 import re
 import socket
 import subprocess
@@ -20,26 +19,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from streams import TextStream
 
 
-class FakeStream:
+class FakeStream(TextStream):
     """As generation.Stream, of the characters of its prompt."""
 
     def __init__(self, prompt, params, obeys=True, block_size=512):
         self.text = prompt if isinstance(prompt, str) else "".join(map(chr, prompt))
+        super().__init__(max(1, len(self.text)))
         self.orders = self.text if obeys else ""
-        self.params, self.prompt_tokens, self.completion_tokens = params, max(1, len(self.text)), 0
-        self.prompt_cut = self.prompt_tokens > block_size
-        self.finish_reason, self.cancelled, self.error, self.pieces = None, False, None, queue.SimpleQueue()
-
-    def next_piece(self, timeout=None):
-        try:
-            piece = self.pieces.get(timeout=timeout)
-        except queue.Empty:
-            raise TimeoutError from None
-        if piece is None and self.error:
-            raise RuntimeError("generation failed")
-        return piece
+        self.params, self.cancelled, self.prompt_cut = params, False, self.prompt_tokens > block_size
 
     def cancel(self):
         self.cancelled = True
@@ -47,21 +39,20 @@ class FakeStream:
     def step(self):
         """Make one token; returns whether the stream is done."""
         if self.cancelled:
-            return self.finish("cancelled")
+            return self.ended("cancelled")
         if "never" in self.orders:
             return False
         if "fail" in self.orders and self.completion_tokens == 2:
-            self.error = True
-            return self.finish("error")
+            return self.ended("error", RuntimeError("as ordered"))
         if "full stop" in self.orders and self.completion_tokens == len(self.text):
-            return self.finish("stop")
-        self.pieces.put(self.text[self.completion_tokens % len(self.text)] if self.text else "。")
+            return self.ended("stop")
+        self.first_token = self.first_token or time.perf_counter()
+        self.put(self.text[self.completion_tokens % len(self.text)] if self.text else "。")
         self.completion_tokens += 1
-        return self.completion_tokens >= self.params.max_new_tokens and self.finish("length")
+        return self.completion_tokens >= self.params.max_new_tokens and self.ended("length")
 
-    def finish(self, reason):
-        self.finish_reason = reason
-        self.pieces.put(None)
+    def ended(self, *how):
+        self.finish(*how)
         return True
 
 
@@ -171,13 +162,18 @@ class Server:
         return self.process.returncode, out
 
 
-@contextmanager
 def serving(script, *flags, key=""):
     """A `Server` on a free port; script: this file for the fake, or server.py."""
-    command = [sys.executable, str(script), "--port=0", "--compile=off", *flags]
+    return started(script, "--port=0", "--compile=off", *flags, key=key)
+
+
+@contextmanager
+def started(script, *flags, key="", cwd=ROOT):
+    """The `Server` that a script is once it has said that Ctrl-C stops it; killed in the end."""
+    command = [sys.executable, str(script), *flags]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1", "MINIGPT_API_KEY": key}
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", env=environment
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", env=environment
     )
     try:
         yield Server(process, key)
@@ -193,7 +189,6 @@ def open_fake(ckpt, settings):
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     import server
     from errors import run_script
     from serving import listening

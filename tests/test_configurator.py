@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import ROOT
 
-from configurator import FIELDS, SCRIPTS, Settings, checked, load_settings
+from configurator import FIELDS, SCRIPTS, Settings, checked, defaults, load_settings
 from errors import UserError
 
 
@@ -242,7 +242,7 @@ def test_help_lists_the_scripts_own_settings_with_default_and_meaning(script, ca
     assert stopped.value.code == 0 and SCRIPTS[script] in shown
     for name, field in FIELDS.items():
         mine = script in field.metadata["used_by"]
-        assert (f"--{name}={getattr(Settings(), name)!r}" in shown) == mine
+        assert (f"--{name}={getattr(defaults(script), name)!r}" in shown) == mine
         if mine:
             assert field.metadata["help"] in shown
 

@@ -29,11 +29,14 @@ FLOORS = {
     "generation": 2,
     "metrics": 2,
     "training": 2.5,
+    "api_client": 1,
+    "arena": 2.6,
     "serving": 2.7,
+    "page": 2.7,
     "benchmarks": 2.8,
 }
 SCRIPT_FLOOR = 3
-PACKAGES = ["serving", "benchmarks"]
+PACKAGES = ["arena", "benchmarks", "page", "serving"]
 FOLDERS = ["data", "sft", *PACKAGES]
 SOURCES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/*.py"))])
 
@@ -62,6 +65,12 @@ def test_imports_run_downward_only(path):
 def test_the_http_side_knows_no_torch_and_nothing_else_knows_flask():
     for path in SOURCES:
         unknown = {"torch", "model"} if module_of(path) == "serving" else {"flask", "waitress"}
+        assert not unknown & set(imports_of(path)), path.name
+
+
+def test_the_page_knows_no_torch_and_nothing_else_knows_gradio():
+    for path in SOURCES:
+        unknown = {"torch", "model"} if module_of(path) == "page" else {"gradio", "altair", "uvicorn", "fastapi"}
         assert not unknown & set(imports_of(path)), path.name
 
 

@@ -1,0 +1,161 @@
+"""The models that can be asked, near and far, as one list, and answers by them."""
+
+import random
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from api_client import Limits, clean_text
+from arena.answers import Answer, Running
+from arena.peers import OURS, Peers
+from arena.problems import Problem, printable
+from arena.records import Battles, Votes
+from arena.shelf import Shelf
+from checkpoint import BEST
+from generation import open_generator
+from sampling import SamplingParams
+
+SEPARATOR = " @ "  # between a remote model and its peer
+WAIT_FOR_PEERS = 3.5  # seconds, when models are drawn and no peer has been asked yet
+# What a request may set, with its limits; settings limit the rest.
+RANGES = {"temperature": (0.0, 2.0), "top_k": (0, 100_000), "top_p": (0.0, 1.0), "frequency_penalty": (-2.0, 2.0)}
+MOST_SEED = 2**53 - 1  # a page's numbers are exact so far
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model that can be asked. name: what it is chosen by; checkpoint: None for a remote one; peer, seconds: the
+    remote one's, and what its last check took."""
+
+    name: str
+    checkpoint: object = None
+    peer: str = ""
+    seconds: float = 0.0
+
+
+class Arena:
+    """Everything that the page shows. settings: a Settings; open: as generation.open_generator."""
+
+    def __init__(self, settings, open=open_generator):
+        self.settings = settings
+        self.shelf = Shelf(settings, open)
+        limits = Limits(seconds=settings.request_seconds, chars=settings.answer_chars)
+        self.peers = Peers(settings.peers, limits)
+        self.votes = Votes(Path(settings.arena_dir) / "votes.jsonl")
+        self.flagged = Path(settings.arena_dir) / "flagged.csv"
+        self.battles, self.running = Battles(self.votes), Running()
+
+    def choices(self):
+        """[Choice]: checkpoints, then the models of the peers that answered when they were asked last."""
+        found = [Choice(checkpoint.name, checkpoint) for checkpoint in self.shelf.checkpoints()[0]]
+        for peer in self.peers.all():
+            status = self.peers.status(peer.name)
+            for model in status.models if status else ():
+                found.append(Choice(f"{model['id']}{SEPARATOR}{peer.name}", None, peer.name, status.seconds))
+        return found
+
+    def problems(self):
+        """[UserError]: files under out_root that are no checkpoints, entries of the peers' file that are none."""
+        return [*self.shelf.checkpoints()[1], *self.peers.problems]
+
+    def draw(self, rng=random):
+        """Two names, drawn at random. Of a run only its best checkpoint takes part, where there are others to meet.
+
+        Raises Problem where there are not two models.
+        """
+        self.peers.check(WAIT_FOR_PEERS, fresh=60.0)
+        choices = self.choices()
+        best = [c.name for c in choices if c.peer or c.checkpoint.path.name == BEST]
+        names = best if len(best) > 1 else [choice.name for choice in choices]
+        if len(names) < 2:
+            raise Problem("too_few_models")
+        return rng.sample(names, 2)
+
+    def is_ready(self, name):
+        """Whether asking it needs no loading first."""
+        return SEPARATOR in name or self.shelf.is_loaded(name)
+
+    def warm(self, name):
+        """Load a checkpoint, so that its first answer need not wait; does nothing for a remote model."""
+        if SEPARATOR not in name:
+            self.shelf.borrow(name)
+            self.shelf.give_back(name)
+
+    def ask(self, name, prompt, params):
+        """The Answer of a model to a prompt, on its way. Raises Problem, UserError or ApiFailure."""
+        if SEPARATOR in name:
+            return Answer(name, name, self._ask_peer(name, prompt, params))
+        generator, checkpoint = self.shelf.borrow(name)
+        try:
+            stream = generator.submit(prompt, params)
+        except BaseException:
+            self.shelf.give_back(name)
+            raise
+        timer = threading.Timer(self.settings.request_seconds, stream.cancel)
+        timer.daemon = True
+        timer.start()
+
+        def release():
+            timer.cancel()
+            self.shelf.give_back(name)
+
+        return Answer(name, checkpoint.key, stream, release)
+
+    def ask_all(self, asked, params):
+        """[Answer] of (name, prompt) each, all on their way. Raises as `ask` does, and then none is."""
+        answers = []
+        try:
+            for name, prompt in asked:
+                answers.append(self.ask(name, prompt, params))
+        except BaseException:
+            for answer in answers:
+                answer.close()
+            raise
+        return answers
+
+    def _ask_peer(self, name, prompt, params):
+        model, _, peer = name.rpartition(SEPARATOR)
+        client, status = self.peers.client(peer), self.peers.status(peer)
+        fields = {
+            "temperature": params.temperature, "top_k": params.top_k, "top_p": params.top_p,
+            "frequency_penalty": params.frequency_penalty, "max_tokens": params.max_new_tokens,
+        }  # fmt: skip
+        if params.seed is not None:
+            fields["seed"] = params.seed
+        owners = {entry["id"]: entry["owned_by"] for entry in status.models} if status else {}
+        if owners.get(model) == OURS:  # whose completions put the answer mark where a model was fine-tuned
+            return client.complete(model, prompt, **fields)
+        return client.chat(model, [{"role": "user", "content": prompt}], **fields)
+
+    def checked_prompt(self, prompt):
+        """The prompt as models are asked it. Raises Problem where it is empty or too long."""
+        prompt = clean_text(prompt or "").replace("\0", "")
+        if not prompt.strip():
+            raise Problem("no_prompt")
+        most = self.settings.max_prompt_chars
+        if len(prompt) > most:
+            raise Problem("long_prompt", length=len(prompt), most=most)
+        return prompt
+
+    def checked_params(self, max_new_tokens, temperature, top_k, top_p, frequency_penalty, seed):
+        """SamplingParams of what a page sends; seed: None or "" for none. Raises Problem naming the field."""
+        ranges = {**RANGES, "max_new_tokens": (1, self.settings.max_tokens_limit), "seed": (0, MOST_SEED)}
+        given = {
+            "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
+            "frequency_penalty": frequency_penalty, **({} if seed in (None, "") else {"seed": seed}),
+        }  # fmt: skip
+        return SamplingParams(**{name: checked_number(name, value, *ranges[name]) for name, value in given.items()})
+
+    def close(self):
+        """Let go of models and peers."""
+        self.peers.close()
+        self.shelf.close()
+
+
+def checked_number(name, value, low, high):
+    """A number from low to high, whole where low is. Raises Problem naming the field."""
+    whole = isinstance(low, int)
+    right = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+    if not right or (whole and value != int(value)):
+        raise Problem("bad_number", field=name, value=printable(str(value), 20), low=low, high=high)
+    return int(value) if whole else float(value)

@@ -1,0 +1,177 @@
+"""An automatic match: the same questions to several models, scored against reference answers where there are any."""
+
+import csv
+import functools
+import json
+import random
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from types import SimpleNamespace
+
+import corpus
+from api_client import clean_text
+from arena.answers import follow
+from arena.contest import SEPARATOR
+from arena.problems import Problem
+from arena.records import now, vote_of
+from corpus import read_heldout, subjects_by_id
+from metrics import exact_match, rouge_l, score_pairs
+
+ROOT = Path(__file__).resolve().parent.parent
+MOST_QUESTIONS = 1000
+MOST_BYTES = 8 << 20
+AT_ONCE = 16  # questions that one model is asked together; a peer takes a quarter of them
+QUESTION_NAMES = ("question", "prompt", "instruction", "问题")
+ANSWER_NAMES = ("answer", "reference", "output", "答案")
+
+
+@dataclass
+class Results:
+    """questions: [(question, reference or "")]; answers: {model: [text or None where it failed]}; keys: {model: as
+    votes know it}; failures: {model: [what went wrong]}."""
+
+    questions: list
+    answers: dict = field(default_factory=dict)
+    keys: dict = field(default_factory=dict)
+    failures: dict = field(default_factory=dict)
+
+    def scores(self, model):
+        """metrics.score_pairs of a model over the questions with a reference that it answered; None for none."""
+        pairs = [(a, r) for a, (_, r) in zip(self.answers[model], self.questions, strict=True) if r and a is not None]
+        return score_pairs(*zip(*pairs, strict=True)) if pairs else None
+
+    def marks(self, model):
+        """For each question (Rouge-L's F, exact match), or None where it cannot be scored."""
+        return [
+            (rouge_l(answer, reference)[2], exact_match(answer, reference))
+            if reference and answer is not None
+            else None
+            for answer, (_, reference) in zip(self.answers[model], self.questions, strict=True)
+        ]
+
+
+def read_questions(path, most_chars):
+    """([(question, reference or "")], [what was skipped]) of a file: .jsonl or .json, .csv, or text with one a line.
+
+    A row's names are those of QUESTION_NAMES and ANSWER_NAMES; a question of more than `most_chars` is skipped. Raises
+    Problem where nothing can be read.
+    """
+    path = Path(path)
+    if path.stat().st_size > MOST_BYTES:
+        raise Problem("big_file", most=MOST_BYTES >> 20)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise Problem("not_utf8") from None
+    reader = {".jsonl": rows_of_jsonl, ".json": rows_of_json, ".csv": rows_of_csv}.get(
+        path.suffix.lower(), rows_of_text
+    )
+    questions, skipped = [], []
+    for line, row in reader(text):
+        pair = pair_of(row)
+        if pair and len(pair[0]) <= most_chars:
+            questions.append(pair)
+        else:
+            skipped.append(line)
+    if not questions:
+        raise Problem("no_questions", names=", ".join(QUESTION_NAMES))
+    if len(questions) > MOST_QUESTIONS:
+        raise Problem("many_questions", count=len(questions), most=MOST_QUESTIONS)
+    return questions, skipped
+
+
+@functools.cache
+def sample_questions():
+    """As `read_questions`: those of the embedded corpus about subjects that the demo's training asked nothing about."""
+    subjects, heldout = subjects_by_id([ROOT / "data/wiki_sample"]), read_heldout(ROOT / "sft/sample_heldout.txt")
+    rows = corpus.read_questions([ROOT / "sft/sample_qa.jsonl"], corpus.Problems())
+    return [(row.question, row.answer) for _, row in rows if subjects.get(str(row.id)) in heldout], []
+
+
+def drawn(questions, count, seed=0):
+    """`count` of the questions, drawn at random but always the same; 0: all."""
+    return random.Random(seed).sample(questions, count) if 0 < count < len(questions) else questions
+
+
+def rows_of_jsonl(text):
+    for line, row in enumerate(text.split("\n"), start=1):
+        if row.strip():
+            try:
+                yield line, json.loads(row)
+            except (ValueError, RecursionError):
+                yield line, None
+
+
+def rows_of_json(text):
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError):
+        rows = None
+    yield from enumerate(rows if isinstance(rows, list) else [], start=1)
+
+
+def rows_of_csv(text):
+    try:
+        yield from enumerate(csv.DictReader(text.splitlines()), start=2)
+    except csv.Error as error:  # a cell of more than 128 KiB
+        raise Problem("bad_csv", detail=str(error)) from None
+
+
+def rows_of_text(text):
+    yield from ((line, {"question": row}) for line, row in enumerate(text.split("\n"), start=1) if row.strip())
+
+
+def pair_of(row):
+    """(question, reference or "") of a row, or None where it has no question."""
+    if not isinstance(row, dict):
+        return None
+    question = next((row[name] for name in QUESTION_NAMES if isinstance(row.get(name), str)), "")
+    reference = next((row[name] for name in ANSWER_NAMES if isinstance(row.get(name), str)), "")
+    question, reference = (clean_text(text.replace("\0", "").strip()) for text in (question, reference))
+    return (question, reference) if question else None
+
+
+def play(arena, who, models, questions, params):
+    """Ask every model every question, one model after the other; yields (Results so far, answers that are done).
+
+    who: under whom arena.running can stop it. Raises what a model that cannot be asked at all raises.
+    """
+    results, done = Results(questions), 0
+    for model in models:
+        texts, failures = [None] * len(questions), []
+        results.answers[model], results.failures[model] = texts, failures
+        at_once = AT_ONCE if SEPARATOR not in model else max(1, AT_ONCE // 4)
+        for start in range(0, len(questions), at_once):
+            asked = arena.ask_all([(model, question) for question, _ in questions[start : start + at_once]], params)
+            arena.running.add(who, asked)
+            results.keys[model] = asked[0].key
+            for _ in follow(asked):
+                yield results, done + sum(answer.ended for answer in asked)
+            for i, answer in enumerate(asked, start):
+                texts[i] = None if answer.failure else answer.text
+                failures += [answer.failure] if answer.failure else []
+            done += len(asked)
+            if any(answer.stopped for answer in asked):
+                raise Problem("match_stopped")
+            yield results, done
+
+
+def judge(results, settings):
+    """(votes, {(a, b): [a's wins, b's wins, ties]}): each pair of models on each question with a reference that both
+    answered; the higher Rouge-L F wins."""
+    votes, tally, marks = [], {}, {model: results.marks(model) for model in results.answers}
+    started = now()
+    for a, b in combinations(results.answers, 2):
+        counts = tally[a, b] = [0, 0, 0]
+        if results.keys[a] == results.keys[b]:
+            continue
+        for i, (question, _) in enumerate(results.questions):
+            if marks[a][i] is None or marks[b][i] is None:
+                continue
+            fa, fb = marks[a][i][0], marks[b][i][0]
+            result = "left" if fa > fb else "right" if fb > fa else "tie"
+            counts[("left", "right", "tie").index(result)] += 1
+            sides = [SimpleNamespace(key=results.keys[m], text=results.answers[m][i]) for m in (a, b)]
+            votes.append(vote_of(question, *sides, result, settings, kind="match", match=started, rouge_l=[fa, fb]))
+    return votes, tally

@@ -1,0 +1,26 @@
+"""What goes wrong in the arena, in a form that the page can say in the reader's language."""
+
+from api_client import ApiFailure
+from errors import UserError
+
+
+class Problem(UserError):
+    """Something that a person can mend. key: of arena.texts; values: what its text is filled with."""
+
+    def __init__(self, key, **values):
+        super().__init__(f"{key} {values}" if values else key)
+        self.key, self.values = key, values
+
+
+def in_words(error, say):
+    """An error as a sentence; say(key, **values): the text in the reader's language."""
+    if isinstance(error, Problem):
+        return say(error.key, **error.values)
+    if isinstance(error, ApiFailure):
+        return say(f"api_{error.code}", **error.values)
+    return str(error)
+
+
+def printable(text, most=80):
+    """A name as it is safe to show: no line breaks, no controls (of direction, colour, width), `most` characters."""
+    return "".join(c for c in text if c.isprintable()).strip()[:most]

@@ -1,0 +1,158 @@
+"""The checkpoints under a folder, and those of them that are in memory."""
+
+import gc
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from arena.problems import Problem, printable
+from checkpoint import BEST, PREVIOUS
+from errors import UserError
+from generation import open_generator
+from model import GPT, GPTConfig
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file under the folder. name: its run's folder, and, unless it is the run's best, its own; parameters: as
+    nanoGPT counts them; val_loss: nats a token, None where the run has not validated; seconds: when it was saved."""
+
+    name: str
+    path: Path
+    stage: str
+    step: int
+    parameters: int
+    val_loss: float | None
+    seconds: float
+
+    @property
+    def key(self):
+        """What votes know it by: a later step of the same run is another model."""
+        return f"{self.name} (step {self.step})"
+
+
+def read_about(path, name):
+    """The `Checkpoint` of a file; its weights are mapped, not read. Raises UserError where it is none."""
+    stamp = path.stat().st_mtime
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with torch.device("meta"):
+            parameters = GPT(GPTConfig(**content["model_args"])).num_params()
+        progress = content["progress"]
+        losses = progress.get("last_losses")
+        loss = progress.get("best_val_loss") if path.name == BEST else losses[1] if losses else None
+        loss = loss if loss is not None and loss < float("inf") else None
+        return Checkpoint(name, path, content["stage"], progress["step"], parameters, loss, stamp)
+    except Exception as error:  # the unpickler meets foreign or half-replaced bytes with errors of any type
+        raise UserError(f"{path} is truncated, or is no checkpoint ({type(error).__name__})") from None
+
+
+class Slot:
+    """A checkpoint in memory, or on its way there. users: answers that are being made with it."""
+
+    def __init__(self):
+        self.lock, self.checkpoint, self.generator, self.users = threading.Lock(), None, None, 0
+
+
+class Shelf:
+    """Checkpoints under settings.out_root; at most settings.loaded_models in memory, unless more are in use.
+
+    open: as generation.open_generator.
+    """
+
+    def __init__(self, settings, open=open_generator):
+        self.settings, self._open, self.root = settings, open, Path(settings.out_root)
+        self._about = {}  # (path, time, size) to Checkpoint, or to the UserError that it gave
+        self._slots, self._lock = {}, threading.Lock()  # name to Slot, the least recently used first
+
+    def checkpoints(self):
+        """([Checkpoint], [UserError]): what is there now, the run that was saved last first, and what is broken."""
+        found = {}
+        for path in self.root.rglob("*.pt"):
+            if path.name == PREVIOUS:
+                continue
+            try:
+                stat = path.stat()
+            except OSError:  # replaced just now
+                continue
+            known = (path, stat.st_mtime_ns, stat.st_size)
+            found[known] = self._about.get(known) or self._read(path)
+        self._about = found
+        good = [each for each in found.values() if isinstance(each, Checkpoint)]
+        saved = {}
+        for each in good:
+            saved[each.path.parent] = max(each.seconds, saved.get(each.path.parent, 0))
+        good.sort(key=lambda c: (-saved[c.path.parent], c.path.name != BEST, -c.seconds, c.name))
+        return good, [each for each in found.values() if isinstance(each, UserError)]
+
+    def _read(self, path):
+        folder = path.parent.relative_to(self.root)
+        parts = (*folder.parts, *(() if path.name == BEST else (path.stem,)))
+        try:
+            return read_about(path, printable("/".join(parts) or path.stem))
+        except (UserError, OSError) as error:
+            return UserError(str(error))
+
+    def find(self, name):
+        """The Checkpoint of that name. Raises Problem."""
+        for checkpoint in self.checkpoints()[0]:
+            if checkpoint.name == name:
+                return checkpoint
+        raise Problem("no_model", name=printable(str(name)))
+
+    def is_loaded(self, name):
+        """Whether asking it needs no loading."""
+        slot = self._slots.get(name)
+        return bool(slot and slot.generator)
+
+    def borrow(self, name):
+        """(generator, Checkpoint) of that name, loaded if need be; `give_back` it. Raises Problem or UserError."""
+        checkpoint = self.find(name)
+        with self._lock:
+            slot = self._slots.pop(name, None) or Slot()
+            self._slots[name] = slot  # the most recently used is the last
+            slot.users += 1
+        try:
+            with slot.lock:
+                if slot.checkpoint != checkpoint and slot.users == 1 and slot.generator:
+                    self._unload(slot)  # the run has saved again
+                if slot.generator is None:
+                    _, _, slot.generator = self._open(str(checkpoint.path), self.settings)
+                    slot.checkpoint = checkpoint
+                self._make_room()
+                return slot.generator, slot.checkpoint
+        except BaseException:
+            self.give_back(name)
+            raise
+
+    def give_back(self, name):
+        """An answer by that checkpoint has ended."""
+        with self._lock:
+            if slot := self._slots.get(name):
+                slot.users -= 1
+                if not slot.users and slot.generator is None:
+                    del self._slots[name]
+        self._make_room()
+
+    def _make_room(self):
+        with self._lock:
+            idle = [name for name, slot in self._slots.items() if not slot.users]
+            beyond = max(0, len(self._slots) - self.settings.loaded_models)
+            leaving = [self._slots.pop(name) for name in idle[:beyond]]
+        for slot in leaving:
+            self._unload(slot)
+
+    def _unload(self, slot):
+        slot.generator.close()
+        slot.generator = slot.checkpoint = None
+        gc.collect()
+
+    def close(self):
+        """Unload everything."""
+        with self._lock:
+            slots, self._slots = list(self._slots.values()), {}
+        for slot in slots:
+            if slot.generator:
+                self._unload(slot)

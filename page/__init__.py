@@ -1,0 +1,6 @@
+"""The arena's page, in Gradio: what is seen and pressed. What it shows is made in `arena`."""
+
+from page.build import create_page
+from page.serving import Server
+
+__all__ = ["Server", "create_page"]

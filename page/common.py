@@ -1,0 +1,244 @@
+"""What the page's tabs share: the reader's language, who may change things, model lists, sampling fields, results."""
+
+import functools
+import ipaddress
+import shutil
+import sys
+import tempfile
+import threading
+import traceback
+from collections import deque
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+
+from arena.problems import in_words
+from errors import UserError
+from page.texts import PREFIX, TEXTS, language_of, text
+from sampling import SamplingParams
+
+# By these a proxy or tunnel on this machine tells that the request came from elsewhere.
+FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "cf-connecting-ip", "via")
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+PADDING = {"left": 8, "right": 24, "top": 30, "bottom": 8}  # of a chart; its label is at the top
+KEPT_FILES = 100  # for downloads
+SHOWN_TURNS = 20  # of a chat; what is older leaves the page
+
+
+class Page:
+    """What the tabs are built with. models: the drop-downs that list models."""
+
+    def __init__(self, arena):
+        self.arena, self.models = arena, []
+        self._folder = tempfile.TemporaryDirectory(prefix="minigpt-arena-")
+        self._files, self._lock = deque(), threading.Lock()
+
+    def file(self, name, content):
+        """The path of a new file for a download; the oldest of many is deleted."""
+        folder = Path(tempfile.mkdtemp(dir=self._folder.name))
+        (folder / name).write_text(content, encoding="utf-8", errors="replace", newline="")
+        with self._lock:
+            self._files.append(folder)
+            old = [self._files.popleft() for _ in range(len(self._files) - KEPT_FILES)]
+        for each in old:
+            shutil.rmtree(each, ignore_errors=True)
+        return str(folder / name)
+
+
+def T(key):
+    """The label of a key, in the language of the browser."""
+    if key not in TEXTS:
+        raise KeyError(key)
+    return gr.I18n()(PREFIX + key)
+
+
+def say(request, key, **values):
+    """A text in the language of whoever sent the request (gr.Request, or None)."""
+    header = request.headers.get("accept-language") if request else None
+    return text(key, language_of(header), **values)
+
+
+def explain(request, error):
+    """What an exception says to a person; one that is nobody's mistake is written to the console."""
+    if isinstance(error, UserError):
+        return in_words(error, lambda key, **values: say(request, key, **values))
+    print("".join(traceback.format_exception(error)), file=sys.stderr, flush=True)
+    return say(request, "failed_unknown")
+
+
+def warning(request, error):
+    """The line that tells of an error."""
+    return f"⚠ {explain(request, error)}"
+
+
+def may_change(request):
+    """Whether a request is from who sits at this machine, or has logged in."""
+    if request is None:
+        return False
+    if request.username:
+        return True
+    name = request.headers.get("host", "").rsplit(":", 1)[0] if "host" in request.headers else ""
+    if any(header in request.headers for header in FORWARDED) or name not in LOCAL_NAMES:
+        return False
+    try:
+        return ipaddress.ip_address(request.client.host).is_loopback
+    except ValueError:
+        return False
+
+
+def session(request, tab):
+    """Who is asking, for arena.running."""
+    return (request.session_hash if request else None, tab)
+
+
+def choice_label(request, choice):
+    """A model as the drop-downs list it."""
+    if choice.checkpoint is None:
+        return say(request, "choice_far", name=choice.name, ms=choice.seconds * 1000)
+    about = choice.checkpoint
+    loss = "" if about.val_loss is None else say(request, "choice_loss", loss=about.val_loss)
+    return say(
+        request, "choice_near", name=about.name, size=f"{about.parameters / 1e6:.1f}M",
+        stage=say(request, f"stage_{about.stage}"), step=f"{about.step:,}", loss=loss,
+    )  # fmt: skip
+
+
+def model_lists(page, request):
+    """Updates for all drop-downs of page.models: what can be chosen now."""
+    choices = [(choice_label(request, choice), choice.name) for choice in page.arena.choices()]
+    return [gr.update(choices=choices) for _ in page.models]
+
+
+def first_models(page, count):
+    """Names that are chosen when the page opens: the best checkpoint of each run, the newest run first."""
+    names = [choice.name for choice in page.arena.choices()]
+    runs = {}
+    for name in names:
+        runs.setdefault(name.split("/")[0], name)
+    first = [*runs.values(), *[name for name in names if name not in runs.values()]]
+    return [first[i] if i < len(first) else None for i in range(count)]
+
+
+def model_dropdown(page, label, value, **more):
+    """A drop-down of models, which refreshes with the others."""
+    choices = [(choice_label(None, choice), choice.name) for choice in page.arena.choices()]
+    dropdown = gr.Dropdown(choices, value=value, label=T(label), **more)
+    page.models.append(dropdown)
+    return dropdown
+
+
+def sampling_fields(page):
+    """The components of SamplingParams, in the order of Arena.checked_params."""
+    default = SamplingParams()
+    most = page.arena.settings.max_tokens_limit
+    with gr.Accordion(T("sampling"), open=False):
+        with gr.Row():
+            longest = gr.Slider(1, most, default.max_new_tokens, step=1, label=T("max_new_tokens"))
+            temperature = gr.Slider(0, 2, default.temperature, step=0.05, label=T("temperature"))
+        with gr.Row():
+            top_k = gr.Slider(0, 200, default.top_k, step=1, label=T("top_k"))
+            top_p = gr.Slider(0, 1, default.top_p, step=0.01, label=T("top_p"))
+        with gr.Row():
+            penalty = gr.Slider(-2, 2, default.frequency_penalty, step=0.05, label=T("frequency_penalty"))
+            seed = gr.Number(None, label=T("seed"), precision=0)
+    return [longest, temperature, top_k, top_p, penalty, seed]
+
+
+def sampling_dict(params):
+    """SamplingParams as votes and flags keep them."""
+    values = asdict(params)
+    return {
+        key: values[key] for key in ("max_new_tokens", "temperature", "top_k", "top_p", "frequency_penalty", "seed")
+    }
+
+
+def plain_chat(label, **more):
+    """A chatbot that shows text as text: no Markdown, no HTML, no formulas, no files."""
+    return gr.Chatbot(
+        label=T(label), render_markdown=False, sanitize_html=True, latex_delimiters=[], allow_tags=False,
+        allow_file_downloads=False, group_consecutive_messages=False, buttons=["copy"], **more,
+    )  # fmt: skip
+
+
+def message(role, content):
+    """A chatbot's message that is exactly this text."""
+    return {"role": role, "content": [{"type": "text", "text": content}]}
+
+
+def turn(request, prompt, answer):
+    """The two messages of a prompt and an Answer so far."""
+    shown = answer.text
+    if answer.ended and not shown and not answer.failure:
+        shown = say(request, "no_answer")
+    return [message("user", prompt), message("assistant", shown)]
+
+
+def time_line(request, answer, name=""):
+    """An answer's times, and how it ended; before its first token, that it is on its way."""
+    if answer.failure:
+        return say(request, "failed", name=name or answer.name, reason=explain(request, answer.failure))
+    if answer.seconds_to_first is None and not answer.ended:
+        return say(request, "answering", name=name or answer.name)
+    end = ""
+    if answer.ended:
+        reason = answer.stream.finish_reason
+        late = reason == "cancelled" and not answer.stopped
+        key = (
+            "end_stopped" if answer.stopped
+            else f"end_{answer.cut}" if answer.cut
+            else "end_time" if late
+            else "end_length" if reason == "length"
+            else ""
+        )  # fmt: skip
+        end = say(request, key) if key else ""
+    if answer.stream.prompt_cut:
+        end += say(request, "prompt_cut")
+    first = f"{answer.seconds_to_first:.2f} s" if answer.seconds_to_first is not None else "–"
+    return say(
+        request, "time_taken", first=first, total=answer.seconds, tokens=answer.tokens, rate=answer.rate or 0.0, end=end
+    )
+
+
+def frozen(answer):
+    """What is kept of an answer once it has been shown."""
+    return SimpleNamespace(key=answer.key, text=answer.text)
+
+
+def status_line(elem_id):
+    """A line or a few of plain text, which tells how something stands."""
+    return gr.Textbox(
+        label=T("state"),
+        interactive=False,
+        container=False,
+        lines=1,
+        max_lines=8,
+        elem_classes="status",
+        elem_id=elem_id,
+    )
+
+
+def prompt_row(prefix):
+    """(prompt, send, stop, clear, flag): the box to write in, and its buttons. prefix: of their ids."""
+    prompt = gr.Textbox(
+        label=T("prompt"), placeholder=T("prompt_hint"), lines=1, max_lines=6, elem_id=f"{prefix}prompt"
+    )
+    with gr.Row():
+        looks = {"send": "primary", "stop": "stop", "clear": "secondary", "flag": "secondary"}
+        buttons = [gr.Button(T(k), variant=v, elem_id=f"{prefix}{k}", min_width=70) for k, v in looks.items()]
+    return prompt, *buttons
+
+
+def reporting(handler):
+    """A handler that returns one line, whose errors become that line."""
+
+    @functools.wraps(handler)
+    def safe(*arguments):
+        request = next((a for a in arguments if isinstance(a, gr.Request)), None)
+        try:
+            return handler(*arguments)
+        except Exception as error:  # whatever it is, the page lives on and says so
+            return warning(request, error)
+
+    return safe

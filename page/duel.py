@@ -1,0 +1,148 @@
+"""The tab of two models: both answer at once, blind or by name, and a vote says which was better."""
+
+import gradio as gr
+
+from arena.answers import follow
+from arena.problems import Problem
+from arena.records import RESULTS, flag
+from page.common import (
+    T,
+    first_models,
+    frozen,
+    model_dropdown,
+    plain_chat,
+    prompt_row,
+    reporting,
+    sampling_dict,
+    sampling_fields,
+    say,
+    session,
+    status_line,
+    time_line,
+    turn,
+    warning,
+)
+
+TAB = "duel"
+NOTHING = {"battle": None, "last": None}
+
+
+class DuelTab:
+    """Built in the Tab that is open. prompt: the box that examples fill."""
+
+    def __init__(self, page):
+        self.page, self.arena = page, page.arena
+        blind = gr.Checkbox(True, label=T("blind"), elem_id="blind")
+        left_model, right_model = first_models(page, 2)
+        with gr.Row(visible=False) as choosers:
+            left = model_dropdown(page, "left_model", left_model, elem_id="left-model")
+            right = model_dropdown(page, "right_model", right_model, elem_id="right-model")
+        with gr.Row():
+            with gr.Column(min_width=260):
+                left_chat = plain_chat("left_answer", height="38vh", elem_id="left-chat")
+                left_state = status_line("state-left")
+            with gr.Column(min_width=260):
+                right_chat = plain_chat("right_answer", height="38vh", elem_id="right-chat")
+                right_state = status_line("state-right")
+        with gr.Row():
+            self.buttons = {
+                result: gr.Button(T(f"vote_{result}"), interactive=False, elem_id=f"vote-{result}", min_width=120)
+                for result in ("left", "tie", "bad", "right")
+            }
+        state = status_line("state-duel")
+        self.prompt, send, stop, clear, mark = prompt_row("duel-")
+        fields = sampling_fields(page)
+        kept = gr.State(NOTHING)
+        chats, lines = [left_chat, right_chat], [left_state, right_state]
+        everything = [*chats, *lines, self.prompt, state, kept, *self.buttons.values()]
+
+        gr.on(
+            [send.click, self.prompt.submit], self.ask, [blind, left, right, self.prompt, kept, *fields], everything,
+            api_name="duel", show_progress="hidden",
+        )  # fmt: skip
+        stop.click(self.stop, None, state, api_name="duel_stop", queue=False, show_progress="hidden")
+        gr.on(
+            [clear.click, left_chat.clear, right_chat.clear],
+            self.clear,
+            None,
+            everything,
+            api_name="duel_clear",
+            show_progress="hidden",
+        )
+        mark.click(self.flag, kept, state, api_name="duel_flag", show_progress="hidden")
+        blind.change(lambda blind: gr.Row(visible=not blind), blind, choosers, api_visibility="private")
+        for result, button in self.buttons.items():
+            button.click(
+                self.vote, [gr.State(result), kept], [state, *lines, kept, *self.buttons.values()],
+                api_name=f"vote_{result}", show_progress="hidden",
+            )  # fmt: skip
+
+    def votable(self, possible):
+        """Updates for the vote's buttons."""
+        return [gr.update(interactive=possible) for _ in RESULTS]
+
+    def ask(self, request: gr.Request, blind, left, right, prompt, kept, *fields):
+        """Both chats with the answers so far, again and again until both have ended; then a vote is possible."""
+        skip = [gr.skip()]
+        try:
+            prompt_text, params = self.arena.checked_prompt(prompt), self.arena.checked_params(*fields)
+            names = self.arena.draw() if blind else [left, right]
+            if not all(names):
+                raise Problem("no_model_chosen")
+            if waiting := [name for name in names if not self.arena.is_ready(name)]:
+                shown = "…" if blind else ", ".join(waiting)
+                yield [*skip * 5, say(request, "loading", name=shown), *skip, *self.votable(False)]
+            answers = self.arena.ask_all([(name, prompt_text) for name in names], params)
+        except Exception as error:  # a model file may fail in any way, and the page lives on
+            yield [*skip * 4, prompt, warning(request, error), kept, *skip * 4]
+            return
+        who = session(request, TAB)
+        self.arena.running.add(who, answers)
+        yield [*self.progress(request, prompt_text, answers, blind), "", "", {**NOTHING}, *self.votable(False)]
+        for _ in follow(answers):
+            yield [*self.progress(request, prompt_text, answers, blind), *skip * 7]
+        self.arena.running.forget(who, answers)
+        settings = sampling_dict(params)
+        last = (prompt_text, [frozen(answer) for answer in answers], settings)
+        failed = any(answer.failure for answer in answers)
+        battle = None if failed else self.arena.battles.begin(prompt_text, answers, blind, settings)
+        say_next = "battle_failed" if failed else "vote_now" if blind else "vote_open"
+        yield [
+            *self.progress(request, prompt_text, answers, blind and not failed), gr.skip(), say(request, say_next),
+            {"battle": battle, "last": last}, *self.votable(not failed),
+        ]  # fmt: skip
+
+    def progress(self, request, prompt, answers, blind):
+        """Both chats and both lines; blind: the lines tell nothing that gives a name away."""
+        chats = [turn(request, prompt, answer) for answer in answers]
+        if blind:
+            return [*chats, *("✓" if answer.ended else "…" for answer in answers)]
+        return [*chats, *(f"{answer.key}: {time_line(request, answer)}" for answer in answers)]
+
+    def vote(self, request: gr.Request, result, kept):
+        """Count a vote, and tell whose the answers were."""
+        battle = self.arena.battles.look(kept["battle"])
+        try:
+            vote = self.arena.battles.cast(kept["battle"], result)
+        except Exception as error:  # the vote is not lost: the battle stays open
+            return [warning(request, error), *[gr.skip()] * 7]
+        said = say(request, "voted", left=vote["left"], right=vote["right"])
+        lines = [f"{answer.key}: {time_line(request, answer)}" for answer in battle["answers"]]
+        return [said, *lines, {**kept, "battle": None}, *self.votable(False)]
+
+    def stop(self, request: gr.Request):
+        """Stop both answers."""
+        return say(request, "stopped" if self.arena.running.stop(session(request, TAB)) else "nothing_runs")
+
+    def clear(self, request: gr.Request):
+        """Empty both chats; answers under way are stopped, and a vote that was not cast is none."""
+        self.arena.running.stop(session(request, TAB))
+        return [[], [], "", "", "", "", {**NOTHING}, *self.votable(False)]
+
+    @reporting
+    def flag(self, request: gr.Request, kept):
+        """Write the last two answers down. The names of a blind battle are in the file, not on the page."""
+        if not kept["last"]:
+            return say(request, "nothing_to_flag")
+        flag(self.arena.flagged, *kept["last"])
+        return say(request, "flagged", path=self.arena.flagged.as_posix())

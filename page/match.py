@@ -1,0 +1,125 @@
+"""The tab of the automatic match: a file of questions through several models."""
+
+import gradio as gr
+import pandas
+
+from arena.contest import checked_number
+from arena.match import MOST_QUESTIONS, drawn, judge, play, read_questions, sample_questions
+from arena.problems import Problem
+from arena.records import to_csv
+from page.common import (
+    T,
+    explain,
+    first_models,
+    model_dropdown,
+    sampling_dict,
+    sampling_fields,
+    say,
+    session,
+    status_line,
+    warning,
+)
+
+TAB = "match"
+SKIPPED_SHOWN = 5
+COLUMNS = ("model", "answered", "rouge", "exact")
+
+
+class MatchTab:
+    """Built in the Tab that is open."""
+
+    def __init__(self, page):
+        self.page, self.arena = page, page.arena
+        chosen = [name for name in first_models(page, 2) if name]
+        models = model_dropdown(page, "match_models", chosen, multiselect=True, elem_id="match-models")
+        with gr.Row():
+            file = gr.File(label=T("match_file"), file_types=[".jsonl", ".json", ".csv", ".txt"], height=140, scale=3)
+            count = gr.Number(20, label=T("match_count"), precision=0, minimum=0, scale=1, elem_id="match-count")
+        fields = sampling_fields(page)
+        with gr.Row():
+            start = gr.Button(T("match_start"), variant="primary", elem_id="match-start", min_width=120)
+            stop = gr.Button(T("stop"), variant="stop", elem_id="match-stop", min_width=80)
+        state = status_line("state-match")
+        summary = gr.Dataframe(label=T("match_summary"), interactive=False, wrap=True, elem_id="match-summary")
+        answers = gr.Dataframe(label=T("match_answers"), interactive=False, wrap=True, elem_id="match-answers")
+        save = gr.DownloadButton(T("save_match"), elem_id="save-match")
+        start.click(
+            self.start, [models, file, count, *fields], [state, summary, answers, save], api_name="match",
+            show_progress="minimal", show_progress_on=state,
+        )  # fmt: skip
+        stop.click(self.stop, None, state, api_name="match_stop", queue=False, show_progress="hidden")
+
+    def start(self, request: gr.Request, models, file, count, *fields, progress=gr.Progress()):  # noqa: B008
+        """The state again and again, and in the end the tables."""
+        skip = [gr.skip()] * 3
+        try:
+            models = list(dict.fromkeys(models or []))
+            if len(models) < 2:
+                raise Problem("two_models")
+            params = self.arena.checked_params(*fields)
+            most_chars = self.arena.settings.max_prompt_chars
+            questions, skipped = read_questions(file, most_chars) if file else sample_questions()
+            questions = drawn(questions, checked_number("count", count or 0, 0, MOST_QUESTIONS))
+            for results, done in play(self.arena, session(request, TAB), models, questions, params):
+                total = len(models) * len(questions)
+                model = list(results.answers)[-1]
+                progress((done, total), desc=model)
+                yield say(request, "match_going", model=model, done=done, total=total), *skip
+            votes, tally = judge(results, sampling_dict(params))
+            self.arena.votes.add(votes)
+        except Exception as error:  # a model or a file may fail in any way, and the page lives on
+            yield warning(request, error), *skip
+            return
+        said = [self.outcome(request, results, skipped, votes)]
+        said += [
+            say(request, "match_wins", left=results.keys[a], right=results.keys[b], a=wins, b=losses, ties=ties)
+            for (a, b), (wins, losses, ties) in tally.items()
+            if wins + losses + ties
+        ]
+        yield "\n".join(said), summary_table(request, results), *self.answer_table(request, results)
+
+    def outcome(self, request, results, skipped, votes):
+        """How the match went, in a line."""
+        lines = ", ".join(map(str, skipped[:SKIPPED_SHOWN])) + ("…" if len(skipped) > SKIPPED_SHOWN else "")
+        failures = [failure for each in results.failures.values() for failure in each]
+        counted = say(request, "match_counted", count=len(votes)) if votes else say(request, "match_not_counted")
+        return say(
+            request,
+            "match_done",
+            questions=len(results.questions),
+            models=len(results.answers),
+            skipped=say(request, "match_skipped", count=len(skipped), lines=lines) if skipped else "",
+            counted=counted,
+            failures=say(request, "match_failures", count=len(failures), reason=explain(request, failures[0]))
+            if failures
+            else "",
+        )
+
+    def answer_table(self, request, results):
+        """(DataFrame of the answers side by side, each with its Rouge-L F, and a download of the same as CSV)."""
+        head, columns = (
+            [say(request, "col_question"), say(request, "col_reference")],
+            list(zip(*results.questions, strict=True)),
+        )
+        for number, model in enumerate(results.answers, 1):
+            head += [results.keys[model], f"F{number}"]
+            columns.append([text or "" for text in results.answers[model]])
+            columns.append(["" if mark is None else round(mark[0], 4) for mark in results.marks(model)])
+        rows = list(zip(*columns, strict=True))
+        table = pandas.DataFrame(rows, columns=head)
+        return table, gr.update(value=self.page.file("match.csv", to_csv([head, *rows])))
+
+    def stop(self, request: gr.Request):
+        """End the match; nothing is counted."""
+        return say(request, "stopped" if self.arena.running.stop(session(request, TAB)) else "nothing_runs")
+
+
+def summary_table(request, results):
+    """DataFrame: each model's mean scores."""
+    rows = []
+    for model in results.answers:
+        scores = results.scores(model)
+        answered = sum(answer is not None for answer in results.answers[model])
+        figures = [f"{scores[name]:.3f}" for name in ("rouge_l_f", "exact_match")] if scores else ["–", "–"]
+        rows.append([results.keys[model], f"{answered} / {len(results.questions)}", *figures])
+    return pandas.DataFrame(rows, columns=[say(request, f"col_{column}") for column in COLUMNS])

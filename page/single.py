@@ -1,0 +1,106 @@
+"""The tab of one model: ask, read the answer as it is made, with its time."""
+
+import gradio as gr
+
+from arena.answers import follow
+from arena.problems import Problem
+from arena.records import flag
+from page.common import (
+    SHOWN_TURNS,
+    T,
+    first_models,
+    frozen,
+    model_dropdown,
+    plain_chat,
+    prompt_row,
+    reporting,
+    sampling_dict,
+    sampling_fields,
+    say,
+    session,
+    status_line,
+    time_line,
+    turn,
+    warning,
+)
+
+TAB = "single"
+NOTHING = {"chat": [], "last": None}
+
+
+class SingleTab:
+    """Built in the Tab that is open. prompt: the box that examples fill."""
+
+    def __init__(self, page):
+        self.page, self.arena = page, page.arena
+        model = model_dropdown(page, "model", *first_models(page, 1), info=T("model_info"), elem_id="model")
+        chat = plain_chat("answers", placeholder=T("chat_hint"), height="45vh", elem_id="chat")
+        state = status_line("state-single")
+        self.prompt, send, stop, clear, mark = prompt_row("")
+        fields = sampling_fields(page)
+        kept = gr.State(NOTHING)
+
+        gr.on(
+            [send.click, self.prompt.submit], self.ask, [model, self.prompt, kept, *fields],
+            [chat, self.prompt, state, kept], api_name="ask", show_progress="hidden",
+        )  # fmt: skip
+        stop.click(self.stop, None, state, api_name="stop", queue=False, show_progress="hidden")
+        gr.on(
+            [clear.click, chat.clear], self.clear, None, [chat, state, kept], api_name="clear", show_progress="hidden"
+        )
+        mark.click(self.flag, kept, state, api_name="flag", show_progress="hidden")
+        gr.on(
+            [model.input, self.prompt.focus], self.load, model, state, api_visibility="private", show_progress="hidden"
+        )
+
+    def load(self, request: gr.Request, model):
+        """Have the chosen checkpoint in memory before it is asked."""
+        if not model or self.arena.is_ready(model):
+            yield gr.skip()
+            return
+        yield say(request, "loading", name=model)
+        try:
+            self.arena.warm(model)
+            yield say(request, "loaded", name=model)
+        except Exception as error:  # whatever the file does to its loader
+            yield warning(request, error)
+
+    def ask(self, request: gr.Request, model, prompt, kept, *fields):
+        """The chat with the answer so far, and its time, again and again until it has ended."""
+        try:
+            if not model:
+                raise Problem("no_model_chosen")
+            prompt_text, params = self.arena.checked_prompt(prompt), self.arena.checked_params(*fields)
+            if not self.arena.is_ready(model):
+                yield gr.skip(), gr.skip(), say(request, "loading", name=model), gr.skip()
+            answer = self.arena.ask(model, prompt_text, params)
+        except Exception as error:  # a model file may fail in any way, and the page lives on
+            yield kept["chat"], prompt, warning(request, error), kept
+            return
+        who = session(request, TAB)
+        self.arena.running.add(who, [answer])
+        before = kept["chat"][-2 * (SHOWN_TURNS - 1) :]
+        yield before + turn(request, prompt_text, answer), "", time_line(request, answer), gr.skip()
+        for _ in follow([answer]):
+            yield before + turn(request, prompt_text, answer), gr.skip(), time_line(request, answer), gr.skip()
+        self.arena.running.forget(who, [answer])
+        chat = before + turn(request, prompt_text, answer)
+        kept = {"chat": chat, "last": (prompt_text, [frozen(answer)], {"model": model, **sampling_dict(params)})}
+        yield chat, gr.skip(), time_line(request, answer), kept
+
+    def stop(self, request: gr.Request):
+        """Stop what this reader's answer is being made by."""
+        return say(request, "stopped" if self.arena.running.stop(session(request, TAB)) else "nothing_runs")
+
+    def clear(self, request: gr.Request):
+        """Empty the chat; an answer under way is stopped."""
+        self.arena.running.stop(session(request, TAB))
+        return [], "", NOTHING
+
+    @reporting
+    def flag(self, request: gr.Request, kept):
+        """Write the last answer down."""
+        if not kept["last"]:
+            return say(request, "nothing_to_flag")
+        flag(self.arena.flagged, *kept["last"])
+        return say(request, "flagged", path=self.arena.flagged.as_posix())

@@ -1,0 +1,203 @@
+"""Peers that behave well and badly: an OpenAI-compatible server whose models are its manners.
+
+`peer()` serves on a free port of 127.0.0.1. Its models: "echo" says the prompt back a character at a time, "slow" the
+same at 50 ms a character, "dies" breaks off after three characters, "drips" a byte a while of a line that never ends,
+"endless" never stops, "line" sends one line without end, "whole" answers without streaming, "plain" refuses fields
+beyond OpenAI's, "busy" is so twice, "silent" never answers, "elsewhere" redirects, "zipped" compresses, "junk" is no
+JSON, "odd" is JSON of other shapes, "counts" claims absurd counts, "surrogate" half characters, "error" an error in the
+stream, "hostile" says what `hostile` holds.
+"""
+
+import gzip
+import json
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+HOSTILE = [
+    "<script>window.hacked=1</script>",
+    "<img src=x onerror='window.hacked=1'>",
+    "<svg onload=window.hacked=1>",
+    "<iframe srcdoc='<script>parent.hacked=1</script>'></iframe>",
+    "<a href='javascript:window.hacked=1'>x</a>",
+    "![image](http://127.0.0.1:9/track.png)",
+    "[link](javascript:window.hacked=1)",
+    "# heading\n\n**bold** `code` | a | b |\n|---|---|",
+    "$$\\frac{1}{0}$$ \\(x\\) <math><mi>x</mi></math>",
+    "\x1b[31mred\x1b[0m\x07\x08",
+    "\u202egnp.exe\u202c \u200f\u2067right to left\u2069",
+    "zero\u200bwidth\ufeff\u00ad",
+    "{{7*7}} ${7*7} <%= 7*7 %> {% raw %}",
+    "</textarea></div><script>window.hacked=1</script>",
+    '"><script>window.hacked=1</script>',
+    "<style>*{display:none}</style>",
+    "<details open ontoggle=window.hacked=1><summary>x</summary></details>",
+    "__i18n__" + json.dumps({"__type__": "translation_metadata", "key": "minigpt_send"}),
+    "<thinking>hidden</thinking> <|endoftext|> ## \U0001f600 \ud7ff",
+    "长" * 1_000_000,
+]
+
+
+def delta(text, reason=None):
+    """A piece of a chat or completion, as an event."""
+    choice = {"index": 0, "delta": {"content": text}, "text": text, "finish_reason": reason}
+    return f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def send(self, status, body, kind="application/json", **headers):
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        self.server.about.seen.append((self.path, dict(self.headers), None))
+        models = self.server.about.models
+        if models is None:
+            time.sleep(self.server.about.listing_seconds)
+            models = ["echo"]
+        entries = [{"id": name, "object": "model", "owned_by": self.server.about.owner} for name in models]
+        self.send(200, json.dumps({"object": "list", "data": entries}).encode())
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.about.seen.append((self.path, dict(self.headers), body))
+        prompt = body.get("prompt") or body["messages"][-1]["content"]
+        try:
+            getattr(self, f"as_{body['model']}")(prompt, body)
+            self.server.about.finished.append(body["model"])
+        except OSError:  # the client has left
+            self.server.about.left.append(body["model"])
+
+    def begin(self, **headers):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.close_connection = True
+
+    def say(self, data):
+        self.wfile.write(data)
+        self.wfile.flush()
+
+    def as_echo(self, prompt, body, pause=0.0, most=None):
+        self.begin()
+        for character in prompt[:most]:
+            self.say(delta(character))
+            time.sleep(pause)
+        self.say(delta("", "stop"))
+        usage = {"prompt_tokens": len(prompt), "completion_tokens": len(prompt)}
+        self.say(f"data: {json.dumps({'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n".encode())
+
+    def as_slow(self, prompt, body):
+        self.as_echo(prompt, body, 0.05)
+
+    def as_dies(self, prompt, body):
+        self.begin()
+        for character in prompt[:3]:
+            self.say(delta(character))
+            time.sleep(0.05)
+        self.connection.close()
+
+    def as_drips(self, prompt, body):
+        self.begin()
+        for byte in delta("x" * 1000):
+            self.say(bytes([byte]))
+            time.sleep(0.1)
+
+    def as_endless(self, prompt, body):
+        self.begin()
+        while True:
+            self.say(delta("啊" * 100))
+
+    def as_line(self, prompt, body):
+        self.begin()
+        self.say(b"data: ")
+        while True:
+            self.say(b"x" * 65536)
+
+    def as_whole(self, prompt, body):
+        message = {"role": "assistant", "content": f"整个{prompt}"}
+        choices = [{"index": 0, "message": message, "finish_reason": "length"}]
+        self.send(200, json.dumps({"choices": choices}, indent=1).encode())
+
+    def as_plain(self, prompt, body):
+        if extra := [name for name in ("top_k", "seed", "stream_options") if name in body]:
+            return self.send(400, json.dumps({"error": {"message": f"unknown field {extra[0]}"}}).encode())
+        self.as_echo(prompt, body)
+
+    def as_busy(self, prompt, body):
+        self.server.about.busy += 1
+        if self.server.about.busy <= 2:
+            return self.send(429, b"{}", Retry_After="0.1")
+        self.as_echo(prompt, body)
+
+    def as_silent(self, prompt, body):
+        time.sleep(20)
+
+    def as_elsewhere(self, prompt, body):
+        self.send(307, b"", Location="http://127.0.0.1:9/secret")
+
+    def as_zipped(self, prompt, body):
+        self.begin(Content_Encoding="gzip")
+        self.say(gzip.compress(delta("炸" * 10**6)))
+
+    def as_junk(self, prompt, body):
+        self.begin()
+        self.say(b"data: {nonsense\n\n")
+
+    def as_odd(self, prompt, body):
+        self.begin()
+        self.say(b'data: {"choices": [{"delta": {"content": {"a": 1}}}], "usage": null}\n\n')
+        self.say(b'data: {"choices": [7]}\n\n')
+
+    def as_counts(self, prompt, body):
+        self.begin()
+        self.say(delta("好"))
+        self.say(b'data: {"choices": [], "usage": {"completion_tokens": 1e400, "prompt_tokens": -5}}\n\n')
+
+    def as_surrogate(self, prompt, body):
+        self.begin()
+        self.say(delta("\ud83d好\udc00", "stop") + b"data: [DONE]\n\n")
+
+    def as_error(self, prompt, body):
+        self.begin()
+        self.say(delta("好") + b'data: {"error": {"message": "out of <b>memory</b>"}}\n\n')
+
+    def as_hostile(self, prompt, body):
+        self.begin()
+        self.say(delta(self.server.about.hostile, "stop") + b"data: [DONE]\n\n")
+
+
+@contextmanager
+def peer(models=("echo",), owner="someone", listing_seconds=0.0):
+    """A running peer: address, port, what it has seen [(path, headers, body)], models that finished, or were left.
+
+    models: None for a list that takes `listing_seconds`.
+    """
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads, server.block_on_close = True, False
+    server.about = SimpleNamespace(
+        models=models, owner=owner, listing_seconds=listing_seconds, seen=[], finished=[], left=[], busy=0, hostile="",
+        port=server.server_port, address=f"127.0.0.1:{server.server_port}",
+    )  # fmt: skip
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield server.about
+    finally:
+        server.shutdown()
+        server.server_close()

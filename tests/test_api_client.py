@@ -1,0 +1,187 @@
+"""The client of OpenAI-compatible APIs, against peers that behave well and badly."""
+
+import socket
+import time
+
+import pytest
+from peer_fakes import peer
+
+from api_client import ApiClient, ApiFailure, Limits, base_url, is_near
+
+
+def ended(stream, seconds=10):
+    """The text of a stream that ends within so many seconds, whatever ended it."""
+    pieces, until = [], time.monotonic() + seconds
+    try:
+        while (piece := stream.next_piece(max(0.01, until - time.monotonic()))) is not None:
+            pieces.append(piece)
+    except RuntimeError:
+        pass
+    return "".join(pieces)
+
+
+def asked(model, prompt="你好世界", limits=None, **fields):
+    """(text, stream, the peer) of a chat with one of the peer's models."""
+    with peer() as other:
+        stream = ApiClient(other.address, limits=limits).chat(model, [{"role": "user", "content": prompt}], **fields)
+        return ended(stream), stream, other
+
+
+@pytest.mark.parametrize(
+    ("address", "base"),
+    [
+        ("192.168.1.5:5000", "http://192.168.1.5:5000/v1"),
+        (" http://host/v1/ ", "http://host/v1"),
+        ("https://a.b/api/paas/v4", "https://a.b/api/paas/v4"),
+        ("http://host/v1/chat/completions", "http://host/v1"),
+        ("[::1]:5000", "http://[::1]:5000/v1"),
+    ],
+)
+def test_an_address_is_taken_as_people_write_it(address, base):
+    assert base_url(address) == base
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["ftp://x", "file:///etc/passwd", "gopher://x:70", "javascript:alert(1)", "http://", "", "http://u:p@x", "x:99999",
+     "http://x/?q=1", "http://x/#f", "http://a b", "x:0", "http://[::1", "http://a\nb"],
+)  # fmt: skip
+def test_what_is_no_web_address_is_refused_and_said(address):
+    with pytest.raises(ApiFailure) as raised:
+        base_url(address)
+    assert raised.value.code == "address" and "write it like" in str(raised.value)
+
+
+def test_no_proxy_stands_before_machines_nearby():
+    near = [
+        "http://127.0.0.1/v1",
+        "http://localhost:5000/v1",
+        "http://192.168.1.5/v1",
+        "http://[::1]/v1",
+        "http://nas/v1",
+    ]
+    assert all(is_near(url) for url in near)
+    assert not is_near("https://api.example.com/v1") and not is_near("http://8.8.8.8/v1")
+
+
+def test_a_proxy_in_the_environment_does_not_break_talk_to_this_machine(monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert asked("echo")[0] == "你好世界"
+
+
+def test_text_comes_as_it_is_made_with_counts_and_times():
+    with peer() as other:
+        started = time.monotonic()
+        stream = ApiClient(other.address).chat("slow", [{"role": "user", "content": "一二三四"}])
+        assert stream.next_piece(5) == "一" and time.monotonic() - started < 1
+        assert ended(stream) == "二三四" and stream.finish_reason == "stop"
+    assert stream.completion_tokens == 4 == stream.prompt_tokens
+    assert stream.started < stream.first_token < stream.finished and not stream.cut
+
+
+def test_the_key_and_the_fields_are_sent_and_a_netrc_has_no_part_in_it(monkeypatch, tmp_path):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login a password b", encoding="utf-8")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with peer() as other:
+        client = ApiClient(other.address, key="sk-1")
+        assert ended(client.complete("echo", "好", temperature=0.5, top_k=3, max_tokens=9)) == "好"
+        client.models()
+    (path, headers, body), (listing, listed, _) = other.seen
+    assert path == "/v1/completions" and listing == "/v1/models"
+    assert headers["Authorization"] == listed["Authorization"] == "Bearer sk-1"
+    assert body["temperature"] == 0.5 and body["top_k"] == 3 and body["max_tokens"] == 9 and body["stream"]
+
+
+def test_a_peer_that_dies_in_mid_answer_leaves_what_it_had_said():
+    text, stream, _ = asked("dies")
+    assert text == "你好世" and stream.finish_reason == "error" and stream.error.code == "broke_off"
+
+
+@pytest.mark.parametrize("model", ["endless", "line", "zipped"])
+def test_an_answer_is_bounded_in_size(model):
+    text, stream, _ = asked(model, limits=Limits(chars=1000, seconds=20))
+    assert len(text) <= 1000
+    assert (stream.cut, stream.finish_reason) == ("size", "length") or stream.error.code in ("not_openai", "broke_off")
+
+
+@pytest.mark.parametrize("model", ["drips", "silent"])
+def test_an_answer_is_bounded_in_time(model):
+    started = time.monotonic()
+    _, stream, _ = asked(model, limits=Limits(seconds=0.8))
+    assert time.monotonic() - started < 3
+    assert stream.error.code == "too_slow"
+
+
+def test_a_slow_answer_ends_with_what_it_has():
+    text, stream, _ = asked("slow", "慢" * 100, limits=Limits(seconds=0.8))
+    assert 0 < len(text) < 100 and (stream.cut, stream.finish_reason) == ("time", "length")
+
+
+@pytest.mark.parametrize(
+    ("model", "code"), [("junk", "not_openai"), ("odd", "not_openai"), ("elsewhere", "refused"), ("error", "refused")]
+)
+def test_what_is_no_answer_is_an_error_that_says_so(model, code):
+    _, stream, other = asked(model)
+    assert stream.error.code == code and len(other.seen) == 1  # a redirect is not followed
+
+
+def test_absurd_counts_and_half_characters_do_no_harm():
+    text, stream, _ = asked("counts")
+    assert text == "好" and (stream.error is None or stream.error.code == "not_openai")
+    text, stream, _ = asked("surrogate")
+    assert text == "?好?" and text.encode()
+
+
+def test_a_server_that_does_not_stream_and_one_that_knows_openais_fields_only_are_understood():
+    text, stream, _ = asked("whole")
+    assert text == "整个你好世界" and stream.finish_reason == "length"
+    text, _, other = asked("plain", top_k=20, seed=1)
+    assert text == "你好世界" and [("top_k" in body) for _, _, body in other.seen] == [True, False]
+
+
+def test_a_busy_server_is_asked_again_when_it_says_and_not_for_ever():
+    text, _, other = asked("busy")
+    assert text == "你好世界" and len(other.seen) == 3
+    _, stream, other = asked("busy", limits=Limits(retries=1))
+    assert stream.error.code == "busy" and len(other.seen) == 2
+
+
+def test_cancelling_ends_the_stream_at_once_and_the_server_notices():
+    with peer() as other:
+        stream = ApiClient(other.address).chat("slow", [{"role": "user", "content": "长" * 400}])
+        assert stream.next_piece(5)
+        started = time.monotonic()
+        stream.cancel()
+        ended(stream)
+        assert time.monotonic() - started < 0.5 and stream.finish_reason == "cancelled"
+        while not other.left and time.monotonic() - started < 5:
+            time.sleep(0.02)
+        assert other.left == ["slow"]
+
+
+def test_cancelling_before_the_first_byte_needs_no_answer():
+    with peer() as other:
+        stream = ApiClient(other.address).chat("silent", [{"role": "user", "content": "好"}])
+        time.sleep(0.2)
+        stream.cancel()
+        assert stream.next_piece(1) is None
+
+
+def test_who_is_not_there_is_said_at_once():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        client = ApiClient(f"127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(ApiFailure, match="does not answer"):
+            client.models()
+        stream = client.chat("echo", [{"role": "user", "content": "好"}])
+        ended(stream)
+        assert stream.error.code == "unreachable"
+
+
+def test_models_are_listed_with_the_time_it_took_and_nonsense_is_left_out():
+    with peer(models=["a", "b" * 500, 7, ""], owner="minigpt") as other:
+        models, seconds = ApiClient(other.address).models()
+    assert models == [{"id": "a", "owned_by": "minigpt"}] and 0 < seconds < 3
