@@ -1,9 +1,13 @@
 """A client of OpenAI-compatible APIs: this project's server.py, LM Studio, Ollama, vLLM, hosted services.
 
 Everything that comes from the other side is bounded in size and time, and is text: no redirect is followed, nothing is
-decompressed, no character is half of a pair.
+decompressed, no character is half of a pair. Requests run on one event loop in a thread of its own, where each can be
+given up at any moment, also before a connection or a header has come.
 """
 
+import asyncio
+import contextlib
+import functools
 import ipaddress
 import json
 import threading
@@ -11,25 +15,23 @@ import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-import requests
-import urllib3
+import httpx
 
 from errors import UserError
 from streams import TextStream
 
-MAX_LINE = 1 << 20  # bytes of one event
 MAX_LIST = 1 << 20  # bytes of a list of models
 MAX_MODELS = 100
 MAX_COUNT = 10**9  # of tokens that a server claims
 MAX_NAME = 80  # characters of a model's name
 MAX_DETAIL = 200  # characters of a foreign error that are shown
-PIECE = 65536  # bytes read at once, at most
+MAX_ERROR = 65536  # bytes of an error's body that are read
 BYTES_PER_CHAR = 256  # of an event around a single character; 32,768 characters may thus take 8 MiB
 # What OpenAI's own API does not know; left out where a server refuses a request with them.
 EXTRAS = ("top_k", "repetition_penalty", "stream_options", "seed")
 TOO_BUSY = (429, 503)
-# What requests and the libraries below it let through when a connection fails.
-BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
+# What httpx lets through when a connection fails, or an address is none after all.
+BROKEN = (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError)
 
 
 MESSAGES = {
@@ -103,12 +105,26 @@ def base_url(address):
 
 
 def is_near(url):
-    """Whether a URL's host is this machine or a private network, where no proxy leads."""
+    """Whether a URL's host is this machine or a private network (Tailscale's too), where no proxy leads."""
     host = urlsplit(url).hostname
     try:
-        return ipaddress.ip_address(host).is_private
+        return not ipaddress.ip_address(host).is_global
     except ValueError:
-        return host == "localhost" or host.endswith((".local", ".localhost", ".lan")) or "." not in host
+        return host == "localhost" or host.endswith((".local", ".localhost", ".lan", ".ts.net")) or "." not in host
+
+
+@functools.cache
+def event_loop():
+    """The loop on which all requests run, in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="api-client", daemon=True).start()
+    return loop
+
+
+@functools.cache
+def certificates():
+    """What servers' certificates are checked against; it takes a moment to read."""
+    return httpx.create_ssl_context()
 
 
 class ApiClient:
@@ -118,37 +134,48 @@ class ApiClient:
         self.base, self.key, self.limits = base_url(address), key, limits or Limits()
         self.plain = False  # whether the server is known to refuse EXTRAS
 
-    def open(self, method, path, body=None, timeout=None):
-        """The response to a request, its body not read. Raises ApiFailure("unreachable")."""
+    @contextlib.asynccontextmanager
+    async def open(self, method, path, body=None):
+        """The httpx.Response to a request, its body not read. Raises ApiFailure("unreachable")."""
         headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {self.key}"} if self.key else {})}
-        session = requests.Session()
-        session.trust_env = not is_near(self.base)
-        data = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", errors="replace")
-        if data is not None:
+        content = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", errors="replace")
+        if content is not None:
             headers["Content-Type"] = "application/json"
-        try:
-            return session.request(
-                method, self.base + path, data=data, headers=headers, stream=True, allow_redirects=False,
-                timeout=timeout or (self.limits.connect_seconds, self.limits.seconds),
-                auth=lambda request: request,  # else a .netrc would put its own in the key's place
-            )  # fmt: skip
-        except (*BROKEN, UnicodeError) as error:  # UnicodeError: a key that no header can bear
-            raise ApiFailure("unreachable", address=self.base, detail=reason_of(error)) from None
+        timeout = httpx.Timeout(None, connect=self.limits.connect_seconds)
+        settings = {"trust_env": not is_near(self.base), "verify": certificates(), "timeout": timeout}
+        async with httpx.AsyncClient(follow_redirects=False, **settings) as client:
+            try:
+                request = client.build_request(method, self.base + path, content=content, headers=headers)
+                response = await client.send(request, stream=True)
+            except (*BROKEN, UnicodeError) as error:  # UnicodeError: a key that no header can bear
+                raise ApiFailure("unreachable", address=self.base, detail=reason_of(error)) from None
+            try:
+                yield response
+            finally:
+                await response.aclose()
 
     def models(self, seconds=3.0):
         """([{"id", "owned_by"}], seconds it took): what the server offers. Raises ApiFailure."""
         started = time.perf_counter()
-        with self.open("GET", "/models", timeout=(seconds, seconds)) as response:
-            if response.status_code != 200:
-                raise self.refusal(response)
-            body = self.read(response, MAX_LIST, started + seconds)
+        listing = asyncio.run_coroutine_threadsafe(self._listed(seconds), event_loop())
+        found = {}
         try:
-            listed = json.loads(body)["data"]
-            found = [(entry["id"], entry.get("owned_by")) for entry in listed if isinstance(entry["id"], str)]
+            for entry in json.loads(listing.result())["data"]:
+                if isinstance(entry["id"], str) and 0 < len(entry["id"]) <= MAX_NAME:
+                    found.setdefault(entry["id"], entry.get("owned_by"))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise ApiFailure("not_openai", address=self.base, detail="/models is no list of models") from None
-        models = [{"id": name, "owned_by": owner} for name, owner in found if 0 < len(name) <= MAX_NAME]
+        models = [{"id": name, "owned_by": owner} for name, owner in found.items()]
         return models[:MAX_MODELS], time.perf_counter() - started
+
+    async def _listed(self, seconds):
+        try:
+            async with asyncio.timeout(seconds), self.open("GET", "/models") as response:
+                if response.status_code != 200:
+                    raise await self.refusal(response)
+                return await self.read(response, MAX_LIST)
+        except TimeoutError:
+            raise ApiFailure("too_slow", address=self.base, seconds=seconds) from None
 
     def complete(self, model, prompt, **fields):
         """The `RemoteStream` that continues a prompt (of server.py's fine-tuned models: answers a question).
@@ -161,46 +188,51 @@ class ApiClient:
         """The `RemoteStream` of the answer to a chat, messages as {"role", "content"} each."""
         return RemoteStream(self, "/chat/completions", {"model": model, "messages": messages, **fields})
 
-    def read(self, response, most, until):
-        """A body of at most `most` bytes, read until `until` (perf_counter) at the latest. Raises ApiFailure."""
-        body = b""
+    async def read(self, response, most):
+        """A body of at most `most` bytes. Raises ApiFailure."""
+        body = bytearray()
         try:
-            while chunk := response.raw.read1(PIECE):
+            async for chunk in response.aiter_raw():
                 body += chunk
-                if len(body) > most or time.perf_counter() > until:
+                if len(body) > most:
                     raise ApiFailure("not_openai", address=self.base, detail="its answer has no end")
         except BROKEN as error:
             raise ApiFailure("unreachable", address=self.base, detail=reason_of(error)) from None
-        return body
+        return bytes(body)
 
-    def refusal(self, response):
+    async def refusal(self, response):
         """The ApiFailure of a response whose status is no 200."""
         status = response.status_code
         if status in TOO_BUSY:
             return ApiFailure("busy", address=self.base, status=status)
         try:
-            body = self.read(response, PIECE, time.perf_counter() + self.limits.connect_seconds)
-        except ApiFailure:
+            async with asyncio.timeout(self.limits.connect_seconds):
+                body = await self.read(response, MAX_ERROR)
+        except (ApiFailure, TimeoutError):
             body = b""
-        return ApiFailure("refused", address=self.base, status=status, detail=detail_of(body) or response.reason)
+        detail = detail_of(body) or clean_text(response.reason_phrase)[:MAX_DETAIL]
+        return ApiFailure("refused", address=self.base, status=status, detail=detail)
 
 
 def reason_of(error):
     """Why a connection failed, in a few words."""
-    text = str(error)
+    text = f"{error} {error.__cause__ or ''}"
     for sign, words in (
         ("refused", "connection refused"),
+        ("ll connection attempts failed", "connection refused"),
         ("timed out", "timed out"),
         ("resolve", "no such host"),
         ("getaddrinfo", "no such host"),
+        ("Name or service", "no such host"),
+        ("No address", "no such host"),
         ("unreachable", "network unreachable"),
         ("No route", "no route"),
         ("certificate", "its certificate is not trusted"),
-        ("latin-1", "the key has characters that no header can bear"),
+        ("ascii", "the key has characters that no header can bear"),
     ):
         if sign in text:
             return words
-    return type(error).__name__
+    return "timed out" if isinstance(error, httpx.TimeoutException) else type(error).__name__
 
 
 def detail_of(body):
@@ -216,7 +248,7 @@ def detail_of(body):
 
 
 class RemoteStream(TextStream):
-    """An answer as another machine makes it, read in a thread of its own.
+    """An answer as another machine makes it.
 
     cut: "time" or "size" where a limit ended it (finish_reason "length" then), else "". Token counts are the server's,
     or, where it tells none, pieces. error: an ApiFailure.
@@ -230,93 +262,81 @@ class RemoteStream(TextStream):
         self._body = {**body, "stream": True, "stream_options": {"include_usage": True}}
         self.cut, self._chars, self._pieces_made = "", 0, 0
         self._reason = None  # why it ended, as the server says
-        self._response, self._ended, self._ending = None, threading.Event(), threading.Lock()
-        self._timer = threading.Timer(client.limits.seconds, self._time_is_up)
-        self._timer.daemon = True
-        self._timer.start()
-        threading.Thread(target=self._run, name="peer", daemon=True).start()
+        self._ending = threading.Lock()
+        self._task = asyncio.run_coroutine_threadsafe(self._run(), event_loop())
 
     def cancel(self):
         """Give up; the connection is closed, so that the server stops too."""
         self.finish("cancelled")
+        self._task.cancel()
 
     def finish(self, reason, error=None):
-        """End the stream, and the connection with it."""
+        """End the stream; the first reason counts."""
         with self._ending:
             super().finish(reason, error)
-        self._ended.set()
-        self._timer.cancel()
-        self._hang_up()
 
-    def _hang_up(self):
-        if (response := self._response) is not None:
-            try:
-                response.raw.shutdown()  # wakes the thread that reads
-            except (*BROKEN, ValueError, AttributeError, RuntimeError):
-                pass  # it has been closed already
+    def fail(self, code, **values):
+        """End the stream with an ApiFailure."""
+        self.finish("error", ApiFailure(code, address=self._client.base, **values))
 
-    def _time_is_up(self):
-        if self._chars:
-            self.cut = "time"
-            self.finish("length")
-        else:
-            limits = self._client.limits
-            self.finish("error", ApiFailure("too_slow", address=self._client.base, seconds=limits.seconds))
-
-    def _run(self):
+    async def _run(self):
+        seconds = self._client.limits.seconds
         try:
-            with self._open() as self._response:
-                if self._ended.is_set():  # cancelled meanwhile
-                    return
-                self._read(self._response)
+            async with asyncio.timeout(seconds):
+                await self._answer()
             if self._reason:  # a server that sends no [DONE]
                 self.finish(self._reason)
+        except TimeoutError:
+            if self._chars:
+                self.cut = "time"
+                self.finish("length")
+            self.fail("too_slow", seconds=seconds)
         except ApiFailure as failure:
             self.finish("error", failure)
         except BROKEN:
-            self.finish("error", ApiFailure("broke_off", address=self._client.base))
+            self.fail("broke_off")
         finally:
-            # Also where something else was raised: a reader must not wait for ever.
-            self.finish("error", ApiFailure("broke_off", address=self._client.base))
+            self.fail("broke_off")  # also where something else was raised: a reader must not wait for ever
 
-    def _open(self):
-        """The response with status 200, tried again where the server is busy or does not know EXTRAS."""
-        client, tries = self._client, 0
+    async def _answer(self):
+        """Read the answer, asked for again where the server is busy or does not know EXTRAS."""
+        client, tries, plain = self._client, 0, self._client.plain
         while True:
-            body = {k: v for k, v in self._body.items() if not (client.plain and k in EXTRAS)}
-            response = client.open("POST", self._path, body)
-            if response.status_code == 200:
-                return response
-            with response:
-                failure = client.refusal(response)
+            body = {k: v for k, v in self._body.items() if not (plain and k in EXTRAS)}
+            async with client.open("POST", self._path, body) as response:
+                if response.status_code == 200:
+                    client.plain = plain
+                    return await self._read(response)
+                failure = await client.refusal(response)
                 wait = seconds_of(response.headers.get("Retry-After"))
             if failure.code == "busy" and tries < client.limits.retries and wait <= client.limits.longest_wait:
                 tries += 1
-                if self._ended.wait(wait):
-                    raise failure
-            elif response.status_code in (400, 422) and any(k in body for k in EXTRAS):
-                client.plain = True
+                await asyncio.sleep(wait)
+            elif response.status_code in (400, 422) and not plain:
+                plain, refused = True, failure
             else:
-                raise failure
+                raise refused if plain and not client.plain else failure
 
-    def _read(self, response):
+    async def _read(self, response):
         if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
-            return self._read_whole(response)
-        buffer, most = b"", self._client.limits.chars * BYTES_PER_CHAR
-        while chunk := response.raw.read1(PIECE):
+            return await self._read_whole(response)
+        buffer, searched, most = bytearray(), 0, self._client.limits.chars * BYTES_PER_CHAR
+        async for chunk in response.aiter_raw():
+            buffer += chunk
             most -= len(chunk)
-            *lines, buffer = (buffer + chunk).split(b"\n")
-            for line in lines:
-                if self._take(line.strip()):
+            while (end := buffer.find(b"\n", searched)) >= 0:
+                line, searched = bytes(buffer[:end]).strip(), 0
+                del buffer[: end + 1]
+                if self._take(line):
                     return
-            if len(buffer) > MAX_LINE or most < 0:
+            searched = len(buffer)
+            if most < 0:
                 self.cut = "size"
                 return self.finish("length")
 
-    def _read_whole(self, response):
+    async def _read_whole(self, response):
         """An answer in one JSON, from a server that does not stream."""
-        limits = self._client.limits
-        body = self._client.read(response, max(MAX_LINE, 8 * limits.chars), self.started + limits.seconds)
+        body = await self._client.read(response, self._client.limits.chars * BYTES_PER_CHAR)
         self._take(b"data: " + body)
         self.finish(self._reason or "stop")
 
@@ -333,11 +353,11 @@ class RemoteStream(TextStream):
             if event.get("error"):
                 raise ApiFailure("refused", address=self._client.base, status=200, detail=detail_of(data))
             usage = event.get("usage") or {}
-            self.prompt_tokens = min(int(usage.get("prompt_tokens") or self.prompt_tokens), MAX_COUNT)
+            self.prompt_tokens = count_of(usage.get("prompt_tokens"), self.prompt_tokens)
             choice = (event.get("choices") or [{}])[0]
             text = (choice.get("delta") or choice.get("message") or choice).get("content") or choice.get("text") or ""
             self._add(clean_text(text) if isinstance(text, str) else "")
-            self.completion_tokens = min(int(usage.get("completion_tokens") or self._pieces_made), MAX_COUNT)
+            self.completion_tokens = count_of(usage.get("completion_tokens"), self._pieces_made)
             if choice.get("finish_reason"):
                 self._reason = "length" if choice["finish_reason"] == "length" else "stop"
         except (ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError, OverflowError):
@@ -363,3 +383,9 @@ def seconds_of(header):
         return max(0.0, float(header))
     except (TypeError, ValueError):
         return 1.0
+
+
+def count_of(claimed, known):
+    """A count of tokens that a server claims, where it is a credible number, else the one that is known."""
+    credible = isinstance(claimed, (int, float)) and 0 < claimed <= MAX_COUNT
+    return int(claimed) if credible else known

@@ -35,7 +35,8 @@ def announce(settings, auth, port):
     print("open it in a browser; Ctrl-C stops", flush=True)
 
 
-def main():
+def main(open_generator=None):
+    """open_generator: as generation.open_generator, for tests."""
     settings = load_settings("arena")
     auth = checked_auth(settings)
     signals = Signals()
@@ -43,7 +44,7 @@ def main():
     from arena.contest import Arena
     from page import Server, create_page
 
-    arena = Arena(settings)
+    arena = Arena(settings, **({"open": open_generator} if open_generator else {}))
     server = Server(create_page(arena), sock, settings.host, auth)
     if not server.start():
         raise UserError("the page did not start; what stands above says why")

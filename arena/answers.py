@@ -1,8 +1,8 @@
 """Answers on their way: from a model here or elsewhere, several at once, each with its time, stopped together."""
 
+import contextlib
 import threading
 import time
-from collections import defaultdict
 
 from streams import all_ready
 
@@ -72,8 +72,12 @@ class Answer:
 
 
 def follow(answers):
-    """Yields when there is something new in any of the answers, until all have ended. Closes them, however it ends."""
+    """Yields at once, and when there is something new in any of the answers, until all have ended.
+
+    Closes them, however it ends.
+    """
     try:
+        yield
         while not all(answer.ended for answer in answers):
             patience = EVERY if len(answers) == 1 else PATIENCE
             changed = [answer.pull(patience) for answer in answers]
@@ -85,32 +89,60 @@ def follow(answers):
             answer.close()
 
 
-class Running:
-    """The answers under way, by who waits for them (any hashable), so that these can be stopped."""
+class Ticket:
+    """A reader's leave to have answers made, which can be withdrawn at any time, also before there is an answer.
+
+    stopped: it has been; discarded: and nobody wants to see what there is.
+    """
 
     def __init__(self):
-        self._answers, self._lock = defaultdict(list), threading.Lock()
+        self.stopped = self.discarded = False
+        self._answers, self._lock = [], threading.Lock()
 
-    def add(self, who, answers):
-        """Answers that belong to `who` from now on; earlier ones that still run are stopped."""
-        self.stop(who)
+    def add(self, answers):
+        """These are being made by it now; stopped at once where it has been."""
         with self._lock:
-            self._answers[who] = list(answers)
+            self._answers = list(answers)
+        if self.stopped:
+            self.stop()
 
-    def stop(self, who):
-        """Stop all of them; returns how many were running."""
+    def stop(self):
+        """Withdraw it: answers end where they are, and no others should be asked for."""
+        self.stopped = True
         with self._lock:
-            answers = self._answers.pop(who, [])
-        running = [answer for answer in answers if not answer.ended]
-        for answer in running:
-            answer.stop()
-        return len(running)
+            answers = list(self._answers)
+        for answer in answers:
+            if not answer.ended:
+                answer.stop()
 
-    def forget(self, who, answers):
-        """These have ended."""
+
+class Running:
+    """The tickets under way, by who holds them (any hashable): one each."""
+
+    def __init__(self):
+        self._tickets, self._lock = {}, threading.Lock()
+
+    @contextlib.contextmanager
+    def ticket(self, who):
+        """A new Ticket, for as long as the block runs; the one that `who` still holds is stopped."""
+        ticket = Ticket()
         with self._lock:
-            left = [answer for answer in self._answers.get(who, []) if answer not in answers]
-            if left:
-                self._answers[who] = left
-            else:
-                self._answers.pop(who, None)
+            before, self._tickets[who] = self._tickets.get(who), ticket
+        if before:
+            before.stop()
+        try:
+            yield ticket
+        finally:
+            with self._lock:
+                if self._tickets.get(who) is ticket:
+                    del self._tickets[who]
+
+    def stop(self, who, discard=False):
+        """Stop what runs for `who`; returns whether anything did. discard: it is not to be shown any more."""
+        with self._lock:
+            ticket = self._tickets.get(who)
+        if ticket is None:
+            return False
+        ticket.discarded |= discard
+        ticket.stop()
+        return True

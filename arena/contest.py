@@ -1,12 +1,14 @@
 """The models that can be asked, near and far, as one list, and answers by them."""
 
 import random
+import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from api_client import Limits, clean_text
 from arena.answers import Answer, Running
+from arena.examples import read_examples
 from arena.peers import OURS, Peers
 from arena.problems import Problem, printable
 from arena.records import Battles, Votes
@@ -15,6 +17,7 @@ from checkpoint import BEST
 from generation import open_generator
 from sampling import SamplingParams
 
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples.csv"
 SEPARATOR = " @ "  # between a remote model and its peer
 WAIT_FOR_PEERS = 3.5  # seconds, when models are drawn and no peer has been asked yet
 # What a request may set, with its limits; settings limit the rest.
@@ -44,6 +47,8 @@ class Arena:
         self.votes = Votes(Path(settings.arena_dir) / "votes.jsonl")
         self.flagged = Path(settings.arena_dir) / "flagged.csv"
         self.battles, self.running = Battles(self.votes), Running()
+        self.downloads = tempfile.TemporaryDirectory(prefix="minigpt-arena-")
+        self.examples, self._example_problems = read_examples(EXAMPLES)
 
     def choices(self):
         """[Choice]: checkpoints, then the models of the peers that answered when they were asked last."""
@@ -55,15 +60,16 @@ class Arena:
         return found
 
     def problems(self):
-        """[UserError]: files under out_root that are no checkpoints, entries of the peers' file that are none."""
-        return [*self.shelf.checkpoints()[1], *self.peers.problems]
+        """[UserError]: what is no checkpoint under out_root, no peer in the peers' file, no example in examples.csv."""
+        return [*self.shelf.checkpoints()[1], *self.peers.problems, *self._example_problems]
 
     def draw(self, rng=random):
         """Two names, drawn at random. Of a run only its best checkpoint takes part, where there are others to meet.
 
         Raises Problem where there are not two models.
         """
-        self.peers.check(WAIT_FOR_PEERS, fresh=60.0)
+        choices = self.choices()
+        self.peers.check(0.0 if len(choices) > 1 else WAIT_FOR_PEERS, fresh=60.0)
         choices = self.choices()
         best = [c.name for c in choices if c.peer or c.checkpoint.path.name == BEST]
         names = best if len(best) > 1 else [choice.name for choice in choices]
@@ -147,7 +153,8 @@ class Arena:
         return SamplingParams(**{name: checked_number(name, value, *ranges[name]) for name, value in given.items()})
 
     def close(self):
-        """Let go of models and peers."""
+        """Let go of models, peers and downloads."""
+        self.downloads.cleanup()
         self.peers.close()
         self.shelf.close()
 

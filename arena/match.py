@@ -16,11 +16,12 @@ from arena.contest import SEPARATOR
 from arena.problems import Problem
 from arena.records import now, vote_of
 from corpus import read_heldout, subjects_by_id
-from metrics import exact_match, rouge_l, score_pairs
+from metrics import exact_match, rouge_l
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_QUESTIONS = 1000
 MOST_BYTES = 8 << 20
+SCORED = 1000  # characters of an answer and of a reference
 AT_ONCE = 16  # questions that one model is asked together; a peer takes a quarter of them
 QUESTION_NAMES = ("question", "prompt", "instruction", "问题")
 ANSWER_NAMES = ("answer", "reference", "output", "答案")
@@ -35,27 +36,36 @@ class Results:
     answers: dict = field(default_factory=dict)
     keys: dict = field(default_factory=dict)
     failures: dict = field(default_factory=dict)
+    _marks: dict = field(default_factory=dict)
 
     def scores(self, model):
-        """metrics.score_pairs of a model over the questions with a reference that it answered; None for none."""
-        pairs = [(a, r) for a, (_, r) in zip(self.answers[model], self.questions, strict=True) if r and a is not None]
-        return score_pairs(*zip(*pairs, strict=True)) if pairs else None
+        """(mean Rouge-L F, share of exact matches) of a model over the questions that can be scored; None for none."""
+        marks = [mark for mark in self.marks(model) if mark]
+        return tuple(sum(column) / len(marks) for column in zip(*marks, strict=True)) if marks else None
 
     def marks(self, model):
-        """For each question (Rouge-L's F, exact match), or None where it cannot be scored."""
-        return [
-            (rouge_l(answer, reference)[2], exact_match(answer, reference))
-            if reference and answer is not None
-            else None
-            for answer, (_, reference) in zip(self.answers[model], self.questions, strict=True)
-        ]
+        """For each question (Rouge-L's F, exact match), or None where it cannot be scored. Computed once."""
+        if model not in self._marks:
+            pairs = zip(self.answers[model], self.questions, strict=True)
+            self._marks[model] = [mark_of(answer, reference) for answer, (_, reference) in pairs]
+        return self._marks[model]
+
+
+def mark_of(answer, reference):
+    """(Rouge-L's F, exact match) of an answer, or None without a reference or an answer.
+
+    Of an answer only the first SCORED characters count: Rouge-L takes time and memory by the product of the lengths.
+    """
+    if not reference or answer is None:
+        return None
+    return rouge_l(answer[:SCORED], reference)[2], exact_match(answer, reference)
 
 
 def read_questions(path, most_chars):
     """([(question, reference or "")], [what was skipped]) of a file: .jsonl or .json, .csv, or text with one a line.
 
-    A row's names are those of QUESTION_NAMES and ANSWER_NAMES; a question of more than `most_chars` is skipped. Raises
-    Problem where nothing can be read.
+    A row's names are those of QUESTION_NAMES and ANSWER_NAMES; a question of more than `most_chars`, or a reference of
+    more than SCORED, is skipped. Raises Problem where nothing can be read.
     """
     path = Path(path)
     if path.stat().st_size > MOST_BYTES:
@@ -70,7 +80,7 @@ def read_questions(path, most_chars):
     questions, skipped = [], []
     for line, row in reader(text):
         pair = pair_of(row)
-        if pair and len(pair[0]) <= most_chars:
+        if pair and len(pair[0]) <= most_chars and len(pair[1]) <= SCORED:
             questions.append(pair)
         else:
             skipped.append(line)
@@ -132,10 +142,10 @@ def pair_of(row):
     return (question, reference) if question else None
 
 
-def play(arena, who, models, questions, params):
+def play(arena, ticket, models, questions, params):
     """Ask every model every question, one model after the other; yields (Results so far, answers that are done).
 
-    who: under whom arena.running can stop it. Raises what a model that cannot be asked at all raises.
+    ticket: an arena.answers.Ticket that can stop it. Raises what a model that cannot be asked at all raises.
     """
     results, done = Results(questions), 0
     for model in models:
@@ -144,7 +154,7 @@ def play(arena, who, models, questions, params):
         at_once = AT_ONCE if SEPARATOR not in model else max(1, AT_ONCE // 4)
         for start in range(0, len(questions), at_once):
             asked = arena.ask_all([(model, question) for question, _ in questions[start : start + at_once]], params)
-            arena.running.add(who, asked)
+            ticket.add(asked)
             results.keys[model] = asked[0].key
             for _ in follow(asked):
                 yield results, done + sum(answer.ended for answer in asked)
@@ -152,7 +162,7 @@ def play(arena, who, models, questions, params):
                 texts[i] = None if answer.failure else answer.text
                 failures += [answer.failure] if answer.failure else []
             done += len(asked)
-            if any(answer.stopped for answer in asked):
+            if ticket.stopped:
                 raise Problem("match_stopped")
             yield results, done
 

@@ -5,7 +5,7 @@ from errors import UserError
 
 
 class Problem(UserError):
-    """Something that a person can mend. key: of arena.texts; values: what its text is filled with."""
+    """Something that a person can mend. key: of page/texts.toml; values: what its text is filled with."""
 
     def __init__(self, key, **values):
         super().__init__(f"{key} {values}" if values else key)

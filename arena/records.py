@@ -37,12 +37,13 @@ def append(path, text, head=""):
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock", timeout=LOCK_SECONDS), open(path, "ab+") as file:
+        with FileLock(f"{path}.lock", timeout=LOCK_SECONDS), open(path, "ab+", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             torn = size and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+            rest = (("" if size else head) + "\n" * bool(torn) + text).encode("utf-8", errors="replace")
             try:
-                file.write((("" if size else head) + "\n" * bool(torn) + text).encode("utf-8", errors="replace"))
-                file.flush()
+                while rest:  # a disk that is nearly full takes a part
+                    rest = rest[file.write(rest) :]
                 os.fsync(file.fileno())
             except OSError:
                 file.truncate(size)
@@ -160,7 +161,7 @@ def preferences(votes):
 def to_csv(rows):
     """Rows (lists) as CSV text; no cell is a formula to a spreadsheet."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     for row in rows:
         cells = [cell if isinstance(cell, (int, float)) else str(cell) for cell in row]
         writer.writerow([f"'{c}" if isinstance(c, str) and c.startswith(FORMULA) else c for c in cells])

@@ -44,7 +44,9 @@ def read_about(path, name):
         losses = progress.get("last_losses")
         loss = progress.get("best_val_loss") if path.name == BEST else losses[1] if losses else None
         loss = loss if loss is not None and loss < float("inf") else None
-        return Checkpoint(name, path, content["stage"], progress["step"], parameters, loss, stamp)
+        if content["stage"] not in ("pretrain", "sft"):
+            raise ValueError(f"stage {content['stage']!r}")
+        return Checkpoint(name, path, content["stage"], int(progress["step"]), parameters, loss, stamp)
     except Exception as error:  # the unpickler meets foreign or half-replaced bytes with errors of any type
         raise UserError(f"{path} is truncated, or is no checkpoint ({type(error).__name__})") from None
 
@@ -91,7 +93,8 @@ class Shelf:
         folder = path.parent.relative_to(self.root)
         parts = (*folder.parts, *(() if path.name == BEST else (path.stem,)))
         try:
-            return read_about(path, printable("/".join(parts) or path.stem))
+            # An @ would make it a remote model's name.
+            return read_about(path, printable("/".join(parts) or path.stem).replace("@", "_"))
         except (UserError, OSError) as error:
             return UserError(str(error))
 

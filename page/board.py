@@ -8,7 +8,7 @@ import pandas
 
 from arena.board import countable, head_to_head, standings
 from arena.records import preferences, to_csv
-from page.common import PADDING, T, may_change, say, status_line, warning
+from page.common import AT_ONCE, PADDING, T, may_change, say, status_line, warning
 
 KINDS = ("all", "vote", "match")
 COLUMNS = ("rank", "model", "score", "interval", "games", "won", "lost", "tied", "rate", "automatic")
@@ -34,7 +34,7 @@ class BoardTab:
             save_preferences = gr.DownloadButton(T("save_preferences"), elem_id="save-preferences")
         gr.on(
             [tab.select, refresh.click, kind.change], self.show, kind,
-            [state, table, plot, against, save_board, save_preferences], api_name="board", show_progress="hidden",
+            [state, table, plot, against, save_board, save_preferences], api_name="board", **AT_ONCE,
         )  # fmt: skip
 
     def show(self, request: gr.Request, kind):

@@ -1,12 +1,9 @@
 """The page as a whole: its tabs, what happens when it is opened and closed."""
 
-from pathlib import Path
-
 import gradio as gr
 
-from arena.examples import read_examples
 from page.board import BoardTab
-from page.common import Page, T, model_lists, say
+from page.common import AT_ONCE, QUIET, Page, T, model_lists
 from page.duel import TAB as DUEL
 from page.duel import DuelTab
 from page.friends import PeersTab
@@ -16,7 +13,7 @@ from page.single import TAB as SINGLE
 from page.single import SingleTab
 from page.training import TrainingTab
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples.csv"
+EXAMPLE_HEADERS = ["提示 prompt", "适合 for", "说明 note"]
 EXAMPLES_A_PAGE = 6
 PATIENCE = 3.5  # seconds that an opening page's lists wait for peers
 KEEP_FILES = (3600, 86400)  # uploads and downloads: seconds between looks for old ones, and how old they are then
@@ -24,20 +21,19 @@ CONCURRENT = 64  # events of a kind at once
 
 
 def create_page(arena):
-    """The gr.Blocks of an Arena. Server it with page.Server."""
+    """The gr.Blocks of an Arena. Serve it with page.Server."""
     page = Page(arena)
-    with gr.Blocks(title="MiniGPT arena", analytics_enabled=False, delete_cache=KEEP_FILES, fill_width=True) as blocks:
+    with GuardedBlocks(
+        title="MiniGPT arena", analytics_enabled=False, delete_cache=KEEP_FILES, fill_width=True
+    ) as blocks:
         with gr.Row(elem_id="head"):
             gr.Markdown(T("title"), elem_id="title")
             refresh = gr.Button(T("refresh"), elem_id="refresh", size="sm", scale=0, min_width=90)
-        prompts = []
         with gr.Tabs() as tabs:
             with gr.Tab(T("tab_single"), id="single"):
-                prompts.append(SingleTab(page).prompt)
-                examples(prompts[0], "examples")
+                examples(arena.examples, SingleTab(page).prompt, "examples")
             with gr.Tab(T("tab_duel"), id="duel"):
-                prompts.append(DuelTab(page).prompt)
-                examples(prompts[1], "duel-examples")
+                examples(arena.examples, DuelTab(page).prompt, "duel-examples")
             with gr.Tab(T("tab_board"), id="board") as tab:
                 BoardTab(page, tab)
             with gr.Tab(T("tab_match"), id="match"):
@@ -48,12 +44,16 @@ def create_page(arena):
                 peers = PeersTab(page, tab)
 
         def lists(request: gr.Request):
-            """What can be chosen now, then also what peers offer that have answered by then."""
-            yield model_lists(page, request)
+            """What can be chosen now."""
+            return model_lists(page, request)
+
+        def lists_with_peers(request: gr.Request):
+            """What can be chosen once the peers have answered, or have had time to."""
             arena.peers.check(PATIENCE)
-            yield model_lists(page, request)
+            return model_lists(page, request)
 
         def leave(request: gr.Request):
+            """The tab has been closed: nobody reads on."""
             for tab in (SINGLE, DUEL, MATCH):
                 arena.running.stop((request.session_hash, tab))
 
@@ -61,25 +61,42 @@ def create_page(arena):
             """Only the open tab's clock runs."""
             return gr.Timer(active=event.index == 4), gr.Timer(active=event.index == 5)
 
-        refresh.click(lists, None, page.models, api_name="refresh", show_progress="hidden")
-        blocks.load(lists, None, page.models, api_visibility="private", show_progress="hidden")
+        opened = gr.on([blocks.load, refresh.click], lists, None, page.models, **QUIET)
+        opened.then(lists_with_peers, None, page.models, api_name="refresh", **AT_ONCE)
         blocks.unload(leave)
-        tabs.select(rest, None, [training.timer, peers.timer], api_visibility="private", show_progress="hidden")
+        tabs.select(rest, None, [training.timer, peers.timer], **QUIET)
     blocks.queue(default_concurrency_limit=CONCURRENT, api_open=False)
     return blocks
 
 
-def examples(prompt, elem_id):
-    """The prompts of examples.csv, paged; a click fills one in."""
-    rows, problems = read_examples(EXAMPLES)
-    headers = ["prompt", "kind", "note"]
+def examples(rows, prompt, elem_id):
+    """Rows of [prompt, kind, note], paged; a click fills one in."""
     dataset = gr.Dataset(
-        label=T("examples"), components=[gr.Textbox(visible=False) for _ in headers], headers=headers,
+        label=T("examples"), components=[gr.Textbox(visible=False) for _ in EXAMPLE_HEADERS], headers=EXAMPLE_HEADERS,
         samples=rows, samples_per_page=EXAMPLES_A_PAGE, elem_id=elem_id, type="values",
     )  # fmt: skip
-    dataset.click(lambda row: row[0], dataset, prompt, api_visibility="private", show_progress="hidden")
+    dataset.click(lambda row: row[0], dataset, prompt, **QUIET)
 
-    def note(request: gr.Request):
-        return [gr.Textbox(say(request, problem.key, **problem.values)) for problem in problems[:1]]
 
-    return note
+class GuardedBlocks(gr.Blocks):
+    """Blocks that take no file but where one is asked for, and none that would first be fetched from an address.
+
+    Gradio moves whatever looks like a file into its cache, from where it is served, for any component.
+    """
+
+    async def preprocess_data(self, block_fn, inputs, *more, **named):
+        for component, value in zip(block_fn.inputs, inputs, strict=False):
+            refuse_files(value, isinstance(component, gr.File))
+        return await super().preprocess_data(block_fn, inputs, *more, **named)
+
+
+def refuse_files(value, wanted):
+    """Raises gr.Error where a value sent by a browser has a file in it that is not wanted, or is an address."""
+    if isinstance(value, list):
+        for item in value:
+            refuse_files(item, wanted)
+    elif isinstance(value, dict):
+        if {"path", "url", "meta"} & set(value) and not (wanted and "://" not in str(value.get("path"))):
+            raise gr.Error("a file has no place here", print_exception=False)
+        for item in value.values():
+            refuse_files(item, wanted)

@@ -1,6 +1,7 @@
 """What the page's tabs share: the reader's language, who may change things, model lists, sampling fields, results."""
 
 import functools
+import html
 import ipaddress
 import shutil
 import sys
@@ -20,9 +21,12 @@ from page.texts import PREFIX, TEXTS, language_of, text
 from sampling import SamplingParams
 
 # By these a proxy or tunnel on this machine tells that the request came from elsewhere.
-FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "cf-connecting-ip", "via")
+FORWARDED = ("forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 PADDING = {"left": 8, "right": 24, "top": 30, "bottom": 8}  # of a chart; its label is at the top
+# Of handlers that answer once: not through the queue, whose stream of events may be closing just then.
+AT_ONCE = {"queue": False, "show_progress": "hidden"}
+QUIET = {**AT_ONCE, "api_visibility": "private"}
 KEPT_FILES = 100  # for downloads
 SHOWN_TURNS = 20  # of a chat; what is older leaves the page
 
@@ -32,12 +36,11 @@ class Page:
 
     def __init__(self, arena):
         self.arena, self.models = arena, []
-        self._folder = tempfile.TemporaryDirectory(prefix="minigpt-arena-")
         self._files, self._lock = deque(), threading.Lock()
 
     def file(self, name, content):
         """The path of a new file for a download; the oldest of many is deleted."""
-        folder = Path(tempfile.mkdtemp(dir=self._folder.name))
+        folder = Path(tempfile.mkdtemp(dir=self.arena.downloads.name))
         (folder / name).write_text(content, encoding="utf-8", errors="replace", newline="")
         with self._lock:
             self._files.append(folder)
@@ -80,7 +83,8 @@ def may_change(request):
     if request.username:
         return True
     name = request.headers.get("host", "").rsplit(":", 1)[0] if "host" in request.headers else ""
-    if any(header in request.headers for header in FORWARDED) or name not in LOCAL_NAMES:
+    passed_on = any(key in FORWARDED or key.startswith("x-forwarded-") for key in map(str.lower, request.headers))
+    if passed_on or name not in LOCAL_NAMES:
         return False
     try:
         return ipaddress.ip_address(request.client.host).is_loopback
@@ -124,7 +128,8 @@ def first_models(page, count):
 def model_dropdown(page, label, value, **more):
     """A drop-down of models, which refreshes with the others."""
     choices = [(choice_label(None, choice), choice.name) for choice in page.arena.choices()]
-    dropdown = gr.Dropdown(choices, value=value, label=T(label), **more)
+    # A value that is no longer in the list is the handlers' to explain, not Gradio's.
+    dropdown = gr.Dropdown(choices, value=value, label=T(label), allow_custom_value=True, **more)
     page.models.append(dropdown)
     return dropdown
 
@@ -158,13 +163,14 @@ def plain_chat(label, **more):
     """A chatbot that shows text as text: no Markdown, no HTML, no formulas, no files."""
     return gr.Chatbot(
         label=T(label), render_markdown=False, sanitize_html=True, latex_delimiters=[], allow_tags=False,
-        allow_file_downloads=False, group_consecutive_messages=False, buttons=["copy"], **more,
+        allow_file_downloads=False, group_consecutive_messages=False, **more,
+        buttons=[],  # one that copies would copy the HTML
     )  # fmt: skip
 
 
 def message(role, content):
-    """A chatbot's message that is exactly this text."""
-    return {"role": role, "content": [{"type": "text", "text": content}]}
+    """A chatbot's message that shows exactly this text. Gradio takes it for HTML, also where Markdown is off."""
+    return {"role": role, "content": [{"type": "text", "text": html.escape(content, quote=False)}]}
 
 
 def turn(request, prompt, answer):

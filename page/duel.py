@@ -1,11 +1,15 @@
 """The tab of two models: both answer at once, blind or by name, and a vote says which was better."""
 
+import contextlib
+
 import gradio as gr
 
 from arena.answers import follow
 from arena.problems import Problem
 from arena.records import RESULTS, flag
 from page.common import (
+    AT_ONCE,
+    QUIET,
     T,
     first_models,
     frozen,
@@ -60,7 +64,7 @@ class DuelTab:
             [send.click, self.prompt.submit], self.ask, [blind, left, right, self.prompt, kept, *fields], everything,
             api_name="duel", show_progress="hidden",
         )  # fmt: skip
-        stop.click(self.stop, None, state, api_name="duel_stop", queue=False, show_progress="hidden")
+        stop.click(self.stop, None, state, api_name="duel_stop", **AT_ONCE)
         gr.on(
             [clear.click, left_chat.clear, right_chat.clear],
             self.clear,
@@ -69,12 +73,12 @@ class DuelTab:
             api_name="duel_clear",
             show_progress="hidden",
         )
-        mark.click(self.flag, kept, state, api_name="duel_flag", show_progress="hidden")
-        blind.change(lambda blind: gr.Row(visible=not blind), blind, choosers, api_visibility="private")
+        mark.click(self.flag, kept, state, api_name="duel_flag", **AT_ONCE)
+        blind.change(lambda blind: gr.Row(visible=not blind), blind, choosers, **QUIET)
         for result, button in self.buttons.items():
             button.click(
                 self.vote, [gr.State(result), kept], [state, *lines, kept, *self.buttons.values()],
-                api_name=f"vote_{result}", show_progress="hidden",
+                api_name=f"vote_{result}", **AT_ONCE,
             )  # fmt: skip
 
     def votable(self, possible):
@@ -84,33 +88,47 @@ class DuelTab:
     def ask(self, request: gr.Request, blind, left, right, prompt, kept, *fields):
         """Both chats with the answers so far, again and again until both have ended; then a vote is possible."""
         skip = [gr.skip()]
-        try:
-            prompt_text, params = self.arena.checked_prompt(prompt), self.arena.checked_params(*fields)
-            names = self.arena.draw() if blind else [left, right]
-            if not all(names):
-                raise Problem("no_model_chosen")
-            if waiting := [name for name in names if not self.arena.is_ready(name)]:
-                shown = "…" if blind else ", ".join(waiting)
-                yield [*skip * 5, say(request, "loading", name=shown), *skip, *self.votable(False)]
-            answers = self.arena.ask_all([(name, prompt_text) for name in names], params)
-        except Exception as error:  # a model file may fail in any way, and the page lives on
-            yield [*skip * 4, prompt, warning(request, error), kept, *skip * 4]
-            return
-        who = session(request, TAB)
-        self.arena.running.add(who, answers)
-        yield [*self.progress(request, prompt_text, answers, blind), "", "", {**NOTHING}, *self.votable(False)]
-        for _ in follow(answers):
-            yield [*self.progress(request, prompt_text, answers, blind), *skip * 7]
-        self.arena.running.forget(who, answers)
-        settings = sampling_dict(params)
-        last = (prompt_text, [frozen(answer) for answer in answers], settings)
+        with self.arena.running.ticket(session(request, TAB)) as ticket:
+            try:
+                prompt_text, params = self.arena.checked_prompt(prompt), self.arena.checked_params(*fields)
+                names = self.names(blind, left, right)
+                if waiting := [name for name in names if not self.arena.is_ready(name)]:
+                    shown = "…" if blind else ", ".join(waiting)
+                    yield [*skip * 5, say(request, "loading", name=shown), *skip, *self.votable(False)]
+                answers = self.arena.ask_all([(name, prompt_text) for name in names], params)
+            except Exception as error:  # a model file may fail in any way, and the page lives on
+                open_still = self.votable(bool(kept["battle"]))
+                yield [*skip * 4, prompt, warning(request, error), kept, *open_still]
+                return
+            ticket.add(answers)
+            rest = ["", "", {**NOTHING}, *self.votable(False)]  # once: the next question may be typed meanwhile
+            with contextlib.closing(follow(answers)) as news:
+                for _ in news:
+                    if not ticket.discarded:
+                        yield [*self.progress(request, prompt_text, answers, blind), *rest]
+                        rest = skip * 7
+            if ticket.discarded:
+                yield [[], [], "", "", *skip, "", {**NOTHING}, *self.votable(False)]
+                return
+            yield self.outcome(request, prompt_text, answers, blind, sampling_dict(params))
+
+    def names(self, blind, left, right):
+        """The two models that are asked. Raises Problem."""
+        names = self.arena.draw() if blind else [left, right]
+        if not all(names):
+            raise Problem("no_model_chosen")
+        if names[0] == names[1]:
+            raise Problem("same_model")
+        return names
+
+    def outcome(self, request, prompt, answers, blind, settings):
+        """What is shown when both have ended: a vote is possible, unless one side failed."""
         failed = any(answer.failure for answer in answers)
-        battle = None if failed else self.arena.battles.begin(prompt_text, answers, blind, settings)
-        say_next = "battle_failed" if failed else "vote_now" if blind else "vote_open"
-        yield [
-            *self.progress(request, prompt_text, answers, blind and not failed), gr.skip(), say(request, say_next),
-            {"battle": battle, "last": last}, *self.votable(not failed),
-        ]  # fmt: skip
+        battle = None if failed else self.arena.battles.begin(prompt, answers, blind, settings)
+        kept = {"battle": battle, "last": (prompt, [frozen(answer) for answer in answers], settings)}
+        line = say(request, "battle_failed" if failed else "vote_now" if blind else "vote_open")
+        progress = self.progress(request, prompt, answers, blind and not failed)
+        return [*progress, gr.skip(), line, kept, *self.votable(not failed)]
 
     def progress(self, request, prompt, answers, blind):
         """Both chats and both lines; blind: the lines tell nothing that gives a name away."""
@@ -136,7 +154,7 @@ class DuelTab:
 
     def clear(self, request: gr.Request):
         """Empty both chats; answers under way are stopped, and a vote that was not cast is none."""
-        self.arena.running.stop(session(request, TAB))
+        self.arena.running.stop(session(request, TAB), discard=True)
         return [[], [], "", "", "", "", {**NOTHING}, *self.votable(False)]
 
     @reporting

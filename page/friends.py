@@ -4,7 +4,7 @@ import gradio as gr
 import pandas
 
 from arena.problems import Problem
-from page.common import T, explain, may_change, model_lists, say, status_line, warning
+from page.common import AT_ONCE, QUIET, T, explain, may_change, model_lists, say, status_line, warning
 
 COLUMNS = ("peer_name", "col_address", "col_answers", "col_models")
 EVERY = 5.0  # seconds between checks while the tab is open
@@ -31,22 +31,26 @@ class PeersTab:
                 remove = gr.Button(T("peer_remove"), variant="stop", elem_id="peer-remove")
         self.timer = gr.Timer(EVERY, active=False)
         shown = [table, state, which, *page.models]
-        gr.on([tab.select], self.open, None, [*shown, self.timer], api_name="peers", show_progress="hidden")
-        self.timer.tick(self.look, None, shown, api_visibility="private", show_progress="hidden")
-        add.click(
-            self.add, [name, address, key], [name, address, key, *shown], api_name="add_peer", show_progress="hidden"
-        )
-        remove.click(self.remove, which, shown, api_name="remove_peer", show_progress="hidden")
+        opened = tab.select(self.open, None, [*shown, self.timer], **QUIET)
+        opened.then(self.look, None, shown, api_name="peers", **AT_ONCE)
+        self.timer.tick(self.tick, None, shown, **QUIET)
+        form = [name, address, key]
+        add.click(self.add, form, [*form, *shown], api_name="add_peer", **AT_ONCE)
+        remove.click(self.remove, which, shown, api_name="remove_peer", **AT_ONCE)
 
     def open(self, request: gr.Request):
-        """What is known at once, then what the peers answered."""
-        yield [*self.show(request), gr.Timer(active=True)]
-        yield [*self.look(request), gr.Timer(active=True)]
+        """What is known before anyone is asked."""
+        return [*self.show(request), gr.Timer(active=True)]
 
     def look(self, request: gr.Request):
         """The table after a check."""
         self.peers.check(PATIENCE)
         return self.show(request)
+
+    def tick(self, request: gr.Request):
+        """As `look`, but what was said stays."""
+        table, _, *rest = self.look(request)
+        return [table, gr.skip(), *rest]
 
     def show(self, request, said=""):
         """The table as it is known now, a line, who can be removed, and the lists of models."""

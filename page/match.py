@@ -1,5 +1,7 @@
 """The tab of the automatic match: a file of questions through several models."""
 
+import contextlib
+
 import gradio as gr
 import pandas
 
@@ -8,6 +10,7 @@ from arena.match import MOST_QUESTIONS, drawn, judge, play, read_questions, samp
 from arena.problems import Problem
 from arena.records import to_csv
 from page.common import (
+    AT_ONCE,
     T,
     explain,
     first_models,
@@ -47,36 +50,47 @@ class MatchTab:
             self.start, [models, file, count, *fields], [state, summary, answers, save], api_name="match",
             show_progress="minimal", show_progress_on=state,
         )  # fmt: skip
-        stop.click(self.stop, None, state, api_name="match_stop", queue=False, show_progress="hidden")
+        stop.click(self.stop, None, state, api_name="match_stop", **AT_ONCE)
 
     def start(self, request: gr.Request, models, file, count, *fields, progress=gr.Progress()):  # noqa: B008
         """The state again and again, and in the end the tables."""
         skip = [gr.skip()] * 3
-        try:
-            models = list(dict.fromkeys(models or []))
-            if len(models) < 2:
-                raise Problem("two_models")
-            params = self.arena.checked_params(*fields)
-            most_chars = self.arena.settings.max_prompt_chars
-            questions, skipped = read_questions(file, most_chars) if file else sample_questions()
-            questions = drawn(questions, checked_number("count", count or 0, 0, MOST_QUESTIONS))
-            for results, done in play(self.arena, session(request, TAB), models, questions, params):
+        with self.arena.running.ticket(session(request, TAB)) as ticket:
+            try:
+                models = list(dict.fromkeys(models or []))
+                if len(models) < 2:
+                    raise Problem("two_models")
+                params = self.arena.checked_params(*fields)
+                questions, skipped = self.questions(file, count)
                 total = len(models) * len(questions)
-                model = list(results.answers)[-1]
-                progress((done, total), desc=model)
-                yield say(request, "match_going", model=model, done=done, total=total), *skip
-            votes, tally = judge(results, sampling_dict(params))
-            self.arena.votes.add(votes)
-        except Exception as error:  # a model or a file may fail in any way, and the page lives on
-            yield warning(request, error), *skip
-            return
-        said = [self.outcome(request, results, skipped, votes)]
-        said += [
+                with contextlib.closing(play(self.arena, ticket, models, questions, params)) as rounds:
+                    for results, done in rounds:
+                        model = list(results.answers)[-1]
+                        progress((done, total), desc=model)
+                        yield say(request, "match_going", model=model, done=done, total=total), *skip
+                votes, tally = judge(results, sampling_dict(params))
+                if ticket.stopped:
+                    raise Problem("match_stopped")
+                self.arena.votes.add(votes)
+            except Exception as error:  # a model or a file may fail in any way, and the page lives on
+                yield warning(request, error), *skip
+                return
+            said = [self.outcome(request, results, skipped, votes), *self.wins(request, results, tally)]
+            yield "\n".join(said), summary_table(request, results), *self.answer_table(request, results)
+
+    def questions(self, file, count):
+        """([(question, reference)], lines skipped): of the file, or the embedded ones; as many as were asked for."""
+        most_chars = self.arena.settings.max_prompt_chars
+        questions, skipped = read_questions(file, most_chars) if file else sample_questions()
+        return drawn(questions, checked_number("count", count or 0, 0, MOST_QUESTIONS)), skipped
+
+    def wins(self, request, results, tally):
+        """A line for each pair of models that met."""
+        return [
             say(request, "match_wins", left=results.keys[a], right=results.keys[b], a=wins, b=losses, ties=ties)
             for (a, b), (wins, losses, ties) in tally.items()
             if wins + losses + ties
         ]
-        yield "\n".join(said), summary_table(request, results), *self.answer_table(request, results)
 
     def outcome(self, request, results, skipped, votes):
         """How the match went, in a line."""
@@ -120,6 +134,6 @@ def summary_table(request, results):
     for model in results.answers:
         scores = results.scores(model)
         answered = sum(answer is not None for answer in results.answers[model])
-        figures = [f"{scores[name]:.3f}" for name in ("rouge_l_f", "exact_match")] if scores else ["–", "–"]
+        figures = [f"{score:.3f}" for score in scores] if scores else ["–", "–"]
         rows.append([results.keys[model], f"{answered} / {len(results.questions)}", *figures])
     return pandas.DataFrame(rows, columns=[say(request, f"col_{column}") for column in COLUMNS])

@@ -18,18 +18,19 @@ from fastapi import FastAPI
 
 from page.common import LOCAL_NAMES
 from page.texts import translations
+from page.tunnel import Tunnel
 
 THREADS = 256  # handlers that may wait at once: each answer on its way has one
 UPLOAD = "8mb"
-BODY_BYTES = 2 << 20  # of any other request
+BODY_BYTES = 9 << 20  # of any request, uploads among them
 START_SECONDS = 30
 API = "/gradio_api/"
 # What the page needs of Gradio's paths below API; its others (a proxy, an editor, recordings …) are not served.
 SERVED = (
     "api/", "app_id", "call/", "cancel", "file=", "heartbeat/", "info", "login_check", "queue/", "reset", "run/",
-    "startup-events", "theme.css", "token", "upload", "upload_progress", "user",
+    "startup-events", "theme.css", "upload", "upload_progress", "user",
 )  # fmt: skip
-NOT_SERVED = ("/monitoring", "/dev/", "/svelte")
+NOT_SERVED = ("/monitoring", "/dev/", "/svelte", "/openapi.json", "/docs", "/redoc")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CSS = """
 #head { align-items: center; flex-wrap: nowrap; }
@@ -55,9 +56,12 @@ class Guard:
         self.app, self.local = app, local
 
     async def __call__(self, scope, receive, send):
-        reason = self.refusal(scope) if scope["type"] == "http" else None
+        reason = self.refusal(scope) if scope["type"] in ("http", "websocket") else None
         if reason is None:
             return await self.app(scope, receive, send)
+        if scope["type"] == "websocket":
+            await receive()
+            return await send({"type": "websocket.close", "code": 1008})
         status, text = reason
         body = json.dumps({"detail": text}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
@@ -71,12 +75,14 @@ class Guard:
         if self.local and host.rsplit(":", 1)[0] not in LOCAL_NAMES:
             return 403, "this page is for this machine only: open it as http://127.0.0.1, or start it with --host"
         origin = headers.get("origin")
-        if scope["method"] not in ("GET", "HEAD") and origin and urlsplit(origin).netloc != host:
+        if origin and urlsplit(origin).netloc != host:
             return 403, "another page may not ask this one"
         if not self.serves(path):
             return 404, "not found"
+        if "transfer-encoding" in headers:
+            return 411, "send the body's length"
         length = headers.get("content-length", "0")
-        if not path.startswith(API + "upload") and (not length.isdigit() or int(length) > BODY_BYTES):
+        if not length.isdigit() or int(length) > BODY_BYTES:
             return 413, f"the request is longer than {BODY_BYTES} bytes"
         return None
 
@@ -111,8 +117,10 @@ class Server:
             enable_monitoring=False, mcp_server=False, pwa=False, i18n=gr.I18n(**translations()), theme=theme(),
             css=CSS,
         )  # fmt: skip
+        blocks.has_launched = True  # else Gradio takes the set-up for not yet done, and checks no path of a file
         config = uvicorn.Config(
-            Guard(app, local=host in LOOPBACK and not auth), log_level="warning", access_log=False,
+            Guard(Tunnel(app), local=host in LOOPBACK and not auth), log_level="warning", access_log=False,
+            ws="websockets-sansio", ws_per_message_deflate=False, ws_max_size=1024,
             proxy_headers=False,  # else a header could say that a request is from this machine
             timeout_graceful_shutdown=2,
         )  # fmt: skip

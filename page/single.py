@@ -1,11 +1,15 @@
 """The tab of one model: ask, read the answer as it is made, with its time."""
 
+import contextlib
+
 import gradio as gr
 
 from arena.answers import follow
 from arena.problems import Problem
 from arena.records import flag
 from page.common import (
+    AT_ONCE,
+    QUIET,
     SHOWN_TURNS,
     T,
     first_models,
@@ -44,57 +48,65 @@ class SingleTab:
             [send.click, self.prompt.submit], self.ask, [model, self.prompt, kept, *fields],
             [chat, self.prompt, state, kept], api_name="ask", show_progress="hidden",
         )  # fmt: skip
-        stop.click(self.stop, None, state, api_name="stop", queue=False, show_progress="hidden")
+        stop.click(self.stop, None, state, api_name="stop", **AT_ONCE)
         gr.on(
             [clear.click, chat.clear], self.clear, None, [chat, state, kept], api_name="clear", show_progress="hidden"
         )
-        mark.click(self.flag, kept, state, api_name="flag", show_progress="hidden")
-        gr.on(
-            [model.input, self.prompt.focus], self.load, model, state, api_visibility="private", show_progress="hidden"
+        mark.click(self.flag, kept, state, api_name="flag", **AT_ONCE)
+        gr.on([model.input, self.prompt.focus], self.announce, model, model, **QUIET).then(
+            self.load, model, model, **QUIET
         )
+
+    def announce(self, request: gr.Request, model):
+        """Under the drop-down: that the chosen checkpoint is being loaded."""
+        ready = not model or self.arena.is_ready(model)
+        return gr.skip() if ready else gr.update(info=say(request, "loading", name=model))
 
     def load(self, request: gr.Request, model):
         """Have the chosen checkpoint in memory before it is asked."""
         if not model or self.arena.is_ready(model):
-            yield gr.skip()
-            return
-        yield say(request, "loading", name=model)
+            return gr.update(info=T("model_info"))
         try:
             self.arena.warm(model)
-            yield say(request, "loaded", name=model)
+            return gr.update(info=say(request, "loaded", name=model))
         except Exception as error:  # whatever the file does to its loader
-            yield warning(request, error)
+            return gr.update(info=warning(request, error))
 
     def ask(self, request: gr.Request, model, prompt, kept, *fields):
         """The chat with the answer so far, and its time, again and again until it has ended."""
-        try:
-            if not model:
-                raise Problem("no_model_chosen")
-            prompt_text, params = self.arena.checked_prompt(prompt), self.arena.checked_params(*fields)
-            if not self.arena.is_ready(model):
-                yield gr.skip(), gr.skip(), say(request, "loading", name=model), gr.skip()
-            answer = self.arena.ask(model, prompt_text, params)
-        except Exception as error:  # a model file may fail in any way, and the page lives on
-            yield kept["chat"], prompt, warning(request, error), kept
-            return
-        who = session(request, TAB)
-        self.arena.running.add(who, [answer])
-        before = kept["chat"][-2 * (SHOWN_TURNS - 1) :]
-        yield before + turn(request, prompt_text, answer), "", time_line(request, answer), gr.skip()
-        for _ in follow([answer]):
-            yield before + turn(request, prompt_text, answer), gr.skip(), time_line(request, answer), gr.skip()
-        self.arena.running.forget(who, [answer])
-        chat = before + turn(request, prompt_text, answer)
-        kept = {"chat": chat, "last": (prompt_text, [frozen(answer)], {"model": model, **sampling_dict(params)})}
-        yield chat, gr.skip(), time_line(request, answer), kept
+        with self.arena.running.ticket(session(request, TAB)) as ticket:
+            try:
+                if not model:
+                    raise Problem("no_model_chosen")
+                prompt_text, params = self.arena.checked_prompt(prompt), self.arena.checked_params(*fields)
+                if not self.arena.is_ready(model):
+                    yield gr.skip(), gr.skip(), say(request, "loading", name=model), gr.skip()
+                answer = self.arena.ask(model, prompt_text, params)
+            except Exception as error:  # a model file may fail in any way, and the page lives on
+                yield kept["chat"], prompt, warning(request, error), kept
+                return
+            ticket.add([answer])
+            before = kept["chat"][-2 * (SHOWN_TURNS - 1) :]
+            emptied = ""  # once: the next question may be typed while this one is answered
+            with contextlib.closing(follow([answer])) as news:
+                for _ in news:
+                    if not ticket.discarded:
+                        chat = before + turn(request, prompt_text, answer)
+                        yield chat, emptied, time_line(request, answer), gr.skip()
+                        emptied = gr.skip()
+            if ticket.discarded:
+                yield [], gr.skip(), "", NOTHING
+                return
+            last = (prompt_text, [frozen(answer)], {"model": model, **sampling_dict(params)})
+            yield chat, gr.skip(), time_line(request, answer), {"chat": chat, "last": last}
 
     def stop(self, request: gr.Request):
         """Stop what this reader's answer is being made by."""
         return say(request, "stopped" if self.arena.running.stop(session(request, TAB)) else "nothing_runs")
 
     def clear(self, request: gr.Request):
-        """Empty the chat; an answer under way is stopped."""
-        self.arena.running.stop(session(request, TAB))
+        """Empty the chat; an answer under way is stopped, and not shown."""
+        self.arena.running.stop(session(request, TAB), discard=True)
         return [], "", NOTHING
 
     @reporting

@@ -16,7 +16,7 @@ def text(key, language, **values):
 def translations():
     """{locale: {key: text}} for the browser, which takes its own language's, or English."""
     tables = {language: {PREFIX + key: pair[i] for key, pair in TEXTS.items()} for i, language in enumerate(LANGUAGES)}
-    return {"en": tables["en"], **{locale: tables["zh"] for locale in ("zh", "zh-CN", "zh-TW", "zh-HK")}}
+    return {"en": tables["en"], **{locale: tables["zh"] for locale in ("zh-CN", "zh-TW")}}
 
 
 def language_of(header):

@@ -5,7 +5,7 @@ import gradio as gr
 import pandas
 
 from arena.runs import Runs
-from page.common import PADDING, T, say, status_line, warning
+from page.common import AT_ONCE, PADDING, QUIET, T, say, status_line, warning
 
 EVERY = 3.0  # seconds between looks at the logs while the tab is open
 PIXELS = 360
@@ -22,11 +22,9 @@ class TrainingTab:
         plot = gr.Plot(label=T("loss_plot"), elem_id="loss-plot")
         self.timer = gr.Timer(EVERY, active=False)
         seen = gr.State(None)
-        tab.select(
-            self.open, names, [names, plot, state, seen, self.timer], api_name="training", show_progress="hidden"
-        )
-        names.input(self.show, names, [plot, state, seen], api_visibility="private", show_progress="hidden")
-        self.timer.tick(self.tick, [names, seen], [plot, state, seen], api_visibility="private", show_progress="hidden")
+        tab.select(self.open, names, [names, plot, state, seen, self.timer], api_name="training", **AT_ONCE)
+        names.input(self.show, names, [plot, state, seen], **QUIET)
+        self.timer.tick(self.tick, [names, seen], [plot, state, seen], **QUIET)
 
     def open(self, request: gr.Request, names):
         """The runs that there are, and the curves of those chosen, or of the newest."""

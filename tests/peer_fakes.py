@@ -3,7 +3,8 @@
 `peer()` serves on a free port of 127.0.0.1. Its models: "echo" says the prompt back a character at a time, "slow" the
 same at 50 ms a character, "dies" breaks off after three characters, "drips" a byte a while of a line that never ends,
 "endless" never stops, "line" sends one line without end, "whole" answers without streaming, "plain" refuses fields
-beyond OpenAI's, "busy" is so twice, "silent" never answers, "elsewhere" redirects, "zipped" compresses, "junk" is no
+beyond OpenAI's, "busy" is so twice, "silent" never answers, "headers" and "continue"
+send headers without end, "elsewhere" and "faraway" redirect, "zipped" compresses, "junk" is no
 JSON, "odd" is JSON of other shapes, "counts" claims absurd counts, "surrogate" half characters, "error" an error in the
 stream, "hostile" says what `hostile` holds.
 """
@@ -42,7 +43,7 @@ HOSTILE = [
 
 def delta(text, reason=None):
     """A piece of a chat or completion, as an event."""
-    choice = {"index": 0, "delta": {"content": text}, "text": text, "finish_reason": reason}
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": reason}
     return f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
 
 
@@ -74,6 +75,9 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.about.seen.append((self.path, dict(self.headers), body))
         prompt = body.get("prompt") or body["messages"][-1]["content"]
+        if self.server.about.refuse:
+            self.server.about.refuse -= 1
+            return self.send(400, b'{"error": {"message": "the prompt is too long"}}')
         try:
             getattr(self, f"as_{body['model']}")(prompt, body)
             self.server.about.finished.append(body["model"])
@@ -148,6 +152,24 @@ class Handler(BaseHTTPRequestHandler):
     def as_silent(self, prompt, body):
         time.sleep(20)
 
+    def as_headers(self, prompt, body):
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            self.say(b"X: y\r\n")
+            time.sleep(0.05)
+
+    def as_continue(self, prompt, body):
+        while True:
+            self.say(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
+
+    def as_faraway(self, prompt, body):
+        """A redirect whose own body has no end."""
+        self.send_response(302)
+        self.send_header("Location", "http://[bad")
+        self.end_headers()
+        while True:
+            self.say(b"x" * 65536)
+
     def as_elsewhere(self, prompt, body):
         self.send(307, b"", Location="http://127.0.0.1:9/secret")
 
@@ -166,7 +188,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def as_counts(self, prompt, body):
         self.begin()
-        self.say(delta("好"))
+        self.say(delta("好", "stop"))
         self.say(b'data: {"choices": [], "usage": {"completion_tokens": 1e400, "prompt_tokens": -5}}\n\n')
 
     def as_surrogate(self, prompt, body):
@@ -192,6 +214,7 @@ def peer(models=("echo",), owner="someone", listing_seconds=0.0):
     server.daemon_threads, server.block_on_close = True, False
     server.about = SimpleNamespace(
         models=models, owner=owner, listing_seconds=listing_seconds, seen=[], finished=[], left=[], busy=0, hostile="",
+        refuse=0,
         port=server.server_port, address=f"127.0.0.1:{server.server_port}",
     )  # fmt: skip
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)

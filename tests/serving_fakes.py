@@ -1,8 +1,8 @@
 """The server over a generator without a model, and what its tests need: run as a script it is that server.
 
 The fake answers a prompt with the prompt's own characters, one a token, round and round, until max_new_tokens. A
-prompt may order otherwise: "slow" waits 50 ms before each token, "never" makes none, "fail" breaks after two, and
-"full stop" ends by itself. (`obeys=False`: never.)
+prompt may order otherwise: "slow" waits 50 ms before each token, "slowly" 300, "never" makes none, "fail" breaks after
+two, and "full stop" ends by itself. (`obeys=False`: never.)
 """
 
 import http.client
@@ -87,7 +87,8 @@ class FakeGenerator:
         while True:
             while self.queue and len(self.rows) < self.max_batch:
                 self.rows.append(self.queue.pop(0))
-            time.sleep(0.05 if any("slow" in stream.orders for stream in self.rows) else 0.0005)
+            orders = "".join(stream.orders for stream in self.rows)
+            time.sleep(0.3 if "slowly" in orders else 0.05 if "slow" in orders else 0.0005)
             self.rows = [stream for stream in self.rows if not stream.step()]
 
 
@@ -100,7 +101,19 @@ class Server:
             assert line, "".join(self.lines)
             self.lines.append(line)
         self.port = int(re.search(r"http://127\.0\.0\.1:(\d+)", "".join(self.lines))[1])
+        # What it goes on to write is read, since a full pipe would hold it up.
+        self._later, self._reader = [], threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         self.url = f"http://127.0.0.1:{self.port}"
+
+    def _read(self):
+        self._later.extend(self.process.stdout)
+
+    def ended(self, seconds=60):
+        """(exit code, what it wrote since it started to serve) of a process that ends within so many seconds."""
+        self.process.wait(seconds)
+        self._reader.join(seconds)
+        return self.process.returncode, "".join(self._later)
 
     @property
     def authorization(self):
@@ -158,8 +171,7 @@ class Server:
     def stop(self):
         """End it as Ctrl-C or a service manager would; returns (exit code, what it wrote)."""
         self.process.terminate()
-        out, _ = self.process.communicate(timeout=60)
-        return self.process.returncode, out
+        return self.ended()
 
 
 def serving(script, *flags, key=""):
@@ -168,10 +180,16 @@ def serving(script, *flags, key=""):
 
 
 @contextmanager
-def started(script, *flags, key="", cwd=ROOT):
+def started(script, *flags, key="", cwd=ROOT, **environment):
     """The `Server` that a script is once it has said that Ctrl-C stops it; killed in the end."""
     command = [sys.executable, str(script), *flags]
-    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1", "MINIGPT_API_KEY": key}
+    environment = {
+        **os.environ,
+        "PYTHONIOENCODING": "utf-8",
+        "OMP_NUM_THREADS": "1",
+        "MINIGPT_API_KEY": key,
+        **environment,
+    }
     process = subprocess.Popen(
         command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", env=environment
     )
@@ -180,7 +198,7 @@ def started(script, *flags, key="", cwd=ROOT):
     finally:
         if process.poll() is None:
             process.kill()
-        process.communicate()
+        process.wait()
 
 
 def open_fake(ckpt, settings):

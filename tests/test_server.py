@@ -358,7 +358,7 @@ def test_sigterm_finishes_what_is_under_way_and_exits_with_0(guarded):
     idle.request("POST", "/generate", b'{"prompt": "a"}', right)  # over a connection from before
     assert idle.getresponse().status == 503
     assert response.read() == b"slow" * 20
-    out, _ = guarded.process.communicate(timeout=20)
+    _, out = guarded.ended(20)
     assert guarded.process.returncode == 0 and "Traceback" not in out and "cut short" not in out
 
 

@@ -1,0 +1,429 @@
+"""The models of the arena: checkpoints on the shelf, peers in their file, answers, matches, runs, examples."""
+
+import json
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from arena_fakes import open_fake, write_checkpoint, write_checkpoints
+from peer_fakes import peer
+from serving_fakes import FakeGenerator
+from tiny import tiny_model, tiny_tokenizer
+
+from api_client import ApiFailure
+from arena.answers import Answer, Running, Ticket, follow
+from arena.contest import Arena
+from arena.examples import read_examples
+from arena.match import drawn, judge, play, read_questions, sample_questions
+from arena.peers import Peers
+from arena.problems import Problem, printable
+from arena.runs import POINTS, Runs
+from arena.shelf import Shelf
+from configurator import defaults
+from errors import UserError
+from sampling import SamplingParams
+
+
+def settings(folder, **more):
+    """The arena's settings, everything under a folder."""
+    made = defaults("arena")
+    made.out_root, made.arena_dir, made.peers = (str(folder / name) for name in ("out", "arena", "peers.json"))
+    for name, value in more.items():
+        setattr(made, name, value)
+    return made
+
+
+@pytest.fixture
+def arena(tmp_path):
+    write_checkpoints(tmp_path / "out")
+    arena = Arena(settings(tmp_path), open_fake)
+    yield arena
+    arena.close()
+
+
+def key_of(raised):
+    return raised.value.key
+
+
+# Checkpoints
+
+
+def test_every_checkpoint_is_listed_with_what_it_is_and_broken_ones_cost_no_other(tmp_path):
+    root, model, table = tmp_path / "out", tiny_model(), tiny_tokenizer()
+    write_checkpoint(root / "run" / "ckpt.pt", model, table, "pretrain", 3, 2.5)
+    write_checkpoint(root / "run" / "last.pt", model, table, "pretrain", 9)
+    write_checkpoint(root / "run" / "last.prev.pt", model, table)
+    write_checkpoint(root / "run" / "step_000006.pt", model, table, step=6)
+    write_checkpoint(root / "deep" / "er" / "ckpt.pt", model, table, loss=float("inf"))
+    (root / "bad").mkdir()
+    (root / "bad" / "ckpt.pt").write_bytes(b"PK\x03\x04 nonsense")
+    shelf = Shelf(settings(tmp_path), open_fake)
+    found, broken = shelf.checkpoints()
+    about = {c.name: (c.stage, c.step, c.parameters, c.val_loss) for c in found}
+    size = model.num_params()
+    assert about == {
+        "run": ("pretrain", 3, size, 2.5), "run/last": ("pretrain", 9, size, 2.5),
+        "run/step_000006": ("sft", 6, size, 2.5), "deep/er": ("sft", 7, size, None),
+    }  # fmt: skip
+    assert len(broken) == 1 and "bad/ckpt.pt" in str(broken[0]).replace("\\", "/")
+    assert [c.name for c in found][:2] == ["deep/er", "run"]  # saved last; a run's best first
+    assert Shelf(settings(tmp_path, out_root=str(tmp_path / "none"))).checkpoints() == ([], [])
+
+
+def test_nothing_is_loaded_before_it_is_chosen_and_the_least_recently_used_leaves(arena, tmp_path):
+    shelf = Shelf(settings(tmp_path, loaded_models=2), open_fake)
+    assert not any(shelf.is_loaded(name) for name in ("alpha", "beta", "base"))
+    for name in ("alpha", "beta", "alpha", "base"):
+        shelf.borrow(name)
+        shelf.give_back(name)
+    assert [shelf.is_loaded(name) for name in ("alpha", "beta", "base")] == [True, False, True]
+    for name in ("alpha", "beta", "base"):  # what is in use stays, whatever the limit
+        shelf.borrow(name)
+    assert all(shelf.is_loaded(name) for name in ("alpha", "beta", "base"))
+    shelf.give_back("beta")
+    assert not shelf.is_loaded("beta") and shelf.is_loaded("alpha")
+
+
+def test_many_that_choose_one_checkpoint_load_it_once(tmp_path):
+    write_checkpoints(tmp_path / "out", ["alpha"])
+    loads = []
+
+    def slow_open(ckpt, settings):
+        loads.append(ckpt)
+        time.sleep(0.2)
+        return open_fake(ckpt, settings)
+
+    shelf, got = Shelf(settings(tmp_path), slow_open), []
+    threads = [threading.Thread(target=lambda: got.append(shelf.borrow("alpha")[0])) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(loads) == 1 and len(set(map(id, got))) == 1
+
+
+def test_a_run_that_saves_again_is_loaded_again(tmp_path):
+    root = write_checkpoints(tmp_path / "out", ["alpha"])
+    shelf = Shelf(settings(tmp_path), open_fake)
+    first, about = shelf.borrow("alpha")
+    write_checkpoint(root / "alpha" / "ckpt.pt", tiny_model(), tiny_tokenizer(), "sft", 8)
+    assert shelf.borrow("alpha") == (first, about)  # not while an answer is being made
+    shelf.give_back("alpha")
+    shelf.give_back("alpha")
+    again, about = shelf.borrow("alpha")
+    assert again is not first and about.key == "alpha (step 8)"
+
+
+def test_a_checkpoint_that_cannot_be_loaded_can_be_tried_again(tmp_path):
+    write_checkpoints(tmp_path / "out", ["alpha"])
+    tries = []
+
+    def fails_once(ckpt, settings):
+        tries.append(ckpt)
+        if len(tries) == 1:
+            raise MemoryError
+        return open_fake(ckpt, settings)
+
+    shelf = Shelf(settings(tmp_path), fails_once)
+    with pytest.raises(MemoryError):
+        shelf.borrow("alpha")
+    assert shelf.borrow("alpha")[1].name == "alpha"
+    with pytest.raises(Problem) as raised:
+        shelf.borrow("none")
+    assert key_of(raised) == "no_model"
+
+
+def test_a_real_checkpoint_answers(tmp_path):
+    write_checkpoints(tmp_path / "out", ["alpha", "base"])
+    arena = Arena(settings(tmp_path, precision="float32", device="cpu"))
+    answer = arena.ask("alpha", "河的河", SamplingParams(max_new_tokens=5, temperature=0))
+    for _ in follow([answer]):
+        pass
+    assert answer.ended and not answer.failure and answer.key == "alpha (step 7)"
+    assert answer.tokens <= 5 and answer.seconds_to_first <= answer.seconds
+    arena.close()
+
+
+# Peers
+
+
+def test_a_peers_file_is_read_again_when_it_changes_and_a_bad_entry_costs_no_good_one(tmp_path):
+    path = tmp_path / "peers.json"
+    peers = Peers(path)
+    assert peers.all() == [] and peers.problems == []
+    good = {"name": "小明", "address": "192.168.1.5:5000", "key": "k"}
+    bad = [7, {}, {"name": "a\nb", "address": "x"}, {"name": "f", "address": "file:///etc/passwd"}, {**good}]
+    path.write_text(json.dumps([good, *bad, {"name": "b", "address": "https://b"}]), encoding="utf-8")
+    assert [(each.name, each.key) for each in peers.all()] == [("小明", "k"), ("b", "")]
+    assert len(peers.problems) == 5 and isinstance(peers.problems[3], ApiFailure)
+    path.write_text("{nonsense", encoding="utf-8")
+    assert peers.all() == [] and key_of(SimpleNamespace(value=peers.problems[0])) == "peers_file"
+
+
+def test_adding_and_removing_rewrites_the_file_and_never_loses_what_was_not_understood(tmp_path):
+    path = tmp_path / "config" / "peers.json"
+    peers = Peers(path)
+    peers.add("小明", "192.168.1.5:5000", "k")
+    peers.add("b", "https://b/v1")
+    assert json.loads(path.read_text(encoding="utf-8")) == [
+        {"name": "小明", "address": "192.168.1.5:5000", "key": "k"}, {"name": "b", "address": "https://b/v1"},
+    ]  # fmt: skip
+    for name, address, key in (
+        ("b", "x", ""),
+        ("", "x", ""),
+        ("a @ b", "x", ""),
+        ("c", "ftp://x", ""),
+        ("c", "x", "钥匙"),
+    ):
+        with pytest.raises(UserError):
+            peers.add(name, address, key)
+    peers.remove("b")
+    assert [each.name for each in peers.all()] == ["小明"]
+    path.write_text('[{"name": "half"', encoding="utf-8")
+    with pytest.raises(Problem):
+        peers.add("c", "x")
+    assert path.read_text(encoding="utf-8") == '[{"name": "half"'
+
+
+def test_each_peer_shows_whether_it_answers_and_one_that_is_down_or_slow_holds_nobody_up(tmp_path):
+    with peer(["sft"], "minigpt") as good, peer(None, listing_seconds=2) as slow:
+        peers = Peers(tmp_path / "peers.json")
+        for name, address in (("good", good.address), ("slow", slow.address), ("down", "127.0.0.1:9")):
+            peers.add(name, address)
+        started = time.monotonic()
+        peers.check(0.5)
+        assert time.monotonic() - started < 1
+        assert peers.status("good").models == ({"id": "sft", "owned_by": "minigpt"},)
+        assert peers.status("good").seconds > 0 and peers.status("slow") is None
+        assert peers.status("down").failure.code == "unreachable"
+        peers.check(5)
+        assert [model["id"] for model in peers.status("slow").models] == ["echo"]
+        asked = len(good.seen)
+        peers.check(1)  # fresh enough
+        assert len(good.seen) == asked
+        peers.close()
+
+
+def test_the_models_of_peers_are_choices_and_asked_in_the_way_that_suits_them(arena):
+    with peer(["echo"], "minigpt") as ours, peer(["slow"], "library") as other:
+        arena.peers.add("ours", ours.address)
+        arena.peers.add("other", other.address)
+        arena.peers.check(5)
+        assert [c.name for c in arena.choices()][-2:] == ["echo @ ours", "slow @ other"]
+        params = SamplingParams(max_new_tokens=9, top_k=5, seed=3)
+        answers = arena.ask_all([("echo @ ours", "你好"), ("slow @ other", "世界")], params)
+        for _ in follow(answers):
+            pass
+        assert [answer.text for answer in answers] == ["你好", "世界"]
+        assert (ours.seen[-1][0], other.seen[-1][0]) == ("/v1/completions", "/v1/chat/completions")
+        assert ours.seen[-1][2]["top_k"] == 5 and ours.seen[-1][2]["seed"] == 3
+    for name in ("echo @ nobody", "nothing"):
+        with pytest.raises(Problem):
+            arena.ask(name, "x", params)
+
+
+def test_two_are_drawn_at_random_one_checkpoint_a_run(arena, tmp_path):
+    write_checkpoint(tmp_path / "out" / "alpha" / "last.pt", tiny_model(), tiny_tokenizer())
+    drawn_pairs = {tuple(arena.draw()) for _ in range(60)}
+    assert {name for pair in drawn_pairs for name in pair} == {"alpha", "beta", "base"} and len(drawn_pairs) == 6
+    only = Arena(settings(tmp_path, out_root=str(tmp_path / "none")), open_fake)
+    with pytest.raises(Problem) as raised:
+        only.draw()
+    assert key_of(raised) == "too_few_models"
+
+
+# Prompts and parameters
+
+
+def test_prompts_and_parameters_are_checked_by_name(arena):
+    assert arena.checked_prompt("a\0\ud800") == "a?"
+    for prompt in ("", "  \n", None, "\0"):
+        with pytest.raises(Problem) as raised:
+            arena.checked_prompt(prompt)
+        assert key_of(raised) == "no_prompt"
+    with pytest.raises(Problem) as raised:
+        arena.checked_prompt("长" * 40000)
+    assert key_of(raised) == "long_prompt"
+    fine = [225, 0.1, 20, 1, 0, None]
+    assert arena.checked_params(*fine) == SamplingParams()
+    for place, name in enumerate(("max_new_tokens", "temperature", "top_k", "top_p", "frequency_penalty", "seed")):
+        for wrong in (-3, 1e9 if name != "seed" else 2.0**60, "x", float("nan"), True, [1]):
+            values = [*fine]
+            values[place] = wrong
+            with pytest.raises(Problem) as raised:
+                arena.checked_params(*values)
+            assert raised.value.values["field"] == name
+
+
+def test_a_name_is_shown_without_what_would_turn_the_page_around():
+    assert printable("a\u202eb\x1b[31m\n\u200bc" + "d" * 100, 8) == "ab[31mcd"
+
+
+# Answers
+
+
+def test_stopping_stops_the_generation_and_keeps_what_there_is(arena):
+    running = Running()
+    with running.ticket("me") as ticket:
+        answers = arena.ask_all([("alpha", "slow" * 50), ("beta", "slow" * 50)], SamplingParams(max_new_tokens=4000))
+        ticket.add(answers)
+        stopped = [running.stop("me") for _ in follow(answers) if all(answer.text for answer in answers)]
+    assert stopped[0] and not running.stop("me") and not ticket.discarded
+    assert all(answer.stopped and answer.ended and answer.text and not answer.failure for answer in answers)
+    assert all(answer.stream.finish_reason == "cancelled" for answer in answers)
+
+
+def test_what_is_stopped_before_there_is_an_answer_stops_the_answer(arena):
+    running = Running()
+    with running.ticket("me") as ticket:
+        assert running.stop("me", discard=True)
+        answer = arena.ask("alpha", "never", SamplingParams())
+        ticket.add([answer])
+        for _ in follow([answer]):
+            pass
+    assert answer.stopped and ticket.discarded
+
+
+def test_a_reader_that_goes_away_frees_the_model(arena):
+    answer = arena.ask("alpha", "slow" * 50, SamplingParams(max_new_tokens=4000))
+    reading = follow([answer])
+    next(reading)  # at once: also who leaves before the first token has been waiting here
+    reading.close()
+    assert answer.ended and answer.stream.cancelled and arena.shelf._slots["alpha"].users == 0
+
+
+def test_an_engine_that_fails_costs_what_follows_and_not_what_came_before():
+    generator = FakeGenerator()
+    answer = Answer("a", "a", generator.submit("fail slow", SamplingParams()))
+    for _ in follow([answer]):
+        pass
+    assert answer.text == "fa" and answer.ended and isinstance(answer.failure, RuntimeError)
+
+
+def test_a_question_that_takes_too_long_ends(tmp_path):
+    write_checkpoints(tmp_path / "out", ["alpha"])
+    arena = Arena(settings(tmp_path, request_seconds=0.3), open_fake)
+    answer = arena.ask("alpha", "never", SamplingParams())
+    started = time.monotonic()
+    for _ in follow([answer]):
+        pass
+    assert time.monotonic() - started < 2 and not answer.stopped and answer.stream.finish_reason == "cancelled"
+
+
+def test_a_reader_who_asks_again_stops_what_was_asked_before():
+    generator, running = FakeGenerator(), Running()
+    old, new = (Answer("a", "a", generator.submit("never", SamplingParams())) for _ in range(2))
+    with running.ticket("me") as first:
+        first.add([old])
+        with running.ticket("me") as second:
+            second.add([new])
+            assert old.stopped and not new.stopped and not running.stop("you")
+            assert running.stop("me") and new.stopped
+    assert not running.stop("me")
+
+
+# Matches
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("q.jsonl", '{"question": "一", "answer": "壹"}\n{broken\n[]\n{"prompt": "二"}\n{"question": 7}\n\n'),
+        ("q.json", '[{"question": "一", "answer": "壹"}, 5, {"prompt": "二"}]'),
+        ("q.csv", "\ufeffquestion,answer\n一,壹\n,空\n二,\n"),
+        ("q.txt", "一\n\n二\n"),
+    ],
+)
+def test_questions_are_read_in_every_form_and_bad_rows_cost_no_good_ones(tmp_path, name, content):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    questions, skipped = read_questions(tmp_path / name, 1000)
+    assert [question for question, _ in questions] == ["一", "二"]
+    assert questions[0][1] == ("" if name == "q.txt" else "壹")
+    assert skipped == {"q.jsonl": [2, 3, 5], "q.json": [2], "q.csv": [3], "q.txt": []}[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "key"),
+    [("q.jsonl", b"", "no_questions"), ("q.txt", "问".encode("gbk"), "not_utf8"), ("q.json", b"{", "no_questions"),
+     ("q.csv", b"a,b\n1,2\n", "no_questions"), ("q.txt", b"q\n" * 1001, "many_questions"),
+     ("q.txt", b"q" * (9 << 20), "big_file"), ("q.txt", b"q" * 2000, "no_questions")],
+)  # fmt: skip
+def test_a_file_that_cannot_be_asked_is_said(tmp_path, name, content, key):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(Problem) as raised:
+        read_questions(tmp_path / name, 1000)
+    assert key_of(raised) == key
+
+
+def test_a_match_scores_the_answers_and_counts_wins(arena):
+    questions = [("full stop", "full stop"), ("full stop, 二", "没有关系"), ("full stop 三", "")]
+    with peer(["echo", "whole"]) as other:
+        arena.peers.add("p", other.address)
+        arena.peers.check(5)
+        steps = list(play(arena, Ticket(), ["alpha", "whole @ p"], questions, SamplingParams()))
+    results, done = steps[-1]
+    assert done == 6 and results.answers["alpha"] == [question for question, _ in questions]
+    assert results.answers["whole @ p"][0] == "整个full stop"
+    assert results.scores("alpha")[1] == 0.5 and results.marks("alpha")[2] is None
+    votes, tally = judge(results, {"seed": 1})
+    assert tally == {("alpha", "whole @ p"): [1, 0, 1]} and len(votes) == 2
+    assert votes[0]["kind"] == "match" and votes[0]["result"] == "left" and votes[0]["rouge_l"][0] == 1.0
+    assert votes[0]["left"] == "alpha (step 7)" and votes[1]["result"] == "tie"
+
+
+def test_a_model_that_fails_some_answers_loses_none_of_the_others(arena):
+    questions = [("fail", "f"), ("full stop", "full stop")]
+    results, _ = list(play(arena, Ticket(), ["alpha"], questions, SamplingParams()))[-1]
+    assert results.answers["alpha"] == [None, "full stop"] and len(results.failures["alpha"]) == 1
+    assert results.marks("alpha") == [None, (1.0, True)]
+
+
+def test_a_match_can_be_stopped(arena):
+    ticket = Ticket()
+    playing = play(arena, ticket, ["alpha", "beta"], [("never", "")] * 3, SamplingParams())
+    threading.Timer(0.3, ticket.stop).start()
+    with pytest.raises(Problem) as raised:
+        list(playing)
+    assert key_of(raised) == "match_stopped" and arena.shelf._slots["alpha"].users == 0
+
+
+def test_the_embedded_questions_are_about_held_out_subjects():
+    questions, skipped = sample_questions()
+    assert len(questions) == 830 and not skipped and all(all(pair) for pair in questions)
+    assert len(drawn(questions, 20)) == 20 and drawn(questions, 20) == drawn(questions, 20)
+    assert drawn(questions, 0) == questions
+
+
+# Runs and examples
+
+
+def line(step, train=1.0, val=None):
+    return json.dumps({"step": step, "epoch": 1, "train_loss": train, "val_loss": val, "seconds": 1}) + "\n"
+
+
+def test_runs_are_read_while_they_grow_and_long_curves_are_thinned(tmp_path):
+    log = tmp_path / "out" / "a" / "log.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text(line(1) + '{"step": 2, "tra', encoding="utf-8")
+    runs = Runs(tmp_path / "out")
+    assert list(runs.logs()) == ["a"] and runs.curves(["a"]) == [(1, 1.0, "a · train")]
+    assert runs.state("a")["going_on"] and runs.state("a")["val_loss"] is None and runs.state("b") is None
+    log.write_text("".join(line(i, i, 5.0 if i == 999 else None) for i in range(1000)), encoding="utf-8")
+    curve = [point for point in runs.curves(["a", "none"]) if point[2] == "a · train"]
+    assert len(curve) <= POINTS and curve[-1] == (999, 999, "a · train")
+    assert runs.curves(["a"])[-1] == (999, 5.0, "a · val") and runs.state("a")["step"] == 999
+
+
+def test_examples_are_those_of_the_file_and_a_bad_row_costs_no_good_one(tmp_path):
+    from conftest import ROOT
+
+    rows, problems = read_examples(ROOT / "examples.csv")
+    assert len(rows) >= 20 and not problems and {kind for _, kind, _ in rows} == {"pretrain", "sft"}
+    path = tmp_path / "e.csv"
+    path.write_text("prompt,kind,note\n好,sft,\n,sft,x\n坏,other,x\n", encoding="utf-8-sig")
+    rows, problems = read_examples(path)
+    assert rows == [["好", "sft", ""]] and [p.values["line"] for p in problems] == [3, 4]
+    path.write_text("a,b\n", encoding="utf-8")
+    assert read_examples(path)[1][0].key == "examples_columns"
+    assert read_examples(tmp_path / "none.csv")[1][0].key == "examples_file"
