@@ -17,7 +17,7 @@ class PeersTab:
 
     def __init__(self, page, tab):
         self.page, self.peers = page, page.arena.peers
-        gr.Textbox(T("peer_info"), interactive=False, container=False, lines=2, elem_classes="status")
+        gr.Textbox(T("peer_info"), interactive=False, container=False, lines=1, max_lines=6, elem_classes="status")
         table = gr.Dataframe(label=T("peers_table"), interactive=False, wrap=True, elem_id="peers")
         state = status_line("state-peers")
         with gr.Column(elem_id="peer-form"):

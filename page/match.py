@@ -116,7 +116,7 @@ class MatchTab:
             list(zip(*results.questions, strict=True)),
         )
         for number, model in enumerate(results.answers, 1):
-            head += [results.keys[model], f"F{number}"]
+            head += [results.keys[model], f"F ({number})"]
             columns.append([text or "" for text in results.answers[model]])
             columns.append(["" if mark is None else round(mark[0], 4) for mark in results.marks(model)])
         rows = list(zip(*columns, strict=True))

@@ -38,7 +38,7 @@ CSS = """
 .status textarea { border: 0 !important; background: none !important; padding: 2px 4px; font-size: .9em; }
 .vega-embed { width: 100%; }
 .vega-embed summary { display: none; }
-.table-wrap table, .table-wrap td, .table-wrap th { font-family: var(--font) !important; }
+.table-wrap * { font-family: var(--font) !important; }
 .message, .message * { overflow-wrap: anywhere; }
 @media (max-width: 640px) { .gradio-container { padding: 6px !important; } }
 """
