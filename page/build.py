@@ -3,13 +3,10 @@
 import gradio as gr
 
 from page.board import BoardTab
-from page.common import AT_ONCE, QUIET, Page, T, model_lists
-from page.duel import TAB as DUEL
+from page.common import AT_ONCE, QUIET, Page, T, model_lists, session
 from page.duel import DuelTab
 from page.friends import PeersTab
-from page.match import TAB as MATCH
 from page.match import MatchTab
-from page.single import TAB as SINGLE
 from page.single import SingleTab
 from page.training import TrainingTab
 
@@ -54,8 +51,8 @@ def create_page(arena):
 
         def leave(request: gr.Request):
             """The tab has been closed: nobody reads on."""
-            for tab in (SINGLE, DUEL, MATCH):
-                arena.running.stop((request.session_hash, tab))
+            for tab in (SingleTab, DuelTab, MatchTab):
+                arena.running.stop(session(request, tab.name))
 
         def rest(event: gr.SelectData):
             """Only the open tab's clock runs."""

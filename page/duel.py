@@ -6,36 +6,20 @@ import gradio as gr
 
 from arena.answers import follow
 from arena.problems import Problem
-from arena.records import RESULTS, flag
-from page.common import (
-    AT_ONCE,
-    QUIET,
-    T,
-    first_models,
-    frozen,
-    model_dropdown,
-    plain_chat,
-    prompt_row,
-    reporting,
-    sampling_dict,
-    sampling_fields,
-    say,
-    session,
-    status_line,
-    time_line,
-    turn,
-    warning,
-)
+from arena.records import RESULTS
+from page.asking import AskingTab, frozen, plain_chat, prompt_row, sampling_dict, sampling_fields, time_line, turn
+from page.common import AT_ONCE, QUIET, T, first_models, model_dropdown, say, status_line, warning
 
-TAB = "duel"
 NOTHING = {"battle": None, "last": None}
 
 
-class DuelTab:
+class DuelTab(AskingTab):
     """Built in the Tab that is open. prompt: the box that examples fill."""
 
+    name = "duel"
+
     def __init__(self, page):
-        self.page, self.arena = page, page.arena
+        super().__init__(page)
         blind = gr.Checkbox(True, label=T("blind"), elem_id="blind")
         left_model, right_model = first_models(page, 2)
         with gr.Row(visible=False) as choosers:
@@ -65,14 +49,8 @@ class DuelTab:
             api_name="duel", show_progress="hidden",
         )  # fmt: skip
         stop.click(self.stop, None, state, api_name="duel_stop", **AT_ONCE)
-        gr.on(
-            [clear.click, left_chat.clear, right_chat.clear],
-            self.clear,
-            None,
-            everything,
-            api_name="duel_clear",
-            show_progress="hidden",
-        )
+        cleared = [clear.click, left_chat.clear, right_chat.clear]
+        gr.on(cleared, self.clear, None, everything, api_name="duel_clear", **AT_ONCE)
         mark.click(self.flag, kept, state, api_name="duel_flag", **AT_ONCE)
         blind.change(lambda blind: gr.Row(visible=not blind), blind, choosers, **QUIET)
         for result, button in self.buttons.items():
@@ -88,7 +66,7 @@ class DuelTab:
     def ask(self, request: gr.Request, blind, left, right, prompt, kept, *fields):
         """Both chats with the answers so far, again and again until both have ended; then a vote is possible."""
         skip = [gr.skip()]
-        with self.arena.running.ticket(session(request, TAB)) as ticket:
+        with self.ticket(request) as ticket:
             try:
                 prompt_text, params = self.arena.checked_prompt(prompt), self.arena.checked_params(*fields)
                 names = self.names(blind, left, right)
@@ -148,19 +126,7 @@ class DuelTab:
         lines = [f"{answer.key}: {time_line(request, answer)}" for answer in battle["answers"]]
         return [said, *lines, {**kept, "battle": None}, *self.votable(False)]
 
-    def stop(self, request: gr.Request):
-        """Stop both answers."""
-        return say(request, "stopped" if self.arena.running.stop(session(request, TAB)) else "nothing_runs")
-
     def clear(self, request: gr.Request):
         """Empty both chats; answers under way are stopped, and a vote that was not cast is none."""
-        self.arena.running.stop(session(request, TAB), discard=True)
+        self.discard(request)
         return [[], [], "", "", "", "", {**NOTHING}, *self.votable(False)]
-
-    @reporting
-    def flag(self, request: gr.Request, kept):
-        """Write the last two answers down. The names of a blind battle are in the file, not on the page."""
-        if not kept["last"]:
-            return say(request, "nothing_to_flag")
-        flag(self.arena.flagged, *kept["last"])
-        return say(request, "flagged", path=self.arena.flagged.as_posix())

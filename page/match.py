@@ -9,30 +9,20 @@ from arena.contest import checked_number
 from arena.match import MOST_QUESTIONS, drawn, judge, play, read_questions, sample_questions
 from arena.problems import Problem
 from arena.records import to_csv
-from page.common import (
-    AT_ONCE,
-    T,
-    explain,
-    first_models,
-    model_dropdown,
-    sampling_dict,
-    sampling_fields,
-    say,
-    session,
-    status_line,
-    warning,
-)
+from page.asking import AskingTab, sampling_dict, sampling_fields
+from page.common import AT_ONCE, T, explain, first_models, model_dropdown, say, status_line, warning
 
-TAB = "match"
 SKIPPED_SHOWN = 5
 COLUMNS = ("model", "answered", "rouge", "exact")
 
 
-class MatchTab:
+class MatchTab(AskingTab):
     """Built in the Tab that is open."""
 
+    name = "match"
+
     def __init__(self, page):
-        self.page, self.arena = page, page.arena
+        super().__init__(page)
         chosen = [name for name in first_models(page, 2) if name]
         models = model_dropdown(page, "match_models", chosen, multiselect=True, elem_id="match-models")
         with gr.Row():
@@ -55,7 +45,7 @@ class MatchTab:
     def start(self, request: gr.Request, models, file, count, *fields, progress=gr.Progress()):  # noqa: B008
         """The state again and again, and in the end the tables."""
         skip = [gr.skip()] * 3
-        with self.arena.running.ticket(session(request, TAB)) as ticket:
+        with self.ticket(request) as ticket:
             try:
                 models = list(dict.fromkeys(models or []))
                 if len(models) < 2:
@@ -122,10 +112,6 @@ class MatchTab:
         rows = list(zip(*columns, strict=True))
         table = pandas.DataFrame(rows, columns=head)
         return table, gr.update(value=self.page.file("match.csv", to_csv([head, *rows])))
-
-    def stop(self, request: gr.Request):
-        """End the match; nothing is counted."""
-        return say(request, "stopped" if self.arena.running.stop(session(request, TAB)) else "nothing_runs")
 
 
 def summary_table(request, results):

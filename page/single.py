@@ -6,37 +6,29 @@ import gradio as gr
 
 from arena.answers import follow
 from arena.problems import Problem
-from arena.records import flag
-from page.common import (
-    AT_ONCE,
-    QUIET,
+from page.asking import (
     SHOWN_TURNS,
-    T,
-    first_models,
+    AskingTab,
     frozen,
-    model_dropdown,
     plain_chat,
     prompt_row,
-    reporting,
     sampling_dict,
     sampling_fields,
-    say,
-    session,
-    status_line,
     time_line,
     turn,
-    warning,
 )
+from page.common import AT_ONCE, QUIET, T, first_models, model_dropdown, say, status_line, warning
 
-TAB = "single"
 NOTHING = {"chat": [], "last": None}
 
 
-class SingleTab:
+class SingleTab(AskingTab):
     """Built in the Tab that is open. prompt: the box that examples fill."""
 
+    name = "single"
+
     def __init__(self, page):
-        self.page, self.arena = page, page.arena
+        super().__init__(page)
         model = model_dropdown(page, "model", *first_models(page, 1), info=T("model_info"), elem_id="model")
         chat = plain_chat("answers", placeholder=T("chat_hint"), height="45vh", elem_id="chat")
         state = status_line("state-single")
@@ -49,9 +41,7 @@ class SingleTab:
             [chat, self.prompt, state, kept], api_name="ask", show_progress="hidden",
         )  # fmt: skip
         stop.click(self.stop, None, state, api_name="stop", **AT_ONCE)
-        gr.on(
-            [clear.click, chat.clear], self.clear, None, [chat, state, kept], api_name="clear", show_progress="hidden"
-        )
+        gr.on([clear.click, chat.clear], self.clear, None, [chat, state, kept], api_name="clear", **AT_ONCE)
         mark.click(self.flag, kept, state, api_name="flag", **AT_ONCE)
         gr.on([model.input, self.prompt.focus], self.announce, model, model, **QUIET).then(
             self.load, model, model, **QUIET
@@ -74,7 +64,7 @@ class SingleTab:
 
     def ask(self, request: gr.Request, model, prompt, kept, *fields):
         """The chat with the answer so far, and its time, again and again until it has ended."""
-        with self.arena.running.ticket(session(request, TAB)) as ticket:
+        with self.ticket(request) as ticket:
             try:
                 if not model:
                     raise Problem("no_model_chosen")
@@ -100,19 +90,7 @@ class SingleTab:
             last = (prompt_text, [frozen(answer)], {"model": model, **sampling_dict(params)})
             yield chat, gr.skip(), time_line(request, answer), {"chat": chat, "last": last}
 
-    def stop(self, request: gr.Request):
-        """Stop what this reader's answer is being made by."""
-        return say(request, "stopped" if self.arena.running.stop(session(request, TAB)) else "nothing_runs")
-
     def clear(self, request: gr.Request):
         """Empty the chat; an answer under way is stopped, and not shown."""
-        self.arena.running.stop(session(request, TAB), discard=True)
+        self.discard(request)
         return [], "", NOTHING
-
-    @reporting
-    def flag(self, request: gr.Request, kept):
-        """Write the last answer down."""
-        if not kept["last"]:
-            return say(request, "nothing_to_flag")
-        flag(self.arena.flagged, *kept["last"])
-        return say(request, "flagged", path=self.arena.flagged.as_posix())
