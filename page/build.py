@@ -19,10 +19,10 @@ CONCURRENT = 64  # events of a kind at once
 
 def create_page(arena):
     """The gr.Blocks of an Arena. Serve it with page.Server."""
-    page = Page(arena)
     with GuardedBlocks(
         title="MiniGPT arena", analytics_enabled=False, delete_cache=KEEP_FILES, fill_width=True
     ) as blocks:
+        page = Page(arena, blocks.load)
         with gr.Row(elem_id="head"):
             gr.Markdown(T("title"), elem_id="title")
             refresh = gr.Button(T("refresh"), elem_id="refresh", size="sm", scale=0, min_width=90)

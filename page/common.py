@@ -27,10 +27,10 @@ KEPT_FILES = 100  # for downloads
 
 
 class Page:
-    """What the tabs are built with. models: the drop-downs that list models."""
+    """What the tabs are built with. opened: the event of a visitor's coming; models: the drop-downs that list models."""
 
-    def __init__(self, arena):
-        self.arena, self.models = arena, []
+    def __init__(self, arena, opened):
+        self.arena, self.opened, self.models = arena, opened, []
         self._files, self._lock = deque(), threading.Lock()
 
     def file(self, name, content):

@@ -43,9 +43,9 @@ class SingleTab(AskingTab):
         stop.click(self.stop, None, state, api_name="stop", **AT_ONCE)
         gr.on([clear.click, chat.clear], self.clear, None, [chat, state, kept], api_name="clear", **AT_ONCE)
         mark.click(self.flag, kept, state, api_name="flag", **AT_ONCE)
-        gr.on([model.input, self.prompt.focus], self.announce, model, model, **QUIET).then(
-            self.load, model, model, **QUIET
-        )
+        # When the page is opened, the model that stands in the list is the chosen one.
+        chosen = gr.on([page.opened, model.input, self.prompt.focus], self.announce, model, model, **QUIET)
+        chosen.then(self.load, model, model, **QUIET)
 
     def announce(self, request: gr.Request, model):
         """Under the drop-down: that the chosen checkpoint is being loaded."""
