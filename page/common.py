@@ -27,7 +27,7 @@ KEPT_FILES = 100  # for downloads
 
 
 class Page:
-    """What the tabs are built with. opened: the event of a visitor's coming; models: the drop-downs that list models."""
+    """What the tabs are built with. opened: the event of a visitor's coming; models: drop-downs that list models."""
 
     def __init__(self, arena, opened):
         self.arena, self.opened, self.models = arena, opened, []
