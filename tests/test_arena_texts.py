@@ -11,8 +11,6 @@ from page.texts import TEXTS, language_of, text, translations
 
 FILES = [path for folder in ("arena", "page") for path in (ROOT / folder).glob("*.py")]
 SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in FILES)
-    path.read_text(encoding="utf-8") for folder in ("arena", "page") for path in (ROOT / folder).glob("*.py")
-)
 
 
 def places(text):
