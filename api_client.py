@@ -12,6 +12,7 @@ import ipaddress
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -25,6 +26,8 @@ MAX_MODELS = 100
 MAX_COUNT = 10**9  # of tokens that a server claims
 MAX_NAME = 80  # characters of a model's name
 MAX_DETAIL = 200  # characters of a foreign error that are shown
+LOOKUPS = 64  # names looked up at once
+LOOP_LOCK = threading.Lock()
 MAX_ERROR = 65536  # bytes of an error's body that are read
 BYTES_PER_CHAR = 256  # of an event around a single character; 32,768 characters may thus take 8 MiB
 # What OpenAI's own API does not know; left out where a server refuses a request with them.
@@ -113,10 +116,17 @@ def is_near(url):
         return host == "localhost" or host.endswith((".local", ".localhost", ".lan", ".ts.net")) or "." not in host
 
 
-@functools.cache
 def event_loop():
     """The loop on which all requests run, in a thread of its own."""
+    with LOOP_LOCK:
+        return new_event_loop()
+
+
+@functools.cache
+def new_event_loop():
     loop = asyncio.new_event_loop()
+    # Looking up a name takes a thread for as long as it hangs; a few that do must not hold up the others.
+    loop.set_default_executor(ThreadPoolExecutor(LOOKUPS, "api-lookup"))
     threading.Thread(target=loop.run_forever, name="api-client", daemon=True).start()
     return loop
 
@@ -143,7 +153,12 @@ class ApiClient:
             headers["Content-Type"] = "application/json"
         timeout = httpx.Timeout(None, connect=self.limits.connect_seconds)
         settings = {"trust_env": not is_near(self.base), "verify": certificates(), "timeout": timeout}
-        async with httpx.AsyncClient(follow_redirects=False, **settings) as client:
+        try:
+            client = httpx.AsyncClient(follow_redirects=False, **settings)
+        except (ImportError, ValueError):  # SOCKS, or what is no proxy at all
+            detail = "the proxy in the environment cannot be used"
+            raise ApiFailure("unreachable", address=self.base, detail=detail) from None
+        async with client:
             try:
                 request = client.build_request(method, self.base + path, content=content, headers=headers)
                 response = await client.send(request, stream=True)
@@ -214,25 +229,19 @@ class ApiClient:
         return ApiFailure("refused", address=self.base, status=status, detail=detail)
 
 
+REASONS = {
+    "refused": "connection refused", "ll connection attempts failed": "connection refused", "timed out": "timed out",
+    "resolve": "no such host", "getaddrinfo": "no such host", "Name or service": "no such host",
+    "No address": "no such host", "unreachable": "network unreachable", "No route": "no route",
+    "certificate": "its certificate is not trusted", "ascii": "the key has characters that no header can bear",
+}  # fmt: skip
+
+
 def reason_of(error):
     """Why a connection failed, in a few words."""
     text = f"{error} {error.__cause__ or ''}"
-    for sign, words in (
-        ("refused", "connection refused"),
-        ("ll connection attempts failed", "connection refused"),
-        ("timed out", "timed out"),
-        ("resolve", "no such host"),
-        ("getaddrinfo", "no such host"),
-        ("Name or service", "no such host"),
-        ("No address", "no such host"),
-        ("unreachable", "network unreachable"),
-        ("No route", "no route"),
-        ("certificate", "its certificate is not trusted"),
-        ("ascii", "the key has characters that no header can bear"),
-    ):
-        if sign in text:
-            return words
-    return "timed out" if isinstance(error, httpx.TimeoutException) else type(error).__name__
+    known = next((words for sign, words in REASONS.items() if sign in text), type(error).__name__)
+    return "timed out" if isinstance(error, httpx.TimeoutException) else known
 
 
 def detail_of(body):
@@ -315,7 +324,8 @@ class RemoteStream(TextStream):
             elif response.status_code in (400, 422) and not plain:
                 plain, refused = True, failure
             else:
-                raise refused if plain and not client.plain else failure
+                again = response.status_code in (400, 422) and not client.plain
+                raise refused if again else failure
 
     async def _read(self, response):
         if not response.headers.get("Content-Type", "").startswith("text/event-stream"):

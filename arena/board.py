@@ -14,6 +14,7 @@ PRIOR = 0.02  # precision of a normal prior on strengths, in 1 / nats²: finite 
 RESAMPLES = 1000
 INTERVAL = (2.5, 97.5)  # percentiles
 STEPS, LONGEST_STEP, CLOSE = 100, 2.0, 1e-9  # of Newton's method, in nats
+MANY = 40  # models
 UNSEEN = 0.5
 
 
@@ -40,22 +41,18 @@ class Standing:
 def countable(votes, kind="all"):
     """The votes that count. kind: "vote" (people's), "match" (automatic) or "all".
 
-    A match that was run again with the same answers has told nothing new: of such votes one counts. No model meets
-    itself.
+    Of automatic votes on one question and one pair of models only the newest counts: a match that is run again adds
+    nothing, but takes the place of the one before. No model meets itself.
     """
-    kept, seen = [], set()
-    for vote in votes:
+    kept = {}
+    for number, vote in enumerate(votes):
         is_match = vote.get("kind") == "match"
         if vote["left"] == vote["right"] or (kind != "all" and is_match != (kind == "match")):
             continue
-        if is_match:
-            sides = sorted((vote[side], str(vote.get(f"{side}_answer"))) for side in ("left", "right"))
-            same = (str(vote.get("prompt")), *sides)
-            if same in seen:
-                continue
-            seen.add(same)
-        kept.append(vote)
-    return kept
+        same = (str(vote.get("prompt")), *sorted((vote["left"], vote["right"]))) if is_match else number
+        kept.pop(same, None)
+        kept[same] = vote
+    return list(kept.values())
 
 
 def strengths(wins):
@@ -91,7 +88,8 @@ def standings(votes, seed=0):
     counts = np.stack([tally[left, right, 0], tally[right, left, 0], tally[left, right, 1]], -1).astype(float)
     # Half a vote either way in what is drawn from: else thirty wins of thirty would seem certain to the last point.
     chances = counts + np.array([UNSEEN, UNSEEN, 0])
-    drawn = np.random.default_rng(seed).multinomial(len(votes), (chances / chances.sum()).ravel(), size=RESAMPLES)
+    share, size = (chances / chances.sum()).ravel(), resamples(len(models))
+    drawn = np.random.default_rng(seed).multinomial(len(votes), share, size=size)
     wins = tables(left, right, np.concatenate([counts[None], drawn.reshape(-1, *counts.shape)]), len(models))
     scores = MEAN + POINTS * strengths(wins)
     low, high = np.percentile(scores[1:], INTERVAL, axis=0)
@@ -113,6 +111,11 @@ def tables(left, right, counts, n):
     wins[:, left, right] = counts[..., 0] + counts[..., 2] / 2
     wins[:, right, left] = counts[..., 1] + counts[..., 2] / 2
     return wins
+
+
+def resamples(n):
+    """How often the votes on n models are drawn again: RESAMPLES, less where solving for so many takes seconds."""
+    return max(100, min(RESAMPLES, round(RESAMPLES * (MANY / max(n, 1)) ** 3)))
 
 
 def head_to_head(votes, models):

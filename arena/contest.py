@@ -47,7 +47,7 @@ class Arena:
         self.votes = Votes(Path(settings.arena_dir) / "votes.jsonl")
         self.flagged = Path(settings.arena_dir) / "flagged.csv"
         self.battles, self.running = Battles(self.votes), Running()
-        self.downloads = tempfile.TemporaryDirectory(prefix="minigpt-arena-")
+        self.downloads = tempfile.TemporaryDirectory(prefix="minigpt-arena-", ignore_cleanup_errors=True)
         self.examples, self._example_problems = read_examples(EXAMPLES)
 
     def choices(self):
@@ -90,7 +90,8 @@ class Arena:
     def ask(self, name, prompt, params):
         """The Answer of a model to a prompt, on its way. Raises Problem, UserError or ApiFailure."""
         if SEPARATOR in name:
-            return Answer(name, name, self._ask_peer(name, prompt, params))
+            stream = self._ask_peer(name, prompt, params)
+            return Answer(name, name, stream, lambda: self.peers.learn(name.rpartition(SEPARATOR)[2], stream.error))
         generator, checkpoint = self.shelf.borrow(name)
         try:
             stream = generator.submit(prompt, params)
@@ -148,7 +149,7 @@ class Arena:
         ranges = {**RANGES, "max_new_tokens": (1, self.settings.max_tokens_limit), "seed": (0, MOST_SEED)}
         given = {
             "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
-            "frequency_penalty": frequency_penalty, **({} if seed in (None, "") else {"seed": seed}),
+            "frequency_penalty": frequency_penalty, **({} if seed in (None, "") else {"seed": whole_number(seed)}),
         }  # fmt: skip
         return SamplingParams(**{name: checked_number(name, value, *ranges[name]) for name, value in given.items()})
 
@@ -159,10 +160,21 @@ class Arena:
         self.shelf.close()
 
 
+def whole_number(text):
+    """The number that a text of digits is; anything else as it came."""
+    return int(text) if isinstance(text, str) and text.strip().isascii() and text.strip().isdigit() else text
+
+
 def checked_number(name, value, low, high):
     """A number from low to high, whole where low is. Raises Problem naming the field."""
     whole = isinstance(low, int)
     right = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
     if not right or (whole and value != int(value)):
-        raise Problem("bad_number", field=name, value=printable(str(value), 20), low=low, high=high)
+        raise Problem(
+            "bad_whole_number" if whole else "bad_number",
+            field=name,
+            value=printable(str(value), 20),
+            low=low,
+            high=high,
+        )
     return int(value) if whole else float(value)

@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import io
 import json
 import random
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from metrics import exact_match, rouge_l
 ROOT = Path(__file__).resolve().parent.parent
 MOST_QUESTIONS = 1000
 MOST_BYTES = 8 << 20
-SCORED = 1000  # characters of an answer and of a reference
+SCORED = 400  # characters of an answer and of a reference
 AT_ONCE = 16  # questions that one model is asked together; a peer takes a quarter of them
 QUESTION_NAMES = ("question", "prompt", "instruction", "问题")
 ANSWER_NAMES = ("answer", "reference", "output", "答案")
@@ -30,25 +31,18 @@ ANSWER_NAMES = ("answer", "reference", "output", "答案")
 @dataclass
 class Results:
     """questions: [(question, reference or "")]; answers: {model: [text or None where it failed]}; keys: {model: as
-    votes know it}; failures: {model: [what went wrong]}."""
+    votes know it}; failures: {model: [what went wrong]}; marks: {model: [as `mark_of` gives them]}."""
 
     questions: list
     answers: dict = field(default_factory=dict)
     keys: dict = field(default_factory=dict)
     failures: dict = field(default_factory=dict)
-    _marks: dict = field(default_factory=dict)
+    marks: dict = field(default_factory=dict)
 
     def scores(self, model):
         """(mean Rouge-L F, share of exact matches) of a model over the questions that can be scored; None for none."""
-        marks = [mark for mark in self.marks(model) if mark]
+        marks = [mark for mark in self.marks[model] if mark]
         return tuple(sum(column) / len(marks) for column in zip(*marks, strict=True)) if marks else None
-
-    def marks(self, model):
-        """For each question (Rouge-L's F, exact match), or None where it cannot be scored. Computed once."""
-        if model not in self._marks:
-            pairs = zip(self.answers[model], self.questions, strict=True)
-            self._marks[model] = [mark_of(answer, reference) for answer, (_, reference) in pairs]
-        return self._marks[model]
 
 
 def mark_of(answer, reference):
@@ -123,7 +117,7 @@ def rows_of_json(text):
 
 def rows_of_csv(text):
     try:
-        yield from enumerate(csv.DictReader(text.splitlines()), start=2)
+        yield from enumerate(csv.DictReader(io.StringIO(text, newline="")), start=2)
     except csv.Error as error:  # a cell of more than 128 KiB
         raise Problem("bad_csv", detail=str(error)) from None
 
@@ -151,6 +145,7 @@ def play(arena, ticket, models, questions, params):
     for model in models:
         texts, failures = [None] * len(questions), []
         results.answers[model], results.failures[model] = texts, failures
+        marks = results.marks[model] = [None] * len(questions)
         at_once = AT_ONCE if SEPARATOR not in model else max(1, AT_ONCE // 4)
         for start in range(0, len(questions), at_once):
             asked = arena.ask_all([(model, question) for question, _ in questions[start : start + at_once]], params)
@@ -160,6 +155,7 @@ def play(arena, ticket, models, questions, params):
                 yield results, done + sum(answer.ended for answer in asked)
             for i, answer in enumerate(asked, start):
                 texts[i] = None if answer.failure else answer.text
+                marks[i] = None if ticket.stopped else mark_of(texts[i], questions[i][1])
                 failures += [answer.failure] if answer.failure else []
             done += len(asked)
             if ticket.stopped:
@@ -170,7 +166,7 @@ def play(arena, ticket, models, questions, params):
 def judge(results, settings):
     """(votes, {(a, b): [a's wins, b's wins, ties]}): each pair of models on each question with a reference that both
     answered; the higher Rouge-L F wins."""
-    votes, tally, marks = [], {}, {model: results.marks(model) for model in results.answers}
+    votes, tally, marks = [], {}, results.marks
     started = now()
     for a, b in combinations(results.answers, 2):
         counts = tally[a, b] = [0, 0, 0]

@@ -1,6 +1,7 @@
 """Remote models: the file that lists them, whether each answers and how fast, and their models."""
 
 import json
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -16,6 +17,7 @@ NAME_CHARS = 40
 MOST_PEERS = 64
 CHECK_SECONDS = 3.0  # that a peer has to list its models
 FRESH_SECONDS = 5.0  # within which a peer is not asked again
+GONE = ("unreachable", "broke_off", "too_slow")  # codes of ApiFailure
 OURS = "minigpt"  # the owner that server.py tells of its models
 
 
@@ -98,15 +100,15 @@ class Peers:
         self._peers = peers
 
     def add(self, name, address, key=""):
-        """Write a new peer into the file. Raises UserError; a file that cannot be read is left as it is."""
+        """Write a peer into the file, in the place of one of that name. Raises UserError; a file that cannot be read is
+        left as it is."""
         with self._lock:
             peers = self._readable()
             peer = peer_of({"name": name.strip(), "address": address, "key": key.strip()})
-            if peer.name in [p.name for p in peers]:
-                raise Problem("peer_twice", name=peer.name)
-            if len(peers) >= MOST_PEERS:
+            others = [each for each in peers if each.name != peer.name]
+            if len(others) >= MOST_PEERS:
                 raise Problem("peers_full", most=MOST_PEERS)
-            self._write([*peers, peer])
+            self._write([*others, peer])
 
     def remove(self, name):
         """Take a peer out of the file. Raises UserError."""
@@ -127,6 +129,7 @@ class Peers:
         entries = [{k: v for k, v in asdict(peer).items() if v or k != "key"} for peer in peers]
         try:
             write_json(self.path, entries)
+            os.chmod(self.path, 0o600)  # it has keys in it
         except OSError as error:
             raise Problem("not_written", path=str(self.path), detail=error.strerror) from None
         self._read_at = ()  # read again
@@ -144,6 +147,14 @@ class Peers:
     def status(self, name):
         """The Status of the last check, None before the first."""
         return self._statuses.get(name)
+
+    def learn(self, name, error):
+        """What an answer that a peer gave or failed to give tells of it: who is gone is not asked again until a check
+        finds it back."""
+        if isinstance(error, ApiFailure) and error.code in GONE:
+            with self._lock:
+                if name in self._peers:
+                    self._statuses[name] = Status(failure=error, at=time.monotonic())
 
     def check(self, seconds=0.0, fresh=FRESH_SECONDS):
         """Ask all peers, at the same time, that were not asked within `fresh` seconds; wait `seconds` at most.

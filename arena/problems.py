@@ -15,7 +15,10 @@ class Problem(UserError):
 def in_words(error, say):
     """An error as a sentence; say(key, **values): the text in the reader's language."""
     if isinstance(error, Problem):
-        return say(error.key, **error.values)
+        values = error.values
+        if "field" in values:  # a field is known by its label
+            values = {**values, "field": say(values["field"])}
+        return say(error.key, **values)
     if isinstance(error, ApiFailure):
         return say(f"api_{error.code}", **error.values)
     return str(error)

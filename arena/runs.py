@@ -1,5 +1,6 @@
 """The training runs under a folder: their loss curves, and which of them is going on."""
 
+import math
 import time
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class Runs:
                 curve = [
                     (line["step"], line[column])
                     for line in self.lines(logs[name])
-                    if isinstance(line.get("step"), int) and isinstance(line.get(column), (int, float))
+                    if isinstance(line.get("step"), int) and is_loss(line.get(column))
                 ]
                 points += [(step, loss, f"{name} · {kind}") for step, loss in thinned(curve)]
         return points
@@ -68,10 +69,15 @@ class Runs:
             return None
         age = max(0.0, time.time() - path.stat().st_mtime)
         last = {
-            column: next((line[column] for line in reversed(lines) if line.get(column) is not None), None)
+            column: next((line[column] for line in reversed(lines) if is_loss(line.get(column))), None)
             for column in KINDS
         }
         return {"step": lines[-1].get("step"), **last, "age": age, "going_on": age < GOING_ON}
+
+
+def is_loss(value):
+    """Whether a value of a log is a loss that can be drawn."""
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def thinned(curve):

@@ -2,7 +2,7 @@
 
 import gc
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -51,6 +51,18 @@ def read_about(path, name):
         raise UserError(f"{path} is truncated, or is no checkpoint ({type(error).__name__})") from None
 
 
+def unique(checkpoints):
+    """[Checkpoint] with a number behind a name that another has already."""
+    named = {}
+    for checkpoint in checkpoints:
+        name, count = checkpoint.name, 1
+        while name in named:
+            count += 1
+            name = f"{checkpoint.name}-{count}"
+        named[name] = replace(checkpoint, name=name)
+    return list(named.values())
+
+
 class Slot:
     """A checkpoint in memory, or on its way there. users: answers that are being made with it."""
 
@@ -72,7 +84,7 @@ class Shelf:
     def checkpoints(self):
         """([Checkpoint], [UserError]): what is there now, the run that was saved last first, and what is broken."""
         found = {}
-        for path in self.root.rglob("*.pt"):
+        for path in sorted(self.root.rglob("*.pt")):
             if path.name == PREVIOUS:
                 continue
             try:
@@ -81,8 +93,9 @@ class Shelf:
                 continue
             known = (path, stat.st_mtime_ns, stat.st_size)
             found[known] = self._about.get(known) or self._read(path)
-        self._about = found
-        good = [each for each in found.values() if isinstance(each, Checkpoint)]
+        # What could not be read is tried again: it may have been for an instant only.
+        self._about = {known: each for known, each in found.items() if isinstance(each, Checkpoint)}
+        good = unique(self._about.values())
         saved = {}
         for each in good:
             saved[each.path.parent] = max(each.seconds, saved.get(each.path.parent, 0))
@@ -117,6 +130,7 @@ class Shelf:
             slot = self._slots.pop(name, None) or Slot()
             self._slots[name] = slot  # the most recently used is the last
             slot.users += 1
+        self._make_room()  # before there is one more
         try:
             with slot.lock:
                 if slot.checkpoint != checkpoint and slot.users == 1 and slot.generator:
@@ -124,7 +138,6 @@ class Shelf:
                 if slot.generator is None:
                     _, _, slot.generator = self._open(str(checkpoint.path), self.settings)
                     slot.checkpoint = checkpoint
-                self._make_room()
                 return slot.generator, slot.checkpoint
         except BaseException:
             self.give_back(name)

@@ -39,7 +39,7 @@ class AskingTab:
         if not kept["last"]:
             return say(request, "nothing_to_flag")
         flag(self.arena.flagged, *kept["last"])
-        return say(request, "flagged", path=self.arena.flagged.as_posix())
+        return say(request, "flagged", path=self.arena.flagged.name)
 
 
 def sampling_fields(page):
@@ -55,7 +55,7 @@ def sampling_fields(page):
             top_p = gr.Slider(0, 1, default.top_p, step=0.01, label=T("top_p"))
         with gr.Row():
             penalty = gr.Slider(-2, 2, default.frequency_penalty, step=0.05, label=T("frequency_penalty"))
-            seed = gr.Number(None, label=T("seed"), precision=0)
+            seed = gr.Textbox("", label=T("seed"), max_length=16)  # a Number would make 0 of an empty one
     return [longest, temperature, top_k, top_p, penalty, seed]
 
 
@@ -84,7 +84,7 @@ def message(role, content):
 def turn(request, prompt, answer):
     """The two messages of a prompt and an Answer so far."""
     shown = answer.text
-    if answer.ended and not shown and not answer.failure:
+    if answer.ended and not shown:
         shown = say(request, "no_answer")
     return [message("user", prompt), message("assistant", shown)]
 

@@ -8,7 +8,7 @@ import pandas
 
 from arena.board import countable, head_to_head, standings
 from arena.records import preferences, to_csv
-from page.common import AT_ONCE, PADDING, T, may_change, say, status_line, warning
+from page.common import AT_ONCE, TABLE, T, may_change, say, status_line, styled, warning
 
 KINDS = ("all", "vote", "match")
 COLUMNS = ("rank", "model", "score", "interval", "games", "won", "lost", "tied", "rate", "automatic")
@@ -19,16 +19,16 @@ class BoardTab:
     """Built in the Tab that is open; `tab` is that, whose choosing shows the board anew."""
 
     def __init__(self, page, tab):
-        self.page, self.arena = page, page.arena
+        self.page, self.arena, self._known = page, page.arena, {}
         with gr.Row():
             kind = gr.Radio(
                 [(T(f"kind_{kind}"), kind) for kind in KINDS], value="all", label=T("votes_counted"), scale=4
             )
             refresh = gr.Button(T("refresh"), scale=1, min_width=80, elem_id="board-refresh")
         state = status_line("state-board")
-        table = gr.Dataframe(label=T("standings"), interactive=False, wrap=True, elem_id="standings")
+        table = gr.Dataframe(label=T("standings"), elem_id="standings", **TABLE)
         plot = gr.Plot(label=T("plot"), elem_id="board-plot")
-        against = gr.Dataframe(label=T("head_to_head"), interactive=False, wrap=True, elem_id="head-to-head")
+        against = gr.Dataframe(label=T("head_to_head"), elem_id="head-to-head", **TABLE)
         with gr.Row():
             save_board = gr.DownloadButton(T("save_board"), elem_id="save-board")
             save_preferences = gr.DownloadButton(T("save_preferences"), elem_id="save-preferences")
@@ -41,8 +41,7 @@ class BoardTab:
         """The board of the votes of a kind."""
         try:
             votes, unreadable = self.arena.votes.all()
-            counted = countable(votes, kind)
-            lines = standings(counted)
+            counted, lines = self.standings(votes, kind)
         except Exception as error:  # whatever is in the file, the page lives on
             return [warning(request, error), *[gr.skip()] * 5]
         exports = [gr.update(value=self.page.file("leaderboard.csv", board_csv(lines)))]
@@ -58,6 +57,14 @@ class BoardTab:
             self.state(request, counted, lines, unreadable), table, chart(request, lines),
             against_table(counted, models, say(request, "col_model")), *exports,
         ]  # fmt: skip
+
+    def standings(self, votes, kind):
+        """([vote] that count, [Standing]), computed once for the same votes."""
+        known = self._known.get(kind)
+        if known is None or known[0] is not votes:  # the list is another when the file has changed
+            counted = countable(votes, kind)
+            known = self._known[kind] = votes, counted, standings(counted)
+        return known[1:]
 
     def state(self, request, votes, lines, unreadable):
         """How much the board rests on."""
@@ -121,4 +128,4 @@ def chart(request, lines):
         x=altair.X("low:Q", title=score, scale=scale), x2="high:Q"
     )
     points = base.mark_point(filled=True, size=90, color="#3b5bdb").encode(x=altair.X("score:Q", scale=scale))
-    return (spans + points).properties(width="container", height=ROW_PIXELS * len(lines) + 20, padding=PADDING)
+    return styled(spans + points, ROW_PIXELS * len(lines) + 20)

@@ -19,10 +19,12 @@ from page.texts import PREFIX, TEXTS, language_of, text
 # By these a proxy or tunnel on this machine tells that the request came from elsewhere.
 FORWARDED = ("forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+GREY = "#808488"
 PADDING = {"left": 8, "right": 24, "top": 30, "bottom": 8}  # of a chart; its label is at the top
 # Of handlers that answer once: not through the queue, whose stream of events may be closing just then.
 AT_ONCE = {"queue": False, "show_progress": "hidden"}
 QUIET = {**AT_ONCE, "api_visibility": "private"}
+TABLE = {"interactive": False, "wrap": True}
 KEPT_FILES = 100  # for downloads
 
 
@@ -127,6 +129,14 @@ def model_dropdown(page, label, value, **more):
     dropdown = gr.Dropdown(choices, value=value, label=T(label), allow_custom_value=True, **more)
     page.models.append(dropdown)
     return dropdown
+
+
+def styled(chart, pixels):
+    """An altair.Chart as wide as its place, so many pixels high, to be read on white and on black."""
+    grey = {"labelColor": GREY, "titleColor": GREY}
+    chart = chart.properties(width="container", height=pixels, padding=PADDING, background="transparent")
+    chart = chart.configure_axis(gridColor=GREY, gridOpacity=0.25, domainColor=GREY, tickColor=GREY, **grey)
+    return chart.configure_legend(**grey).configure_view(stroke=None)
 
 
 def status_line(elem_id):

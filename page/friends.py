@@ -4,7 +4,7 @@ import gradio as gr
 import pandas
 
 from arena.problems import Problem
-from page.common import AT_ONCE, QUIET, T, explain, may_change, model_lists, say, status_line, warning
+from page.common import AT_ONCE, QUIET, TABLE, T, explain, may_change, model_lists, say, status_line, warning
 
 COLUMNS = ("peer_name", "col_address", "col_answers", "col_models")
 EVERY = 5.0  # seconds between checks while the tab is open
@@ -18,7 +18,7 @@ class PeersTab:
     def __init__(self, page, tab):
         self.page, self.peers = page, page.arena.peers
         gr.Textbox(T("peer_info"), interactive=False, container=False, lines=1, max_lines=6, elem_classes="status")
-        table = gr.Dataframe(label=T("peers_table"), interactive=False, wrap=True, elem_id="peers")
+        table = gr.Dataframe(label=T("peers_table"), elem_id="peers", **TABLE)
         state = status_line("state-peers")
         with gr.Column(elem_id="peer-form"):
             with gr.Row():
@@ -89,7 +89,8 @@ class PeersTab:
         except Exception as error:
             return [name, address, key, *self.show(request, warning(request, error))]
         self.peers.check(PATIENCE)
-        return ["", "", "", *self.show(request, say(request, "peer_added", name=name.strip()))]
+        state = next(self.state(request, peer) for peer in self.peers.all() if peer.name == name.strip())
+        return ["", "", "", *self.show(request, say(request, "peer_added", name=name.strip(), state=state))]
 
     def remove(self, request: gr.Request, name):
         """Remove a peer, if the reader may."""

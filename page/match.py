@@ -1,16 +1,17 @@
 """The tab of the automatic match: a file of questions through several models."""
 
 import contextlib
+from pathlib import Path
 
 import gradio as gr
 import pandas
 
 from arena.contest import checked_number
 from arena.match import MOST_QUESTIONS, drawn, judge, play, read_questions, sample_questions
-from arena.problems import Problem
+from arena.problems import Problem, printable
 from arena.records import to_csv
 from page.asking import AskingTab, sampling_dict, sampling_fields
-from page.common import AT_ONCE, T, explain, first_models, model_dropdown, say, status_line, warning
+from page.common import AT_ONCE, TABLE, T, explain, first_models, model_dropdown, say, status_line, warning
 
 SKIPPED_SHOWN = 5
 COLUMNS = ("model", "answered", "rouge", "exact")
@@ -27,15 +28,15 @@ class MatchTab(AskingTab):
         models = model_dropdown(page, "match_models", chosen, multiselect=True, elem_id="match-models")
         with gr.Row():
             file = gr.File(label=T("match_file"), file_types=[".jsonl", ".json", ".csv", ".txt"], height=140, scale=3)
-            count = gr.Number(20, label=T("match_count"), precision=0, minimum=0, scale=1, elem_id="match-count")
+            count = gr.Number(20, label=T("match_count"), precision=0, scale=1, elem_id="match-count")
         fields = sampling_fields(page)
         with gr.Row():
             start = gr.Button(T("match_start"), variant="primary", elem_id="match-start", min_width=120)
             stop = gr.Button(T("stop"), variant="stop", elem_id="match-stop", min_width=80)
         state = status_line("state-match")
-        summary = gr.Dataframe(label=T("match_summary"), interactive=False, wrap=True, elem_id="match-summary")
-        answers = gr.Dataframe(label=T("match_answers"), interactive=False, wrap=True, elem_id="match-answers")
-        save = gr.DownloadButton(T("save_match"), elem_id="save-match")
+        summary = gr.Dataframe(label=T("match_summary"), visible=False, elem_id="match-summary", **TABLE)
+        answers = gr.Dataframe(label=T("match_answers"), visible=False, elem_id="match-answers", **TABLE)
+        save = gr.DownloadButton(T("save_match"), visible=False, elem_id="save-match")
         start.click(
             self.start, [models, file, count, *fields], [state, summary, answers, save], api_name="match",
             show_progress="minimal", show_progress_on=state,
@@ -65,14 +66,14 @@ class MatchTab(AskingTab):
             except Exception as error:  # a model or a file may fail in any way, and the page lives on
                 yield warning(request, error), *skip
                 return
-            said = [self.outcome(request, results, skipped, votes), *self.wins(request, results, tally)]
+            said = [self.outcome(request, results, file, skipped, votes), *self.wins(request, results, tally)]
             yield "\n".join(said), summary_table(request, results), *self.answer_table(request, results)
 
     def questions(self, file, count):
         """([(question, reference)], lines skipped): of the file, or the embedded ones; as many as were asked for."""
         most_chars = self.arena.settings.max_prompt_chars
         questions, skipped = read_questions(file, most_chars) if file else sample_questions()
-        return drawn(questions, checked_number("count", count or 0, 0, MOST_QUESTIONS)), skipped
+        return drawn(questions, checked_number("match_count", count or 0, 0, MOST_QUESTIONS)), skipped
 
     def wins(self, request, results, tally):
         """A line for each pair of models that met."""
@@ -82,14 +83,17 @@ class MatchTab(AskingTab):
             if wins + losses + ties
         ]
 
-    def outcome(self, request, results, skipped, votes):
+    def outcome(self, request, results, file, skipped, votes):
         """How the match went, in a line."""
         lines = ", ".join(map(str, skipped[:SKIPPED_SHOWN])) + ("…" if len(skipped) > SKIPPED_SHOWN else "")
         failures = [failure for each in results.failures.values() for failure in each]
-        counted = say(request, "match_counted", count=len(votes)) if votes else say(request, "match_not_counted")
+        referenced = any(reference for _, reference in results.questions)
+        counted = say(request, "match_counted", count=len(votes)) if referenced else say(request, "match_not_counted")
+        source = printable(Path(file).name) if file else say(request, "match_embedded")
         return say(
             request,
             "match_done",
+            source=source,
             questions=len(results.questions),
             models=len(results.answers),
             skipped=say(request, "match_skipped", count=len(skipped), lines=lines) if skipped else "",
@@ -108,10 +112,11 @@ class MatchTab(AskingTab):
         for number, model in enumerate(results.answers, 1):
             head += [results.keys[model], f"F ({number})"]
             columns.append([text or "" for text in results.answers[model]])
-            columns.append(["" if mark is None else round(mark[0], 4) for mark in results.marks(model)])
+            columns.append(["" if mark is None else round(mark[0], 4) for mark in results.marks[model]])
         rows = list(zip(*columns, strict=True))
         table = pandas.DataFrame(rows, columns=head)
-        return table, gr.update(value=self.page.file("match.csv", to_csv([head, *rows])))
+        download = self.page.file("match.csv", to_csv([head, *rows]))
+        return gr.update(value=table, visible=True), gr.update(value=download, visible=True)
 
 
 def summary_table(request, results):
@@ -122,4 +127,5 @@ def summary_table(request, results):
         answered = sum(answer is not None for answer in results.answers[model])
         figures = [f"{score:.3f}" for score in scores] if scores else ["–", "–"]
         rows.append([results.keys[model], f"{answered} / {len(results.questions)}", *figures])
-    return pandas.DataFrame(rows, columns=[say(request, f"col_{column}") for column in COLUMNS])
+    table = pandas.DataFrame(rows, columns=[say(request, f"col_{column}") for column in COLUMNS])
+    return gr.update(value=table, visible=True)

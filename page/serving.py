@@ -3,19 +3,16 @@
 import contextlib
 import hmac
 import json
-import os
 import threading
 import time
 from urllib.parse import urlsplit
-
-# Before Gradio is imported: nothing is sent to its makers or asked of them, and no proxy stands between us and us.
-os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
 
 import anyio.to_thread
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
+from page.before_gradio import FOLDER
 from page.common import LOCAL_NAMES
 from page.texts import translations
 from page.tunnel import Tunnel
@@ -24,6 +21,7 @@ THREADS = 256  # handlers that may wait at once: each answer on its way has one
 UPLOAD = "8mb"
 BODY_BYTES = 9 << 20  # of any request, uploads among them
 START_SECONDS = 30
+SESSIONS = 500  # whose state is kept, a quarter of a megabyte each; the oldest is forgotten
 API = "/gradio_api/"
 # What the page needs of Gradio's paths below API; its others (a proxy, an editor, recordings …) are not served.
 SERVED = (
@@ -38,6 +36,7 @@ CSS = """
 .status textarea { border: 0 !important; background: none !important; padding: 2px 4px; font-size: .9em; }
 .vega-embed { width: 100%; }
 .vega-embed summary { display: none; }
+.table-wrap th, .table-wrap td { min-width: 4.5em; }
 .table-wrap * { font-family: var(--font) !important; }
 .message, .message * { overflow-wrap: anywhere; }
 @media (max-width: 640px) { .gradio-container { padding: 6px !important; } }
@@ -110,6 +109,7 @@ class Server:
 
     def __init__(self, blocks, sock, host, auth=""):
         self._sock, self.port = sock, sock.getsockname()[1]
+        blocks.state_session_capacity = SESSIONS
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=enough_threads)
         app = gr.mount_gradio_app(
             app, blocks, path="/", auth=checker(auth) if auth else None, server_name=host, server_port=self.port,
@@ -145,9 +145,10 @@ class Server:
         return self._thread.is_alive()
 
     def stop(self, seconds=5.0):
-        """Close the connections and end."""
+        """Close the connections, end, and delete what Gradio has kept."""
         self._server.should_exit = True
         self._thread.join(seconds)
+        FOLDER.cleanup()
 
 
 @contextlib.asynccontextmanager

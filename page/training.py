@@ -5,7 +5,7 @@ import gradio as gr
 import pandas
 
 from arena.runs import Runs
-from page.common import AT_ONCE, PADDING, QUIET, T, say, status_line, warning
+from page.common import AT_ONCE, QUIET, T, say, status_line, styled, warning
 
 EVERY = 3.0  # seconds between looks at the logs while the tab is open
 PIXELS = 360
@@ -72,4 +72,4 @@ def chart(request, points):
             tooltip=["curve", "step", altair.Tooltip("loss", format=".4f")],
         )
     )
-    return lines.properties(width="container", height=PIXELS, padding=PADDING)
+    return styled(lines, PIXELS)

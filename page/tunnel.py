@@ -25,7 +25,7 @@ if (/^zh/i.test(navigator.language)) {
   const plain = window.fetch;
   // An event that joins just when the stream of the one before is closing would wait for news from it for ever: the
   // answer to the joining must not overtake the news that the stream is closed.
-  const OVERTAKING = 40;
+  const OVERTAKING = 40, PATIENCE = 3000;  // milliseconds
   let live = 0;
   const streams = new RegExp("/gradio_api/(queue/data|heartbeat/)");
   const overSocket = (url, init, fallBack) => new Promise((resolve, reject) => {
@@ -43,10 +43,14 @@ if (/^zh/i.test(navigator.language)) {
       else resolve(new Response(body, {headers: {"Content-Type": "text/event-stream"}}));
       begun = true;
     };
-    socket.onclose = () => {
+    setTimeout(() => begun || socket.close(), PATIENCE);  // a proxy may swallow the handshake
+    socket.onclose = ({code}) => {
       live -= isData;
       if (!begun) fallBack().then(resolve, reject);
-      else try { output.close(); } catch { /* it was aborted */ }
+      else try {
+        // A connection that broke is no end: Gradio says so, and opens another for what is asked next.
+        if (code === 1000) output.close(); else output.error(new TypeError("network error"));
+      } catch { /* it was aborted */ }
     };
     init?.signal?.addEventListener("abort", () => {
       const error = new DOMException("aborted", "AbortError");

@@ -16,7 +16,7 @@ from arena_fakes import write_checkpoints
 from peer_fakes import peer
 from serving_fakes import started
 
-FIELDS = [30, 0.1, 20, 1, 0, None]  # as the page sends them
+FIELDS = [30, 0.1, 20, 1, 0, ""]  # as the page sends them
 ELSEWHERE = {"X-Forwarded-For": "203.0.113.7"}
 FILE = {"_type": "gradio.FileData"}
 
@@ -53,8 +53,8 @@ def texts(chat):
 
 
 def table(value):
-    """Rows of a Dataframe's value."""
-    return value["data"]
+    """Rows of a Dataframe's value, or of an update of one."""
+    return value.get("value", value)["data"]
 
 
 def votes_of(folder):
@@ -94,9 +94,9 @@ def test_stop_stops_the_generation_and_the_text_stays(client, arena):
     [
         (["alpha", "  ", *FIELDS], "先写点什么"),
         (["alpha", "长" * 40000, *FIELDS], "32768"),
-        (["alpha", "好", 0, *FIELDS[1:]], "max_new_tokens"),
+        (["alpha", "好", 0, *FIELDS[1:]], "token"),
         (["alpha", "好", 30, 9, *FIELDS[2:]], "temperature"),
-        (["alpha", "好", *FIELDS[:5], -1], "seed"),
+        (["alpha", "好", *FIELDS[:5], "-1"], "随机种子"),
     ],
 )
 def test_a_mistake_is_said_and_what_was_typed_stays(client, values, said):
@@ -418,6 +418,18 @@ def test_a_login_is_needed_where_one_is_set_and_lets_one_add_peers(folder):
 def test_an_open_page_without_a_login_warns(folder):
     with started(fake, "--port=0", "--host=0.0.0.0", cwd=folder) as server:
         assert "warning: everyone" in "".join(server.lines)
+
+
+def test_a_proxy_of_any_kind_in_the_environment_does_not_keep_the_page_from_starting(folder):
+    with peer(["echo"]) as other:
+        (folder / "peers.json").write_text(json.dumps([{"name": "p", "address": other.address}]), encoding="utf-8")
+        proxies = {"ALL_PROXY": "socks5://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "NO_PROXY": ""}
+        with started(fake, "--port=0", "--peers=peers.json", cwd=folder, **proxies) as server:
+            client = visitor(server)
+            assert "ms" in table(client.predict(api_name="/peers")[0])[0][2]
+            assert texts(client.predict("echo @ p", "你好", *FIELDS, api_name="/ask")[0])[-1] == ("assistant", "你好")
+            client.close()
+    (folder / "peers.json").unlink()
 
 
 def test_mistakes_at_the_start_are_one_line(folder, script):

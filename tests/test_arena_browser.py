@@ -344,6 +344,42 @@ def test_ten_tabs_of_one_browser_stream_at_once_each_its_own_text(browser, arena
             assert said(page).startswith(f"{number} sl")
 
 
+def test_without_websockets_the_page_works_as_well(page):
+    page.route_web_socket("**/gradio_api/**", lambda socket: socket.close())
+    page.reload()
+    page.wait_for_selector("#prompt textarea")
+    for prompt in ("full stop 一", "full stop 二"):
+        ask(page, prompt)
+        wait_for(page, lambda prompt=prompt: said(page) == prompt and "首字" in state(page, "single"))
+
+
+def test_a_connection_that_breaks_in_mid_answer_costs_that_answer_only(page):
+    cut = []
+
+    def cutting(socket):
+        server = socket.connect_to_server()
+        count = 0
+
+        def passed_on(message):
+            nonlocal count
+            count += 1
+            if not cut and count > 8:
+                cut.append(True)
+                socket.close(code=1011)
+                server.close()
+            elif not (cut and count > 8 and socket is cut):
+                socket.send(message)
+
+        server.on_message(passed_on)
+
+    page.route_web_socket("**/gradio_api/queue/data**", cutting)
+    ask(page, "slow" * 30)
+    wait_for(page, lambda: cut)
+    page.wait_for_timeout(500)
+    ask(page, "full stop 再来")
+    wait_for(page, lambda: said(page) == "full stop 再来")
+
+
 def test_a_closed_tab_frees_the_model(browser, arena, folder):
     with peer(["slow"]) as other:
         write_peers(folder, p=other.address)

@@ -170,7 +170,6 @@ def test_adding_and_removing_rewrites_the_file_and_never_loses_what_was_not_unde
         {"name": "小明", "address": "192.168.1.5:5000", "key": "k"}, {"name": "b", "address": "https://b/v1"},
     ]  # fmt: skip
     for name, address, key in (
-        ("b", "x", ""),
         ("", "x", ""),
         ("a @ b", "x", ""),
         ("c", "ftp://x", ""),
@@ -178,6 +177,8 @@ def test_adding_and_removing_rewrites_the_file_and_never_loses_what_was_not_unde
     ):
         with pytest.raises(UserError):
             peers.add(name, address, key)
+    peers.add("b", "https://other/v1")  # in the place of the one before
+    assert [(each.name, each.address) for each in peers.all()][1:] == [("b", "https://other/v1")]
     peers.remove("b")
     assert [each.name for each in peers.all()] == ["小明"]
     path.write_text('[{"name": "half"', encoding="utf-8")
@@ -218,6 +219,9 @@ def test_the_models_of_peers_are_choices_and_asked_in_the_way_that_suits_them(ar
         assert [answer.text for answer in answers] == ["你好", "世界"]
         assert (ours.seen[-1][0], other.seen[-1][0]) == ("/v1/completions", "/v1/chat/completions")
         assert ours.seen[-1][2]["top_k"] == 5 and ours.seen[-1][2]["seed"] == 3
+    for _ in follow([arena.ask("echo @ ours", "还在吗", params)]):  # it has gone
+        pass
+    assert "echo @ ours" not in [c.name for c in arena.choices()]
     for name in ("echo @ nobody", "nothing"):
         with pytest.raises(Problem):
             arena.ask(name, "x", params)
@@ -246,9 +250,10 @@ def test_prompts_and_parameters_are_checked_by_name(arena):
         arena.checked_prompt("长" * 40000)
     assert key_of(raised) == "long_prompt"
     fine = [225, 0.1, 20, 1, 0, None]
-    assert arena.checked_params(*fine) == SamplingParams()
+    assert arena.checked_params(*fine) == SamplingParams() == arena.checked_params(*fine[:5], "")
+    assert arena.checked_params(*fine[:5], " 42 ").seed == 42
     for place, name in enumerate(("max_new_tokens", "temperature", "top_k", "top_p", "frequency_penalty", "seed")):
-        for wrong in (-3, 1e9 if name != "seed" else 2.0**60, "x", float("nan"), True, [1]):
+        for wrong in (-3, 1e9 if name != "seed" else 2.0**60, "x", "１", float("nan"), True, [1]):
             values = [*fine]
             values[place] = wrong
             with pytest.raises(Problem) as raised:
@@ -343,6 +348,11 @@ def test_questions_are_read_in_every_form_and_bad_rows_cost_no_good_ones(tmp_pat
     assert skipped == {"q.jsonl": [2, 3, 5], "q.json": [2], "q.csv": [3], "q.txt": []}[name]
 
 
+def test_a_cell_of_a_csv_may_have_several_lines(tmp_path):
+    (tmp_path / "q.csv").write_text('question,answer\n"x\n\ny",1\na\u2028b,2\n', encoding="utf-8", newline="")
+    assert read_questions(tmp_path / "q.csv", 1000)[0] == [("x\n\ny", "1"), ("a\u2028b", "2")]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "key"),
     [("q.jsonl", b"", "no_questions"), ("q.txt", "问".encode("gbk"), "not_utf8"), ("q.json", b"{", "no_questions"),
@@ -365,7 +375,7 @@ def test_a_match_scores_the_answers_and_counts_wins(arena):
     results, done = steps[-1]
     assert done == 6 and results.answers["alpha"] == [question for question, _ in questions]
     assert results.answers["whole @ p"][0] == "整个full stop"
-    assert results.scores("alpha")[1] == 0.5 and results.marks("alpha")[2] is None
+    assert results.scores("alpha")[1] == 0.5 and results.marks["alpha"][2] is None
     votes, tally = judge(results, {"seed": 1})
     assert tally == {("alpha", "whole @ p"): [1, 0, 1]} and len(votes) == 2
     assert votes[0]["kind"] == "match" and votes[0]["result"] == "left" and votes[0]["rouge_l"][0] == 1.0
@@ -376,7 +386,7 @@ def test_a_model_that_fails_some_answers_loses_none_of_the_others(arena):
     questions = [("fail", "f"), ("full stop", "full stop")]
     results, _ = list(play(arena, Ticket(), ["alpha"], questions, SamplingParams()))[-1]
     assert results.answers["alpha"] == [None, "full stop"] and len(results.failures["alpha"]) == 1
-    assert results.marks("alpha") == [None, (1.0, True)]
+    assert results.marks["alpha"] == [None, (1.0, True)]
 
 
 def test_a_match_can_be_stopped(arena):
@@ -409,6 +419,8 @@ def test_runs_are_read_while_they_grow_and_long_curves_are_thinned(tmp_path):
     runs = Runs(tmp_path / "out")
     assert list(runs.logs()) == ["a"] and runs.curves(["a"]) == [(1, 1.0, "a · train")]
     assert runs.state("a")["going_on"] and runs.state("a")["val_loss"] is None and runs.state("b") is None
+    log.write_text(line(1) + line(2, "abc") + line(3, [1], float("nan")), encoding="utf-8")
+    assert runs.state("a")["train_loss"] == 1.0 and runs.curves(["a"]) == [(1, 1.0, "a · train")]
     log.write_text("".join(line(i, i, 5.0 if i == 999 else None) for i in range(1000)), encoding="utf-8")
     curve = [point for point in runs.curves(["a", "none"]) if point[2] == "a · train"]
     assert len(curve) <= POINTS and curve[-1] == (999, 999, "a · train")

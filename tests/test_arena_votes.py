@@ -187,8 +187,9 @@ def test_ties_and_both_bad_are_half_a_win_each():
 
 def test_a_match_that_was_run_again_counts_once_and_kinds_can_be_told_apart():
     match = vote(kind="match")
-    turned = vote("b", "a", "right", kind="match", left_answer="右答", right_answer="左答")
+    turned = vote("b", "a", "left", kind="match", right_answer="又答")  # the same question again, and b wins
     votes = [match, match, turned, vote(), vote(), vote("a", "a")]
+    assert len(countable(votes)) == 3 and turned in countable(votes) and match not in countable(votes)
     assert len(countable(votes)) == 3 and len(countable(votes, "vote")) == 2 and len(countable(votes, "match")) == 1
     assert standings(countable(votes))[0].automatic == 1
 
