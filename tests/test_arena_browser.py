@@ -357,25 +357,25 @@ def test_a_connection_that_breaks_in_mid_answer_costs_that_answer_only(page):
     cut = []
 
     def cutting(socket):
-        server = socket.connect_to_server()
-        count = 0
+        server, passed = socket.connect_to_server(), []
 
-        def passed_on(message):
-            nonlocal count
-            count += 1
-            if not cut and count > 8:
-                cut.append(True)
-                socket.close(code=1011)
-                server.close()
-            elif not (cut and count > 8 and socket is cut):
+        def pass_on(message):
+            passed.append(message)
+            if len(passed) > 8 and cut in ([], [socket]):
+                if not cut:
+                    cut.append(socket)
+                    socket.close(code=1011, reason="cut")
+            else:
                 socket.send(message)
 
-        server.on_message(passed_on)
+        server.on_message(pass_on)
 
     page.route_web_socket("**/gradio_api/queue/data**", cutting)
     ask(page, "slow" * 30)
-    wait_for(page, lambda: cut)
-    page.wait_for_timeout(500)
+    while not cut:
+        page.wait_for_timeout(20)
+    page.wait_for_timeout(4000)  # Gradio sees that the server is there, and loads the page anew
+    page.wait_for_selector("#prompt textarea")
     ask(page, "full stop 再来")
     wait_for(page, lambda: said(page) == "full stop 再来")
 
