@@ -247,12 +247,10 @@ def reason_of(error):
 def detail_of(body):
     """The message of an error's body (bytes), in OpenAI's form or any."""
     text = body.decode("utf-8", errors="replace")
-    try:
+    with contextlib.suppress(ValueError, AttributeError, RecursionError):
         error = json.loads(text)
         error = error.get("error", error.get("detail", error.get("message", text)))
         text = error.get("message", text) if isinstance(error, dict) else error
-    except (ValueError, AttributeError, RecursionError):
-        pass
     return " ".join(clean_text(str(text)).split())[:MAX_DETAIL]
 
 

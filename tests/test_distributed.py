@@ -58,7 +58,7 @@ def test_two_processes_give_the_curve_of_one(runs, optimizer, tolerance, accumul
     assert sizes[0] == pytest.approx(sizes[1], rel=0.05)  # the tied table is in it once
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", [pytest.param("adamw", marks=pytest.mark.soak_only), "muon"])
 def test_a_checkpoint_goes_from_shards_to_one_process_and_back(runs, optimizer):
     settings = {"optimizer": optimizer, "learning_rate": 3e-3, "gradient_accumulation_steps": 2}
     alone, _ = runs(1, **settings)
