@@ -39,6 +39,15 @@ def open_fake(ckpt, settings):
     return ckpt, {}, FakeGenerator("pretrain" if "base" in ckpt else "sft", settings.max_batch)
 
 
+def arena_settings(folder, **more):
+    """The arena's settings, everything under a folder."""
+    made = defaults("arena")
+    made.out_root, made.arena_dir, made.peers = (str(folder / name) for name in ("out", "arena", "peers.json"))
+    for name, value in more.items():
+        setattr(made, name, value)
+    return made
+
+
 if __name__ == "__main__":
     import sample_gradio
     from errors import run_script
