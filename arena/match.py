@@ -16,7 +16,6 @@ from arena.answers import follow
 from arena.contest import SEPARATOR
 from arena.problems import Problem
 from arena.records import now, vote_of
-from corpus import read_heldout, subjects_by_id
 from metrics import exact_match, rouge_l
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,7 +87,10 @@ def read_questions(path, most_chars):
 @functools.cache
 def sample_questions():
     """As `read_questions`: those of the embedded corpus about subjects that the demo's training asked nothing about."""
-    subjects, heldout = subjects_by_id([ROOT / "data/wiki_sample"]), read_heldout(ROOT / "sft/sample_heldout.txt")
+    subjects, heldout = (
+        corpus.subjects_by_id([ROOT / "data/wiki_sample"]),
+        corpus.read_heldout(ROOT / "sft/sample_heldout.txt"),
+    )
     rows = corpus.read_questions([ROOT / "sft/sample_qa.jsonl"], corpus.Problems())
     return [(row.question, row.answer) for _, row in rows if subjects.get(str(row.id)) in heldout], []
 

@@ -78,7 +78,7 @@ class Shelf:
 
     def __init__(self, settings, open=open_generator):
         self.settings, self._open, self.root = settings, open, Path(settings.out_root)
-        self._about = {}  # (path, time, size) to Checkpoint, or to the UserError that it gave
+        self._about = {}  # (path, time, size) to Checkpoint
         self._slots, self._lock = {}, threading.Lock()  # name to Slot, the least recently used first
 
     def checkpoints(self):

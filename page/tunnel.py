@@ -8,7 +8,6 @@ and `Tunnel` passes on what the app answers. Where no WebSocket comes about, the
 
 import asyncio
 import contextlib
-from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
 
@@ -75,7 +74,7 @@ class Tunnel:
     """ASGI: a WebSocket to the path of one of STREAMS gets, as binary messages, the body of the app's answer to a GET.
 
     The first message is empty and says that the status is 200; with any other the socket is closed without one. The
-    app sees the reader leave when the socket closes. Sockets that another origin's page opens are refused.
+    app sees the reader leave when the socket closes. (Sockets that another origin's page opens: page.serving.Guard.)
     """
 
     def __init__(self, app):
@@ -87,7 +86,7 @@ class Tunnel:
         if scope["type"] != "websocket":
             return await self.app(scope, receive, send)
         await receive()  # websocket.connect
-        if not scope["path"].startswith(STREAMS) or not is_own(scope):
+        if not scope["path"].startswith(STREAMS):
             return await send({"type": "websocket.close", "code": 1008})
         await send({"type": "websocket.accept"})
         await Passage(scope, receive, send).run(self.app)
@@ -127,7 +126,7 @@ class Passage:
             "asgi": {"version": "3.0", "spec_version": "2.3"},  # by which the app listens for the reader's leaving
         }  # fmt: skip
         self._receive, self._send = receive, send
-        self._left, self._asked = asyncio.Event(), False
+        self._left, self._asked, self._whole = asyncio.Event(), False, False
 
     async def run(self, app):
         """Pass the answer on until it ends, or the reader has left."""
@@ -139,7 +138,7 @@ class Passage:
         finally:
             watching.cancel()
             if not self._left.is_set():
-                await self._send({"type": "websocket.close", "code": 1000})
+                await self._send({"type": "websocket.close", "code": 1000 if self._whole else 1011})
 
     async def _watch(self):
         while (await self._receive())["type"] != "websocket.disconnect":
@@ -162,16 +161,11 @@ class Passage:
                 await self._send({"type": "websocket.close", "code": 1011})
             else:
                 await self._send({"type": "websocket.send", "bytes": b""})
-        elif message.get("body"):
+            return
+        self._whole = not message.get("more_body")
+        if message.get("body"):
             await self._send({"type": "websocket.send", "bytes": message["body"]})
 
 
 def is_handshake(key):
     return key in HANDSHAKE or key.startswith(b"sec-websocket")
-
-
-def is_own(scope):
-    """Whether a socket is opened by a page of this server, or by no page."""
-    headers = dict(scope["headers"])
-    origin = headers.get(b"origin", b"").decode("latin-1")
-    return not origin or urlsplit(origin).netloc == headers.get(b"host", b"").decode("latin-1")
