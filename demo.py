@@ -15,12 +15,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from configurator import Settings
 from data_utils import open_rows, split_row
 from errors import UserError, run_script
 from files import write_json
 from generation import open_generator
 from sampling import SamplingParams
+from settings import Settings
 
 try:
     import resource

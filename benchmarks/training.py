@@ -15,12 +15,12 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.common import in_process, machine, run_quietly, write_docs
-from configurator import Settings
 from data_utils import load_table, loss_mask, open_rows, row_lengths
 from device import peak_flops, peak_memory, pick_device, should_compile, wait_for
 from files import write_json
 from metrics import likelihood
 from model import GPT, GPTConfig
+from settings import Settings
 from training import Trainer
 
 BLOCK, ROWS = 512, 12  # nanoGPT's batch for a CPU, in rows; ours holds as many tokens

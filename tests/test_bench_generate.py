@@ -11,9 +11,9 @@ from tiny import padded_rows, random_ids, tiny_meta, tiny_model, tiny_tokenizer,
 
 from benchmarks import generating, load
 from checkpoint import save_checkpoint
-from configurator import Settings
 from errors import UserError
 from metrics import likelihood
+from settings import Settings
 
 
 def speed(rates):

@@ -9,8 +9,8 @@ import torch
 from tiny import random_ids, tiny_model, tiny_tokenizer
 
 from checkpoint import load_checkpoint, load_model, newest_checkpoint, newest_intact, save_checkpoint
-from configurator import Settings
 from errors import UserError
+from settings import Settings
 from tokenizer import load_tokenizer
 
 PROGRESS = {"step": 7, "rows_drawn": 70, "tokens": 700, "best_val_loss": 1.5}

@@ -5,8 +5,9 @@ import json
 import pytest
 from conftest import ROOT
 
-from configurator import FIELDS, SCRIPTS, Settings, checked, defaults, load_settings
+from configurator import FIELDS, checked, defaults, load_settings
 from errors import UserError
+from settings import SCRIPTS, Settings
 
 
 @pytest.fixture

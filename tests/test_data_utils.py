@@ -10,7 +10,6 @@ import pytest
 import torch
 from tiny import PAD, padded_rows, tiny_meta, tiny_tokenizer, write_rows
 
-from configurator import Settings
 from data_utils import (
     BatchOrder,
     RowWriter,
@@ -23,6 +22,7 @@ from data_utils import (
     split_row,
 )
 from errors import UserError
+from settings import Settings
 from tokenizer import load_tokenizer
 
 M, E, P = 2235, 50256, 50257  # GPT-2's answer mark, EOT, PAD

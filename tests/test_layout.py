@@ -13,6 +13,7 @@ FLOORS = {
     "assignments": -0.5,
     "streams": -0.5,
     "sockets": -0.5,
+    "settings": -0.5,
     "configurator": 0,
     "tokenizer": 0,
     "model": 0,

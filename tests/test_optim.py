@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from configurator import Settings
 from optim import Muon, lr_scale, make_optimizers, orthogonalize, set_learning_rate
+from settings import Settings
 
 SETTINGS = {
     "learning_rate": 0.01,

@@ -14,9 +14,9 @@ from serving_fakes import serving
 from tiny import tiny_model, tiny_tokenizer
 
 from checkpoint import save_checkpoint
-from configurator import Settings
 from generation import TextGenerator
 from sampling import SamplingParams
+from settings import Settings
 
 ANSWER_TOKENS = 40
 

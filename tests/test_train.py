@@ -14,9 +14,9 @@ from runs import TINY, log_of, write_stages
 
 import training
 from checkpoint import load_checkpoint, load_model
-from configurator import Settings
 from data_utils import loss_mask
 from errors import UserError
+from settings import Settings
 from train import Run
 from training import Trainer
 

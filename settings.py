@@ -1,0 +1,246 @@
+"""Every setting: its default, its unit and what it means, in one place. How they are given: configurator.py."""
+
+from dataclasses import asdict, dataclass, field
+
+SCRIPTS = {
+    "prepare": "data/prepare.py",
+    "prepare_sft": "data/prepare_sft.py",
+    "tokenizer": "data/train_tokenizer.py",
+    "train": "train.py",
+    "sample": "sample.py",
+    "server": "server.py",
+    "arena": "sample_gradio.py",
+    "perplexity": "evaluations-perplexity.py",
+    "rouge": "evaluations-RougeL.py",
+    "visualize": "visualize.py",
+    "bench": "bench.py",
+}
+GENERATION = "sample rouge"
+ON_MODEL = "sample rouge server arena"
+ON_DEVICE = "train sample perplexity rouge bench server arena"
+# Defaults of one script that differ from the record's.
+OWN_DEFAULTS = {"arena": {"port": 7860}}
+
+
+def setting(default, used_by, help, choices=None, low=None):
+    """A field of `Settings`: default, the scripts (keys of SCRIPTS) that read it, meaning, choices, least value."""
+    metadata = {"used_by": used_by.split(), "help": help, "choices": choices, "low": low}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Settings:
+    # Text in
+    input_dir: list[str] = setting(
+        ["data/wiki_sample"], "prepare tokenizer bench", "folders of articles, walked to any depth"
+    )
+    qa_files: list[str] = setting(["sft/sample_qa.jsonl"], "prepare_sft bench", "jsonl files of question, answer, id")
+    articles: list[str] = setting(
+        [],
+        "prepare_sft bench",
+        "folders or files of the articles that the ids in qa_files name (one for all, or one each), so that the parts "
+        "are split by subject; []: split by id",
+    )
+    heldout: str = setting(
+        "",
+        "tokenizer prepare prepare_sft",
+        "file with a subject a line: always pretrained on, never asked about in training (they make the test part)",
+    )
+    tokenizer: str = setting("gpt2", "prepare prepare_sft", "gpt2, or the path of a trained .tiktoken file")
+    # The trained table
+    tokenizer_path: str = setting("data/tokenizer.tiktoken", "tokenizer", "where the trained table is written")
+    tokenizer_vocab: int = setting(8192, "tokenizer", "ids in the trained table, its 3 special ids counted")
+    max_token_chars: int = setting(
+        8, "tokenizer", "longest run of Han characters that one token may span, in characters", low=1
+    )
+    tokenizer_qa: list[str] = setting(
+        [], "tokenizer", "jsonl files of questions and answers that the table is trained on as well"
+    )
+    # Rows
+    data_dir: str = setting("data/processed", "prepare train perplexity rouge", "folder of the rows")
+    sft_data_dir: str = setting("data/processed_sft", "prepare_sft", "folder of the fine-tuning rows")
+    overflow: str = setting(
+        "truncate",
+        "prepare",
+        "article longer than a block: truncate drops the rest, split makes more rows",
+        ["truncate", "split"],
+    )
+    val_share: float = setting(0.05, "prepare prepare_sft", "share of subjects in the validation part, 0 to 1")
+    test_share: float = setting(
+        0.05, "prepare_sft", "share of subjects in the test part where no heldout file is given, 0 to 1"
+    )
+    # Model
+    block_size: int = setting(512, "prepare prepare_sft train", "longest row, in tokens", low=8)
+    vocab_size: int = setting(
+        0, "train", "rows of the embedding; 0: the tokenizer's ids, rounded up to a multiple of 64", low=0
+    )
+    n_layer: int = setting(12, "train", "transformer blocks", low=1)
+    n_head: int = setting(12, "train", "attention heads a block", low=1)
+    n_embd: int = setting(768, "train", "width of the model", low=1)
+    dropout: float = setting(0.0, "train", "share of activations dropped in training, 0 to 1")
+    bias: bool = setting(False, "train", "biases in linear layers and layer norms, as GPT-2 has them")
+    # Training
+    init_from: str = setting(
+        "scratch", "train", "scratch, resume (goes on with out_dir), or a checkpoint's path (fine-tuning)"
+    )
+    out_dir: str = setting("out/pretrain", "train", "the run's folder: checkpoints and log.jsonl")
+    max_iters: int = setting(10000, "train", "optimizer steps", low=0)
+    max_epochs: float = setting(0.0, "train", "passes over the rows; above 0 it takes the place of max_iters", low=0)
+    max_seconds: float = setting(
+        0.0,
+        "train",
+        "shorten a run, and its schedule, that by its pace would take longer, in seconds; 0: never",
+        low=0,
+    )
+    batch_size: int = setting(16, "train perplexity", "rows a forward pass", low=1)
+    batch_tokens: int = setting(
+        0,
+        "train",
+        "tokens a forward pass, padding counted: rows of like length are taken until so many are full; "
+        "above 0 it takes the place of batch_size",
+        low=0,
+    )
+    gradient_accumulation_steps: int = setting(
+        1, "train", "forward passes an optimizer step, over all processes together", low=1
+    )
+    sampling: str = setting(
+        "random",
+        "train",
+        "order of rows: random is a fresh permutation each epoch, traverse the file's order",
+        ["random", "traverse"],
+    )
+    train_on_eot: bool = setting(
+        True, "train perplexity", "pretraining: EOT is a target too, so the model learns to stop"
+    )
+    optimizer: str = setting(
+        "muon", "train", "muon (for the matrices of the blocks, AdamW for the rest), or adamw", ["muon", "adamw"]
+    )
+    learning_rate: float = setting(
+        4e-3,
+        "train",
+        "AdamW's peak learning rate; where it has the matrices too, a quarter of the default or less",
+        low=0,
+    )
+    muon_learning_rate: float = setting(0.02, "train", "Muon's peak learning rate, for the matrices", low=0)
+    min_lr_ratio: float = setting(0.1, "train", "learning rate at the end, as a share of the peak", low=0)
+    decay_lr: bool = setting(True, "train", "cosine decay after warm-up; False keeps the peak")
+    warmup_iters: int = setting(200, "train", "steps of linear warm-up", low=0)
+    weight_decay: float = setting(0.1, "train", "decoupled weight decay of the matrices", low=0)
+    beta1: float = setting(0.9, "train", "AdamW's first moment decay", low=0)
+    beta2: float = setting(0.95, "train", "AdamW's second moment decay", low=0)
+    grad_clip: float = setting(1.0, "train", "largest norm of the gradient; 0: no clipping", low=0)
+    # Watching a run
+    eval_interval: int = setting(500, "train", "steps between validations (and saves)", low=1)
+    eval_iters: int = setting(0, "train", "validation batches of full rows each time; 0: the whole part", low=0)
+    log_interval: int = setting(10, "train", "steps between lines of log.jsonl", low=1)
+    patience: int = setting(0, "train", "stop after this many validations without a new best; 0: never", low=0)
+    keep_every: int = setting(0, "train", "keep step_*.pt at the validations every so many steps; 0: none", low=0)
+    tensorboard: bool = setting(False, "train", "write TensorBoard's event files too (pip install tensorboard)")
+    wandb: str = setting("", "train", "Weights & Biases project to log to (pip install wandb); '': none")
+    sample_prompt: str = setting(
+        "", "train", "prompt of the sample shown at each validation; '': a validation row's start"
+    )
+    # Device
+    device: str = setting("auto", ON_DEVICE, "auto (cuda, mps or cpu, the first that is there), or a torch device")
+    dtype: str = setting(
+        "auto",
+        "train",
+        "compute type; auto: bfloat16 on CUDA cards that compute in it, on older ones float16 (with a loss scaler) or "
+        "float32, on a CPU bfloat16 or float32, whichever a short timing finds faster; float32 on MPS",
+        ["auto", "float32", "bfloat16", "float16"],
+    )
+    fsdp: bool = setting(
+        False,
+        "train",
+        "under torchrun: shard weights and optimizer over the processes (FSDP2), for a model too large for one card; "
+        "False: each has all of them (DDP)",
+    )
+    compile: str = setting(
+        "auto",
+        "train server",
+        "torch.compile; auto: in training on CUDA where Triton is there, in serving on a CPU where a C++ compiler is "
+        "there (in the background: a minute or three of a CPU, then steps are two to three times as fast)",
+        ["auto", "on", "off"],
+    )
+    seed: int = setting(1337, "train sample rouge", "seed of weights, order of rows and sampling", low=0)
+    # Checkpoints and sampling
+    out_root: str = setting(
+        "out",
+        "sample perplexity rouge visualize server arena",
+        "folder whose newest run is used when no ckpt is named; the arena offers all that are in it",
+    )
+    ckpt: str = setting(
+        "",
+        "sample perplexity rouge server",
+        "a checkpoint's path (server.py: several, by commas); '': the newest under out_root",
+    )
+    prompt: str = setting("", "sample", "prompt or question; '': from standard input, or typed in")
+    temperature: float = setting(0.1, GENERATION, "sharpness of sampling; 0: greedy", low=0)
+    top_k: int = setting(20, GENERATION, "sample among the k likeliest tokens; 0: all", low=0)
+    max_new_tokens: int = setting(225, GENERATION, "longest answer, in tokens", low=1)
+    top_p: float = setting(
+        1.0, GENERATION, "sample among the likeliest tokens that together have this probability, 0 to 1", low=0
+    )
+    frequency_penalty: float = setting(
+        0.0, GENERATION, "taken off a token's logit for each time it stands in prompt or answer"
+    )
+    repetition_penalty: float = setting(
+        1.0, GENERATION, "divides the logits of tokens that stand in prompt or answer; 1: none", low=0.01
+    )
+    stop: list[str] = setting([], GENERATION, "texts that end an answer and are not part of it")
+    precision: str = setting(
+        "auto",
+        ON_MODEL,
+        "what a model generates in; auto: bf16 on cards that compute in it, on a CPU what a short timing finds "
+        "fastest (int8: weights in eight bits, within 1% of float32's perplexity); evaluations: float32",
+        ["auto", "float32", "bf16", "int8"],
+    )
+    max_batch: int = setting(32, ON_MODEL, "prompts that are answered together", low=1)
+    # Serving
+    host: str = setting("127.0.0.1", "server arena", "address to listen at; 0.0.0.0: those of every network it is in")
+    port: int = setting(5000, "server arena", "port to listen at (the arena's is 7860); 0: a free one", low=0)
+    api_key: str = setting("", "server", "key that clients must send; '': the environment's MINIGPT_API_KEY, if set")
+    cors: list[str] = setting([], "server", "origins whose pages may ask, such as http://localhost:3000; *: all")
+    max_queue: int = setting(64, "server", "prompts that may wait for a place; beyond: 429 with Retry-After", low=0)
+    max_body_bytes: int = setting(1 << 20, "server", "longest body of a request, in bytes", low=1024)
+    max_prompt_chars: int = setting(32768, "server arena", "longest prompt, in characters (or token ids)", low=1)
+    max_tokens_limit: int = setting(4096, "server arena", "most tokens that a request may ask for", low=1)
+    request_seconds: float = setting(
+        120.0, "server arena", "seconds after which a request ends with what it has", low=0.1
+    )
+    stop_seconds: float = setting(30.0, "server", "at a stop, time for what is under way, in seconds", low=0)
+    # The arena
+    auth: str = setting(
+        "",
+        "arena",
+        "user:password that the page asks for; '': the environment's MINIGPT_AUTH, if set, or none",
+    )
+    peers: str = setting("config/arena_peers.json", "arena", "file of the remote models: name, address, perhaps a key")
+    arena_dir: str = setting("arena", "arena", "folder of votes.jsonl and flagged.csv")
+    loaded_models: int = setting(
+        3, "arena", "checkpoints in memory at once; beyond, the least recently used one leaves", low=1
+    )
+    answer_chars: int = setting(32768, "arena", "longest answer that is taken from a peer, in characters", low=1)
+    # Evaluation
+    split: str = setting(
+        "",
+        "perplexity rouge",
+        "part measured: train, val or test; '': val, and for Rouge-L test, of the questions",
+        ["", "train", "val", "test"],
+    )
+    questions: str = setting("", "rouge", "jsonl of questions and answers to ask; '': those of data_dir's part")
+    max_samples: int = setting(0, "rouge", "questions asked (drawn by seed); 0: all", low=0)
+    show: int = setting(20, "rouge", "pairs printed with question, reference, prediction and score", low=0)
+    json: str = setting("", "perplexity rouge bench", "file that the figures are written to, as JSON")
+    quick: bool = setting(False, "bench", "measure in five to ten minutes, and leave out what takes longer")
+    docs: str = setting("docs/benchmarks.md", "bench", "Markdown file that the table of a whole measurement goes into")
+    # Plots
+    runs: list[str] = setting([], "visualize", "runs' folders or log.jsonl files; []: the newest under out_root")
+    together: bool = setting(False, "visualize", "draw the runs' validation losses in one panel, by seconds trained")
+    plot: str = setting("", "visualize", "file of the plot; '': loss.png in the first run's folder")
+
+    def to_dict(self):
+        """Plain dict of all settings, as checkpoints keep it."""
+        return asdict(self)
