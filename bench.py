@@ -5,17 +5,18 @@
     python bench.py train --input_dir=my_wiki --qa_files=my_qa.jsonl --articles=my_wiki --json=figures.json
     python bench.py generate                  # generation, beside a plain loop and Hugging Face's, and the server
     python bench.py generate --quick
+    python bench.py prepare                   # data/prepare.py on a gigabyte, beside tiktoken's own encoding
 
 Every figure is of the same machine and run. The table is printed and, unless --quick, put into docs/benchmarks.md.
 """
 
 import sys
 
-from benchmarks import generating, training
+from benchmarks import generating, preparing, training
 from configurator import load_settings
 from errors import UserError, run_script
 
-BENCHES = {"train": training.bench, "generate": generating.bench}
+BENCHES = {"prepare": preparing.bench, "train": training.bench, "generate": generating.bench}
 
 
 def main():

@@ -91,8 +91,9 @@ def checked(key, value, where):
     if not right:
         wanted = "a list of str" if typing.get_origin(kind) is list else kind.__name__
         raise UserError(f"{where}: {key} wants {wanted}, got {value!r} ({type(value).__name__})")
-    if choices and value not in choices:
-        raise UserError(f"{where}: {key} is one of {', '.join(map(repr, choices))}, not {value!r}")
+    wrong = [v for v in (value if isinstance(value, list) else [value]) if choices and v not in choices]
+    if wrong:
+        raise UserError(f"{where}: {key} is one of {', '.join(map(repr, choices))}, not {wrong[0]!r}")
     low = FIELDS[key].metadata["low"]
     if low is not None and value < low:
         raise UserError(f"{where}: {key} is {value}; it must be at least {low}")
@@ -103,7 +104,7 @@ def checked(key, value, where):
 
 def help_text(script):
     """The settings of one script, a paragraph each."""
-    what = " train|generate" if script == "bench" else ""
+    what = " train|generate|prepare" if script == "bench" else ""
     lines = [f"python {SCRIPTS[script]}{what} [settings file …] [--name=value …]", ""]
     for name, f in FIELDS.items():
         if script not in f.metadata["used_by"]:

@@ -1,14 +1,15 @@
-"""Articles and questions as text: reading them, cleaning, cutting at sentences, and splitting into parts."""
+"""Articles and questions as text: finding and reading them, and splitting them into parts."""
 
 import hashlib
-import json
 import os
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from conversations import chosen_turns, turns_of
 from errors import UserError
+from fields import name_field, text_field
+from readers import is_readable, read_blocks, rows_of, unit_of
 
 SHOWN_PROBLEMS = 10
 
@@ -28,6 +29,7 @@ class Question:
     id: object  # of the article it was made from, or None
     question: str
     answer: str
+    subject: str = ""  # of its article, where the row tells it
 
 
 class Problems:
@@ -38,10 +40,10 @@ class Problems:
         self.places = []
 
     def add(self, reason, path, line):
-        """One more row dropped for `reason`, which stood at `path`, `line`."""
+        """One more row dropped for `reason`, which stood at `path`, `line` (or row)."""
         self.counts[reason] += 1
         if len(self.places) < SHOWN_PROBLEMS:
-            self.places.append(f"{path}, line {line}: {reason}")
+            self.places.append(f"{path}, {unit_of(path)} {line}: {reason}")
 
     def about(self):
         """What a data folder's meta.json keeps of it."""
@@ -54,203 +56,86 @@ def dropped_text(meta):
     return "\n".join([*(f"  dropped: {place}" for place in meta["first_dropped"]), f"dropped: {counts}"])
 
 
-def find_files(folders, setting="input_dir"):
-    """Sorted paths of all `.jsonl` files, and files without an ending, in folders (any depth) or named directly.
+def find_files(folders, setting="input_dir", plain_text=False):
+    """Sorted paths of all files of rows in folders (any depth), and of the files that are named directly.
 
-    Raises UserError when a folder is not there, or there is no such file in all of them; `setting` is
-    the one that the user gave them by.
+    These end in `.jsonl`, `.json` or `.parquet`, or have no ending, as wikiextractor writes them; all but parquet may
+    be packed (`.gz .bz2 .xz .zst`). plain_text: `.txt` files too. Raises UserError when a folder is not there, or
+    there is no such file in all of them; `setting` is the one that the user gave them by.
     """
     if not any(folders):
-        raise UserError(f"{setting} is empty; name your folder of jsonl files with --{setting}=…")
+        raise UserError(f"{setting} is empty; name your folder of articles with --{setting}=…")
     found = []
     for folder in folders:
         if not os.path.exists(folder):
-            raise UserError(f"input {folder} is not there; name your folder of jsonl files with --{setting}=…")
+            raise UserError(f"input {folder} is not there; name your folder of articles with --{setting}=…")
         if os.path.isfile(folder):
             found.append(folder)
         for root, _, names in os.walk(folder):
-            # wikiextractor writes files without an ending; hidden files (.DS_Store) are nobody's articles.
-            names = [n for n in names if not n.startswith(".")]
-            found += [os.path.join(root, n) for n in names if n.endswith(".jsonl") or "." not in n]
+            # Hidden files (.DS_Store) are nobody's articles.
+            found += [os.path.join(root, n) for n in names if not n.startswith(".") and is_readable(n, plain_text)]
     if not found:
-        raise UserError(f'no .jsonl file in {", ".join(map(str, folders))}; a row is {{"id", "title", "text"}}')
+        raise UserError(
+            f"no .jsonl, .json or .parquet file in {', '.join(map(str, folders))}; "
+            'a row is {"id", "title", "text"}, packed or not (.gz .bz2 .xz .zst)'
+        )
     return sorted(dict.fromkeys(Path(f).as_posix() for f in found))
 
 
 def read_rows(path, problems, progress=None):
-    """Yields (line number, dict) of a jsonl file. A line that is no JSON object is added to `problems`.
+    """Yields (number, dict) of each row of a file; what is no row is added to `problems`.
 
-    `progress(n_bytes)` is called for every line read.
+    The number is the line's, or in a JSON array or table the row's. `progress(n_bytes)` is called for what is read.
     """
-    if not os.access(path, os.R_OK):
-        raise UserError(f"{path} cannot be read; see to its permissions")
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if progress:
-                progress(len(line))
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError:
-                problems.add("bad UTF-8", path, number)
-            except (ValueError, RecursionError):
-                problems.add("bad JSON", path, number)
+    for block in read_blocks(path):
+        for number, row, reason in rows_of(block):
+            if reason:
+                problems.add(reason, path, number)
             else:
-                if isinstance(row, dict):
-                    yield number, row
-                else:
-                    problems.add("not a JSON object", path, number)
+                yield number, row
+        if progress:
+            progress(block.read)
 
 
-# A tokenizer's regular expression overflows its stack on a million spaces in a row.
-ENDLESS_SPACE = re.compile(r"\s{1000,}")
-
-
-def text_field(row, name):
-    """(text, None), or (None, reason) where the field is missing, of a wrong type, or empty."""
-    if name not in row:
-        return None, f'no "{name}"'
-    if not isinstance(row[name], str):
-        return None, f'"{name}" is not a text'
-    # A lone surrogate (half of an escaped pair) is no character and cannot be written as UTF-8.
-    text = row[name].encode("utf-8", errors="ignore").decode("utf-8")
-    text = ENDLESS_SPACE.sub(" ", text)
-    return (text, None) if text.strip() else (None, f'"{name}" is empty')
+def article_of(row, path, field="text"):
+    """(`Article`, None) of a row, or (None, reason). field: the one that its text is in, where it has it."""
+    text, reason = text_field(row, field if field in row else "text")
+    if reason:
+        return None, reason
+    title = name_field(row, "title")
+    subject = name_field(row, "subject") or title or hashlib.sha256(text.encode()).hexdigest()
+    return Article(path, row.get("id"), title, text, subject), None
 
 
 def read_articles(files, problems, progress=None):
-    """Yields (line number, `Article`) of every row with a text; other rows go to `problems`."""
+    """Yields (number, `Article`) of every row with a text; other rows go to `problems`."""
     for path in files:
         for number, row in read_rows(path, problems, progress):
-            text, reason = text_field(row, "text")
+            article, reason = article_of(row, path)
+            if reason:
+                problems.add(reason, path, number)
+            else:
+                yield number, article
+
+
+def read_questions(files, problems, progress=None, turns="each", forms=None):
+    """Yields (number, `Question`) of every row that is understood, one for each turn; other rows go to `problems`.
+
+    turns: as `conversations.chosen_turns` takes it. forms: a Counter of the forms that rows have had.
+    """
+    for path in files:
+        for number, row in read_rows(path, problems, progress):
+            form, pairs, reason = turns_of(row)
             if reason:
                 problems.add(reason, path, number)
                 continue
-            title = text_field(row, "title")[0] or ""
-            subject = text_field(row, "subject")[0] or title or hashlib.sha256(text.encode()).hexdigest()
-            yield number, Article(path, row.get("id"), title.strip(), text, subject.strip())
-
-
-def read_questions(files, problems, progress=None):
-    """Yields (line number, `Question`) of every row with question and answer; other rows go to `problems`."""
-    for path in files:
-        for number, row in read_rows(path, problems, progress):
-            question, no_question = text_field(row, "question")
-            answer, no_answer = text_field(row, "answer")
-            if no_question or no_answer:
-                problems.add(no_question or no_answer, path, number)
-                continue
-            yield number, Question(path, row.get("id"), question.strip(), answer.strip())
-
-
-# Cleaning
-
-# What a wiki dump leaves behind where a link or template was taken out; the report's list.
-LITTER = re.compile(r"（[；，\s]*）|\([;,\s]*\)|「」|《》|“”|-\{\}-|</?div\b[^<>]*>|[\r\n]+")
-SHORT_TITLE = 40  # characters; a first paragraph without a sentence end below this is a title line
-SENTENCE_END = re.compile(r"[。！？]+[”’」』\"']*")
-CLAUSE_END = re.compile(r"[，；]")
-
-
-def drop_title(text, title=""):
-    """The text without its title line: the part before the first blank line, if that is the title.
-
-    It is one when it equals `title`, or is short and has no sentence end (Hugging Face's Wikipedia
-    texts have no title line; their first paragraph must stay).
-    """
-    text = text.lstrip()
-    match = re.search(r"\n[ \t\r]*\n", text)
-    if not match:
-        return text
-    head = text[: match.start()].strip()
-    is_title = head == title.strip() or (
-        len(head) <= SHORT_TITLE and "\n" not in head and not SENTENCE_END.search(head)
-    )
-    return text[match.end() :] if is_title else text
-
-
-def clean(text):
-    """The text without the dump's litter and line breaks; repeats until nothing matches: `（《》）` goes whole."""
-    before = None
-    while text != before:
-        before, text = text, LITTER.sub("", text)
-    return text.strip()
-
-
-# Cutting
-
-
-def split_after(pattern, text):
-    """Pieces of text, each ending behind a match of `pattern`, the last perhaps without one. They join to `text`."""
-    ends = [match.end() for match in pattern.finditer(text)]
-    starts = [0, *ends]
-    return [text[a:b] for a, b in zip(starts, [*ends, len(text)], strict=True) if a < b]
-
-
-def sentences(text):
-    """(list of full sentences, tail): the tail is what follows the last sentence end."""
-    pieces = split_after(SENTENCE_END, text)
-    if pieces and not SENTENCE_END.search(pieces[-1]):
-        return pieces[:-1], pieces[-1]
-    return pieces, ""
-
-
-def fill(pieces, start, encode, limit):
-    """(ids, end): as many whole pieces from `start` on as fit `limit` tokens, encoded as one text.
-
-    The text is encoded whole, so that the ids are those that a prompt of the same text has.
-    """
-    total, end = 0, start
-    while end < len(pieces) and total + (n_tokens := len(encode(pieces[end]))) <= limit:
-        total += n_tokens
-        end += 1
-    ids = encode("".join(pieces[start:end]))
-    # Encoded together, pieces may take a token more or less than one by one.
-    while len(ids) > limit:
-        end -= 1
-        ids = encode("".join(pieces[start:end]))
-    while end < len(pieces) and len(more := encode("".join(pieces[start : end + 1]))) <= limit:
-        ids, end = more, end + 1
-    return ids, end
-
-
-def cut_truncate(text, encode, limit):
-    """([(ids, n_chars)] of one row, tail_chars): the article up to the last full sentence that fits `limit` tokens.
-
-    [] where not even the first sentence fits, or there is no sentence end.
-    """
-    pieces, _ = sentences(text)
-    ids, end = fill(pieces, 0, encode, limit)
-    kept = sum(map(len, pieces[:end]))
-    return ([(ids, kept)] if end else []), len(text) - kept
-
-
-def cut_split(text, encode, limit):
-    """([(ids, n_chars)] of several rows, tail_chars): all full sentences, in rows of at most `limit` tokens.
-
-    A sentence longer than a row is cut at `，；`, then anywhere between two characters.
-    """
-    pieces, tail = sentences(text)
-    for pattern in (CLAUSE_END, re.compile(r".", re.DOTALL)):
-        pieces = [
-            part
-            for piece in pieces
-            for part in (split_after(pattern, piece) if len(encode(piece)) > limit else [piece])
-        ]
-    rows, start = [], 0
-    while start < len(pieces):
-        ids, end = fill(pieces, start, encode, limit)
-        if end == start:  # one character that takes more tokens than a row has
-            raise UserError(f"block_size is too small for the character {pieces[start]!r}; make it at least 8")
-        rows.append((ids, sum(map(len, pieces[start:end]))))
-        start = end
-    return rows, len(tail)
-
-
-CUTS = {"truncate": cut_truncate, "split": cut_split}
+            if forms is not None:
+                forms[form] += 1
+            for question, answer in chosen_turns(pairs, turns):
+                yield (
+                    number,
+                    Question(path, row.get("id"), question.strip(), answer.strip(), name_field(row, "subject")),
+                )
 
 
 # Parts

@@ -1,4 +1,4 @@
-"""Row files: writing and reading them, the loss mask, batches, and the order that rows are drawn in.
+"""Row files: reading them, the loss mask, batches, and the order that rows are drawn in.
 
 A `.bin` is uint16, shape (rows, block_size); a row is `tokens EOT PAD PAD …`. `meta.json` beside it
 says what the rows are; a reader checks it and refuses a mismatch, naming both values.
@@ -7,10 +7,7 @@ says what the rows are; a reader checks it and refuses a mismatch, naming both v
 import itertools
 import json
 import math
-import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,97 +15,12 @@ import numpy as np
 import torch
 
 from errors import UserError
-from files import replace_file, write_json
+from row_files import LAYOUT, META, TABLE
 from tokenizer import GPT2_SHA256, load_tokenizer
 
-LAYOUT = "one_per_row"
 LENGTH_MULTIPLE = 8
-META = "meta.json"
-TABLE = "tokenizer.tiktoken"  # a trained table travels with its rows
 DEFAULT_FOLDERS = {"pretrain": "data/processed", "sft": "data/processed_sft"}
 PREPARE = {"pretrain": "python data/prepare.py", "sft": "python data/prepare_sft.py"}
-
-
-class RowWriter:
-    """Writes the parts of a data folder; nothing is seen under the final names until all of it is whole.
-
-    with RowWriter("data/processed", ["train", "val"], block_size=512, tokenizer=tokenizer) as writer:
-        writer.add("train", ids, n_chars)
-        writer.finish({"stage": "pretrain", …})
-    """
-
-    def __init__(self, folder, parts, block_size, tokenizer):
-        if block_size < 8:
-            raise UserError(f"block_size is {block_size}; make it at least 8")
-        if tokenizer.n_vocab > 2**16:
-            raise UserError(f"tokenizer {tokenizer.name} has {tokenizer.n_vocab} ids; rows of uint16 hold 65536")
-        self.folder, self.block_size, self.tokenizer = Path(folder), block_size, tokenizer
-        self.counts = {part: {"rows": 0, "tokens": 0, "characters": 0} for part in parts}
-
-    def __enter__(self):
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{self.folder} cannot be made ({error.strerror}); name another folder") from None
-        for left in self.folder.glob(".partial-*"):  # of a run that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        self.partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.folder))
-        self.open, self.files = ExitStack(), {}
-        for part in self.counts:
-            file = open(self.partial / f"{part}.bin", "wb")
-            self.files[part] = self.open.enter_context(file)
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        self.open.close()
-        shutil.rmtree(self.partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise UserError(f"{self.folder} could not be written ({error}); free some space, or stop what has it open")
-
-    def add(self, part, ids, n_chars):
-        """One row: ids (at most block_size - 1) and EOT, padded."""
-        row = np.full(self.block_size, self.tokenizer.pad_id, dtype=np.uint16)
-        row[: len(ids)] = ids
-        row[len(ids)] = self.tokenizer.eot_id
-        row.tofile(self.files[part])
-        counts = self.counts[part]
-        counts["rows"] += 1
-        counts["tokens"] += len(ids) + 1
-        counts["characters"] += n_chars
-
-    def finish(self, about):
-        """Move all parts into place and write meta.json (`about` and the counts); returns the meta."""
-        tokenizer = self.tokenizer
-        meta = {
-            "block_size": self.block_size,
-            "layout": LAYOUT,
-            "parts": self.counts,
-            "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.sha256, "n_vocab": tokenizer.n_vocab},
-            "special_ids": tokenizer.special_ids(),
-            **about,
-        }
-        for counts in self.counts.values():
-            text_tokens = counts["tokens"] - counts["rows"]  # EOT left out
-            counts["tokens_per_character"] = round(text_tokens / max(1, counts["characters"]), 4)
-        self.open.close()
-        old = self.folder / META
-        old_meta = old.read_bytes() if old.exists() else None
-        # Without meta.json the folder counts as not prepared, so a crash in between leaves no mixture.
-        old.unlink(missing_ok=True)
-        moved = 0
-        try:
-            for part in self.files:
-                replace_file(self.partial / f"{part}.bin", self.folder / f"{part}.bin")
-                moved += 1
-        except OSError:  # on Windows a file that is mapped elsewhere cannot be replaced
-            if not moved and old_meta is not None:
-                old.write_bytes(old_meta)
-            raise
-        (self.folder / TABLE).unlink(missing_ok=True)
-        if not tokenizer.is_gpt2:
-            (self.folder / TABLE).write_bytes(tokenizer.table)
-        write_json(self.folder / META, meta)
-        return meta
 
 
 def read_meta(folder):

@@ -3,8 +3,10 @@
 from dataclasses import asdict, dataclass, field
 
 SCRIPTS = {
+    "download": "data/download.py",
     "prepare": "data/prepare.py",
     "prepare_sft": "data/prepare_sft.py",
+    "generate": "sft/sft_generate.py",
     "tokenizer": "data/train_tokenizer.py",
     "train": "train.py",
     "sample": "sample.py",
@@ -16,10 +18,11 @@ SCRIPTS = {
     "bench": "bench.py",
 }
 GENERATION = "sample rouge"
+ANSWERS = "sample rouge generate"
 ON_MODEL = "sample rouge server arena"
 ON_DEVICE = "train sample perplexity rouge bench server arena"
 # Defaults of one script that differ from the record's.
-OWN_DEFAULTS = {"arena": {"port": 7860}}
+OWN_DEFAULTS = {"arena": {"port": 7860}, "generate": {"temperature": 0.45, "max_new_tokens": 2048}}
 
 
 def setting(default, used_by, help, choices=None, low=None):
@@ -30,11 +33,51 @@ def setting(default, used_by, help, choices=None, low=None):
     return field(default=default, metadata=metadata)
 
 
+# The cleaning steps in the order that they are taken, and what each does.
+CLEANING = {
+    "controls": "control and zero-width characters go",
+    "widths": "full-width letters and digits, and other compatibility forms, become plain (NFKC, but for punctuation)",
+    "simplify": "traditional characters become simplified (OpenCC)",
+    "templates": "remnants of templates, tables, references and links go",
+    "title": "the first paragraph goes where it is the title",
+    "litter": "empty brackets and quotes, -{}-, div tags and line breaks go",
+    "short": "articles of fewer than min_chars characters are dropped",
+    "foreign": "articles with less than min_chinese_share of Han characters are dropped",
+    "boilerplate": "disambiguation pages, redirects and lists of links are dropped",
+    "near": "articles that nearly repeat an earlier one are dropped (MinHash)",
+}
+
+
 @dataclass
 class Settings:
+    # Text from elsewhere
+    urls: list[str] = setting(
+        [],
+        "download",
+        "addresses to fetch, or text files of them (a line each: address, sha256 and bytes, the last two if known); "
+        "[]: all files of dataset",
+    )
+    dataset: str = setting(
+        "wikimedia/wikipedia/20231101.zh",
+        "download",
+        "a Hugging Face dataset and a folder in it: the Chinese Wikipedia",
+    )
+    mirror: str = setting(
+        "",
+        "download",
+        "address that takes the place of https://huggingface.co, such as https://hf-mirror.com; '': the environment's "
+        "HF_ENDPOINT, if set",
+    )
+    download_dir: str = setting("data/downloads", "download", "folder that the files are written to")
+    retries: int = setting(
+        8, "download", "tries again after a broken connection without progress, for each file", low=0
+    )
+    stall_seconds: float = setting(
+        30.0, "download", "seconds without a byte after which a connection is broken", low=0.1
+    )
     # Text in
     input_dir: list[str] = setting(
-        ["data/wiki_sample"], "prepare tokenizer bench", "folders of articles, walked to any depth"
+        ["data/wiki_sample"], "prepare tokenizer generate bench", "folders of articles, walked to any depth, or files"
     )
     qa_files: list[str] = setting(["sft/sample_qa.jsonl"], "prepare_sft bench", "jsonl files of question, answer, id")
     articles: list[str] = setting(
@@ -42,6 +85,35 @@ class Settings:
         "prepare_sft bench",
         "folders or files of the articles that the ids in qa_files name (one for all, or one each), so that the parts "
         "are split by subject; []: split by id",
+    )
+    text_field: str = setting("text", "prepare", "the field that an article's text is in, such as content")
+    plain_text: bool = setting(
+        False, "prepare", "read .txt files, too: documents with a blank line between them, or one a line"
+    )
+    workers: int = setting(
+        0, "prepare", "processes that clean and encode; 0: one a core; any number gives the same bytes", low=0
+    )
+    weights: list[str] = setting(
+        [],
+        "prepare",
+        "how often the articles of each input_dir are taken in training: 2 is twice, 0.5 a half of them (by hash); "
+        "[]: all once",
+    )
+    report: bool = setting(False, "prepare", "write report.html beside the rows: lengths, characters, what was dropped")
+    clean: list[str] = setting(
+        ["controls", "widths", "title", "litter"],
+        "tokenizer prepare prepare_sft generate",
+        "cleaning steps, in any order",
+        list(CLEANING),
+    )
+    min_chars: int = setting(50, "tokenizer prepare generate", "step short: fewest characters of an article", low=0)
+    min_chinese_share: float = setting(
+        0.5,
+        "tokenizer prepare generate",
+        "step foreign: least share of Han characters among an article's letters, 0 to 1",
+    )
+    near_share: float = setting(
+        0.8, "prepare", "step near: share of common shingles (by MinHash) from which an article repeats an earlier one"
     )
     heldout: str = setting(
         "",
@@ -70,6 +142,40 @@ class Settings:
     val_share: float = setting(0.05, "prepare prepare_sft", "share of subjects in the validation part, 0 to 1")
     test_share: float = setting(
         0.05, "prepare_sft", "share of subjects in the test part where no heldout file is given, 0 to 1"
+    )
+    turns: str = setting(
+        "each",
+        "prepare_sft",
+        "chats of several turns: each makes a row of every turn, first of the first alone, joined puts what was said "
+        "before into the question",
+        ["each", "first", "joined"],
+    )
+    # Questions and answers by a large model
+    api_base: str = setting(
+        "http://localhost:1234/v1",
+        "generate",
+        "address of an OpenAI-compatible API (this one is LM Studio's; Ollama: http://localhost:11434/v1, vLLM: "
+        "http://localhost:8000/v1); a key comes from the environment's OPENAI_API_KEY",
+    )
+    api_model: str = setting("", "generate", "the model's name there; '': the first that it offers")
+    saves: str = setting("sft/sft_saves.jsonl", "generate", "file that accepted pairs are appended to")
+    rejects: str = setting(
+        "", "generate", "file of the articles that failed for good, with the replies; '': beside saves"
+    )
+    concurrency: int = setting(4, "generate", "requests at once", low=1)
+    requests_per_minute: float = setting(0.0, "generate", "most requests a minute; 0: no limit", low=0)
+    articles_per_request: int = setting(
+        1, "generate", "articles a request; more is quicker and worse, as the report found", low=1
+    )
+    article_sample: float = setting(1.0, "generate", "share of the articles asked about (by hash), 0 to 1", low=0)
+    article_chars: int = setting(2000, "generate", "characters of an article that the model is shown", low=50)
+    min_pairs: int = setting(3, "generate", "fewest pairs an article", low=1)
+    max_pairs: int = setting(6, "generate", "most pairs an article", low=1)
+    longest_question: int = setting(15, "generate", "longest question, in characters", low=1)
+    longest_answer: int = setting(300, "generate", "longest answer, in characters", low=1)
+    tries: int = setting(4, "generate", "replies asked for before an article is given up", low=1)
+    wait_minutes: float = setting(
+        30.0, "generate", "how long a server that is away, too busy or failing is waited for, in minutes", low=0
     )
     # Model
     block_size: int = setting(512, "prepare prepare_sft train", "longest row, in tokens", low=8)
@@ -177,9 +283,9 @@ class Settings:
         "a checkpoint's path (server.py: several, by commas); '': the newest under out_root",
     )
     prompt: str = setting("", "sample", "prompt or question; '': from standard input, or typed in")
-    temperature: float = setting(0.1, GENERATION, "sharpness of sampling; 0: greedy", low=0)
+    temperature: float = setting(0.1, ANSWERS, "sharpness of sampling; 0: greedy", low=0)
     top_k: int = setting(20, GENERATION, "sample among the k likeliest tokens; 0: all", low=0)
-    max_new_tokens: int = setting(225, GENERATION, "longest answer, in tokens", low=1)
+    max_new_tokens: int = setting(225, ANSWERS, "longest answer, in tokens", low=1)
     top_p: float = setting(
         1.0, GENERATION, "sample among the likeliest tokens that together have this probability, 0 to 1", low=0
     )
@@ -208,7 +314,7 @@ class Settings:
     max_prompt_chars: int = setting(32768, "server arena", "longest prompt, in characters (or token ids)", low=1)
     max_tokens_limit: int = setting(4096, "server arena", "most tokens that a request may ask for", low=1)
     request_seconds: float = setting(
-        120.0, "server arena", "seconds after which a request ends with what it has", low=0.1
+        120.0, "server arena generate", "seconds after which a request ends with what it has", low=0.1
     )
     stop_seconds: float = setting(30.0, "server", "at a stop, time for what is under way, in seconds", low=0)
     # The arena
@@ -234,7 +340,7 @@ class Settings:
     max_samples: int = setting(0, "rouge", "questions asked (drawn by seed); 0: all", low=0)
     show: int = setting(20, "rouge", "pairs printed with question, reference, prediction and score", low=0)
     json: str = setting("", "perplexity rouge bench", "file that the figures are written to, as JSON")
-    quick: bool = setting(False, "bench", "measure in five to ten minutes, and leave out what takes longer")
+    quick: bool = setting(False, "bench", "measure in five to ten minutes at most, and leave out what takes longer")
     docs: str = setting("docs/benchmarks.md", "bench", "Markdown file that the table of a whole measurement goes into")
     # Plots
     runs: list[str] = setting([], "visualize", "runs' folders or log.jsonl files; []: the newest under out_root")

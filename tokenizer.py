@@ -12,6 +12,7 @@ import hashlib
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import tiktoken
 
 from errors import UserError
@@ -68,6 +69,38 @@ class Tokenizer:
             ids = [j for i in ids for j in ([self.hash_id] * 2 if i == self.answer_id else [i])]
         return ids
 
+    def encode_array(self, text):
+        """The same ids as an array of uint16 (uint32 for a table of more than 65,536 ids)."""
+        # Without the special tokens' names, which a text may bear as ordinary characters.
+        ids = self._encoding.encode_to_numpy(text, disallowed_special=())
+        if "##" in text and (marks := ids == self.answer_id).any():
+            ids = np.repeat(np.where(marks, self.hash_id, ids), 1 + marks)
+        return ids.astype(np.uint16 if self.n_vocab <= 2**16 else np.uint32)
+
+    def encode_arrays(self, texts):
+        """[ids of each text], each as `encode_array` gives them, by one call for all.
+
+        The texts are joined by newlines, at which both splitting patterns split; where a text has one, or begins or
+        ends with a space, or a table merges a newline with what is before it, each is encoded by itself.
+        """
+        joined = "\n".join(texts)
+        ids = self.encode_array(joined)
+        ends = np.flatnonzero(ids == self.newline_id)
+        if len(ends) != len(texts) - 1 or joined.count("\n") != len(ends) or not all(map(is_bare, texts)):
+            return [self.encode_array(text) for text in texts]
+        starts = [0, *(ends + 1).tolist()]
+        return [ids[a:b] for a, b in zip(starts, [*ends.tolist(), len(ids)], strict=True)]
+
+    @cached_property
+    def newline_id(self):
+        """Id of a single newline."""
+        return self._encoding.encode_single_token("\n")
+
+    @cached_property
+    def token_lengths(self):
+        """(n_vocab,) bytes that each id stands for; those of special ids do not count."""
+        return np.array([len(self.token_bytes(i)) for i in range(self.n_vocab)])
+
     def encode_prompt(self, text, answer=False):
         """Ids of a prompt. `##` at its end, with or without spaces before it, is the answer mark;
         `answer=True` puts the mark there if the user did not."""
@@ -95,6 +128,11 @@ class Tokenizer:
     def special_ids(self):
         """{"eot": id, "pad": id, "answer": id}"""
         return {"eot": self.eot_id, "pad": self.pad_id, "answer": self.answer_id}
+
+
+def is_bare(text):
+    """Whether a text has something in it, and no space at either end."""
+    return bool(text) and not text[0].isspace() and not text[-1].isspace()
 
 
 class StreamDecoder:

@@ -1,15 +1,16 @@
-"""Articles to rows: reads wiki jsonl, cleans, cuts at sentences, and writes train.bin, val.bin and meta.json.
+"""Articles to rows: reads a corpus of any size, cleans, cuts at sentences, writes train.bin, val.bin and meta.json.
 
     python data/prepare.py                                        # the embedded corpus, GPT-2's table
     python data/prepare.py --input_dir=my_wiki --overflow=split
-    python data/prepare.py config/demo.py                         # the demo's table and block
+    python data/prepare.py config/wiki_config.py --report         # a whole Wikipedia, as data/download.py fetches it
 
-A row of the input is {"id", "title", "text"}; `--help` lists the settings.
+A row of the input is {"id", "title", "text"}; `--help` lists the settings. A run that was stopped or killed goes on
+with the same command; the bytes that it writes are the same with any number of processes.
 """
 
-import hashlib
 import os
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -17,98 +18,87 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
 from configurator import load_settings
-from corpus import (
-    CUTS,
-    SENTENCE_END,
-    Problems,
-    clean,
-    drop_title,
-    dropped_text,
-    find_files,
-    pretrain_part,
-    read_articles,
-    read_heldout,
-)
-from data_utils import RowWriter
-from errors import UserError, run_script
+from corpus import dropped_text, find_files
+from errors import Signals, UserError, run_script
+from preparing.mixing import file_weights
+from preparing.tally import Tally, fingerprint
+from preparing.worker import prepared_blocks
+from readers import read_blocks
+from row_files import RowWriter
 from tokenizer import load_tokenizer
 
-NO_END, TOO_LONG, DUPLICATE = "no sentence end", "first sentence longer than the block", "exact duplicate"
+SAVE_SECONDS = 10.0  # of work that a kill costs at most
+BYTES_A_WORKER = 8 << 20  # so little work is done before a process has started
 
 
-class Preparer:
-    """Turns articles into rows one at a time, counting what it sees."""
+def remaining(files, place):
+    """Yields the blocks of files behind a place (file, blocks of it that are done)."""
+    for index, path in enumerate(files[place[0] :], start=place[0]):
+        for count, block in enumerate(read_blocks(path), start=1):
+            if index > place[0] or count > place[1]:
+                yield block
 
-    def __init__(self, settings, tokenizer, writer, problems):
-        self.settings, self.writer, self.problems = settings, writer, problems
-        self.encode = tokenizer.encode
-        self.cut = CUTS[settings.overflow]
-        self.heldout = read_heldout(settings.heldout)
-        self.heldout_seen, self.digests = set(), set()
-        self.articles = self.cut_characters = 0
 
-    def add(self, line, article):
-        """Clean, cut and write one article, or count why it was dropped."""
-        self.articles += 1
-        text = clean(drop_title(article.text, article.title))
-        if not SENTENCE_END.search(text):
-            return self.problems.add(NO_END, article.source, line)
-        digest = hashlib.sha256(text.encode()).digest()
-        if digest in self.digests:
-            return self.problems.add(DUPLICATE, article.source, line)
-        self.digests.add(digest)
-        rows, lost = self.cut(text, self.encode, self.settings.block_size - 1)
-        if not rows:
-            return self.problems.add(TOO_LONG, article.source, line)
-        if article.subject in self.heldout:
-            self.heldout_seen.add(article.subject)
-        self.cut_characters += lost
-        part = pretrain_part(article.subject, self.settings.val_share, self.heldout)
-        for ids, n_chars in rows:
-            self.writer.add(part, ids, n_chars)
+def workers_for(settings, n_bytes):
+    """Processes that are worth it: as many as asked for, or one a core, but none for next to nothing."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return settings.workers or max(1, min(cores, n_bytes // BYTES_A_WORKER))
 
 
 def prepare(settings):
     """Write the rows of all articles under settings.input_dir; returns the meta."""
     tokenizer = load_tokenizer(settings.tokenizer)
-    files = find_files(settings.input_dir)
-    problems = Problems()
-    with RowWriter(settings.data_dir, ["train", "val"], settings.block_size, tokenizer) as writer:
-        preparer = Preparer(settings, tokenizer, writer, problems)
-        with tqdm(total=sum(map(os.path.getsize, files)), unit="B", unit_scale=True, desc="prepare") as bar:
-            for line, article in read_articles(files, problems, bar.update):
-                preparer.add(line, article)
-        if not any(part["rows"] for part in writer.counts.values()):
-            raise UserError(
-                f"no article in {', '.join(settings.input_dir)} could be used: " + "; ".join(problems.places[:3])
-            )
-        missing = sorted(preparer.heldout - preparer.heldout_seen)
-        if missing:
-            print(f"warning: {len(missing)} held-out subjects have no article: {', '.join(missing[:5])}")
-        return writer.finish(
-            {
-                "stage": "pretrain",
-                "overflow": settings.overflow,
-                "articles": preparer.articles,
-                **problems.about(),
-                "characters_cut": preparer.cut_characters,
-                "sources": files,
-            }
-        )
+    files = find_files(settings.input_dir, plain_text=settings.plain_text)
+    weights = file_weights(settings, files)
+    signals, saved = Signals(), time.monotonic()
+    told, size = fingerprint(settings, files, tokenizer), sum(map(os.path.getsize, files))
+    with (
+        RowWriter(settings.data_dir, ["train", "val"], settings.block_size, tokenizer, resumable=True) as writer,
+        Tally(settings, writer, told) as tally,
+    ):
+        if tally.read:
+            print(f"going on with a preparation that was broken off: {tally.read / max(1, size):.0%} is done")
+        workers = workers_for(settings, size - tally.read)
+        bar = tqdm(total=size, initial=tally.read, unit="B", unit_scale=True, desc="prepare", smoothing=0.05)
+        with bar:
+            for block in prepared_blocks(remaining(files, tally.place), settings, weights, workers):
+                tally.add(block, files)
+                bar.set_postfix(articles=tally.kept, refresh=False)
+                bar.update(block.read)
+                if signals.asked or time.monotonic() - saved > SAVE_SECONDS:
+                    tally.save()
+                    saved = time.monotonic()
+                if signals.asked:
+                    break
+        if signals.asked:
+            print("stopped; the same command goes on from here", file=sys.stderr)
+            raise KeyboardInterrupt
+        if not tally.kept:
+            writer.resumable = False
+            places = "; ".join(tally.problems.places[:3])
+            raise UserError(f"no article in {', '.join(settings.input_dir)} could be used: {places}")
+        return tally.finish(files)
 
 
 def main():
     settings = load_settings("prepare")
     meta = prepare(settings)
     print(dropped_text(meta))
-    print(f"articles {meta['articles']}; characters cut: {meta['characters_cut']}")
+    cleaning = meta["cleaning"]
+    changed = ", ".join(f"{name} {cleaning['changed'].get(name, 0)}" for name in cleaning["steps"])
+    print(f"articles {meta['articles']}; changed by step: {changed or 'none'}")
+    print(f"characters cut: {meta['characters_cut']}")
+    if len(meta["inputs"]) > 1:
+        total = max(1, sum(counts["tokens"] for counts in meta["inputs"].values()))
+        for name, counts in meta["inputs"].items():
+            print(f"{name}: {counts['rows']} rows, {counts['tokens']} tokens, {counts['tokens'] / total:.1%} of all")
     for part, counts in meta["parts"].items():
         print(
             f"{part}: {counts['rows']} rows of {meta['block_size']}, {counts['tokens']} tokens, "
             f"{counts['characters']} characters, "
             f"{counts['tokens_per_character']:.2f} tokens a character"
         )
-    print(f"written to {settings.data_dir}")
+    print(f"written to {settings.data_dir}" + (f"; look at {settings.data_dir}/report.html" if settings.report else ""))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Questions and answers to rows: `question + answer mark + answer + EOT`, in train, val and test parts.
 
     python data/prepare_sft.py                                    # the embedded questions, GPT-2's table
-    python data/prepare_sft.py --qa_files=sft/sft_saves.jsonl --articles=my_wiki
+    python data/prepare_sft.py --qa_files=sft/sft_saves.jsonl     # what sft/sft_generate.py made
+    python data/prepare_sft.py --qa_files=my_qa.jsonl --articles=my_wiki
 
-A row of the input is {"question", "answer", "id"}, `id` being its article's; `--help` lists the settings.
+A row of the input is {"question", "answer", "id"}, `id` being its article's, or has Alpaca's, ShareGPT's or OpenAI's
+form; `--help` lists the settings.
 """
 
+import hashlib
 import os
 import sys
 from collections import Counter
@@ -15,13 +18,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
+from cleaning import Cleaner
 from configurator import load_settings
 from corpus import Problems, dropped_text, read_heldout, read_questions, sft_part, subjects_by_id
-from data_utils import RowWriter
 from errors import UserError, run_script
+from row_files import RowWriter
 from tokenizer import load_tokenizer
 
-TOO_LONG, DUPLICATE = "longer than the block", "exact duplicate"
+TOO_LONG, DUPLICATE, EMPTY = "longer than the block", "exact duplicate", "nothing left after cleaning"
 
 
 def articles_of(settings):
@@ -36,48 +40,70 @@ def articles_of(settings):
     return {file: subjects_by_id([folder]) for file, folder in zip(files, articles, strict=True)}
 
 
+class SftPreparer:
+    """Turns questions into rows one at a time, counting what it sees."""
+
+    def __init__(self, settings, tokenizer, writer):
+        self.settings, self.tokenizer, self.writer = settings, tokenizer, writer
+        self.cleaner, self.heldout = Cleaner(settings), read_heldout(settings.heldout)
+        self.subjects, self.problems = articles_of(settings), Problems()
+        self.keys, self.found, self.forms, self.notes = set(), set(), Counter(), Counter()
+
+    def add(self, line, qa):
+        """One question and its answer: cleaned, and written, or counted under why it was dropped."""
+        self.notes["questions"] += 1
+        subject = self.subject_of(line, qa)
+        self.found |= {subject} & self.heldout
+        question, answer = (self.cleaner.text(text).strip() for text in (qa.question, qa.answer))
+        ids = [*self.tokenizer.encode(question), self.tokenizer.answer_id, *self.tokenizer.encode(answer)]
+        key = hashlib.blake2b(f"{question}\0{answer}".encode(), digest_size=8).digest()
+        if not question or not answer:
+            self.problems.add(EMPTY, qa.source, line)
+        elif len(ids) + 1 > self.settings.block_size:
+            self.problems.add(TOO_LONG, qa.source, line)
+        elif key in self.keys:
+            self.problems.add(DUPLICATE, qa.source, line)
+        else:
+            self.keys.add(key)
+            part = sft_part(subject, self.settings.val_share, self.settings.test_share, self.heldout)
+            self.writer.add(part, ids, len(question) + len(answer))
+
+    def subject_of(self, line, qa):
+        """What a question's article is about; where that is not known, a text that its article's questions share."""
+        subject = qa.subject or self.subjects[qa.source].get(str(qa.id), "")
+        if subject:
+            return self.cleaner.text(subject)
+        self.notes["without_article"] += 1
+        return f"{Path(qa.source).name}:{line if qa.id is None else qa.id}"
+
+
 def prepare_sft(settings):
     """Write the rows of all questions; returns the meta."""
-    tokenizer, heldout = load_tokenizer(settings.tokenizer), read_heldout(settings.heldout)
-    for file in settings.qa_files:
+    tokenizer, files = load_tokenizer(settings.tokenizer), settings.qa_files
+    for file in files:
         if not os.path.isfile(file):
             raise UserError(f"{file} is not there; name your questions with --qa_files=…")
-    subjects, problems, seen, found, notes = articles_of(settings), Problems(), set(), set(), Counter()
     with RowWriter(settings.sft_data_dir, ["train", "val", "test"], settings.block_size, tokenizer) as writer:
-        with tqdm(
-            total=sum(map(os.path.getsize, settings.qa_files)), unit="B", unit_scale=True, desc="prepare_sft"
-        ) as bar:
-            for line, qa in read_questions(settings.qa_files, problems, bar.update):
-                notes["questions"] += 1
-                known = subjects[qa.source]
-                # A question whose article is not known is split by its id alone.
-                key = f"{Path(qa.source).name}:{line if qa.id is None else qa.id}"
-                subject = known.get(str(qa.id), key)
-                found |= {subject} & heldout
-                notes["without_article"] += str(qa.id) not in known
-                ids = [*tokenizer.encode(qa.question), tokenizer.answer_id, *tokenizer.encode(qa.answer)]
-                if len(ids) + 1 > settings.block_size:
-                    problems.add(TOO_LONG, qa.source, line)
-                elif (qa.question, qa.answer) in seen:
-                    problems.add(DUPLICATE, qa.source, line)
-                else:
-                    seen.add((qa.question, qa.answer))
-                    part = sft_part(subject, settings.val_share, settings.test_share, heldout)
-                    writer.add(part, ids, len(qa.question) + len(qa.answer))
-        if not seen:
-            raise UserError(
-                f"no question in {', '.join(settings.qa_files)} could be used: " + "; ".join(problems.places[:3])
-            )
-        if heldout and not found:
+        preparer = SftPreparer(settings, tokenizer, writer)
+        problems, heldout = preparer.problems, preparer.heldout
+        with tqdm(total=sum(map(os.path.getsize, files)), unit="B", unit_scale=True, desc="prepare_sft") as bar:
+            for line, qa in read_questions(files, problems, bar.update, settings.turns, preparer.forms):
+                preparer.add(line, qa)
+        if not preparer.keys:
+            raise UserError(f"no question in {', '.join(files)} could be used: " + "; ".join(problems.places[:3]))
+        if heldout and not preparer.found:
             raise UserError(
                 f"no question is about a held-out subject of {settings.heldout}; name the articles with --articles=…"
             )
         return writer.finish(
             {
                 "stage": "sft",
-                **notes,
+                "questions": preparer.notes["questions"],
+                "without_article": preparer.notes["without_article"],
+                "forms": dict(preparer.forms),
+                "turns": settings.turns,
                 **problems.about(),
-                "sources": settings.qa_files,
+                "sources": files,
             }
         )
 
@@ -86,6 +112,7 @@ def main():
     settings = load_settings("prepare_sft")
     meta = prepare_sft(settings)
     print(dropped_text(meta))
+    print("rows by form: " + ", ".join(f"{form} {count}" for form, count in meta["forms"].items()))
     print(f"questions {meta['questions']}; whose article is not known: {meta['without_article']}")
     for part, counts in meta["parts"].items():
         print(f"{part}: {counts['rows']} rows of {meta['block_size']}, {counts['tokens']} tokens")

@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
+from cleaning import Cleaner
 from configurator import load_settings
-from corpus import Problems, clean, drop_title, find_files, read_articles, read_heldout, read_questions
+from corpus import Problems, find_files, read_articles, read_heldout, read_questions
 from errors import UserError, run_script
 from files import write_atomic
 from tokenizer import load_tokenizer, table_bytes
@@ -60,13 +61,15 @@ def training_texts(settings, problems):
     Questions that name a held-out subject are left out: they belong to the test part.
     """
     files, qa_files = find_files(settings.input_dir), settings.tokenizer_qa
-    heldout = read_heldout(settings.heldout)
+    heldout, cleaner = read_heldout(settings.heldout), Cleaner(settings)
     with tqdm(total=sum(map(os.path.getsize, files + qa_files)), unit="B", unit_scale=True, desc="tokenizer") as bar:
         for _, article in read_articles(files, problems, bar.update):
-            yield clean(drop_title(article.text, article.title))
+            text, reason = cleaner.clean(article)
+            if not reason:
+                yield text
         for _, qa in read_questions(qa_files, problems, bar.update):
             if not any(subject in qa.question for subject in heldout):
-                yield from (qa.question, qa.answer)
+                yield from (cleaner.text(qa.question), cleaner.text(qa.answer))
 
 
 def main():

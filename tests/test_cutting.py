@@ -4,9 +4,12 @@ import itertools
 import random
 import re
 
+import numpy as np
 import pytest
+from conftest import byte_tokenizer
 
-from corpus import clean, cut_split, cut_truncate, drop_title, sentences
+from cleaning import clean, drop_title
+from cutting import cut_split, cut_truncate, last_sentence_end
 from tokenizer import load_tokenizer
 
 # Cleaning
@@ -70,29 +73,52 @@ def sentence_ends(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "full", "tail"),
+    ("text", "tail"),
     [
-        ("一。二！三？四", ["一。", "二！", "三？"], "四"),
-        ("他说：“走。”她走了。", ["他说：“走。”", "她走了。"], ""),
-        ("「真的？！」『真的。』好", ["「真的？！」", "『真的。』"], "好"),
-        ("一，二；三.四", [], "一，二；三.四"),
-        ("", [], ""),
+        ("一。二！三？四", "四"),
+        ("他说：“走。”她走了。", ""),
+        ("「真的？！」『真的。』好", "好"),
+        ("一，二；三.四", "一，二；三.四"),
+        ("", ""),
     ],
 )
-def test_sentences_end_behind_their_closing_quotes(text, full, tail):
-    assert sentences(text) == (full, tail)
+def test_a_text_ends_behind_its_last_sentence_and_the_closing_quotes(text, tail):
+    assert text[last_sentence_end(text) :] == tail
+    assert last_sentence_end(text) == max([0, *sentence_ends(text)])
+
+
+class PerCharacter:
+    """A table with a token for every character."""
+
+    token_lengths = np.array([len(chr(i).encode(errors="replace")) for i in range(0x20001)])
+
+    @staticmethod
+    def encode_array(text):
+        return np.array([ord(c) for c in text], dtype=np.uint32)
+
+    encode = staticmethod(lambda text: [ord(c) for c in text])
+
+
+def cut(function, text, tokenizer, limit):
+    """What a cut gives, its ids as lists."""
+    rows, tail = function(text, tokenizer, limit)
+    return [(ids.tolist(), n_chars) for ids, n_chars in rows], tail
+
+
+def characters(rows):
+    return [([ord(c) for c in row], len(row)) for row in rows]
 
 
 @pytest.mark.parametrize(
     ("limit", "kept", "lost"), [(7, "一二。三四。", 1), (6, "一二。三四。", 1), (5, "一二。", 4), (3, "一二。", 4)]
 )
 def test_truncate_keeps_the_full_sentences_that_fit_to_the_last_token(limit, kept, lost):
-    assert cut_truncate("一二。三四。五", list, limit) == ([(list(kept), len(kept))], lost)
+    assert cut(cut_truncate, "一二。三四。五", PerCharacter, limit) == (characters([kept]), lost)
 
 
 @pytest.mark.parametrize(("text", "limit"), [("一二。三。", 2), ("没有句号", 9), ("", 9)])
 def test_truncate_gives_no_row_where_no_full_sentence_fits(text, limit):
-    assert cut_truncate(text, list, limit)[0] == []
+    assert cut_truncate(text, PerCharacter, limit) == ([], len(text))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +132,7 @@ def test_truncate_gives_no_row_where_no_full_sentence_fits(text, limit):
     ],
 )
 def test_split_loses_nothing_but_the_tail(text, limit, rows, tail):
-    assert cut_split(text, list, limit) == ([(list(row), len(row)) for row in rows], tail)
+    assert cut(cut_split, text, PerCharacter, limit) == (characters(rows), tail)
 
 
 def random_texts(n, seed):
@@ -116,30 +142,52 @@ def random_texts(n, seed):
     return [("".join(rng.choices(alphabet, k=rng.randrange(70))), rng.randrange(7, 40)) for _ in range(n)]
 
 
-ENCODERS = {"bytes": lambda text: list(text.encode()), "gpt2": load_tokenizer().encode}
+TABLES = {"bytes": byte_tokenizer(), "gpt2": load_tokenizer(), "characters": PerCharacter}
 
 
-@pytest.mark.parametrize("encode", ENCODERS.values(), ids=ENCODERS)
-def test_truncate_agrees_with_trying_every_sentence_end(encode):
+@pytest.mark.parametrize("tokenizer", TABLES.values(), ids=TABLES)
+def test_truncate_agrees_with_trying_every_sentence_end(tokenizer):
+    encode = tokenizer.encode
     for text, limit in random_texts(600, seed=1):
         best = max(end for end in [0, *sentence_ends(text)] if len(encode(text[:end])) <= limit)
         expected = [(encode(text[:best]), best)] if best else []
-        assert cut_truncate(text, encode, limit) == (expected, len(text) - best)
+        assert cut(cut_truncate, text, tokenizer, limit) == (expected, len(text) - best)
 
 
-@pytest.mark.parametrize("encode", ENCODERS.values(), ids=ENCODERS)
-def test_split_agrees_with_filling_row_after_row_by_trial(encode):
-    for text, limit in random_texts(600, seed=2):
-        ends = [0, *sentence_ends(text)]
-        units = []
-        for sentence in (text[a:b] for a, b in itertools.pairwise(ends)):
-            clauses = [sentence] if len(encode(sentence)) <= limit else re.findall("[^，；]*[，；]|[^，；]+", sentence)
-            units += [u for c in clauses for u in ([c] if len(encode(c)) <= limit else c)]
-        rows = []
-        for unit in units:
+def by_trial(text, encode, limit):
+    """The rows of a text, each filled by trying; None where a clause is longer than a row."""
+    rows = []
+    for sentence in (text[a:b] for a, b in itertools.pairwise([0, *sentence_ends(text)])):
+        short = len(encode(sentence)) <= limit
+        for unit in [sentence] if short else re.findall("[^，；]*[，；]|[^，；]+", sentence):
+            if len(encode(unit)) > limit:
+                return None
             if rows and len(encode(rows[-1] + unit)) <= limit:
                 rows[-1] += unit
             else:
                 rows.append(unit)
-        assert "".join(rows) == text[: ends[-1]]
-        assert cut_split(text, encode, limit) == ([(encode(row), len(row)) for row in rows], len(text) - ends[-1])
+    return rows
+
+
+@pytest.mark.parametrize("tokenizer", TABLES.values(), ids=TABLES)
+def test_split_agrees_with_filling_row_after_row_by_trial(tokenizer):
+    encode, compared, finer = tokenizer.encode, 0, 0
+    for text, limit in random_texts(900, seed=2):
+        rows, tail = cut(cut_split, text, tokenizer, limit)
+        end, place = max([0, *sentence_ends(text)]), 0
+        expected = by_trial(text, encode, limit)
+        if expected is None:  # between characters: nothing is lost, and each row has its text's ids
+            for ids, n_chars in rows:
+                assert ids == encode(text[place : place + n_chars]) and len(ids) <= limit
+                place += n_chars
+            assert (place, tail) == (end, len(text) - end)
+            finer += 1
+        else:
+            assert (rows, tail) == ([(encode(row), len(row)) for row in expected], len(text) - end)
+            compared += len(rows) > 1
+    assert compared > 100 and finer > 50
+
+
+def test_a_run_of_spaces_longer_than_a_row_is_cut_too():
+    rows, tail = cut_split("河" + " " * 50 + "。", byte_tokenizer(), 16)
+    assert sum(n_chars for _, n_chars in rows) == 52 and max(len(ids) for ids, _ in rows) <= 16 and tail == 0

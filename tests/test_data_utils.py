@@ -12,7 +12,6 @@ from tiny import PAD, padded_rows, tiny_meta, tiny_tokenizer, write_rows
 
 from data_utils import (
     BatchOrder,
-    RowWriter,
     TrainingData,
     check_table,
     loss_mask,
@@ -22,6 +21,7 @@ from data_utils import (
     split_row,
 )
 from errors import UserError
+from row_files import RowWriter
 from settings import Settings
 from tokenizer import load_tokenizer
 

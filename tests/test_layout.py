@@ -20,7 +20,17 @@ FLOORS = {
     "sampling": 0,
     "checkpoint": 1,
     "data_utils": 1,
+    "row_files": 0.5,
+    "cleaning": 0.5,
+    "json_array": 0.3,
+    "readers": 0.5,
+    "fields": 0.5,
+    "conversations": 0.7,
+    "cutting": 0.7,
     "corpus": 1,
+    "preparing": 1.5,
+    "downloads": 1.5,
+    "factory": 2,
     "optim": 1,
     "device": 1,
     "decoding": 1,
@@ -37,7 +47,7 @@ FLOORS = {
     "benchmarks": 2.8,
 }
 SCRIPT_FLOOR = 3
-PACKAGES = ["arena", "benchmarks", "page", "serving"]
+PACKAGES = ["arena", "benchmarks", "factory", "page", "preparing", "serving"]
 FOLDERS = ["data", "sft", *PACKAGES]
 SOURCES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/*.py"))])
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from conftest import byte_tokenizer, made_up_articles, made_up_questions, write_jsonl
 
-from data_utils import RowWriter
 from errors import UserError
+from row_files import RowWriter
 from tokenizer import load_tokenizer
 
 OLD = {"meta.json": b"old meta", "train.bin": b"old rows"}
@@ -58,7 +58,7 @@ def test_every_good_article_becomes_its_row_and_every_other_is_counted_and_shown
         ({"id": 1, "title": "桥", "text": "桥\n\n桥（）在河<div>上。\n它很「《》」老！尾巴"}, "桥在河上。它很老！"),
         ({"id": 1, "title": "##", "text": "##\n\n甲##乙，<|endoftext|>。"}, "甲##乙，<|endoftext|>。"),
         ({"text": "没有标题的第一段。\n\n第二段😀𠀀。"}, "没有标题的第一段。第二段😀𠀀。"),
-        ({"title": 7, "id": None, "text": "前\ud83d后。"}, "前后。"),
+        ({"title": 7, "id": None, "text": "前后。"}, "前后。"),
         ({"text": "b" + " c" * 45 + "。"}, "b" + " c" * 45 + "。"),  # 47 tokens and EOT: a full block
     ]
     lines = [json.dumps(row) for row, _ in good]
@@ -75,14 +75,14 @@ def test_every_good_article_becomes_its_row_and_every_other_is_counted_and_shown
     meta, texts = opened(tmp_path / "data/processed")
     assert texts == {"train": ["有标记。", "没有换行。", *(text for _, text in good)], "val": []}
     counts = {"bad JSON": 2, "bad UTF-8": 1, "not a JSON object": 1, 'no "text"': 1, '"text" is not a text': 1}
-    counts |= {'"text" is empty': 1, "no sentence end": 2, "exact duplicate": 2}
+    counts |= {'"text" is empty': 1, "no sentence end": 2, "exact duplicate": 2, "empty line": 1}
     assert meta["dropped"] == counts | {"first sentence longer than the block": 1}
     assert meta["articles"] == len(good) + 2 + len(dropped) == meta["parts"]["train"]["rows"] + 5
     assert meta["sources"] == ["wiki/bom.jsonl", "wiki/deep/er/wiki_00", "wiki/z.jsonl"]
     assert meta["characters_cut"] == 2 and len(meta["first_dropped"]) == 10
     assert meta["first_dropped"][0] == "wiki/deep/er/wiki_00, line 1: bad JSON"
     assert meta["first_dropped"][5] == 'wiki/z.jsonl, line 1: "text" is empty'
-    assert meta["first_dropped"][7] == "wiki/z.jsonl, line 4: no sentence end"  # an empty line is no row, but a line
+    assert meta["first_dropped"][7:9] == ["wiki/z.jsonl, line 3: empty line", "wiki/z.jsonl, line 4: no sentence end"]
     assert all(told in said for told in [*meta["first_dropped"], "2 exact duplicate", "tokens a character"])
 
 
@@ -129,7 +129,7 @@ def test_a_subject_stays_together_adding_files_moves_nothing_and_heldout_ones_ar
     ("flags", "told"),
     [
         (["--input_dir=nowhere"], "nowhere is not there"),
-        (["--input_dir=empty"], "no .jsonl file in empty"),
+        (["--input_dir=empty"], "no .jsonl, .json or .parquet file in empty"),
         (["--input_dir=textless"], 'textless/a.jsonl, line 1: no "text"'),
         (["--block_sise=64"], "did you mean block_size?"),
         (["--block_size=7"], "at least 8"),
@@ -201,7 +201,7 @@ def test_questions_become_rows_split_by_subject_with_heldout_ones_as_the_test_pa
     assert sorted(text for part in texts.values() for text in part) == expected
     assert meta["questions"] == len(questions) + 4 and meta["without_article"] == 0
     counts = {"bad JSON": 1, 'no "answer"': 1, '"question" is not a text': 1, "bad UTF-8": 1, "not a JSON object": 1}
-    assert meta["dropped"] == counts | {"longer than the block": 1, "exact duplicate": 1}
+    assert meta["dropped"] == counts | {"longer than the block": 1, "exact duplicate": 1, "empty line": 2}
     assert "qa.jsonl, line 121: bad JSON" in said and all(place in said for place in meta["first_dropped"])
 
 

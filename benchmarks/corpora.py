@@ -1,0 +1,42 @@
+"""Corpora of any size for measuring: the embedded one, varied so that no article is another's."""
+
+import glob
+import json
+import random
+from pathlib import Path
+
+from cleaning import SENTENCE_END, drop_title
+
+SAMPLE = Path(__file__).resolve().parent.parent / "data" / "wiki_sample"
+
+
+def varied_articles(seed=0):
+    """Yields articles without end, as dicts: the embedded corpus, sentences in new orders, and a number in each."""
+    rng, number, rows = random.Random(seed), 0, []
+    for path in sorted(glob.glob(str(SAMPLE / "*.jsonl"))):
+        with open(path, encoding="utf-8") as file:
+            rows += map(json.loads, file)
+    told = []
+    for row in rows:
+        body = drop_title(row["text"], row["title"])
+        ends = [match.end() for match in SENTENCE_END.finditer(body)]
+        told.append((row["title"], [body[a:b] for a, b in zip([0, *ends], ends, strict=False)]))
+    while True:
+        for title, sentences in told:
+            order = rng.sample(sentences, len(sentences))
+            order.insert(rng.randrange(len(order) + 1), f"这一篇的编号是{number}。")
+            yield {"id": number, "title": title, "text": f"{title}\n\n{''.join(order)}"}
+            number += 1
+
+
+def write_varied(path, n_bytes, seed=0):
+    """Write a jsonl file of about so many bytes; returns how many articles it has."""
+    written = count = 0
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        for row in varied_articles(seed):
+            line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+            file.write(line)
+            written, count = written + len(line), count + 1
+            if written >= n_bytes:
+                return count

@@ -1,0 +1,34 @@
+"""How often the articles of each folder are taken, where a corpus is mixed of several."""
+
+import os
+from pathlib import Path
+
+from errors import UserError
+
+
+def input_of(path, inputs):
+    """The entry of `inputs` (folders or files) that a file comes from: the longest that holds it."""
+    holding = [i for i in inputs if Path(path).is_relative_to(Path(i).as_posix())]
+    return max(holding, key=len)
+
+
+def file_weights(settings, files):
+    """{path: weight} of settings.weights, one for each of settings.input_dir; {} where none are given.
+
+    Raises UserError for a wrong number of weights, or what is no number.
+    """
+    given = settings.weights
+    if not given:
+        return {}
+    if len(given) != len(settings.input_dir):
+        raise UserError(
+            f"{len(given)} weights for {len(settings.input_dir)} input_dir: give one for each, in their order"
+        )
+    try:
+        weights = [float(weight) for weight in given]
+    except ValueError:
+        raise UserError(f"weights are numbers, such as --weights=2,0.5, not {','.join(given)}") from None
+    if not all(0 <= weight <= 100 for weight in weights):
+        raise UserError(f"weights are from 0 to 100, not {','.join(given)}")
+    by_input = dict(zip(settings.input_dir, weights, strict=True))
+    return {path: by_input[input_of(path, settings.input_dir)] for path in map(os.fspath, files)}

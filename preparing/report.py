@@ -1,0 +1,128 @@
+"""The page that tells what a corpus looks like before and after cleaning."""
+
+import html
+import io
+from string import Template
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from files import write_atomic
+from preparing.statistics import BINS_A_DECADE
+from settings import CLEANING
+
+matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "corpus report"})  # the same bytes every time
+SHOWN_OPENINGS, SHOWN_CHARACTERS = 20, 60
+
+
+PAGE = Template("""<!DOCTYPE html>
+<html lang="zh-CN"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>语料报告 Corpus report</title>
+<style>
+body { font: 15px/1.6 system-ui, "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", sans-serif;
+  margin: 2em auto; max-width: 62em; padding: 0 1em }
+table { border-collapse: collapse; margin: .5em 0 1.5em }
+td, th { border-bottom: 1px solid #ddd; padding: .2em .8em; text-align: left; vertical-align: top }
+td.n { text-align: right; font-variant-numeric: tabular-nums }
+h2 { margin-top: 2em }
+svg { max-width: 100%; height: auto }
+.two { display: flex; flex-wrap: wrap; gap: 2em }
+.place { color: #777; white-space: nowrap }
+summary { cursor: pointer }
+</style></head><body>
+<h1>语料报告 <small>Corpus report</small></h1>
+<h2>总览 Overview</h2>$overview
+<h2>长度 Lengths</h2>$lengths
+<h2>清洗步骤 Cleaning steps</h2>$steps
+<h2>丢弃 Dropped</h2>$dropped
+<h2>字符 Characters</h2><div class="two">$characters</div>
+<h2>最常见的首句 Most common first sentences</h2><div class="two">$openings</div>
+</body></html>
+""")
+
+
+def write_report(path, statistics, meta):
+    """Write the page of `Statistics` and of a data folder's meta to `path`, as HTML that needs no other file."""
+    before, after = statistics.before, statistics.after
+    page = PAGE.substitute(
+        overview=overview(before, after, meta),
+        lengths=lengths_plot(before, after),
+        steps=steps_table(meta),
+        dropped=dropped_section(statistics, meta),
+        characters=both(before, after, lambda side: side.counts.most_common(SHOWN_CHARACTERS), shown_character),
+        openings=both(before, after, lambda side: side.openings.most_common(SHOWN_OPENINGS), html.escape),
+    )
+    write_atomic(path, lambda file: file.write(page.encode()))
+
+
+def table(head, rows):
+    """An HTML table; cells are HTML, and numbers stand to the right."""
+    cells = [
+        "".join(f'<td class="n">{c:,}</td>' if isinstance(c, int) else f"<td>{c}</td>" for c in row) for row in rows
+    ]
+    titles = "".join(f"<th>{title}</th>" for title in head)
+    return f"<table><tr>{titles}</tr>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+
+
+def overview(before, after, meta):
+    rows = [
+        ["文章 articles", before.articles, after.articles],
+        ["字符 characters", before.characters, after.characters],
+        ["不同的字符 different characters", len(+before.counts), len(+after.counts)],
+        ["平均长度 mean length", round(before.characters / max(1, before.articles)),
+         round(after.characters / max(1, after.articles))],
+    ]  # fmt: skip
+    for part, counts in meta["parts"].items():
+        rows.append([f"{part}: 行 rows · token", counts["rows"], counts["tokens"]])
+    rows += [
+        [f"{html.escape(source)}: 行 rows · token", counts["rows"], counts["tokens"]]
+        for source, counts in meta["inputs"].items()
+    ]
+    return table(["", "清洗前 before", "清洗后 after"], rows)
+
+
+def lengths_plot(before, after):
+    """Both histograms of articles' lengths, as SVG."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    for side, name, style in ((before, "before", {"color": "0.75"}), (after, "after", {"color": "C0", "alpha": 0.7})):
+        bins = range(min(side.lengths, default=0), max(side.lengths, default=0) + 1)
+        edges = [10 ** (b / BINS_A_DECADE) for b in [*bins, bins.stop]]
+        axes.stairs([side.lengths[b] for b in bins], edges, fill=True, label=name, **style)
+    axes.set(xscale="log", xlabel="characters", ylabel="articles")
+    axes.legend()
+    sink = io.StringIO()
+    figure.savefig(sink, format="svg", metadata={"Date": None})
+    return sink.getvalue().partition("<svg")[2].join(["<svg", ""])
+
+
+def steps_table(meta):
+    changed, dropped = meta["cleaning"]["changed"], meta["cleaning"]["dropped"]
+    rows = [
+        [name, what, int(changed.get(name, 0)), int(dropped.get(name, 0))] if name in meta["cleaning"]["steps"]
+        else [name, what, "—", "—"]
+        for name, what in CLEANING.items()
+    ]  # fmt: skip
+    return table(["步骤 step", "", "改动的文章 changed", "丢弃的文章 dropped"], rows)
+
+
+def dropped_section(statistics, meta):
+    parts = []
+    for reason, count in sorted(meta["dropped"].items(), key=lambda item: -item[1]):
+        examples = "".join(
+            f'<tr><td class="place">{html.escape(place)}</td><td>{html.escape(text)}</td></tr>'
+            for place, text in statistics.examples.get(reason, [])
+        )
+        name = html.escape(reason)
+        parts.append(f"<details open><summary>{name}: {count:,}</summary><table>{examples}</table></details>")
+    return "".join(parts) or "<p>无 nothing</p>"
+
+
+def both(before, after, rows, shown):
+    """Two tables side by side: what `rows(side)` gives, [(text, count), …], as `shown(text)`."""
+    sides = (("清洗前 before", before), ("清洗后 after", after))
+    return "".join(table([title, ""], [[shown(text), n] for text, n in rows(side) if n > 0]) for title, side in sides)
+
+
+def shown_character(character):
+    return html.escape(character) if character.isprintable() and character != " " else f"U+{ord(character):04X}"
