@@ -17,8 +17,9 @@ RUN := $(VENV)/bin/python
 demo: $(VENV)/ready
 	$(RUN) demo.py
 
+# Two files of tests at a time.
 test: $(VENV)/ready-dev
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 soak: $(VENV)/ready-dev
 	$(RUN) -m pytest --soak -m "soak or soak_only"

@@ -12,7 +12,20 @@ from preparing.statistics import BINS_A_DECADE
 from settings import CLEANING
 
 matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "corpus report"})  # the same bytes every time
-SHOWN_OPENINGS, SHOWN_CHARACTERS = 20, 60
+SHOWN_OPENINGS, SHOWN_CHARACTERS = 20, 100
+SIDES = ("清洗前 before", "清洗后 after")
+STEPS_IN_CHINESE = {
+    "controls": "去掉控制字符和零宽字符",
+    "widths": "全角字母、数字和其他兼容字符变成普通字符，标点不变",
+    "simplify": "繁体变简体",
+    "templates": "去掉模板、表格、注释和链接的残留",
+    "title": "第一段是标题时去掉",
+    "litter": "去掉空括号、空引号、-{}-、div 标签和换行",
+    "short": "丢弃太短的条目",
+    "foreign": "丢弃汉字太少的条目",
+    "boilerplate": "丢弃消歧义页、重定向页和链接列表",
+    "near": "丢弃与前面几乎重复的条目",
+}
 
 
 PAGE = Template("""<!DOCTYPE html>
@@ -26,7 +39,6 @@ td, th { border-bottom: 1px solid #ddd; padding: .2em .8em; text-align: left; ve
 td.n { text-align: right; font-variant-numeric: tabular-nums }
 h2 { margin-top: 2em }
 svg { max-width: 100%; height: auto }
-.two { display: flex; flex-wrap: wrap; gap: 2em }
 .place { color: #777; white-space: nowrap }
 summary { cursor: pointer }
 </style></head><body>
@@ -35,8 +47,8 @@ summary { cursor: pointer }
 <h2>长度 Lengths</h2>$lengths
 <h2>清洗步骤 Cleaning steps</h2>$steps
 <h2>丢弃 Dropped</h2>$dropped
-<h2>字符 Characters</h2><div class="two">$characters</div>
-<h2>最常见的首句 Most common first sentences</h2><div class="two">$openings</div>
+<h2>字符 Characters</h2>$characters
+<h2>最常见的首句 Most common first sentences</h2>$openings
 </body></html>
 """)
 
@@ -49,8 +61,8 @@ def write_report(path, statistics, meta):
         lengths=lengths_plot(before, after),
         steps=steps_table(meta),
         dropped=dropped_section(statistics, meta),
-        characters=both(before, after, lambda side: side.counts.most_common(SHOWN_CHARACTERS), shown_character),
-        openings=both(before, after, lambda side: side.openings.most_common(SHOWN_OPENINGS), html.escape),
+        characters="".join(map(character_list, (before, after), SIDES)),
+        openings="".join(map(opening_table, (before, after), SIDES)),
     )
     write_atomic(path, lambda file: file.write(page.encode()))
 
@@ -78,7 +90,7 @@ def overview(before, after, meta):
         [f"{html.escape(source)}: 行 rows · token", counts["rows"], counts["tokens"]]
         for source, counts in meta["inputs"].items()
     ]
-    return table(["", "清洗前 before", "清洗后 after"], rows)
+    return table(["", *SIDES], rows)
 
 
 def lengths_plot(before, after):
@@ -98,11 +110,11 @@ def lengths_plot(before, after):
 
 def steps_table(meta):
     changed, dropped = meta["cleaning"]["changed"], meta["cleaning"]["dropped"]
-    rows = [
-        [name, what, int(changed.get(name, 0)), int(dropped.get(name, 0))] if name in meta["cleaning"]["steps"]
-        else [name, what, "—", "—"]
-        for name, what in CLEANING.items()
-    ]  # fmt: skip
+    rows = []
+    for name, what in CLEANING.items():
+        counts = [int(changed.get(name, 0)), int(dropped.get(name, 0))]
+        told = f"{STEPS_IN_CHINESE[name]}<br><small>{what}</small>"
+        rows.append([name, told, *(counts if name in meta["cleaning"]["steps"] else ["–", "–"])])
     return table(["步骤 step", "", "改动的文章 changed", "丢弃的文章 dropped"], rows)
 
 
@@ -118,10 +130,16 @@ def dropped_section(statistics, meta):
     return "".join(parts) or "<p>无 nothing</p>"
 
 
-def both(before, after, rows, shown):
-    """Two tables side by side: what `rows(side)` gives, [(text, count), …], as `shown(text)`."""
-    sides = (("清洗前 before", before), ("清洗后 after", after))
-    return "".join(table([title, ""], [[shown(text), n] for text, n in rows(side) if n > 0]) for title, side in sides)
+def character_list(side, title):
+    """The most common characters of a side, each with its count."""
+    common = [(c, n) for c, n in side.counts.most_common(SHOWN_CHARACTERS) if n > 0]
+    return f"<p>{title}</p><p>" + " ".join(f"<b>{shown_character(c)}</b>&nbsp;{n:,} " for c, n in common) + "</p>"
+
+
+def opening_table(side, title):
+    """The most common first sentences of a side."""
+    common = side.openings.most_common(SHOWN_OPENINGS)
+    return table([title, ""], [[html.escape(text), n] for text, n in common if n > 0])
 
 
 def shown_character(character):

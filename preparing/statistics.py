@@ -5,7 +5,7 @@ from collections import Counter
 
 from cleaning import SENTENCE_END
 
-BINS_A_DECADE = 5  # of lengths
+BINS_A_DECADE = 10  # of lengths
 EXAMPLES = 10  # of each reason
 EXAMPLE_CHARS = 120
 OPENING_CHARS = 60

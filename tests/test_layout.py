@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,11 @@ def test_the_page_knows_no_torch_and_nothing_else_knows_gradio():
     for path in SOURCES:
         unknown = {"torch", "model"} if module_of(path) == "page" else {"gradio", "altair", "uvicorn", "fastapi"}
         assert not unknown & set(imports_of(path)), path.name
+
+
+def test_what_prepares_data_starts_without_torch():
+    program = "import sys; sys.path.insert(0, 'data'); import prepare, prepare_sft; exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)
