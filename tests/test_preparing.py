@@ -18,6 +18,7 @@ import pytest
 from conftest import ROOT, byte_tokenizer, made_up_articles, write_jsonl
 
 from benchmarks.corpora import varied_articles, write_varied
+from benchmarks.preparing import resident_mb
 from preparing.keys import KeySet
 from preparing.near import NearDuplicates, band_rows, signatures
 from row_files import padded_rows
@@ -252,20 +253,6 @@ def test_what_is_said_of_the_embedded_corpus_in_the_report_can_be_read_in_it(tmp
 # Long runs
 
 
-def resident(pid):
-    """MiB of memory of a process and its children, from Linux's /proc."""
-    total, waiting = 0, [pid]
-    while waiting:
-        each = waiting.pop()
-        try:
-            status = Path(f"/proc/{each}/status").read_text()
-            total += int(status.partition("VmRSS:")[2].split()[0])
-            waiting += map(int, Path(f"/proc/{each}/task/{each}/children").read_text().split())
-        except (OSError, IndexError, ValueError):
-            continue
-    return total / 1024
-
-
 @pytest.mark.soak_only
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
 def test_a_gigabyte_in_a_gigabyte_of_memory_with_the_same_bytes_from_one_process_two_and_three_kills(tmp_path):
@@ -277,15 +264,15 @@ def test_a_gigabyte_in_a_gigabyte_of_memory_with_the_same_bytes_from_one_process
             run = subprocess.Popen([*command, f"--workers={workers}"], cwd=tmp_path, stderr=subprocess.DEVNULL)
             until = time.monotonic() + seconds.uniform(12, 16) if kills else float("inf")
             while run.poll() is None and time.monotonic() < until:
-                most = max(most, resident(run.pid))
+                most = max(most, resident_mb(run.pid) or 0)
                 time.sleep(0.2)
             if run.poll() is not None:
                 break
             run.kill()
             run.wait()
             kills -= 1
-        assert run.returncode == 0 and kills <= 0 and most < 1024, (name, most)
-        print(f"{name}: {most:.0f} MiB")
+        assert run.returncode == 0 and kills <= 0 and most < 1000, (name, most)
+        print(f"{name}: {most:.0f} MB")
     meta = json.loads((tmp_path / "one/meta.json").read_text(encoding="utf-8"))
     assert meta["articles"] == count and not meta["dropped"]
     for name in ("two", "killed"):
