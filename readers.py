@@ -22,6 +22,7 @@ from json_array import BETWEEN_ROWS, array_blocks
 
 BLOCK_BYTES = 1 << 20
 MAX_RECORD = 8 << 20  # bytes; a longer one is no article, and is passed over without being held in memory
+ZSTD_BYTES = 1024  # that are unpacked at once
 TABLE_ROWS = 500  # of a parquet file that make a block
 TOO_LONG = b"\0too long"  # stands for such a record; it is never JSON
 ROW_ENDINGS = (".jsonl", ".json", ".parquet", "")  # "": as wikiextractor writes them
@@ -48,20 +49,20 @@ class ZstdStream:
         self._file, self._new_frame, self._frame = file, zstandard.ZstdDecompressor().decompressobj, None
 
     def read(self, size):
-        """Some bytes, about `size` of them packed; b"" at the end."""
-        while chunk := self._file.read(size):
-            found = []
+        """About `size` unpacked bytes; b"" at the end."""
+        found, n_bytes = [], 0
+        # Unpacked by little, as a few bytes may become a thousand times as many.
+        while n_bytes < size and (chunk := self._file.read(ZSTD_BYTES)):
             while chunk:
                 self._frame = self._frame or self._new_frame()
                 found.append(self._frame.decompress(chunk))
+                n_bytes += len(found[-1])
                 chunk = self._frame.unused_data
                 if self._frame.eof:
                     self._frame = None
-            if any(found):
-                return b"".join(found)
-        if self._frame:
+        if not n_bytes and self._frame:
             raise EOFError("it ends in the middle")
-        return b""
+        return b"".join(found)
 
 
 PACKINGS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": ZstdStream}
