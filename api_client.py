@@ -41,7 +41,7 @@ MESSAGES = {
     "address": "{address} is not a usable address ({detail}); write it like http://192.168.1.5:5000",
     "unreachable": "{address} does not answer ({detail})",
     "refused": "{address} refused the request with status {status}: {detail}",
-    "busy": "{address} is too busy now (status {status})",
+    "busy": "{address} is too busy now (status {status}: {detail})",
     "not_openai": "{address} does not speak OpenAI's API ({detail})",
     "broke_off": "{address} broke off in the middle of the answer",
     "too_slow": "{address} sent nothing within {seconds:g} s",
@@ -218,15 +218,14 @@ class ApiClient:
     async def refusal(self, response):
         """The ApiFailure of a response whose status is no 200."""
         status = response.status_code
-        if status in TOO_BUSY:
-            return ApiFailure("busy", address=self.base, status=status)
         try:
             async with asyncio.timeout(self.limits.connect_seconds):
                 body = await self.read(response, MAX_ERROR)
         except (ApiFailure, TimeoutError):
             body = b""
         detail = detail_of(body) or clean_text(response.reason_phrase)[:MAX_DETAIL]
-        return ApiFailure("refused", address=self.base, status=status, detail=detail)
+        values = {"address": self.base, "status": status, "detail": detail}
+        return ApiFailure("busy" if status in TOO_BUSY else "refused", quota=b"insufficient_quota" in body, **values)
 
 
 REASONS = {

@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter
 
 from settings import CLEANING
+from tokenizer import bounded_spaces
 
 # The report's list of what a wiki dump leaves behind where a link or template was taken out.
 LITTER = re.compile(r"（[；，\s]*）|\([;,\s]*\)|「」|《》|“”|-\{\}-|</?div\b[^<>]*>|[\r\n]+")
@@ -127,7 +128,7 @@ TEMPLATES = re.compile(
     r"\[\[(?:File|Image|Category|文件|档案|檔案|图像|圖像|分类|分類):[^\[\]]*\]\]|\[https?://[^\s\[\]]+\]",
     re.DOTALL,
 )
-LINKS = re.compile(r"\[\[(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]|\[https?://[^\s\[\]]+\s+([^\[\]]*)\]")
+LINKS = re.compile(r"\[\[(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]|\[https?://[^\s\[\]]++\s++([^\[\]]*)\]")
 STRAY = re.compile(
     r"</?(?:br|p|span|small|sub|sup|i|b|center|gallery|nowiki|table|tr|td|th|font|u|ref|references|blockquote|code|math|poem|"
     r"li|ul|ol)\b[^<>]*>|\{\{|\}\}|\{\||\|\}|__[A-Z]{3,}__|\[(?:编辑|編輯)\]|\[\d{1,3}\]|"
@@ -158,7 +159,7 @@ def chinese_share(text):
     return sum(map(len, HAN_RUN.findall(text))) / letters if letters else 0.0
 
 
-REDIRECT = re.compile(r"\s*#?(?:redirect|重定向)\b|\s*#重定向", re.IGNORECASE)
+REDIRECT = re.compile(r"\s*(?:#\s*(?:redirect|重定向)|(?:redirect|重定向)\s*(?:[:：]|\[\[))", re.IGNORECASE)
 AMBIGUOUS_TITLE = re.compile(r"[（(](?:消歧义|消歧義|disambiguation)[）)]\s*$")
 AMBIGUOUS = re.compile(r"(?:可以|可能|可)(?:是)?[指为為]{1,2}(?:下列|以下|：|:)|消歧[义義]页|消歧[义義]頁")
 LIST_TITLE = re.compile(r"列表$|^[^。]{0,20}(?:列表|年表|名单|名單)$")
@@ -203,7 +204,7 @@ class Cleaner:
         """A question, answer or title through the steps that change characters."""
         for _, step in self.characters:
             text = step(text)
-        return text
+        return bounded_spaces(text)
 
     def clean(self, article):
         """(text, None) of an article, or ("", reason) where a step drops it."""
@@ -219,6 +220,7 @@ class Cleaner:
             if after != text:
                 text = after
                 self.changed[name] += 1
+        text = bounded_spaces(text)  # what stood between them may have gone
         reason = self._reason(text, is_page) if self.drops else None
         return ("", reason) if reason else (text, None)
 

@@ -37,18 +37,25 @@ def alpaca_turns(row):
     answer, other = text_field(row, "output")
     if reason or other:
         return [], reason or other
-    extra = row.get("input") or ""
+    extra, reason = text_field(row, "input") if row.get("input") not in (None, "") else ("", None)
+    if reason and reason != '"input" is empty':
+        return [], reason
     history = row.get("history") or []
-    if not isinstance(extra, str):
-        return [], '"input" is not a text'
-    if not isinstance(history, list) or not all(is_pair(pair) for pair in history):
+    if not isinstance(history, list):
         return [], '"history" is no list of question and answer'
-    question = f"{instruction}\n{extra}" if extra.strip() else instruction
-    return [*map(tuple, history), (question, answer)], None
+    turns = [pair_of(value) for value in history]
+    if not all(turns):
+        return [], '"history" is no list of question and answer'
+    question = f"{instruction}\n{extra}" if extra else instruction
+    return [*turns, (question, answer)], None
 
 
-def is_pair(value):
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) and text.strip() for text in value)
+def pair_of(value):
+    """(question, answer) of an item of a history, or None."""
+    if not isinstance(value, list) or len(value) != 2:
+        return None
+    texts = [text_field({"text": text}, "text")[0] for text in value]
+    return tuple(texts) if all(texts) else None
 
 
 def sharegpt_turns(row):

@@ -9,7 +9,8 @@ from pathlib import Path
 from conversations import chosen_turns, turns_of
 from errors import UserError
 from fields import name_field, text_field
-from readers import is_readable, read_blocks, rows_of, unit_of
+from parsing import rows_of
+from readers import is_readable, read_blocks, unit_of
 
 SHOWN_PROBLEMS = 10
 
@@ -56,12 +57,12 @@ def dropped_text(meta):
     return "\n".join([*(f"  dropped: {place}" for place in meta["first_dropped"]), f"dropped: {counts}"])
 
 
-def find_files(folders, setting="input_dir", plain_text=False):
+def find_files(folders, setting="input_dir", plain_text=False, leave_out=""):
     """Sorted paths of all files of rows in folders (any depth), and of the files that are named directly.
 
     These end in `.jsonl`, `.json` or `.parquet`, or have no ending, as wikiextractor writes them; all but parquet may
-    be packed (`.gz .bz2 .xz .zst`). plain_text: `.txt` files too. Raises UserError when a folder is not there, or
-    there is no such file in all of them; `setting` is the one that the user gave them by.
+    be packed (`.gz .bz2 .xz .zst`). plain_text: `.txt` files too. leave_out: a folder. Raises UserError when a folder
+    is not there, or there is no such file in all of them; `setting` is the one that the user gave them by.
     """
     if not any(folders):
         raise UserError(f"{setting} is empty; name your folder of articles with --{setting}=…")
@@ -71,15 +72,21 @@ def find_files(folders, setting="input_dir", plain_text=False):
             raise UserError(f"input {folder} is not there; name your folder of articles with --{setting}=…")
         if os.path.isfile(folder):
             found.append(folder)
-        for root, _, names in os.walk(folder):
-            # Hidden files (.DS_Store) are nobody's articles.
-            found += [os.path.join(root, n) for n in names if not n.startswith(".") and is_readable(n, plain_text)]
+        for root, inner, names in os.walk(folder):
+            # Hidden files (.DS_Store) and folders (.git) are nobody's articles, nor is what is no file, or gone.
+            inner[:] = [n for n in inner if not n.startswith(".") and not is_same(os.path.join(root, n), leave_out)]
+            paths = [os.path.join(root, n) for n in names if not n.startswith(".") and is_readable(n, plain_text)]
+            found += filter(os.path.isfile, paths)
     if not found:
         raise UserError(
             f"no .jsonl, .json or .parquet file in {', '.join(map(str, folders))}; "
             'a row is {"id", "title", "text"}, packed or not (.gz .bz2 .xz .zst)'
         )
     return sorted(dict.fromkeys(Path(f).as_posix() for f in found))
+
+
+def is_same(folder, other):
+    return bool(other) and os.path.abspath(folder) == os.path.abspath(other)
 
 
 def read_rows(path, problems, progress=None):

@@ -1,7 +1,8 @@
 """Cutting a text into rows: at sentences, where one is too long at clauses, and only then between characters.
 
 A text is encoded once, and rows are pieces of its ids: where a token ends at the end of a sentence, byte pairs that
-were merged before it and behind it are those of the two parts alone, so that a row has the ids that its text has.
+were merged before it and behind it are those of the two parts alone, so that a row has the ids that its text has (but
+where a run of line breaks, which cleaning takes out, ends it).
 """
 
 import itertools
@@ -38,7 +39,7 @@ class Tokens:
 
     def __init__(self, text, tokenizer, ids=None):
         self.text, self.ids = text, tokenizer.encode_array(text) if ids is None else ids
-        self.lengths = tokenizer.token_lengths
+        self.tokenizer, self.lengths = tokenizer, tokenizer.token_lengths
 
     @cached_property
     def ends(self):
@@ -50,7 +51,11 @@ class Tokens:
         in_bytes = np.cumsum([len(self.text[a:b].encode()) for a, b in itertools.pairwise([0, *places])])
         at = np.searchsorted(self.ends, in_bytes)
         whole = self.ends[np.minimum(at, len(self.ends) - 1)] == in_bytes
-        return [(int(n) + 1, place) for n, place, right in zip(at, places, whole, strict=True) if right]
+        return [
+            (int(n) + 1, place)
+            for n, place, right in zip(at, places, whole, strict=True)
+            if right and not self.text.startswith("'", place)  # GPT-2's table has 's and its like as one
+        ]
 
 
 def refined(tokens, marks, limit):
@@ -100,7 +105,7 @@ def cut_split(text, tokenizer, limit):
 
 
 def split(tokens, limit):
-    """[(ids, n_chars)] of all of `Tokens`, in rows of at most `limit`. Raises UserError where a character is longer."""
+    """[(ids, n_chars)] of all of `Tokens`, in rows of at most `limit`."""
     if len(tokens.ids) <= limit:
         return [(tokens.ids, len(tokens.text))]
     marks = refined(tokens, tokens.marks(positions(SENTENCE_END, tokens.text)), limit)
@@ -108,11 +113,25 @@ def split(tokens, limit):
     rows, start, place = [], 0, 0
     while start < len(tokens.ids):
         last = bisect_right(counts, start + limit) - 1
-        if last < 0 or counts[last] <= start:  # one character that takes more tokens than a row has
-            raise UserError(f"block_size is too small for the character {tokens.text[place]!r}; make it at least 8")
+        if last < 0 or counts[last] <= start:  # no token ends where a character does, as in 恶恶恶恶 by GPT-2's
+            return rows + by_characters(tokens.text[place:], tokens.tokenizer, limit)
         rows.append((tokens.ids[start : counts[last]], marks[last][1] - place))
         start, place = marks[last]
     return rows
+
+
+def by_characters(text, tokenizer, limit):
+    """[(ids, n_chars)] of a text, each character encoded by itself. Raises UserError where one is longer than a row."""
+    rows, ids, n_chars = [], [], 0
+    for character in text:
+        more = tokenizer.encode_array(character)
+        if len(more) > limit:
+            raise UserError(f"block_size is too small for the character {character!r}; make it at least 8")
+        if len(ids) + len(more) > limit:
+            rows.append((np.array(ids, dtype=more.dtype), n_chars))
+            ids, n_chars = [], 0
+        ids, n_chars = [*ids, *more.tolist()], n_chars + 1
+    return [*rows, (np.array(ids, dtype=more.dtype), n_chars)]
 
 
 CUTS = {"truncate": cut_truncate, "split": cut_split}

@@ -1,9 +1,6 @@
 """Texts in the fields of a row, checked."""
 
-import re
-
-# A tokenizer's regular expression overflows its stack on a million spaces in a row.
-ENDLESS_SPACE = re.compile(r"\s{1000,}")
+from tokenizer import bounded_spaces
 
 
 def text_field(row, name):
@@ -15,8 +12,7 @@ def text_field(row, name):
         return None, f'no "{name}"' if missing else f'"{name}" is nested' if nested else f'"{name}" is not a text'
     if "\0" in text:
         return None, "NUL character"
-    if len(text) > 1000:
-        text = ENDLESS_SPACE.sub(" ", text)
+    text = bounded_spaces(text)
     try:
         text.encode()
     except UnicodeEncodeError:

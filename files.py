@@ -45,4 +45,5 @@ def write_atomic(path, write, keep=None):
 def write_json(path, values):
     """Write values as readable UTF-8 JSON, atomically."""
     text = json.dumps(values, ensure_ascii=False, indent=1) + "\n"
-    write_atomic(path, lambda file: file.write(text.encode()))
+    # A file's name may have bytes that are no UTF-8.
+    write_atomic(path, lambda file: file.write(text.encode(errors="backslashreplace")))

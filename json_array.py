@@ -30,11 +30,15 @@ class ArrayScanner:
             pass
         if len(self.buffer) - self.start > self.most:
             # Either rows that a missing quote has swallowed, which can be told apart again, or one endless row.
-            if BETWEEN_ROWS.search(self.buffer, self.start):
-                self._end_element(len(self.buffer))
+            boundaries = [match.span() for match in BETWEEN_ROWS.finditer(self.buffer, self.start)]
+            if boundaries:  # begin again at the last one
+                end, self.position = boundaries[-1]
+                self._end_element(end)
+                self.start = self.position
+                self.open, self.in_string = [b"["], False
             else:
                 self.start, self.too_long = len(self.buffer), True
-            self.position = max(self.position, self.start)
+                self.position = max(self.position, self.start)
         found, self.found = self.found, []
         return found
 

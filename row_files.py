@@ -5,7 +5,6 @@ A row is `tokens EOT PAD PAD …`. Nothing is seen under the final names until a
 
 import os
 import shutil
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from files import replace_file, write_json
 LAYOUT = "one_per_row"
 META = "meta.json"
 TABLE = "tokenizer.tiktoken"  # a trained table travels with its rows
-UNFINISHED = ".unfinished"  # folder of a preparation that can go on
+UNFINISHED = ".unfinished"  # folder of what is not whole yet, perhaps of a preparation that can go on
 
 
 def padded_rows(ids, lengths, block_size, tokenizer):
@@ -48,20 +47,20 @@ class RowWriter:
             raise UserError(f"tokenizer {tokenizer.name} has {tokenizer.n_vocab} ids; rows of uint16 hold 65536")
         self.folder, self.block_size, self.tokenizer = Path(folder), block_size, tokenizer
         self.resumable = resumable
+        if not str(folder).strip():
+            raise UserError("the folder of the rows has no name; name one with --data_dir=…")
         self.counts = {part: {"rows": 0, "tokens": 0, "characters": 0} for part in parts}
 
     def __enter__(self):
         self.open, self.files = ExitStack(), {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if self.resumable:
-                self.partial = self.folder / UNFINISHED
-                self.partial.mkdir(exist_ok=True)
-                self._lock()
-            else:
-                for left in self.folder.glob(".partial-*"):  # of a run that was killed
-                    shutil.rmtree(left, ignore_errors=True)
-                self.partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.folder))
+            self.partial = self.folder / UNFINISHED
+            self.partial.mkdir(exist_ok=True)
+            self._lock()
+            if not self.resumable:
+                for left in self.partial.glob("*.bin"):  # of a run that was killed
+                    left.unlink()
             for part in self.counts:
                 file = open(self.partial / f"{part}.bin", "ab")
                 self.files[part] = self.open.enter_context(file)
@@ -79,8 +78,11 @@ class RowWriter:
         self.open.callback(lock.release)
 
     def __exit__(self, kind, error, traceback):
-        self.open.close()
-        if not self.resumable or kind is None:
+        try:
+            self.open.close()
+        except OSError as late:  # what was still to be written had no room
+            error = error or late
+        if not self.resumable or error is None:
             shutil.rmtree(self.partial, ignore_errors=True)
         if isinstance(error, OSError):
             raise UserError(f"{self.folder} could not be written ({error}); free some space, or stop what has it open")
@@ -101,10 +103,19 @@ class RowWriter:
         counts["characters"] += int(n_chars)
 
     def flush(self):
-        """Put on the disk what has been added."""
+        """Hand what has been added to the system; `sync` puts it on the disk."""
         for file in self.files.values():
             file.flush()
+
+    def sync(self):
+        """Wait until what was flushed is on the disk; may be called from another thread."""
+        for file in self.files.values():
             os.fsync(file.fileno())
+
+    def has(self, counts):
+        """Whether the rows that `counts` tells of are there."""
+        sizes = {part: os.fstat(file.fileno()).st_size for part, file in self.files.items()}
+        return all(sizes[part] >= counts[part]["rows"] * self.block_size * 2 for part in self.files)
 
     def go_on(self, counts):
         """Take up the rows that `counts` tells of; what was written behind them goes."""
@@ -115,8 +126,15 @@ class RowWriter:
 
     def finish(self, about):
         """Move all parts into place and write meta.json (`about` and the counts); returns the meta."""
+        return self.place(self.meta(about))
+
+    def meta(self, about):
+        """What meta.json says: `about` and the counts."""
         tokenizer = self.tokenizer
-        meta = {
+        for counts in self.counts.values():
+            text_tokens = counts["tokens"] - counts["rows"]  # EOT left out
+            counts["tokens_per_character"] = round(text_tokens / max(1, counts["characters"]), 4)
+        return {
             "block_size": self.block_size,
             "layout": LAYOUT,
             "parts": self.counts,
@@ -124,9 +142,10 @@ class RowWriter:
             "special_ids": tokenizer.special_ids(),
             **about,
         }
-        for counts in self.counts.values():
-            text_tokens = counts["tokens"] - counts["rows"]  # EOT left out
-            counts["tokens_per_character"] = round(text_tokens / max(1, counts["characters"]), 4)
+
+    def place(self, meta):
+        """Move all parts into place and write meta.json; returns the meta."""
+        tokenizer = self.tokenizer
         for file in self.files.values():
             file.close()
         old = self.folder / META

@@ -9,6 +9,7 @@ Three ids have a meaning of their own, and each table has its own for them:
 import base64
 import codecs
 import hashlib
+import re
 from functools import cached_property
 from pathlib import Path
 
@@ -23,6 +24,15 @@ GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 # GPT-2's own splitting of text into pieces that merges do not cross (Radford et al. 2019).
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 SPECIAL_NAMES = ("eot", "pad", "answer")
+
+
+# tiktoken's regular expression overflows its stack on a million spaces in a row.
+ENDLESS_SPACE = re.compile(r"\s{1000,}")
+
+
+def bounded_spaces(text):
+    """The text, a thousand spaces in a row or more made one."""
+    return ENDLESS_SPACE.sub(" ", text) if len(text) > 1000 else text
 
 
 class Tokenizer:
@@ -64,7 +74,7 @@ class Tokenizer:
 
     def encode(self, text):
         """Ids of plain text. Never holds a special id: a `##` of the text is written as two `#`."""
-        ids = self._encoding.encode_ordinary(text)
+        ids = self._encoding.encode_ordinary(bounded_spaces(text))
         if self.answer_id in ids:
             ids = [j for i in ids for j in ([self.hash_id] * 2 if i == self.answer_id else [i])]
         return ids
@@ -72,7 +82,7 @@ class Tokenizer:
     def encode_array(self, text):
         """The same ids as an array of uint16 (uint32 for a table of more than 65,536 ids)."""
         # Without the special tokens' names, which a text may bear as ordinary characters.
-        ids = self._encoding.encode_to_numpy(text, disallowed_special=())
+        ids = self._encoding.encode_to_numpy(bounded_spaces(text), disallowed_special=())
         if "##" in text and (marks := ids == self.answer_id).any():
             ids = np.repeat(np.where(marks, self.hash_id, ids), 1 + marks)
         return ids.astype(np.uint16 if self.n_vocab <= 2**16 else np.uint32)

@@ -48,7 +48,7 @@ def workers_for(settings, n_bytes):
 def prepare(settings):
     """Write the rows of all articles under settings.input_dir; returns the meta."""
     tokenizer = load_tokenizer(settings.tokenizer)
-    files = find_files(settings.input_dir, plain_text=settings.plain_text)
+    files = find_files(settings.input_dir, plain_text=settings.plain_text, leave_out=settings.data_dir)
     weights = file_weights(settings, files)
     signals, saved = Signals(), time.monotonic()
     told, size = fingerprint(settings, files, tokenizer), sum(map(os.path.getsize, files))
@@ -63,7 +63,7 @@ def prepare(settings):
         with bar:
             for block in prepared_blocks(remaining(files, tally.place), settings, weights, workers):
                 tally.add(block, files)
-                bar.set_postfix(articles=tally.kept, refresh=False)
+                bar.set_postfix_str(f"articles={tally.kept}", refresh=False)
                 bar.update(block.read)
                 if signals.asked or time.monotonic() - saved > SAVE_SECONDS:
                     tally.save()
@@ -71,6 +71,7 @@ def prepare(settings):
                 if signals.asked:
                     break
         if signals.asked:
+            tally.wait()
             print("stopped; the same command goes on from here", file=sys.stderr)
             raise KeyboardInterrupt
         if not tally.kept:
@@ -98,6 +99,8 @@ def main():
             f"{counts['characters']} characters, "
             f"{counts['tokens_per_character']:.2f} tokens a character"
         )
+    if not meta["parts"]["train"]["rows"]:
+        print("warning: no row is for training; see to --weights and --val_share")
     print(f"written to {settings.data_dir}" + (f"; look at {settings.data_dir}/report.html" if settings.report else ""))
 
 

@@ -45,7 +45,8 @@ class SftPreparer:
 
     def __init__(self, settings, tokenizer, writer):
         self.settings, self.tokenizer, self.writer = settings, tokenizer, writer
-        self.cleaner, self.heldout = Cleaner(settings), read_heldout(settings.heldout)
+        self.cleaner = Cleaner(settings)
+        self.heldout = {self.cleaner.text(subject) for subject in read_heldout(settings.heldout)}
         self.subjects, self.problems = articles_of(settings), Problems()
         self.keys, self.found, self.forms, self.notes = set(), set(), Counter(), Counter()
 

@@ -10,6 +10,8 @@ from cleaning import SENTENCE_END, Cleaner
 from corpus import Problems, find_files, hash_share, read_articles
 from errors import UserError
 
+PASSED = 50  # articles that are passed by before a None is given, so that the caller can look around
+
 
 @dataclass
 class Shown:
@@ -43,6 +45,8 @@ def names_of(folders):
     files would bear one name.
     """
     names, paths = {}, {}
+    if not any(folders):
+        find_files(folders)  # it says so
     for folder in folders:
         root = Path(folder).resolve()
         for path in find_files([folder]):
@@ -70,35 +74,50 @@ def cut(text, limit):
 
 
 class Source:
-    """Iterating gives every article to ask about as `Shown`, in the files' order.
+    """Iterating gives every article to ask about as `Shown`, in the files' order, and None now and then between.
 
+    done: hashes of keys that are passed by, counted in done_before, where each article has a request of its own; in
+    a group they stay, so that the group is what it was.
     total, read: bytes. skipped: Counter of articles that are not asked about, by reason; problems: of rows that are
     none. Reading the same files with the same settings gives the same articles each time.
     """
 
-    def __init__(self, settings):
+    def __init__(self, settings, done=frozenset()):
+        self.done = done if settings.articles_per_request == 1 else frozenset()
+        self.done_before = 0
         self.settings, self.cleaner, self.problems = settings, Cleaner(settings), Problems()
         self.names = names_of(settings.input_dir)
         self.total, self.read, self.skipped = sum(map(os.path.getsize, self.names)), 0, Counter()
 
     def __iter__(self):
-        settings, seen = self.settings, set()
+        settings, seen, passed = self.settings, set(), 0
         for line, article in read_articles(sorted(self.names), self.problems, self._progress):
             id = f"line {line}" if article.id is None else article.id
-            source = self.names[article.source]
-            key = key_of(source, id)
-            if hash_share("generate:" + key) >= settings.article_sample:
-                self.skipped["not in the sample"] += 1
-                continue
+            id = id if type(id) in (int, str) else str(id)
+            shown = self._shown(article, id, self.names[article.source], settings, seen)
+            passed = 0 if shown else passed + 1
+            if shown or passed % PASSED == 0:
+                yield shown
+
+    def _shown(self, article, id, source, settings, seen):
+        """The `Shown` of an article, or None where it is not asked about; seen: hashes of keys."""
+        key = key_of(source, id)
+        short = short_hash(key)
+        if hash_share("generate:" + key) >= settings.article_sample:
+            self.skipped["not in the sample"] += 1
+        elif short in seen:
+            self.skipped["same id as an earlier one of its file"] += 1
+        elif short in self.done:
+            seen.add(short)
+            self.done_before += 1
+        else:
             text, reason = self.cleaner.clean(article)
-            if reason or not text.strip():
-                self.skipped[reason or "empty"] += 1
-            elif (short := short_hash(key)) in seen:
-                self.skipped["same id as an earlier one of its file"] += 1
-            else:
+            if not reason and text.strip():
                 seen.add(short)
                 title = self.cleaner.text(article.title)
-                yield Shown(source, id, title, cut(text, settings.article_chars), article.subject)
+                return Shown(source, id, title, cut(text, settings.article_chars), article.subject)
+            self.skipped[reason or "empty"] += 1
+        return None
 
     def _progress(self, n_bytes):
         self.read += n_bytes

@@ -20,12 +20,13 @@ EXAMPLE = [
     {"question": "虚构的青石桥建于哪一年？", "answer": "青石桥建于1204年。"},
     {"question": "青石桥有几个桥孔？", "answer": "青石桥有五个桥孔，中间的一个最高。"},
 ]
+EXAMPLE_2 = [{"question": "虚构的木生茶产自哪里？", "answer": "木生茶产自白水镇。"}]
 COMPACT = (",", ":")
 
 
 def system_message(settings, several):
     """What holds for every article. several: whether a message has more than one."""
-    example = [{"article": 1, "pairs": EXAMPLE}, {"article": 2, "pairs": []}] if several else EXAMPLE
+    example = [{"article": 1, "pairs": EXAMPLE}, {"article": 2, "pairs": EXAMPLE_2}] if several else EXAMPLE
     text = SYSTEM.format(
         question=settings.longest_question,
         answer=settings.longest_answer,
@@ -37,8 +38,11 @@ def system_message(settings, several):
 
 
 def wanted_pairs(text, settings):
-    """How many pairs an article is asked for: one for every CHARS_A_PAIR characters, within the settings' bounds."""
-    return min(settings.max_pairs, max(settings.min_pairs, len(text) // CHARS_A_PAIR))
+    """How many pairs an article is asked for: one for every CHARS_A_PAIR characters, within the settings' bounds.
+
+    It is one more than the fewest, so that a pair that breaks a rule is not the whole reply's end.
+    """
+    return min(settings.max_pairs, max(settings.min_pairs + 1, len(text) // CHARS_A_PAIR))
 
 
 def article_message(articles, settings):

@@ -15,7 +15,7 @@ MAX_STARTS = 200  # brackets at which JSON is looked for
 NAMES = {
     "question": "question questions q query 问题 问 提问 問題 問",
     "answer": "answer answers a response 答案 答 回答 解答",
-    "number": "article 文章 文章编号 文章序号 编号",
+    "number": "article 文章 文章编号 文章序号",
 }
 KINDS = {name: kind for kind, names in NAMES.items() for name in names.split()}
 
@@ -41,6 +41,12 @@ STOPS = {quote: closing(quote) for quote in DOUBLE + SINGLE}
 ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": " ", "f": " "}
 NUMBER = re.compile(r"\D{0,4}(\d{1,3})\D{0,2}")
+NUMERAL = re.compile(r"-?\d{1,20}(?:\.\d{1,20})?(?=\s*+[,，}\]｝］])")  # an answer that is no text
+# What some models put before each text.
+PREFIX = re.compile(
+    r"\s*(?:(?:问题?|提问|答案?|回答|[QA]|question|answer)\s?\d{0,3}\s?[:：]|[QA]\d{1,3}\s?[.．、)）])\s*",
+    re.IGNORECASE,
+)
 OPENING = re.compile(r"[\[{]")
 # Objects as tuples of (key, value), so that a key that comes twice is not lost.
 DECODER = json.JSONDecoder(strict=False, object_pairs_hook=tuple)
@@ -90,26 +96,34 @@ def kind_of(key):
 
 
 def collect(events):
-    """The `Reply` of (kind, text) events: a question and the answer behind it, in one object, are a pair."""
-    reply, number, question = Reply(), None, None
+    """The `Reply` of (kind, text) events: a question and an answer in one object, in any order, are a pair."""
+    reply, number, question, answer = Reply(), None, None, None
     for kind, value in events:
         if kind == "number":
             number = value
         elif kind == "question":
-            question = tidy(value)
-        elif kind == "answer" and question is not None:
-            reply.pairs.setdefault(number, []).append((question, tidy(value)))
-            question = None
+            question = tidy(without_prefix(value))
+        elif kind == "answer":
+            answer = tidy(without_prefix(value))
         elif kind == "end":
-            question = None
+            question = answer = None
         elif kind == "cut":
             reply.cut = True
+        if question is not None and answer is not None:
+            reply.pairs.setdefault(number, []).append((question, answer))
+            question = answer = None
     return reply
 
 
 def tidy(text):
     """A text without white space at its ends, in its lines' places a space."""
     return " ".join(text.split())
+
+
+def without_prefix(text):
+    """A text without the 问： or Q1. before it."""
+    found = PREFIX.match(text)
+    return text[found.end() :] if found else text
 
 
 # JSON
@@ -152,8 +166,8 @@ def entry_events(key, value):
         yield "value", value
     elif kind == "number" and number:
         yield kind, int(number[1])
-    elif kind in ("question", "answer") and isinstance(value, str):
-        yield kind, value
+    elif kind in ("question", "answer") and type(value) in (str, int, float):
+        yield kind, str(value)
     elif isinstance(value, (list, tuple)):
         yield "value", value
 
@@ -192,6 +206,8 @@ def quoted(text, start):
 
     Its end is the first quote of its kind behind which the structure goes on, so that quotes inside do no harm.
     """
+    if found := NUMERAL.match(text, start):
+        return found[0], found.end()
     stops = STOPS.get(text[start : start + 1])
     if not stops:
         return None, start

@@ -19,6 +19,7 @@ NEAR = 0.8  # share of common pairs of characters from which two questions are o
 KNOWN_CHARACTERS = 0.75  # least share of an answer's characters that its article (or question) has
 KNOWN_BIGRAMS = 0.4  # the same of its pairs of characters
 FOREIGN_SHARE = 0.1  # of a pair's letters, in scripts that the article has not
+CHOICE = re.compile("还是|還是|或|哪个|哪一|谁")  # what lets one choose among things that it names
 PLAIN_ANSWERS = {"是", "否", "是的", "不是", "有", "没有", "会", "不会", "能", "不能", "可以", "不可以"}
 
 
@@ -69,7 +70,7 @@ def judge(case, pairs, cut=False):
         faults.append(("cut_off", "回复没有写完就中断了，请写得短一些"))
     elif not pairs:
         faults.append(("no_json", "回复中没有可以读取的JSON问答对"))
-    elif not low <= len(pairs) <= high:
+    elif len(pairs) < low:
         faults.append(("pair_count", f"共有{len(pairs)}对问答，应为{low}到{high}对"))
     for pair in pairs[: 2 * high]:
         wrong = faults_of(case, *pair)
@@ -77,7 +78,17 @@ def judge(case, pairs, cut=False):
         if not wrong:
             good.append(pair)
             case.earlier.append(pair)
-    return Verdict(good[:high], faults)
+    # Of more than enough the first ones do, whatever is wrong with the others.
+    return Verdict(good[:high], [] if len(good) >= high < len(pairs) else faults)
+
+
+def union(case, kept, pairs):
+    """Good pairs of earlier replies, and of one more those that ask something else; max_pairs of them at most."""
+    case.earlier = list(kept)
+    for pair in pairs:
+        if not duplicate(case, *pair):
+            case.earlier.append(pair)
+    return case.earlier[: case.settings.max_pairs]
 
 
 def faults_of(case, question, answer):
@@ -96,6 +107,17 @@ def question_length(case, question, answer):
 def answer_length(case, question, answer):
     most = case.settings.longest_answer
     return "" if 1 <= len(answer) <= most else f"回答有{len(answer)}个字符，应为1到{most}个"
+
+
+ASKING = re.compile("[？?吗呢谁哪几何怎]|什么|多少|多[大长高久远重深宽]|是否|能否|有没有|有无|是不是|請問|什麼|嗎")
+REPEATED = re.compile(r"(.{1,12}?)\1{2,}")  # a text of nothing but one and the same
+
+
+@rule("not_a_question")
+def not_a_question(case, question, answer):
+    if not ASKING.search(question) or REPEATED.fullmatch(plain(question)):
+        return "这不是问句"
+    return ""
 
 
 @rule("pronoun")
@@ -153,6 +175,8 @@ def characters(case, question, answer):
     text = question + answer
     for c in text:
         category = unicodedata.category(c)
+        if category == "So" and c not in case.body:
+            return f"含有文章所没有的符号“{c}”"
         if c == "\ufffd" or category in ("Cc", "Cf", "Co", "Cs", "Cn"):
             return f"含有不可用的字符U+{ord(c):04X}"
     for part in (question, answer):
@@ -179,6 +203,8 @@ def unsupported(case, question, answer):
     text = plain(answer)
     if not text:
         return "回答没有文字"
+    if is_echo(question, text):
+        return "回答只是重复问题或自己，没有说出内容"
     words = without_numbers(answer)  # these have been looked up by value
     text, pairs = plain(words), {pair for part in words.split() for pair in bigrams(plain(part)) if len(pair) > 1}
     if not text or text in PLAIN_ANSWERS:
@@ -190,3 +216,13 @@ def unsupported(case, question, answer):
     if met < KNOWN_CHARACTERS or met_pairs < KNOWN_BIGRAMS:
         return "回答在文章中找不到依据，请用文章的原话"
     return ""
+
+
+def is_echo(question, text):
+    """Whether a plain answer says nothing but the question, a part of it, or one thing again and again.
+
+    是 is an answer, and so is what a question lets one choose.
+    """
+    asked = plain(question)
+    part = text in asked and len(text) > 1 and text not in PLAIN_ANSWERS and not CHOICE.search(question)
+    return part or (len(asked) > 1 and asked in text) or (len(text) > 3 and bool(REPEATED.fullmatch(text)))

@@ -1,13 +1,14 @@
 """The two files that a run leaves: pairs, and articles that were given up. What is in them is not asked for again.
 
 An article's rows are appended in one write and flushed to the disk. What a killed run left half-written at the end is
-cut off at the next start, and asked for again.
+cut off at the next start, kept in PATH.torn, and asked for again.
 """
 
 import json
 import os
 import threading
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -52,12 +53,14 @@ class Appender:
 
     def __init__(self, path):
         self.path, self._lock = Path(path), threading.Lock()
-        self._file = None
+        self._file, self._closed = None, False
 
     def add(self, rows):
         """Append rows (dicts) in one write. Raises UserError where the disk is full; then nothing of them stays."""
         data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", errors="replace")
         with self._lock:
+            if self._closed:  # by the end of the run, for which a worker was too late
+                raise UserError(f"{self.path} is closed already; start again")
             try:
                 if self._file is None:
                     self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +83,9 @@ class Appender:
             raise
 
     def close(self):
+        """Add nothing more."""
         with self._lock:
+            self._closed = True
             if self._file:
                 self._file.close()
                 self._file = None
@@ -96,36 +101,69 @@ def parsed(line):
 
 
 def recover(path, whole=False):
-    """Hashes of the keys of all articles in a file, after its end was mended: what is torn there is cut off.
+    """Hashes of the keys of all articles in a file, after its end was mended: what a killed run tore there is cut off,
+    and added to PATH.torn.
 
-    whole: each row is an article of its own (of the rejects). Else an article's rows count themselves, `pair` of
-    `pairs`, and the last article is cut off if rows of it are missing. Rows without these keys are left as they are.
+    An article is one write, so only a file whose last line has no line end is torn; then an article's rows 1 to k, of
+    more, go with it. Any other row stays, also where somebody has taken rows of its article out. whole: each row is an
+    article of its own (of the rejects).
     """
-    done, path = set(), Path(path)
+    path, last = Path(path), Last(set())
     if not path.exists():
-        return done
+        return last.done
     with as_user_error(path), open(path, "r+b") as file:
-        start, begun, key, row = 0, 0, None, None  # the line's place, and that of its article's first row
-        line = b""
+        start, line, row = 0, b"", None  # start: the line's place
         for line in iter(file.readline, b""):
             row = parsed(line)
-            ours = row is not None and (row.keys() >= ({"id", "source"} if whole else KEYS))
-            this = key_of(row["source"], row["id"]) if ours else None
-            if this != key:
-                begun, key = start, this
-            if this is not None:
-                done.add(short_hash(this))
+            if row is not None or line.endswith(b"\n"):
+                last.take(row, start, whole)
             start += len(line)
-        torn = bool(line) and not line.endswith(b"\n")
-        missing = key is not None and not whole and row["pair"] != row["pairs"]
-        if missing or (torn and row is None):
-            file.truncate(begun if missing else start - len(line))
+        if line and not line.endswith(b"\n"):
+            begun = last.drop() if last.is_begun() else start - len(line) if row is None else None
+            if begun is None:
+                file.write(b"\n")
+            else:
+                file.seek(begun)
+                with open(f"{path}.torn", "ab") as torn:
+                    torn.write(file.read() + b"\n")
+                file.truncate(begun)
             os.fsync(file.fileno())
-            return recover(path, whole)  # the article before may be cut short, and one cut off is not done
-        if torn:
-            file.seek(0, os.SEEK_END)
-            file.write(b"\n")
-    return done
+    return last.done
+
+
+@dataclass
+class Last:
+    """The last article of a file that is read row by row. done: hashes of the keys of all so far."""
+
+    done: set
+    key: str | None = None
+    begun: int = 0  # where its first row is
+    known: bool = False  # whether it was in the file before that
+    pairs: list = field(default_factory=list)  # `pair` of its rows
+    of: object = None  # `pairs` of its last row
+
+    def take(self, row, start, whole):
+        """Take the next line's row, or None of what is none."""
+        ours = row is not None and row.keys() >= ({"id", "source"} if whole else KEYS)
+        key = key_of(row["source"], row["id"]) if ours else None
+        if key != self.key or whole or (ours and row["pair"] == 1):
+            self.key, self.begun, self.pairs = key, start, []
+            self.known = key is not None and short_hash(key) in self.done
+        if ours:
+            self.done.add(short_hash(key))
+            if not whole:
+                self.pairs.append(row["pair"])
+                self.of = row["pairs"]
+
+    def is_begun(self):
+        """Whether its rows are the first ones of more."""
+        return bool(self.pairs) and self.pairs == [*range(1, len(self.pairs) + 1)] and self.pairs[-1] != self.of
+
+    def drop(self):
+        """Forget it; returns where it begins."""
+        if not self.known:
+            self.done.discard(short_hash(self.key))
+        return self.begun
 
 
 @contextmanager

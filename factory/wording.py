@@ -25,6 +25,9 @@ HAN_RUN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003f
 NAME_LIKE = re.compile(r"[A-Za-zÀ-ɏͰ-ϿЀ-ӿぁ-ヿ가-힣]{2,}|[A-Za-z]+\d+|\d{2,}")
 QUOTED = re.compile(r"《[^《》]+》|“[^“”]+”|「[^「」]+」|『[^『』]+』|\"[^\"]+\"|〈[^〈〉]+〉")
 TITLE_NOTE = re.compile(r"\s*[（(][^（）()]*[）)]$")  # as in 水星 (行星)
+LEAST = 3  # characters of the body in a row that name something
+PAIRS = 3  # pairs of characters of the body that do so together
+NAMED_SO = "他她它其"  # pronouns that are in names
 NAME = "〇"  # stands for a title or a quoted name
 
 # A pronoun stands alone: what follows or goes before must not make another word of it.
@@ -35,7 +38,7 @@ PRONOUNS = re.compile(
     r"|(?<![因如从彼由至就为对据在])此(?![外刻起])|(?<=[对在由为])此(?=[人书片剧文物地事部种次])"
     r"|这(?=[部位个种些座条本首篇款支场次名家类片届里是时样项处段张件只套架台辆对组批间幅枚颗群国])"
     r"|(?<!刹)那(?=[部位个种些座条本首篇款支场里是时样项段张件])"
-    r"|(?:^|(?<=[，。、：根据在从按照于对由]))(?:本(?=[文书片剧作篇曲校市县站段])|文中|文章|短文|原文|上文|下文|上述|前述|材料|段落)"
+    r"|(?:^|(?<=[，。、：根据在从按照于对由]))(?:本(?=[文书片剧作篇曲校市县站段])|文中|(?:文章|短文|材料|段落)(?=[中里内说提讲，,])|原文|上文|下文|上述|前述)"
     r"|^(?:我们|你们|咱们|我(?!国)|你|您|作者|笔者|主角|主人公|男主角|女主角)"
 )
 
@@ -59,24 +62,55 @@ def masked(question, title):
     return question
 
 
-def shares_name(text, title, body, run=2):
-    """Whether a text names something: two characters of the title, or `run` in a row of the body, or a name of it."""
-    if NAME in text:
+def general_at(text):
+    """For each character of a text, whether it belongs to a word of GENERAL."""
+    marks = [False] * len(text)
+    for match in GENERAL.finditer(text):
+        marks[match.start() : match.end()] = [True] * len(match[0])
+    return marks
+
+
+def title_pairs(title):
+    """What short forms of a title are known by: its pairs of characters, its first and last one (中国 of
+    中华人民共和国), but for what is a general word alone."""
+    pairs = set()
+    for part in HAN_RUN.findall(title):
+        pairs |= bigrams(part) | ({part[0] + part[-1]} if len(part) > 2 else set())
+    return {pair for pair in pairs if GENERAL.sub("", pair)}
+
+
+def shares_name(text, title, body):
+    """Whether a text names something: two characters of the title, three in a row of the body, or a name of it.
+
+    Two of the body would do too little, 母亲 is in the articles of many; three such pairs do.
+    """
+    if NAME in text or any(pair in text for pair in title_pairs(title)):
         return True
-    rest = GENERAL.sub(" ", text)
-    title_pairs = {pair for part in HAN_RUN.findall(title) for pair in bigrams(part)}
-    for part in HAN_RUN.findall(rest):
-        if title_pairs & bigrams(part) or any(part[i : i + run] in body for i in range(len(part) - run + 1)):
+    general, pairs = general_at(text), set()
+    for part in HAN_RUN.finditer(text):
+        places = [i for i in range(part.start(), part.end()) if not general[i]]
+        if any(j - i >= LEAST - 1 and text[i : j + 1] in body for i in places for j in places):
             return True
+        pairs |= {text[i : i + 2] for i in places if i + 1 in places}
     known = f"{title}\n{body}".casefold()
-    return any(name.casefold() in known for name in NAME_LIKE.findall(rest))
+    named = any(name.casefold() in known for name in NAME_LIKE.findall(GENERAL.sub(" ", text)))
+    return named or sum(pair in body for pair in pairs) >= PAIRS
+
+
+def in_name(text, at, body):
+    """Whether a pronoun's character at a place is the middle of a name of three that the body has: 陈其美, 犹他州."""
+    name = text[at - 1 : at + 2] if at else ""
+    general = general_at(text)
+    begins = at < 2 or general[at - 2] or not HAN_RUN.match(text[at - 2])
+    return bool(HAN_RUN.fullmatch(name)) and len(name) == LEAST and begins and not general[at - 1] and name in body
 
 
 def pronoun_of(question, title, body):
     """The pronoun that a question leans on, or "". One behind a name (of three characters, or the title's) is none."""
     text = masked(question, title)
     for match in PRONOUNS.finditer(text):
-        if not shares_name(text[: match.start()], title, body, run=3):
+        name = match[0] in NAMED_SO and in_name(text, match.start(), body)
+        if not name and not shares_name(text[: match.start()], title, body):
             return text[match.start() : match.end() + 1]
     return ""
 

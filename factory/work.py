@@ -9,21 +9,22 @@ import threading
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from itertools import islice
 
 from errors import UserError
 from factory.articles import short_hash
 from factory.pace import pause_after
 from factory.prompt import as_reply, messages_for
-from factory.reply import parse
-from factory.rules import Case, judge
+from factory.reply import parse, without_thoughts
+from factory.rules import Case, judge, union
 from factory.server import AGAIN, ARTICLE, FATAL, SERVER, blame, gave_up, hint_of
 
 STRIKES = 5  # failures of one article's request, others succeeding between them, from which it is given up
+BUSY_STRIKES = 20  # the same where the server says that it is busy
 WARMER = 0.1  # added to the temperature at each further try
 AHEAD = 4  # tasks a worker that may wait for their time
 JOIN_SECONDS = 5.0
 TICK = 0.1
+END = object()  # of the articles
 
 
 @dataclass
@@ -48,14 +49,14 @@ class Tally:
 
 @dataclass
 class Ask:
-    """An article on its way: the replies to it so far, and the best of their pairs."""
+    """An article on its way: the replies to it so far, and the good ones of all their pairs."""
 
     article: object  # of articles.Shown
     case: Case
     replies: list = field(default_factory=list)
     reasons: list = field(default_factory=list)  # of each reply
     former: str = ""  # the last reply, as it is shown to the model again
-    best: list = field(default_factory=list)
+    good: list = field(default_factory=list)
 
 
 @dataclass(order=True)
@@ -66,7 +67,7 @@ class Task:
     number: int
     asks: list = field(compare=False)
     failures: int = field(default=0, compare=False)
-    strikes: int = field(default=0, compare=False)
+    strikes: float = field(default=0.0, compare=False)
     seen: int = field(default=0, compare=False)  # how many replies had come when it last failed
 
 
@@ -84,14 +85,16 @@ class Factory:
         self._exhausted, self._stopping, self._error = False, False, None
 
     def run(self, source, stopped, tick):
-        """Ask about every article of an iterable, until done or `stopped()`. tick(): called some times a second.
+        """Ask about every article of an iterable (None: none just now), until done or `stopped()`.
+
+        tick(): called some times a second.
 
         Raises UserError where the server refuses everything or stays away, or a file cannot be written.
         """
         workers = [threading.Thread(target=self._work, daemon=True) for _ in range(self.settings.concurrency)]
         for worker in workers:
             worker.start()
-        groups, room = iter(source), 2 * self.settings.concurrency
+        articles, group, room = iter(source), [], 2 * self.settings.concurrency
         try:
             while not (stopped() or self._error or self._finished()):
                 tick()
@@ -99,7 +102,11 @@ class Factory:
                     with self._changed:
                         self._changed.wait(TICK)
                 else:
-                    self._feed(list(islice(groups, self.settings.articles_per_request)))
+                    article = next(articles, END)
+                    group += [] if article is None or article is END else [article]
+                    if article is END or len(group) == self.settings.articles_per_request:
+                        self._feed(group, article is END)
+                        group = []
         finally:
             self._stop(None)
             for worker in workers:
@@ -107,14 +114,14 @@ class Factory:
         if self._error:
             raise self._error
 
-    def _feed(self, articles):
+    def _feed(self, articles, exhausted):
         """A task of articles, unless all are done. Those that are stay in it, so that the request is what it was."""
         done = sum(short_hash(article.key) in self.done for article in articles)
         asks = []
         if done < len(articles):
             asks = [Ask(article, Case(article.title, article.text, self.settings)) for article in articles]
         with self._changed:
-            self._exhausted = not articles
+            self._exhausted = exhausted
             self.tally.done_before += done
             if asks:
                 self._numbers += 1
@@ -144,8 +151,13 @@ class Factory:
                     with self._changed:
                         self._active.remove(task)
                         self._changed.notify_all()
-        except Exception as error:
+        except UserError as error:
             self._stop(error)
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            self._stop(
+                UserError(f"a fault in the work itself ({what}); please report it. What is written stays; {AGAIN}")
+            )
 
     def _take(self):
         """The next task once its time has come; None at the end."""
@@ -169,7 +181,7 @@ class Factory:
             return self._fresh.popleft()
         return None
 
-    def _again(self, asks, due=0.0, failures=0, strikes=0):
+    def _again(self, asks, due=0.0, failures=0, strikes=0.0):
         """A task about articles whose time comes at `due`."""
         with self._changed:
             self._numbers += 1
@@ -177,6 +189,9 @@ class Factory:
             self._changed.notify_all()
 
     def _ask(self, task):
+        # A task that has failed says little about the server; when it fails again, it must be known to be well.
+        if task.failures and self.pace.trouble is not None and not self._is_well(task):
+            return
         started, stream = time.monotonic(), self._request(task.asks)
         text, failure = self._read(stream)
         if stream.finish_reason == "cancelled":
@@ -227,9 +242,8 @@ class Factory:
             verdict = judge(ask.case, pairs, (cut or reply.cut) and (alone or not reply.of(number + 1)))
             ask.replies.append(text)
             ask.reasons.append([reason for _, reason in verdict.faults])
-            ask.former = text if alone else as_reply(pairs)
-            if len(verdict.pairs) > len(ask.best):
-                ask.best = verdict.pairs
+            ask.former = without_thoughts(text).strip() if alone else as_reply(pairs)
+            ask.good = union(ask.case, ask.good, verdict.pairs)
             with self._changed:
                 self.tally.faults.update(name for name, _ in verdict.faults)
             if verdict.good:
@@ -241,29 +255,43 @@ class Factory:
 
     def _failed(self, task, failure, started):
         """A request that came to nothing: wait and ask again, give the article up, or end the run."""
-        fault = blame(failure)
+        fault = blame(failure, self.replies)
         if fault == ARTICLE:
             other = self._probe()  # what every request would be told is no fault of this article
             if other is None:
                 return None if self._stopping else self._drop(task, str(failure))
-            fault = SERVER if blame(other) == SERVER else FATAL
+            fault = SERVER if blame(other, self.replies) == SERVER else FATAL
         if fault == FATAL:
             raise UserError(f"{failure}; {hint_of(failure)}, then {AGAIN}")
+        busy = failure.code == "busy"
+        self._wait(task, failure, started, STRIKES / BUSY_STRIKES if busy else 1.0)
+
+    def _is_well(self, task):
+        """Whether a request that nothing is wrong with is answered; else the task is put off."""
+        started, failure = time.monotonic(), self._probe()
+        if self._stopping:
+            return False
+        fault = ARTICLE if failure is None else blame(failure, self.replies)
+        if fault == FATAL:
+            raise UserError(f"{failure}; {hint_of(failure)}, then {AGAIN}")
+        if fault == SERVER:
+            self._wait(task, failure, started, 0.0)
+        return fault == ARTICLE
+
+    def _wait(self, task, failure, started, strike):
+        """Put a task off; it is given up where others are answered again and again between its failures."""
         with self._changed:
             now, others = time.monotonic(), self.replies > task.seen
             self.tally.failures[failure.code] += 1
             self.last_failure = failure
-            asked, busy = getattr(failure, "retry_after", None), failure.code == "busy"
-            if not self.pace.failed(started, now, asked, busy):
+            busy = failure.code == "busy"
+            if not self.pace.failed(started, now, getattr(failure, "retry_after", None), busy):
                 raise UserError(gave_up(failure, self.settings))
-            failures, strikes = task.failures + 1, task.strikes + (others and not busy)
-            lonely = self._exhausted and not self._fresh and all(t.failures for t in self._later)
-            lonely = lonely and all(t.failures or t is task for t in self._active)
+            failures, strikes = task.failures + 1, task.strikes + others * strike
         if strikes >= STRIKES:
-            return self._drop(task, f"{failure} ({STRIKES} times, while other articles were answered)")
+            times = BUSY_STRIKES if busy else STRIKES
+            return self._drop(task, f"{failure} ({times} times, while other articles were answered)")
         self._again(task.asks, now + pause_after(failures), failures, strikes)
-        if lonely and not busy:
-            self._probe()  # no other article shows whether the server or this one is the cause
 
     def _probe(self):
         """The failure of a request that nothing is wrong with, or None where it is answered."""
@@ -286,9 +314,9 @@ class Factory:
                 self._give_up(ask)
 
     def _give_up(self, ask):
-        """Keep what is good of the best reply, or write the article down as failed."""
-        if len(ask.best) >= self.settings.min_pairs:
-            return self._accept(ask, ask.best, "in_part")
+        """Keep what is good of all replies, or write the article down as failed."""
+        if len(ask.good) >= self.settings.min_pairs:
+            return self._accept(ask, ask.good, "in_part")
         article = ask.article
         row = {"source": article.source, "id": article.id, "title": article.title}
         self.rejects.add([{**row, "reasons": ask.reasons, "replies": ask.replies}])

@@ -25,9 +25,16 @@ class KeySet:
         self._log.close()
 
     def flush(self):
-        """Put the log on the disk."""
+        """Hand the log to the system; `sync` puts it on the disk."""
         self._log.flush()
+
+    def sync(self):
+        """Wait until what was flushed is on the disk; may be called from another thread."""
         os.fsync(self._log.fileno())
+
+    def has(self, count):
+        """Whether the log has so many keys."""
+        return os.fstat(self._log.fileno()).st_size >= count * 8
 
     def go_on(self, count):
         """Take up the first `count` keys of the log; what was written behind them goes."""

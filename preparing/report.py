@@ -84,13 +84,11 @@ def overview(before, after, meta):
         ["平均长度 mean length", round(before.characters / max(1, before.articles)),
          round(after.characters / max(1, after.articles))],
     ]  # fmt: skip
+    written = []
     for part, counts in meta["parts"].items():
-        rows.append([f"{part}: 行 rows · token", counts["rows"], counts["tokens"]])
-    rows += [
-        [f"{html.escape(source)}: 行 rows · token", counts["rows"], counts["tokens"]]
-        for source, counts in meta["inputs"].items()
-    ]
-    return table(["", *SIDES], rows)
+        written.append([part, counts["rows"], counts["tokens"]])
+    written += [[html.escape(name), counts["rows"], counts["tokens"]] for name, counts in meta["inputs"].items()]
+    return table(["", *SIDES], rows) + table(["写出的 written", "行 rows", "token"], written)
 
 
 def lengths_plot(before, after):
@@ -138,8 +136,10 @@ def character_list(side, title):
 
 def opening_table(side, title):
     """The most common first sentences of a side."""
-    common = side.openings.most_common(SHOWN_OPENINGS)
-    return table([title, ""], [[html.escape(text), n] for text, n in common if n > 0])
+    common = [(text, n) for text, n in side.openings.most_common(SHOWN_OPENINGS) if n > 1]
+    return table(
+        [title, ""], [[html.escape(text), n] for text, n in common] or [["没有重复的首句 none comes twice", ""]]
+    )
 
 
 def shown_character(character):

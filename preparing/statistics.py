@@ -51,8 +51,9 @@ class Side:
 
 def opening(text):
     """A text's first sentence, or its start."""
-    end = SENTENCE_END.search(text, 0, 400)
-    return text.lstrip()[: min(end.end() if end else OPENING_CHARS, OPENING_CHARS)].strip()
+    text = text[:400].lstrip()
+    end = SENTENCE_END.search(text)
+    return text[: min(end.end() if end else OPENING_CHARS, OPENING_CHARS)].strip()
 
 
 class Statistics:

@@ -3,21 +3,25 @@
 import json
 import os
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from cleaning import Cleaner
 from configurator import FIELDS
 from corpus import Problems, read_heldout
-from files import write_json
+from files import replace_file, write_atomic
 from preparing.keys import KeySet
 from preparing.mixing import input_of
 from preparing.near import NearDuplicates
 from preparing.statistics import Statistics
+from readers import unit_of
 from row_files import padded_rows
 from settings import CLEANING
 
 DUPLICATE, NEAR_DUPLICATE = "exact duplicate", "near duplicate"
-STATE = "state.json"
+STATE, REPORT = "state.json", "report.html"
+STRETCH_BYTES = 4 << 20  # of rows that are made at once
 VERSION = 1  # of what a state means
 # Settings that change no row.
 INDIFFERENT = {"workers", "data_dir"}
@@ -63,6 +67,7 @@ class Tally:
         self.numbered = 0  # articles that were asked whether they repeat another
         self.heldout, self.inputs = set(), {name: Counter() for name in settings.input_dir}
         self.statistics = Statistics() if settings.report else None
+        self.background, self.saving = ThreadPoolExecutor(1, "save"), None
 
     def __enter__(self):
         folder = self.writer.partial
@@ -70,15 +75,19 @@ class Tally:
         if state and state["told"] != self.told:
             print("what is left of an earlier preparation is of other files or settings: beginning anew")
             state = None
-        if not state:
-            for left in folder.glob("*.db*"):
-                left.unlink()
         self.keys = KeySet(folder)
+        if state and not (self.writer.has(state["counts"]) and self.keys.has(state["keys"])):
+            print("what is left of an earlier preparation is not whole: beginning anew")
+            state = None
+        if not state:
+            for left in [folder / STATE, *folder.glob("*.db*")]:
+                left.unlink(missing_ok=True)
         self.near = NearDuplicates(folder / "near.db", self.settings.near_share) if self.is_near else None
         self._take_up(state)
         return self
 
     def __exit__(self, *_):
+        self.background.shutdown()
         self.keys.close()
         if self.near:
             self.near.close()
@@ -118,29 +127,64 @@ class Tally:
             for i in np.flatnonzero(~new):
                 self.statistics.after.add(block.texts[i], -1)
                 reason = next(reason for number, reason in dropped if number == block.numbers[i])
-                self.statistics.example(reason, f"{block.path} {block.numbers[i]}", block.texts[i])
+                self.statistics.example(
+                    reason, f"{block.path}, {unit_of(block.path)} {block.numbers[i]}", block.texts[i]
+                )
         return new
 
     def _write(self, block, new):
-        rows = padded_rows(block.ids, block.lengths, self.writer.block_size, self.writer.tokenizer)
         times = np.where(block.in_train, block.takes, 1) * new
         counts = self.inputs[input_of(block.path, self.settings.input_dir)]
+        starts = np.concatenate([[0], np.cumsum(block.lengths)])
+        # In stretches of a few mebibytes, however wide a row is and however often it is taken.
+        stretch = max(1, STRETCH_BYTES // (2 * self.writer.block_size))
         for part, of_part in (("train", block.in_train), ("val", ~block.in_train)):
             chosen = np.repeat(np.where(of_part, times, 0), block.rows)
-            every = chosen.all() and (chosen == 1).all()
-            order = slice(None) if every else np.repeat(np.arange(len(rows)), chosen)
-            tokens = int(block.lengths[order].sum()) + len(block.lengths[order])
-            self.writer.add_rows(part, rows[order], tokens, block.characters[order].sum())
-            counts["rows"] += len(block.lengths[order])
-            counts["tokens"] += tokens
+            for first in range(0, len(chosen), stretch):
+                here = chosen[first : first + stretch]
+                if not here.any():
+                    continue
+                lengths = block.lengths[first : first + stretch]
+                ids = block.ids[starts[first] : starts[first + len(here)]]
+                rows = padded_rows(ids, lengths, self.writer.block_size, self.writer.tokenizer)
+                order = np.repeat(np.arange(len(here)), here)
+                for some in np.split(order, range(stretch, len(order), stretch)):
+                    tokens = int(lengths[some].sum()) + len(some)
+                    characters = block.characters[first : first + stretch][some].sum()
+                    whole = len(some) == len(rows) and (here == 1).all()
+                    self.writer.add_rows(part, rows if whole else rows[some], tokens, characters)
+                    counts["rows"] += len(some)
+                    counts["tokens"] += tokens
 
     def save(self):
-        """Put on the disk all that was done, so that a kill costs what comes after it at most."""
+        """Put on the disk all that was done, so that a kill costs what comes after it at most.
+
+        In the background, as a disk may take seconds, in which the workers would have nothing to do.
+        """
+        if self.saving and not self.saving.done():
+            return
+        self.wait()
         self.writer.flush()
         self.keys.flush()
         if self.near:
             self.near.flush()
-        state = {
+        state = json.dumps(self._state(), ensure_ascii=False).encode(errors="backslashreplace")
+        self.saving = self.background.submit(self._put_on_disk, state)
+
+    def _put_on_disk(self, state):
+        self.writer.sync()
+        self.keys.sync()
+        write_atomic(self.writer.partial / STATE, lambda file: file.write(state))
+
+    def wait(self):
+        """Wait until what is being saved is on the disk. Raises OSError where it could not be put there."""
+        saving, self.saving = self.saving, None
+        if saving:
+            saving.result()
+
+    def _state(self):
+        """All that a run that goes on needs, as a dict for JSON."""
+        return {
             "told": self.told,
             "place": self.place,
             "read": self.read,
@@ -156,7 +200,6 @@ class Tally:
             "problems": self.problems.about(),
             "statistics": self.statistics.to_dict() if self.statistics else None,
         }
-        write_json(self.writer.partial / STATE, state)
 
     def _take_up(self, state):
         """Go on from a state, or from nothing."""
@@ -181,11 +224,13 @@ class Tally:
 
     def finish(self, files):
         """Put the rows in place and write meta.json, and the report if asked for; returns the meta."""
-        missing = sorted(read_heldout(self.settings.heldout) - self.heldout)
+        text = Cleaner(self.settings).text
+        missing = sorted({text(subject) for subject in read_heldout(self.settings.heldout)} - self.heldout)
         if missing:
             print(f"warning: {len(missing)} held-out subjects have no article: {', '.join(missing[:5])}")
         steps = [step for step in CLEANING if step in self.settings.clean]
-        meta = self.writer.finish(
+        self.wait()
+        meta = self.writer.meta(
             {
                 "stage": "pretrain",
                 "overflow": self.settings.overflow,
@@ -198,8 +243,14 @@ class Tally:
                 "sources": files,
             }
         )
+        page, page_place = self.writer.partial / REPORT, self.writer.folder / REPORT
         if self.statistics:
             from preparing.report import write_report  # matplotlib takes its time
 
-            write_report(self.writer.folder / "report.html", self.statistics, meta)
+            write_report(page, self.statistics, meta)
+        # From here on the rows leave the folder of what is unfinished: a run that is killed now begins anew.
+        (self.writer.partial / STATE).unlink(missing_ok=True)
+        self.writer.place(meta)
+        if self.statistics:
+            replace_file(page, page_place)
         return meta

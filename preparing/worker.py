@@ -20,12 +20,14 @@ from cleaning import Cleaner
 from corpus import article_of, pretrain_part, read_heldout
 from cutting import cut_all, last_sentence_end
 from errors import UserError
+from parsing import rows_of
 from preparing.near import signatures
 from preparing.statistics import Statistics
-from readers import rows_of, unit_of
+from readers import unit_of
 from tokenizer import load_tokenizer
 
 NO_END, TOO_LONG = "no sentence end", "first sentence longer than the block"
+MOST_WORKERS = 61  # that Windows can wait for
 WAITING = 4  # blocks under way for each worker
 
 
@@ -66,7 +68,7 @@ class Preparer:
         self.settings, self.weights = settings, weights
         self.tokenizer = load_tokenizer(settings.tokenizer)
         self.cleaner = Cleaner(settings)
-        self.heldout = read_heldout(settings.heldout)
+        self.heldout = {self.cleaner.text(subject) for subject in read_heldout(settings.heldout)}
         self.near = "near" in self.cleaner.steps
         self._part = (None, None)  # the subject that came last, which often comes again, and whether it is trained on
 
@@ -150,7 +152,8 @@ WORKER = None  # the Preparer of a worker process
 
 def start_worker(settings, weights):
     global WORKER
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to answer
+    for name in (signal.SIGINT, signal.SIGTERM):  # these are the first process's to answer
+        signal.signal(name, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
     gc.disable()  # rows make no cycles, and looking for some takes a tenth of the time
     WORKER = Preparer(settings, weights)
@@ -174,6 +177,7 @@ def prepared_blocks(blocks, settings, weights, workers):
         finally:
             gc.enable()
         return
+    workers = min(workers, MOST_WORKERS)
     pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (settings, weights))
     try:
         waiting = deque()

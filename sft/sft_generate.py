@@ -1,7 +1,7 @@
 """Questions and answers about your articles, asked of a large model through any OpenAI-compatible API.
 
     python sft/sft_generate.py --input_dir=my_wiki                      # the model that LM Studio has loaded
-    python sft/sft_generate.py --input_dir=my_wiki --api_base=http://localhost:11434/v1 --api_model=qwen3:8b
+    python sft/sft_generate.py --input_dir=my_wiki --api_base=http://localhost:11434/v1 --api_model=qwen2.5:7b
 
 Every reply is checked; good pairs are appended to sft/sft_saves.jsonl, articles that fail for good to
 sft/sft_rejects.jsonl. Stop it at any time: started again, it goes on where it was. `--help` lists the settings.
@@ -10,6 +10,7 @@ sft/sft_rejects.jsonl. Stop it at any time: started again, it goes on where it w
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -22,7 +23,7 @@ from errors import Signals, UserError, run_script
 from factory.articles import Source
 from factory.pace import Pace
 from factory.saves import Appender, locked, recover, rejects_path
-from factory.server import AGAIN, Server, choose_model
+from factory.server import AGAIN, Server, choose_model, waiting_text
 from factory.work import Factory
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -73,7 +74,7 @@ class Progress:
             left = seconds * max(0, self.source.total - self.source.read) / asked
             parts.append(f"{tqdm.format_interval(left)} left")
         if (waits := self.factory.pace.waiting(now)) and self.factory.last_failure:
-            parts.append(f"waiting {waits:.0f} s: {self.factory.last_failure}")
+            parts.append(waiting_text(self.factory.last_failure, waits, self.factory.settings))
         return ", ".join(parts)
 
     def close(self):
@@ -87,7 +88,7 @@ def summary(settings, factory, source):
     tally, files = factory.tally, rejects_path(settings)
     lines = [
         f"articles: {tally.accepted} accepted, {tally.in_part} kept in part, {tally.rejected} rejected, "
-        f"{tally.done_before} done before",
+        f"{tally.done_before + source.done_before} done before",
         f"pairs: {tally.pairs}; requests: {tally.requests}",
     ]
     if tally.prompt_tokens:
@@ -101,27 +102,63 @@ def summary(settings, factory, source):
             lines.append(f"{name}: " + ", ".join(f"{count} {reason}" for reason, count in counts.most_common()))
     if source.problems.counts:
         lines.append(dropped_text(source.problems.about()))
-    lines.append(f"pairs are in {settings.saves}" if Path(settings.saves).exists() else "no pairs yet")
+    if hint := hint_on(tally.faults):
+        lines.append(hint)
+    saves = Path(settings.saves)
+    some = saves.exists() and saves.stat().st_size > 0
+    lines.append(f"pairs are in {saves}" if some else "no pairs yet")
     if files.exists() and files.stat().st_size:
         lines.append(f"articles that failed are in {files}; delete a line, or the file, to ask about them again")
     articles = f" --articles={settings.input_dir[0]}" if len(settings.input_dir) == 1 else ""
-    return "\n".join([*lines, f"next: python data/prepare_sft.py --qa_files={settings.saves}{articles}"])
+    if some:
+        lines.append(f"next: python data/prepare_sft.py --qa_files={settings.saves}{articles}")
+    return "\n".join(lines)
+
+
+# What may be done where one rule refuses more than the others.
+HINTS = {
+    "question_length": "raise --longest_question",
+    "answer_length": "raise --longest_answer",
+    "pair_count": "lower --min_pairs, or take a model that follows the prompt better",
+    "cut_off": "raise --max_new_tokens, or turn the model's thinking off",
+    "no_json": "take another model with --api_model: this one does not write JSON",
+    "pronoun": "take a larger model with --api_model",
+    "no_subject": "take a larger model with --api_model",
+    "not_a_question": "take a larger model with --api_model",
+    "duplicate": "lower --max_pairs, or take a larger model with --api_model",
+    "unsupported": "lower --temperature, or take a larger model with --api_model",
+    "characters": "take another model with --api_model",
+}
+
+
+def hint_on(faults):
+    """A line about the rule that most replies broke; "" where none did."""
+    leading = max(faults, key=faults.get, default=None)
+    return f"most faults are {leading}: to have fewer, {HINTS[leading]}" if leading in HINTS else ""
+
+
+def key_of_user():
+    """The key in the environment. Raises UserError where no header can bear it."""
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(f"{KEY_VARIABLE} has characters that no header can bear; copy it again")
+    return key
 
 
 def generate(settings, signals):
     """Ask about every article that is not done; returns whether all were, not stopped."""
-    source, server = Source(settings), Server(settings, os.environ.get(KEY_VARIABLE, "").strip())
+    server = Server(settings, key_of_user())
     pace = Pace(settings.requests_per_minute, settings.wait_minutes)
     saves, rejects = Appender(settings.saves), Appender(rejects_path(settings))
     done = recover(saves.path) | recover(rejects.path, whole=True)
 
-    def tell(failure):
-        print(f"waiting for the server: {failure}", file=sys.stderr)
-
-    model = choose_model(server, settings, pace, lambda: signals.asked, tell)
-    if model is None:
+    source = Source(settings, done)
+    chosen = choose_model(server, settings, pace, lambda: signals.asked, partial(print, file=sys.stderr))
+    if chosen is None:
         return False
-    print(f"asking {model} at {server.base}; {len(done)} articles are done already")
+    model, models = chosen
+    others = f" (of {models} models; another one with --api_model=…)" if models > 1 else ""
+    print(f"asking {model}{others} at {server.base}; {len(done)} articles are done already")
     factory = Factory(settings, server, model, pace, saves, rejects, done)
     progress = Progress(factory, source)
     try:

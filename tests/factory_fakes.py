@@ -3,9 +3,10 @@
 The articles are `conftest.made_up_articles`. The models are their manners: "good" writes three right pairs about every
 article it is shown; "slow" does so once `together` have asked; "stormy" first writes one reply in three wrongly, in the
 ways of FAULTS, and answers some requests with 429, 500, silence or half a reply; "poison" cannot bear the articles of
-POISONED, "long" finds LONG's too long, "babbling" writes no JSON, "dying" breaks off, "stubborn" has a pronoun in one
-pair of four each time, "group" fails two of three articles, "refusing" wants a key, "away" is always overloaded,
-"unloaded" refuses all.
+POISONED, "long" finds LONG's too long, "moderated" forbids it, "crowded" is too busy for it, "poor" has no quota,
+"babbling" writes no JSON, "dying" breaks off, "stubborn" has a pronoun in one pair of four each time, "halves" writes
+two pairs of three, "group" fails two of three articles, "refusing" wants a key, "away" is always overloaded, "unloaded"
+refuses all.
 """
 
 import json
@@ -61,6 +62,7 @@ FAULTS = {
     "duplicate": lambda pairs: [*pairs, {**pairs[1], "question": pairs[1]["question"].replace("？", "呢？")}],
     "characters": lambda pairs: with_first(pairs, answer=pairs[0]["answer"] + "**"),
     "unsupported": lambda pairs: with_first(pairs, answer="此地建于1999年。"),
+    "not_a_question": lambda pairs: with_first(pairs, question=pairs[0]["answer"]),
     "no_subject": lambda pairs: with_first(pairs, question="位置在哪里？"),
 }
 
@@ -81,7 +83,7 @@ class Model(Handler):
         chat = body["messages"]
         self.asked, self.first = facts(chat[1]["content"] if len(chat) > 1 else ""), len(chat) == 2
         try:
-            if len(chat) == 1 and body["model"] not in ("unloaded", "refusing", "away"):
+            if len(chat) == 1 and body["model"] not in ("unloaded", "refusing", "away", "dying", "poor"):
                 return self.write("好")
             getattr(self, f"as_{body['model']}")(body)
         except OSError:  # the client has left
@@ -139,7 +141,7 @@ class Model(Handler):
         self.write_good()
 
     def as_poison(self, body):
-        if any(town in POISONED for town, *_ in self.asked):
+        if any(town in self.server.about.poisoned for town, *_ in self.asked):
             return self.send(500, b'{"error": {"message": "the model has crashed"}}')
         self.write_good()
 
@@ -147,6 +149,19 @@ class Model(Handler):
         if any(town == LONG for town, *_ in self.asked):
             return self.send(400, b'{"error": {"message": "the prompt is too long"}}')
         self.write_good()
+
+    def as_moderated(self, body):
+        if any(town == LONG for town, *_ in self.asked):
+            return self.send(403, b'{"error": {"message": "not to our taste"}}')
+        self.write_good()
+
+    def as_crowded(self, body):
+        if any(town == LONG for town, *_ in self.asked):
+            return self.send(429, b'{"error": {"message": "too many tokens a minute"}}')
+        self.write_good()
+
+    def as_poor(self, body):
+        self.send(429, b'{"error": {"message": "no money", "code": "insufficient_quota"}}')
 
     def as_babbling(self, body):
         self.write("从前有座山，山里有座庙，庙里有个老和尚。" * 3)
@@ -159,6 +174,11 @@ class Model(Handler):
     def as_stubborn(self, body):
         pairs = good_pairs(*self.asked[0])
         self.write_pairs([*pairs, {**pairs[0], "question": "它位于哪里？"}])
+
+    def as_halves(self, body):
+        """Two good pairs at first, and then another one with one of these."""
+        pairs = good_pairs(*self.asked[0])
+        self.write_pairs(pairs[:2] if self.first else pairs[1:])
 
     def as_slow(self, body):
         """Answers nobody before `together` have asked."""
@@ -200,7 +220,7 @@ def opened(port=0, models=("good",), seconds=0.0, together=1):
     server = LargeServer(("127.0.0.1", port), Model)
     server.about = SimpleNamespace(
         models=models, owner="someone", seconds=seconds, listing_seconds=0, together=together, seen=[], asked=[],
-        met=set(), busy=0, most=0, waiting=0, lock=threading.Lock(), go=threading.Event(),
+        poisoned=POISONED, met=set(), busy=0, most=0, waiting=0, lock=threading.Lock(), go=threading.Event(),
         base=f"http://127.0.0.1:{server.server_port}/v1", port=server.server_port,
     )  # fmt: skip
     return server

@@ -62,6 +62,8 @@ def test_each_form_is_told_and_its_turns_found(row, form, turns):
         ({"messages": "问"}, "no list of messages"),
         ({"messages": []}, "not question and answer in turn"),
         ({"conversations": ["问", "答"]}, "no list of messages"),
+        ({"instruction": "问", "input": "前\ud83d后", "output": "答"}, "half of a surrogate pair"),
+        ({"instruction": "问", "output": "答", "history": [["\ud83d", "x"]]}, '"history"'),
         (openai(("user", "前\ud83d后"), ("assistant", "答")), "half of a surrogate pair"),
     ],
 )

@@ -14,11 +14,6 @@ from conftest import ROOT, made_up_articles, write_jsonl
 from factory_fakes import LONG, POISONED, good_pairs, large_model, model_process, number_of
 from serving_fakes import serving
 
-from configurator import defaults
-from errors import UserError
-from factory.articles import Source, key_of, names_of, short_hash
-from factory.saves import recover
-
 try:
     import resource
 except ModuleNotFoundError:  # Windows
@@ -295,78 +290,3 @@ def test_a_full_disk_ends_the_run_in_one_line_and_leaves_whole_articles(script, 
         assert 0 < len(titles(rows_of(tmp_path / "saves.jsonl"))) < SHORT and size <= 2000
         ran(script, about)
     assert titles(rows_of(tmp_path / "saves.jsonl")) == every()
-
-
-# The files
-
-
-def test_whatever_is_torn_at_the_end_of_a_file_is_cut_off_and_the_rest_stays(tmp_path):
-    about = [
-        {"question": "问", "answer": "答", "id": id, "source": "w/a", "pair": n, "pairs": 3}
-        for id in (1, 2, 3)
-        for n in (1, 2, 3)
-    ]
-    own = [{"question": "我的", "answer": "自己写的"}, {"x": 1}]
-    rows = [own[0], *about[:6], "no JSON", own[1], *about[6:]]
-    whole = write_jsonl(tmp_path / "whole.jsonl", rows).read_bytes()
-    ends = [0]
-    for line in whole.splitlines(keepends=True):
-        ends.append(ends[-1] + len(line))
-    hashes = {id: short_hash(key_of("w/a", id)) for id in (1, 2, 3)}
-    for size in range(len(whole) + 1):
-        path = tmp_path / "saves.jsonl"
-        path.write_bytes(whole[:size])
-        done, left = recover(path), path.read_bytes()
-        lines = sum(end <= size for end in ends[1:])
-        # A last line that lacks its line end alone is whole.
-        lines += any(size == end - 1 for end in ends[1:]) and size != ends[8] - 1
-        kept = (
-            lines
-            if lines < 2 or 7 <= lines < 10
-            else 1 + (lines - 1) // 3 * 3
-            if lines < 7
-            else 9
-            if lines < 12
-            else 12
-        )
-        assert left == whole[: ends[kept]], size
-        assert done == {hashes[id] for id, last in ((1, 4), (2, 7), (3, 12)) if kept >= last}
-        assert recover(path) == done and path.read_bytes() == left
-
-
-def test_rejects_are_mended_too_and_a_file_that_is_not_there_has_nothing(tmp_path):
-    path = write_jsonl(tmp_path / "rejects.jsonl", [{"source": "w/a", "id": n} for n in (1, 2)])
-    whole = path.read_bytes()
-    path.write_bytes(whole + whole[:9])
-    assert recover(path, whole=True) == {short_hash(key_of("w/a", n)) for n in (1, 2)} and path.read_bytes() == whole
-    assert recover(tmp_path / "none.jsonl") == set()
-
-
-def test_articles_are_known_by_file_and_id_and_the_sample_is_a_share_of_them(tmp_path):
-    rows = [
-        {"id": 1, "title": "甲", "text": "甲在乙。" * 99},
-        {"text": "没有编号。"},
-        {"id": 1, "text": "又一个。"},
-        {"text": ""},
-    ]
-    write_jsonl(tmp_path / "wiki/deep/a.jsonl", rows)
-    write_jsonl(tmp_path / "wiki/b.jsonl", [{"id": 1, "text": "另一篇。"}])
-    settings = defaults("generate")
-    settings.input_dir, settings.article_chars = [str(tmp_path / "wiki")], 50
-    source = Source(settings)
-    found = [(article.source, article.id, article.text) for article in source]
-    ends = [("wiki/deep/a.jsonl", 1, "甲在乙。" * 12), ("wiki/deep/a.jsonl", "line 2", "没有编号。")]
-    assert found == [("wiki/b.jsonl", 1, "另一篇。"), *ends]
-    assert source.skipped.total() == 1 and source.problems.counts.total() == 1 and source.read == source.total
-    settings.article_sample = 0.3
-    write_jsonl(tmp_path / "wiki/b.jsonl", made_up_articles(200, 1))
-    first = [article.key for article in Source(settings)]
-    assert 30 < len(first) < 100 and first == [article.key for article in Source(settings)]
-
-
-def test_two_folders_of_one_name_are_told(tmp_path):
-    for name in ("x", "y"):
-        write_jsonl(tmp_path / name / "wiki/a.jsonl", made_up_articles(1))
-    with pytest.raises(UserError, match=r"both go by wiki/a\.jsonl"):
-        names_of([tmp_path / "x/wiki", tmp_path / "y/wiki"])
-    assert list(names_of([tmp_path / "x/wiki", tmp_path / "x/wiki/a.jsonl"]).values()) == ["wiki/a.jsonl"]

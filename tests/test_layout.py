@@ -26,6 +26,7 @@ FLOORS = {
     "cleaning": 0.5,
     "json_array": 0.3,
     "readers": 0.5,
+    "parsing": 0.6,
     "fields": 0.5,
     "conversations": 0.7,
     "cutting": 0.7,

@@ -93,6 +93,72 @@ def test_two_processes_and_three_kills_give_the_bytes_of_one_undisturbed_process
     assert made(corpus / "two") == expected
 
 
+KILLED_AT_THE_END = """
+import os, signal, sys
+sys.path[:0] = [{root!r}, {root!r} + "/data"]
+import prepare, row_files
+
+prepare.SAVE_SECONDS = 0.0
+moved = row_files.replace_file
+
+def move_and_die(*names):
+    moved(*names)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+row_files.replace_file = move_and_die
+sys.argv = ["prepare.py", "--input_dir=wiki", "--workers=1", "--data_dir=out"]
+prepare.run_script(prepare.main)
+"""
+
+
+def test_a_kill_while_the_rows_are_put_in_place_leaves_nothing_that_the_next_run_believes(corpus, script):
+    (corpus / "driver.py").write_text(KILLED_AT_THE_END.format(root=str(ROOT)), encoding="utf-8")
+    killed = subprocess.run([sys.executable, "driver.py"], cwd=corpus, capture_output=True, timeout=240)
+    assert killed.returncode == -signal.SIGKILL and not (corpus / "out/meta.json").exists()
+    for folder in ("out", "plain"):
+        assert script("data/prepare.py", "--input_dir=wiki", f"--data_dir={folder}").returncode == 0
+    assert made(corpus / "out") == made(corpus / "plain")
+
+
+def test_files_shorter_than_the_state_says_are_begun_anew(corpus):
+    assert drive(corpus, 8, "--data_dir=out").returncode == -signal.SIGKILL
+    (corpus / "out/.unfinished/train.bin").write_bytes(b"")
+    again = drive(corpus, 10**9, "--data_dir=out")
+    assert "not whole" in again.stdout and drive(corpus, 10**9, "--data_dir=plain").returncode == 0
+    assert made(corpus / "out") == made(corpus / "plain")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "桥" + " \u200b" * 100_000 + "河。",
+        "恶" * 400 + "。",
+        "桥" + "[http://a" + " \u200b" * 50_000 + "。",
+        "。" * 5000,
+        "'s，" * 400 + "。",
+    ],
+    ids=["spaces", "no whole tokens", "links", "ends", "apostrophes"],
+)
+@pytest.mark.parametrize("overflow", ["truncate", "split"])
+def test_hostile_texts_stop_no_run(tmp_path, script, text, overflow):
+    write_jsonl(tmp_path / "wiki/a.jsonl", [{"text": text}, {"text": "好。"}])
+    run = script(
+        "data/prepare.py", "--input_dir=wiki", f"--overflow={overflow}", "--clean=controls,templates,litter", timeout=60
+    )
+    assert run.returncode == 0 and "articles 2" in run.stdout, run.stderr
+
+
+def test_held_out_subjects_are_found_in_whatever_characters_they_are_written(tmp_path, script):
+    write_jsonl(
+        tmp_path / "wiki/a.jsonl", [{"title": "鐵橋", "text": "鐵橋在河上。"}, {"title": "河", "text": "河在橋下。"}]
+    )
+    (tmp_path / "held.txt").write_text("鐵橋\n", encoding="utf-8")
+    run = script("data/prepare.py", "--input_dir=wiki", "--heldout=held.txt", "--clean=simplify", "--val_share=0.99")
+    assert run.returncode == 0 and "no article" not in run.stdout
+    meta = json.loads((tmp_path / "data/processed/meta.json").read_text(encoding="utf-8"))
+    assert meta["parts"]["train"]["rows"] == 1
+
+
 def made_names(folder):
     return [path.name for path in folder.iterdir()]
 

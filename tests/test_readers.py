@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import random
 
 import pyarrow
@@ -12,6 +13,7 @@ import pytest
 import zstandard
 from conftest import write_jsonl
 
+import parsing
 import readers
 from corpus import Problems, find_files, read_articles, read_rows
 
@@ -135,6 +137,77 @@ def json_bytes(row):
     return json.dumps(row, ensure_ascii=False).encode()
 
 
+def test_a_missing_or_wrong_trailer_of_a_packed_file_costs_no_row(tmp_path):
+    rows = [{"id": i, "text": "桥" * 50 + str(i)} for i in range(500)]
+    for packing in (".gz", ".bz2", ".xz", ".zst"):
+        data = PACKINGS[packing](lines(rows))
+        for name, damaged in {"a": data[:-4] if packing == ".gz" else data, "b": data + b"garbage at the end"}.items():
+            path = tmp_path / f"{name}.jsonl{packing}"
+            path.write_bytes(damaged)
+            got, problems, _ = read(path)
+            assert got == rows and (name == "a" or "damaged" in problems.places[0]), path
+
+
+def test_values_of_a_table_that_cannot_be_read_cost_no_text(tmp_path):
+    table = pyarrow.table(
+        {
+            "text": pyarrow.array([b"\xe6\xa1\xa5", b"\xff\xfe", b"ok"]).view(pyarrow.utf8()),
+            "when": pyarrow.array([1, 2, 2**62], pyarrow.timestamp("us")),
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    rows, problems, _ = read(tmp_path / "a.parquet")
+    assert [row["text"] for row in rows] == ["桥", "ok"] and dict(problems.counts) == {'"text" cannot be read': 1}
+
+
+def test_large_rows_of_a_table_come_a_few_at_a_time(tmp_path):
+    rows = [{"text": "桥" * 100_000 + str(i)} for i in range(40)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    blocks = list(readers.read_blocks(str(tmp_path / "a.parquet")))
+    assert len(blocks) > 10 and sum(block.read for block in blocks) == (tmp_path / "a.parquet").stat().st_size
+
+
+@pytest.mark.parametrize("between", [b" ", b"", b"\n"], ids=["space", "nothing", "newline"])
+def test_a_missing_comma_costs_no_row(tmp_path, between):
+    good = [json_bytes(row) for row in ROWS[:6]]
+    data = b"[" + b",".join([*good[:2], good[2] + between + good[3], *good[4:]]) + b"]"
+    (tmp_path / "a.json").write_bytes(data)
+    rows, problems, _ = read(tmp_path / "a.json")
+    assert rows == ROWS[:6] and sum(problems.counts.values()) == 1
+
+
+def test_a_missing_quote_among_rows_with_objects_in_them_costs_none_of_them(tmp_path):
+    talks = [
+        {"messages": [{"role": "user", "content": f"问{i}"}, {"role": "assistant", "content": f"答{i}"}]}
+        for i in range(5)
+    ]
+    good = list(map(json_bytes, talks))
+    (tmp_path / "a.json").write_bytes(b"[" + b", ".join([*good[:2], b'{"messages": [{"role": "us}', *good[2:]]) + b"]")
+    rows, problems, _ = read(tmp_path / "a.json")
+    assert rows == talks and problems.counts
+
+
+def test_a_document_without_an_end_swallows_no_other(tmp_path):
+    good = docs(ROWS[:2]).decode()
+    (tmp_path / "wiki_00").write_text(f'<doc id="7" title="x">\n没有结尾\n{good}', encoding="utf-8")
+    rows, problems, _ = read(tmp_path / "wiki_00")
+    assert [row["id"] for row in rows] == ["0", "1"] and problems.places == [
+        f"{tmp_path / 'wiki_00'}, line 1: no </doc>"
+    ]
+
+
+def test_what_is_no_file_or_gone_or_hidden_or_left_out_is_passed_over(tmp_path):
+    for name in ("in/a.jsonl", "in/.git/HEAD", "in/.x/b.jsonl", "in/out/meta.json"):
+        write_jsonl(tmp_path / name, ROWS[:1])
+    (tmp_path / "in/d.jsonl").mkdir()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "in/pipe.jsonl")
+        os.symlink(tmp_path / "nowhere", tmp_path / "in/gone.jsonl")
+    assert find_files([f"{tmp_path}/in"], leave_out=f"{tmp_path}/in/out") == [f"{tmp_path.as_posix()}/in/a.jsonl"]
+    problems = Problems()
+    assert list(read_articles([f"{tmp_path}/vanished.jsonl"], problems)) == [] and "gone" in problems.places[0]
+
+
 BROKEN_ELEMENTS = ['{"id": 1', '{"id" 1}', '{"text": "断\n}', "[1, 2]", "7", '"text"', "null", '{"a": 1, "a": 2}', "{]"]
 
 
@@ -168,10 +241,10 @@ def test_lines_parsed_together_give_what_they_give_one_by_one(tmp_path):
               '{"a": {"b": 1}', '{"t": "x', 'y"}', '{"t": "]"}', "null", '{"a": 1, "a": 2}']  # fmt: skip
     for _ in range(300):
         chosen = [rng.choice(pieces).encode() for _ in range(rng.randrange(1, 6))]
-        together = readers.parse_together(chosen)
-        alone = [readers.parse(line)[0] for line in chosen]
+        together = parsing.parse_together(chosen)
+        alone = [parsing.parse(line)[0] for line in chosen]
         assert together is None or together == alone
-    assert readers.parse_together([b'{"a": 1}', b'{"b": 2}']) == [{"a": 1}, {"b": 2}]
+    assert parsing.parse_together([b'{"a": 1}', b'{"b": 2}']) == [{"a": 1}, {"b": 2}]
 
 
 def test_plain_text_has_a_document_between_blank_lines_or_on_each_line(tmp_path, blocks, script):

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, made_up_articles, write_jsonl
+from conftest import ROOT, byte_tokenizer, made_up_articles, write_jsonl
 
 from errors import UserError
 from tokenizer import GPT2_PATH, GPT2_PATTERN, StreamDecoder, load_tokenizer, parse_table, table_bytes
@@ -266,3 +266,19 @@ def test_a_damaged_gpt2_table_is_not_used_and_the_command_restores_it(tmp_path, 
     with pytest.raises(UserError, match="damaged") as caught:
         load_tokenizer()
     assert str(caught.value).endswith("data/gpt2.tiktoken")  # as git, run in the root, knows the file
+
+
+def test_texts_encoded_by_one_call_are_those_encoded_one_by_one():
+    rng, alphabet = random.Random(3), "东河的ab1 '\n。，“”##😀\u200b"
+    for tokenizer in (load_tokenizer(), byte_tokenizer()):
+        for _ in range(200):
+            texts = ["".join(rng.choices(alphabet, k=rng.randrange(12))) for _ in range(rng.randrange(5))]
+            got = [ids.tolist() for ids in tokenizer.encode_arrays(texts)]
+            assert (
+                got == [tokenizer.encode(text) for text in texts] == [tokenizer.encode_array(t).tolist() for t in texts]
+            )
+
+
+def test_a_million_spaces_are_encoded_like_one():
+    for tokenizer in (load_tokenizer(), byte_tokenizer()):
+        assert tokenizer.encode("桥" + " " * 10**6 + "河") == tokenizer.encode("桥 河")
