@@ -8,6 +8,7 @@ where a run of line breaks, which cleaning takes out, ends it).
 import itertools
 import re
 from bisect import bisect_right
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -137,22 +138,51 @@ def by_characters(text, tokenizer, limit):
 CUTS = {"truncate": cut_truncate, "split": cut_split}
 
 
+@dataclass
+class Cuts:
+    """What n texts were cut into, R rows in all."""
+
+    ids: np.ndarray  # of all rows, one behind the other
+    lengths: np.ndarray  # (R,) ids of each row
+    characters: np.ndarray  # (R,)
+    rows: np.ndarray  # (n,) rows of each text, 0 where none fits
+    lost: np.ndarray  # (n,) characters of each that are in no row
+
+
 def cut_all(texts, tokenizer, limit, overflow):
-    """[(rows, tail_chars)] of texts, each as `CUTS[overflow]` cuts it; those that may fit a row share a call."""
+    """The `Cuts` of texts, each as `CUTS[overflow]` cuts it; those that may fit a row are encoded by one call."""
     ends = [last_sentence_end(text) for text in texts]
     # Of a long text, truncating encodes its start alone.
     together = [i for i, end in enumerate(ends) if end > 0 and (end <= limit or overflow == "split")]
     bodies = [texts[i] if ends[i] == len(texts[i]) else texts[i][: ends[i]] for i in together]
-    found = dict(zip(together, zip(bodies, tokenizer.encode_arrays(bodies), strict=True), strict=True))
-    cuts = []
-    for i, (text, end) in enumerate(zip(texts, ends, strict=True)):
-        if i not in found:
-            cuts.append(CUTS[overflow](text, tokenizer, limit))
-        elif len(found[i][1]) <= limit:
-            cuts.append(([(found[i][1], end)], len(text) - end))
-        else:
-            tokens = Tokens(found[i][0], tokenizer, found[i][1])
-            rows = split(tokens, limit) if overflow == "split" else truncated(tokens, limit)
-            kept = sum(n_chars for _, n_chars in rows)
-            cuts.append((rows, len(text) - kept))
-    return cuts
+    encoded = tokenizer.encode_joined(bodies) if bodies else None
+    if encoded and encoded[1].max() <= limit and len(together) == len(texts):
+        ends = np.array(ends)
+        rows = np.ones(len(texts), dtype=np.int64)
+        return Cuts(*encoded, ends, rows, np.array(list(map(len, texts))) - ends)
+    found = dict(zip(together, np.split(encoded[0], np.cumsum(encoded[1])[:-1]), strict=True)) if encoded else {}
+    return gathered([cut_one(text, tokenizer, limit, overflow, found.get(i)) for i, text in enumerate(texts)])
+
+
+def cut_one(text, tokenizer, limit, overflow, ids):
+    """What `CUTS[overflow]` gives for a text; ids: of all up to its last sentence end, where they are known."""
+    if ids is None:
+        return CUTS[overflow](text, tokenizer, limit)
+    end = last_sentence_end(text)
+    if len(ids) <= limit:
+        return [(ids, end)], len(text) - end
+    tokens = Tokens(text[:end], tokenizer, ids)
+    rows = split(tokens, limit) if overflow == "split" else truncated(tokens, limit)
+    return rows, len(text) - sum(n_chars for _, n_chars in rows)
+
+
+def gathered(cuts):
+    """The `Cuts` of [(rows, tail_chars), …]."""
+    rows = [row for of_text, _ in cuts for row in of_text]
+    return Cuts(
+        np.concatenate([ids for ids, _ in rows]) if rows else np.zeros(0, dtype=np.uint16),
+        np.array([len(ids) for ids, _ in rows], dtype=np.int64),
+        np.array([n_chars for _, n_chars in rows], dtype=np.int64),
+        np.array([len(of_text) for of_text, _ in cuts], dtype=np.int64),
+        np.array([lost for _, lost in cuts], dtype=np.int64),
+    )

@@ -16,13 +16,10 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
 
-import requests
 import urllib3
 from filelock import FileLock, Timeout
 
-from api_client import is_near, reason_of
 from errors import UserError
 from files import replace_file, write_json
 
@@ -31,6 +28,11 @@ RECORD, LOCK = ".downloads.json", ".downloads.lock"  # hidden, so that nobody ta
 PARTIAL, NOTES = ".partial", ".partial.json"
 PERMISSION = "not permitted; set HF_TOKEN in the environment to a token that may read it"
 REFUSALS = {401: PERMISSION, 403: PERMISSION, 404: "not there; see to the address", 410: "not there any more"}
+# How packed files and tables begin.
+MAGIC = {
+    ".parquet": b"PAR1", ".gz": b"\x1f\x8b", ".tgz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd",
+    ".xz": b"\xfd7zXZ\x00", ".bz2": b"BZh",
+}  # fmt: skip
 CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 
@@ -56,7 +58,9 @@ class Patience:
 
 
 class Failure(UserError):
-    """A file that cannot be had; trying again would not help."""
+    """A file that cannot be had; trying again would not help. status: of the server's answer, where that is why."""
+
+    status = None
 
 
 class Broken(Exception):
@@ -69,55 +73,15 @@ class Stale(Exception):
     """The unfinished file is not the beginning of what the server has now."""
 
 
-class Web(requests.Session):
-    """Asks for addresses. token: sent to `endpoint`, and to no other host."""
-
-    def __init__(self, endpoint="", token="", stall_seconds=30.0):
-        super().__init__()
-        self.endpoint, self.token, self.stall_seconds, self.max_redirects = endpoint, token, stall_seconds, 10
-
-    def merge_environment_settings(self, url, *arguments):
-        found = super().merge_environment_settings(url, *arguments)
-        return {**found, "proxies": {}} if is_near(url) else found
-
-    def rebuild_proxies(self, prepared_request, proxies):
-        return {} if is_near(prepared_request.url) else super().rebuild_proxies(prepared_request, proxies)
-
-    def get_redirect_target(self, resp):
-        """Where a response redirects to, or None. Raises Failure where that is not safe."""
-        target = super().get_redirect_target(resp)
-        if target:
-            scheme = urlsplit(urljoin(resp.url, target)).scheme  # ValueError: `ask` makes a Failure of it
-            if scheme not in ("http", "https") or (scheme == "http" and resp.url.startswith("https:")):
-                raise Failure(f"it redirects to {target[:80]!r}, which is not followed from {resp.url[:80]}")
-            resp.close()  # or its body, which may have no end, would be read
-        return target
-
-    def ask(self, url, headers=()):
-        """The open response to a GET, redirects followed; its status may be any. Raises Broken, Failure."""
-        ours = self.token and urlsplit(url)[:2] == urlsplit(self.endpoint)[:2]
-        token = {"Authorization": f"Bearer {self.token}"} if ours else {}
-        headers = {"Accept-Encoding": "identity", **token, **dict(headers)}
-        auth = (lambda request: request) if ours else None  # or a .netrc would take the token's place
-        try:
-            return self.get(url, headers=headers, auth=auth, stream=True, timeout=self.stall_seconds)
-        except requests.TooManyRedirects:
-            raise Failure(f"it redirects more than {self.max_redirects} times, in a circle perhaps") from None
-        except ValueError as error:  # no address after all, or a proxy that cannot be used
-            raise Failure(f"it cannot be asked for ({str(error)[:200]})") from None
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            # The reason alone: the whole message has the address in it, whose words say nothing about the error.
-            why = reason_of(getattr(error.args[0] if error.args else error, "reason", error))
-            raise Broken(f"{urlsplit(url).netloc} does not answer ({why})") from None
-
-
 def check_status(response):
     """Raises Failure or Broken where a response's status is neither 200 nor 206."""
     status, asked = response.status_code, response.headers.get("Retry-After", "").strip()
     if status in (200, 206):
         return
     if status not in (408, 425, 429) and status < 500:
-        raise Failure(f"{REFUSALS.get(status, 'refused')} (status {status})")
+        failure = Failure(f"{REFUSALS.get(status, 'refused')} (status {status})")
+        failure.status = status
+        raise failure
     broken = Broken(f"the server has status {status}")
     if status in (429, 503):
         with contextlib.suppress(ValueError, TypeError, OverflowError):
@@ -190,6 +154,9 @@ class Partial:
             raise Failure(f"the server sends it compressed ({encoding[:20]}), although asked not to")
         if total is not None and wanted not in (None, total):
             raise Broken(f"the server has {total:,} bytes of it, not {wanted:,}")
+        page = response.headers.get("Content-Type", "").lower().startswith("text/html")
+        if page and self.source.sha256 is None and not self.source.name.lower().endswith((".htm", ".html")):
+            raise Failure("the server sends a web page in its place; see to the address")
         if response.status_code == 206:
             self.check_range(response, total)
             self.about["size"] = total if self.size is None else self.size
@@ -245,6 +212,17 @@ def next_chunk(response):
     except (urllib3.exceptions.HTTPError, OSError) as error:
         stalled = isinstance(error, urllib3.exceptions.ReadTimeoutError)
         raise Broken("no byte came within stall_seconds" if stalled else "the connection broke off") from None
+
+
+def check_start(part):
+    """Raises Failure where nothing is known of a whole file and it does not begin as its name says."""
+    begins = MAGIC.get(os.path.splitext(part.source.name.lower())[1], b"")
+    if part.source.sha256 is None and part.source.size is None:
+        with open(part.path, "rb") as file:
+            right = file.read(len(begins)) == begins
+        if not right:
+            part.drop()
+            raise Failure("it does not begin as a file of its ending does; see to the address")
 
 
 def total_of(response):
@@ -346,6 +324,7 @@ class Fetcher:
         for again in (True, False):
             insist(lambda: self.attempt(part), self.patience, tell, lambda: part.have)
             found = part.digest.hexdigest()
+            check_start(part)
             if part.source.sha256 in (None, found):
                 return
             part.drop()

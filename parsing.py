@@ -20,7 +20,7 @@ def unique_keys(pairs):
 
 MOST_TRIES = 10_000  # objects that are looked for in a bad element
 ROW_FIELDS = {"text", "question", "instruction", "conversations", "messages"}
-BETWEEN_LINES = b'"\\u0001 between \\u0001"'
+BETWEEN_LINES = b'"~|~"'
 DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 
 

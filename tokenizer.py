@@ -81,25 +81,29 @@ class Tokenizer:
 
     def encode_array(self, text):
         """The same ids as an array of uint16 (uint32 for a table of more than 65,536 ids)."""
+        return self._array(bounded_spaces(text))
+
+    def _array(self, text):
         # Without the special tokens' names, which a text may bear as ordinary characters.
-        ids = self._encoding.encode_to_numpy(bounded_spaces(text), disallowed_special=())
+        ids = self._encoding.encode_to_numpy(text, disallowed_special=())
         if "##" in text and (marks := ids == self.answer_id).any():
             ids = np.repeat(np.where(marks, self.hash_id, ids), 1 + marks)
         return ids.astype(np.uint16 if self.n_vocab <= 2**16 else np.uint32)
 
-    def encode_arrays(self, texts):
-        """[ids of each text], each as `encode_array` gives them, by one call for all.
+    def encode_joined(self, texts):
+        """(ids of all texts, one behind the other, how many each has), as `encode_array` gives them, by one call.
 
-        The texts are joined by newlines, at which both splitting patterns split; where a text has one, or begins or
-        ends with a space, or a table merges a newline with what is before it, each is encoded by itself.
+        The texts are joined by newlines, at which both splitting patterns split. None where that cannot be: a text has
+        a newline, begins or ends with a space, or the table merges a newline with what is before it.
         """
-        joined = "\n".join(texts)
-        ids = self.encode_array(joined)
-        ends = np.flatnonzero(ids == self.newline_id)
+        joined = "\n".join(map(bounded_spaces, texts))
+        ids = self._array(joined)
+        is_newline = ids == self.newline_id
+        ends = np.flatnonzero(is_newline)
         if len(ends) != len(texts) - 1 or joined.count("\n") != len(ends) or not all(map(is_bare, texts)):
-            return [self.encode_array(text) for text in texts]
-        starts = [0, *(ends + 1).tolist()]
-        return [ids[a:b] for a, b in zip(starts, [*ends.tolist(), len(ids)], strict=True)]
+            return None
+        lengths = np.diff(ends, prepend=-1, append=len(ids)) - 1
+        return ids[~is_newline], lengths
 
     @cached_property
     def newline_id(self):

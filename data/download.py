@@ -21,9 +21,11 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import requests
 import urllib3
 from tqdm import tqdm
 
+from api_client import is_near, reason_of
 from configurator import load_settings
 from downloads import (
     NOTES,
@@ -34,7 +36,6 @@ from downloads import (
     Fetcher,
     Patience,
     Source,
-    Web,
     check_status,
     insist,
     is_of,
@@ -51,6 +52,48 @@ SHA256 = re.compile("[0-9a-f]{64}")
 LIST_LINE = re.compile(r"(\S+)(?:\s+([0-9a-fA-F]{64}))?(?:\s+([0-9]{1,18}))?")
 UNSAFE = re.compile(r'[<>:"/\\|?*]')
 RESERVED = re.compile(r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
+
+
+class Web(requests.Session):
+    """Asks for addresses. token: sent to `endpoint`, and to no other host."""
+
+    def __init__(self, endpoint="", token="", stall_seconds=30.0):
+        super().__init__()
+        self.endpoint, self.token, self.stall_seconds, self.max_redirects = endpoint, token, stall_seconds, 10
+
+    def merge_environment_settings(self, url, *arguments):
+        found = super().merge_environment_settings(url, *arguments)
+        return {**found, "proxies": {}} if is_near(url) else found
+
+    def rebuild_proxies(self, prepared_request, proxies):
+        return {} if is_near(prepared_request.url) else super().rebuild_proxies(prepared_request, proxies)
+
+    def get_redirect_target(self, resp):
+        """Where a response redirects to, or None. Raises Failure where that is not safe."""
+        target = super().get_redirect_target(resp)
+        if target:
+            scheme = urlsplit(urljoin(resp.url, target)).scheme  # ValueError: `ask` makes a Failure of it
+            if scheme not in ("http", "https") or (scheme == "http" and resp.url.startswith("https:")):
+                raise Failure(f"it redirects to {target[:80]!r}, which is not followed from {resp.url[:80]}")
+            resp.close()  # or its body, which may have no end, would be read
+        return target
+
+    def ask(self, url, headers=()):
+        """The open response to a GET, redirects followed; its status may be any. Raises Broken, Failure."""
+        ours = self.token and urlsplit(url)[:2] == urlsplit(self.endpoint)[:2]
+        token = {"Authorization": f"Bearer {self.token}"} if ours else {}
+        headers = {"Accept-Encoding": "identity", **token, **dict(headers)}
+        auth = (lambda request: request) if ours else None  # or a .netrc would take the token's place
+        try:
+            return self.get(url, headers=headers, auth=auth, stream=True, timeout=self.stall_seconds)
+        except requests.TooManyRedirects:
+            raise Failure(f"it redirects more than {self.max_redirects} times, in a circle perhaps") from None
+        except ValueError as error:  # no address after all, or a proxy that cannot be used
+            raise Failure(f"it cannot be asked for ({str(error)[:200]})") from None
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            # The reason alone: the whole message has the address in it, whose words say nothing about the error.
+            why = reason_of(getattr(error.args[0] if error.args else error, "reason", error))
+            raise Broken(f"{urlsplit(url).netloc} does not answer ({why})") from None
 
 
 def check_url(url, where):
@@ -155,6 +198,9 @@ def read_dataset(web, dataset, patience):
             seen.add(url)
             rows, following = insist(partial(list_page, web, url), patience, partial(tell, "list of files"))
             for path, size, sha256 in rows:
+                name = path.rpartition("/")[2]
+                if name.startswith(".") or name == "README.md":  # .gitattributes: nobody's rows
+                    continue
                 sources.append(Source(f"{web.endpoint}/{place}/resolve/main/{quote(path)}", sha256, size))
             # A mirror may name the next page by the original's address: its path is asked for, at the endpoint.
             start = urljoin(url, following or "").find("/api/datasets/")
@@ -162,10 +208,12 @@ def read_dataset(web, dataset, patience):
         if not sources:
             raise Failure("there is no file in it")
     except Failure as failure:
-        raise UserError(
-            f"the list of dataset {dataset} cannot be had from {web.endpoint}: {failure}. Where that site cannot be "
-            f"reached, try --mirror={MIRROR}"
-        ) from None
+        about = f"the list of dataset {dataset} cannot be had from {web.endpoint}: "
+        if failure.status == 401:
+            raise UserError(f"{about}not there, or not permitted: see to --dataset, or set HF_TOKEN") from None
+        away = failure.status is None or failure.status >= 500
+        hint = f". Where that site cannot be reached, try --mirror={MIRROR}" if away else "; see to --dataset"
+        raise UserError(f"{about}{failure}{hint}") from None
     return sources
 
 

@@ -138,15 +138,16 @@ class Tally:
         starts = np.concatenate([[0], np.cumsum(block.lengths)])
         # In stretches of a few mebibytes, however wide a row is and however often it is taken.
         stretch = max(1, STRETCH_BYTES // (2 * self.writer.block_size))
-        for part, of_part in (("train", block.in_train), ("val", ~block.in_train)):
-            chosen = np.repeat(np.where(of_part, times, 0), block.rows)
-            for first in range(0, len(chosen), stretch):
-                here = chosen[first : first + stretch]
-                if not here.any():
-                    continue
-                lengths = block.lengths[first : first + stretch]
-                ids = block.ids[starts[first] : starts[first + len(here)]]
-                rows = padded_rows(ids, lengths, self.writer.block_size, self.writer.tokenizer)
+        chosen = {
+            "train": np.repeat(np.where(block.in_train, times, 0), block.rows),
+            "val": np.repeat(np.where(block.in_train, 0, times), block.rows),
+        }
+        for first in range(0, len(block.lengths), stretch):
+            lengths = block.lengths[first : first + stretch]
+            ids = block.ids[starts[first] : starts[first + len(lengths)]]
+            rows = padded_rows(ids, lengths, self.writer.block_size, self.writer.tokenizer)
+            for part, of_part in chosen.items():
+                here = of_part[first : first + stretch]
                 order = np.repeat(np.arange(len(here)), here)
                 for some in np.split(order, range(stretch, len(order), stretch)):
                     tokens = int(lengths[some].sum()) + len(some)

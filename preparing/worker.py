@@ -12,6 +12,7 @@ from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from itertools import compress
 from multiprocessing import get_context, parent_process
 
 import numpy as np
@@ -91,13 +92,12 @@ class Preparer:
                 good.append((number, article))
                 texts.append(text)
         cuts = cut_all(texts, self.tokenizer, self.settings.block_size - 1, self.settings.overflow)
-        kept = []
-        for (number, article), text, (rows, lost) in zip(good, texts, cuts, strict=True):
-            if rows:
-                kept.append((number, article, text, rows, lost))
-            else:
-                self._drop(done, number, article, TOO_LONG if last_sentence_end(text) else NO_END)
-        self._gather(done, kept)
+        for i in np.flatnonzero(cuts.rows == 0).tolist():
+            self._drop(done, *good[i], TOO_LONG if last_sentence_end(texts[i]) else NO_END)
+        kept = cuts.rows > 0
+        if not kept.all():
+            good, texts = (list(compress(items, kept)) for items in (good, texts))
+        self._gather(done, good, texts, cuts, kept)
         done.steps = {"changed": self.cleaner.changed, "dropped": self.cleaner.dropped}
         return done
 
@@ -106,19 +106,18 @@ class Preparer:
         if done.statistics:
             done.statistics.drop(article, reason, f"{done.path}, {unit_of(done.path)} {number}")
 
-    def _gather(self, done, kept):
-        if not kept:
+    def _gather(self, done, good, texts, cuts, kept):
+        """Put what is kept into `done`: good [(number, article)] and texts are of the kept alone, cuts of all."""
+        if not good:
             return
-        numbers, articles, texts, rows_of_each, lost = zip(*kept, strict=True)
-        ids, characters = zip(*(row for rows in rows_of_each for row in rows), strict=True)
+        numbers, articles = zip(*good, strict=True)
         digests = b"".join([hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts])
         done.numbers = list(numbers)
         done.keys = np.frombuffer(digests, dtype="<u8")
         done.in_train = np.array([self._in_train(article, done) for article in articles], dtype=bool)
         done.takes = self._takes(done)
-        done.rows, done.lost = np.array(list(map(len, rows_of_each))), np.array(lost)
-        done.ids, done.lengths = np.concatenate(ids), np.array(list(map(len, ids)))
-        done.characters = np.array(characters)
+        done.rows, done.lost = cuts.rows[kept], cuts.lost[kept]
+        done.ids, done.lengths, done.characters = cuts.ids, cuts.lengths, cuts.characters
         if self.near:
             done.signatures, done.bands = signatures(texts, self.settings.near_share)
         if done.statistics:

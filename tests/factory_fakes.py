@@ -62,8 +62,8 @@ FAULTS = {
     "duplicate": lambda pairs: [*pairs, {**pairs[1], "question": pairs[1]["question"].replace("？", "呢？")}],
     "characters": lambda pairs: with_first(pairs, answer=pairs[0]["answer"] + "**"),
     "unsupported": lambda pairs: with_first(pairs, answer="此地建于1999年。"),
-    "not_a_question": lambda pairs: with_first(pairs, question=pairs[0]["answer"]),
     "no_subject": lambda pairs: with_first(pairs, question="位置在哪里？"),
+    "not_a_question": lambda pairs: with_first(pairs, question=pairs[0]["answer"]),
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import byte_tokenizer
 
 from cleaning import clean, drop_title
-from cutting import cut_split, cut_truncate, last_sentence_end
+from cutting import CUTS, cut_all, cut_split, cut_truncate, last_sentence_end
 from tokenizer import load_tokenizer
 
 # Cleaning
@@ -191,3 +191,20 @@ def test_split_agrees_with_filling_row_after_row_by_trial(tokenizer):
 def test_a_run_of_spaces_longer_than_a_row_is_cut_too():
     rows, tail = cut_split("河" + " " * 50 + "。", byte_tokenizer(), 16)
     assert sum(n_chars for _, n_chars in rows) == 52 and max(len(ids) for ids, _ in rows) <= 16 and tail == 0
+
+
+@pytest.mark.parametrize("overflow", ["truncate", "split"])
+@pytest.mark.parametrize("tokenizer", [TABLES["bytes"], TABLES["gpt2"]], ids=["bytes", "gpt2"])
+def test_texts_cut_together_are_those_cut_one_by_one(tokenizer, overflow):
+    texts = [text for text, _ in random_texts(400, seed=4)]
+    for limit, some in itertools.product((16, 60, 500), (texts, [text for text in texts if text.endswith("。")], [])):
+        cuts = cut_all(some, tokenizer, limit, overflow)
+        expected = [CUTS[overflow](text, tokenizer, limit) for text in some]
+        rows = [(ids.tolist(), n_chars) for of_text, _ in expected for ids, n_chars in of_text]
+        assert cuts.rows.tolist() == [len(of_text) for of_text, _ in expected]
+        assert cuts.lost.tolist() == [lost for _, lost in expected]
+        assert cuts.ids.tolist() == [i for ids, _ in rows for i in ids]
+        assert (cuts.lengths.tolist(), cuts.characters.tolist()) == (
+            [len(ids) for ids, _ in rows],
+            [n for _, n in rows],
+        )

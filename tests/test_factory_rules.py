@@ -1,7 +1,6 @@
-"""The rules that replies are held against, the reading of replies that are not quite JSON, and the pace of asking."""
+"""The rules that replies are held against, the prompt, and the pace of asking."""
 
 import json
-import time
 
 import pytest
 from conftest import made_up_articles
@@ -263,87 +262,6 @@ def test_the_number_of_pairs_is_bounded_and_the_good_ones_of_a_bad_reply_are_kno
     assert not judge(case(max_pairs=3, min_pairs=1), [*pairs[2:], *pairs[2:]]).good
     assert {name for name, _ in judge(case(min_pairs=4), pairs[:3]).faults} == {"pair_count"}
     assert judge(case(), [], cut=True).faults[0][0] == "cut_off"
-
-
-# Replies
-
-PAIR = [("甲桥多长？", "“52”米。")]
-ROW = '{"question": "甲桥多长？", "answer": "“52”米。"}'
-TWO = [*PAIR, ("乙在哪？", "在丙。")]
-SECOND = '{"question": "乙在哪？", "answer": "在丙。"}'
-
-
-@pytest.mark.parametrize(
-    ("text", "pairs"),
-    [
-        (f"[{ROW}]", PAIR),
-        (f"```json\n[{ROW}]\n```", PAIR),
-        (f"好的，结果[1]如下：\n[{ROW}]\n希望{{对你}}有帮助！", PAIR),
-        (f'<think>先想想：{{"question": "丁？", "answer": "戊"}}</think>\n[{ROW}]', PAIR),
-        (f'先想想：{{"question": "丁？", "answer": "戊"}}</think>[{ROW}]', PAIR),
-        (f"<think>想不完 [{ROW}]", []),
-        (f"[{ROW[:-1]},}},]", PAIR),
-        (f"[{ROW} {SECOND}]", TWO),
-        ('[{"question": "甲桥多长？" "answer": "“52”米。"}]', PAIR),
-        ("［｛“question”：“甲桥多长？”，“answer”：“52米”｝］", [("甲桥多长？", "52米")]),
-        ("{＂问题＂：＂甲桥多长？＂，＂答案＂：＂52米＂}", [("甲桥多长？", "52米")]),
-        ("[{'question': '甲桥多长？', 'answer': '“52”米。'}]", PAIR),
-        (f'{{"pairs": [{ROW}]}}', PAIR),
-        (f'{{"qa": [{ROW}, {SECOND}], "n": 2}}', TWO),
-        (f"{ROW}\n{SECOND}\n", TWO),
-        (f"1. {ROW}\n2. {SECOND}", TWO),
-        ('[{"问": "甲桥多长？", "答": "“52”米。"}]', PAIR),
-        ('[{"Question": "甲桥多长？", "Answer": "“52”米。"}]', PAIR),
-        ('[{"q": "甲桥多长？", "a": "“52”米。", "note": ["x"]}]', PAIR),
-        ('{"question1": "甲桥多长？", "answer1": "“52”米。", "question2": "乙在哪？", "answer2": "在丙。"}', TWO),
-        (
-            '[{"question": "甲叫"乙"吗？", "answer": "甲叫"乙"，也叫"丙"。"}]',
-            [('甲叫"乙"吗？', '甲叫"乙"，也叫"丙"。')],
-        ),
-        ('[{"question": "甲\n桥？", "answer": "\\u7532\\"桥\\"，"}}]', [("甲 桥？", '甲"桥"，')]),
-        ('[{question: "甲桥多长？", answer: "“52”米。"}]', PAIR),
-        ('[{"answer": "“52”米。", "question": "甲桥多长？"}]', PAIR),
-        ('[{"answer": "“52”米。" "question": "甲桥多长？"}]', PAIR),
-        ('[{"question": "甲桥多长？", "answer": 52}]', [("甲桥多长？", "52")]),
-        ('[{"question": "甲桥多长？" "answer": 5.2}]', [("甲桥多长？", "5.2")]),
-        ('[{"question": "问：甲桥多长？", "answer": "答：52米"}]', [("甲桥多长？", "52米")]),
-        ('[{"question": "Q1. 甲桥多长？", "answer": "A1: 52米"}]', [("甲桥多长？", "52米")]),
-        ("甲桥多长？52米。", []),
-        ("问：甲桥多长？答：52米。", []),
-        ('{"甲桥多长？": "52米"}', []),
-        ('[{"question": "甲桥多长？"}, {"answer": "52米"}]', []),
-        ('[{"question": "甲桥多长？", "answer": null}]', []),
-        ("", []),
-        ("[" * 5000, []),
-    ],
-)
-def test_what_is_nearly_json_is_read_and_no_pair_is_made_up(text, pairs):
-    assert parse(text).all() == pairs
-
-
-@pytest.mark.parametrize("end", [3, 5, 10, 15, 20, 22])
-def test_a_reply_that_breaks_off_says_so_and_keeps_whole_pairs(end):
-    found = parse(f"[{ROW}, {SECOND}]"[:-end])
-    assert found.all() == PAIR and found.cut
-
-
-def test_pairs_of_several_articles_are_told_apart_by_number():
-    told = [
-        f'[{{"article": 1, "pairs": [{ROW}]}}, {{"article": "文章2", "pairs": [{SECOND}]}}]',
-        f'{{"1": [{ROW}], "2": [{SECOND}]}}',
-        f'[{{"article": 1, "pairs": [{ROW[:-1]}, "编号": 7}}]}}, {{"article": 2, "pairs": [{SECOND}]}}]',
-    ]
-    for text in [*told, told[0][:-1] + ",,]", told[0].replace('"article"', "“article”").replace("]}", "]")]:
-        assert (parse(text).of(1), parse(text).of(2), parse(text).of(3)) == (PAIR, TWO[1:], [])
-
-
-@pytest.mark.parametrize(
-    "piece", ["{", "[", '{"', '{"a":', '"question":"', '{"question": "a" b" ', "\\", " ", "“a”：“b”，", "```", '"a": ']
-)
-def test_a_hostile_reply_of_a_megabyte_is_read_quickly(piece):
-    started = time.process_time()
-    assert parse(piece * (10**6 // len(piece))).all() == []
-    assert time.process_time() - started < 20  # it takes a tenth of a second; what is quadratic takes minutes
 
 
 # The prompt

@@ -225,6 +225,10 @@ def test_of_three_articles_a_request_each_is_judged_alone_and_asked_again_alone(
         assert titles(rows_of(tmp_path / "saves.jsonl")) == every()
         asked = Counter(body["messages"][1]["content"].count("标题：") for body in about.asked)
         assert asked == {3: SHORT / 3, 1: SHORT * 2 / 3}
+        saves, count = tmp_path / "saves.jsonl", len(about.asked)
+        saves.write_bytes(b"".join(saves.read_bytes().splitlines(keepends=True)[:-30]))  # ten articles are to do again
+        ran(script, about, "--articles_per_request=3")
+        assert titles(rows_of(saves)) == every() and len(about.asked) > count
 
 
 def test_what_is_good_of_the_best_reply_is_kept_in_the_end(script, tmp_path):

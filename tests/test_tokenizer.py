@@ -269,14 +269,20 @@ def test_a_damaged_gpt2_table_is_not_used_and_the_command_restores_it(tmp_path, 
 
 
 def test_texts_encoded_by_one_call_are_those_encoded_one_by_one():
-    rng, alphabet = random.Random(3), "东河的ab1 '\n。，“”##😀\u200b"
+    compared, rng, alphabet = 0, random.Random(3), "东河的ab1 '\n。，“”##😀\u200b"
     for tokenizer in (load_tokenizer(), byte_tokenizer()):
         for _ in range(200):
-            texts = ["".join(rng.choices(alphabet, k=rng.randrange(12))) for _ in range(rng.randrange(5))]
-            got = [ids.tolist() for ids in tokenizer.encode_arrays(texts)]
-            assert (
-                got == [tokenizer.encode(text) for text in texts] == [tokenizer.encode_array(t).tolist() for t in texts]
-            )
+            texts = ["".join(rng.choices(alphabet, k=rng.randrange(1, 12))) for _ in range(rng.randrange(1, 5))]
+            joined = tokenizer.encode_joined(texts)
+            if joined is None:
+                assert any("\n" in text or text != text.strip() for text in texts)
+                continue
+            ids, lengths = joined
+            got = [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])]
+            assert got == [tokenizer.encode(text) for text in texts]
+            assert got == [tokenizer.encode_array(text).tolist() for text in texts]
+            compared += 1
+    assert compared > 50
 
 
 def test_a_million_spaces_are_encoded_like_one():
