@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,7 +21,9 @@ from row_files import padded_rows
 from settings import CLEANING
 
 DUPLICATE, NEAR_DUPLICATE = "exact duplicate", "near duplicate"
-STATE, REPORT = "state.json", "report.html"
+STATE, SYNCED, REPORT = "state.json", "synced.json", "report.html"
+SYNC_SECONDS = 60.0  # of work that a power cut costs at most; a disk is slow to take all there is
+BOOT_SECONDS = 30.0  # by which two readings of when the machine was started may differ
 STRETCH_BYTES = 4 << 20  # of rows that are made at once
 VERSION = 1  # of what a state means
 # Settings that change no row.
@@ -53,6 +56,11 @@ def read_state(path):
         return None
 
 
+def boot_time():
+    """When the machine was started, about, in seconds since 1970; time that it slept is left out."""
+    return time.time() - time.monotonic()
+
+
 class Tally:
     """The blocks of one preparation, taken in order; `with` opens and closes what it keeps on the disk.
 
@@ -68,23 +76,29 @@ class Tally:
         self.heldout, self.inputs = set(), {name: Counter() for name in settings.input_dir}
         self.statistics = Statistics() if settings.report else None
         self.background, self.saving = ThreadPoolExecutor(1, "save"), None
+        self.synced = time.monotonic()
 
     def __enter__(self):
         folder = self.writer.partial
-        state = read_state(folder / STATE)
-        if state and state["told"] != self.told:
-            print("what is left of an earlier preparation is of other files or settings: beginning anew")
-            state = None
         self.keys = KeySet(folder)
-        if state and not (self.writer.has(state["counts"]) and self.keys.has(state["keys"])):
-            print("what is left of an earlier preparation is not whole: beginning anew")
-            state = None
+        states = [state for state in map(read_state, (folder / STATE, folder / SYNCED)) if state]
+        ours = [state for state in states if state["told"] == self.told]
+        ours.sort(key=lambda state: state["place"], reverse=True)
+        state = next(filter(self._is_whole, ours), None)
         if not state:
-            for left in [folder / STATE, *folder.glob("*.db*")]:
+            if states:
+                why = "not whole" if ours else "of other files or settings"
+                print(f"what is left of an earlier preparation is {why}: beginning anew")
+            for left in [folder / STATE, folder / SYNCED, *folder.glob("*.db*")]:
                 left.unlink(missing_ok=True)
         self.near = NearDuplicates(folder / "near.db", self.settings.near_share) if self.is_near else None
         self._take_up(state)
         return self
+
+    def _is_whole(self, state):
+        """Whether what a state tells of is there: on the disk, or written since the machine was started."""
+        written = state["synced"] or abs(state["boot"] - boot_time()) < BOOT_SECONDS
+        return written and self.writer.has(state["counts"]) and self.keys.has(state["keys"])
 
     def __exit__(self, *_):
         self.background.shutdown()
@@ -158,24 +172,32 @@ class Tally:
                     counts["tokens"] += tokens
 
     def save(self):
-        """Put on the disk all that was done, so that a kill costs what comes after it at most.
+        """Keep all that was done, so that a kill costs what comes after it at most; each minute also on the disk.
 
         In the background, as a disk may take seconds, in which the workers would have nothing to do.
         """
         if self.saving and not self.saving.done():
             return
         self.wait()
+        synced = time.monotonic() - self.synced > SYNC_SECONDS
         self.writer.flush()
         self.keys.flush()
         if self.near:
             self.near.flush()
-        state = json.dumps(self._state(), ensure_ascii=False).encode(errors="backslashreplace")
-        self.saving = self.background.submit(self._put_on_disk, state)
+        state = {**self._state(), "synced": synced, "boot": boot_time()}
+        text = json.dumps(state, ensure_ascii=False).encode(errors="backslashreplace")
+        self.saving = self.background.submit(self._keep, text, synced)
 
-    def _put_on_disk(self, state):
-        self.writer.sync()
-        self.keys.sync()
-        write_atomic(self.writer.partial / STATE, lambda file: file.write(state))
+    def _keep(self, state, synced):
+        if synced:
+            self.writer.sync()
+            self.keys.sync()
+            write_atomic(self.writer.partial / SYNCED, lambda file: file.write(state))
+            self.synced = time.monotonic()
+        else:
+            new = self.writer.partial / (STATE + ".new")
+            new.write_bytes(state)
+            replace_file(new, self.writer.partial / STATE)
 
     def wait(self):
         """Wait until what is being saved is on the disk. Raises OSError where it could not be put there."""
@@ -250,7 +272,8 @@ class Tally:
 
             write_report(page, self.statistics, meta)
         # From here on the rows leave the folder of what is unfinished: a run that is killed now begins anew.
-        (self.writer.partial / STATE).unlink(missing_ok=True)
+        for name in (STATE, SYNCED):
+            (self.writer.partial / name).unlink(missing_ok=True)
         self.writer.place(meta)
         if self.statistics:
             replace_file(page, page_place)

@@ -169,13 +169,18 @@ def prepare_in_worker(block):
 
 def prepared_blocks(blocks, settings, weights, workers):
     """Yields the `Prepared` of each block, in order, made by so many processes (1: by this one)."""
-    if workers <= 1:
-        gc.disable()  # as in the workers
-        try:
+    gc.disable()  # as in the workers
+    try:
+        if workers <= 1:
             yield from map(Preparer(settings, weights).prepare, blocks)
-        finally:
-            gc.enable()
-        return
+        else:
+            yield from pooled_blocks(blocks, settings, weights, workers)
+    finally:
+        gc.enable()
+
+
+def pooled_blocks(blocks, settings, weights, workers):
+    """`prepared_blocks` by several processes."""
     workers = min(workers, MOST_WORKERS)
     pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (settings, weights))
     try:

@@ -128,17 +128,33 @@ def test_files_shorter_than_the_state_says_are_begun_anew(corpus):
     assert made(corpus / "out") == made(corpus / "plain")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "桥" + " \u200b" * 100_000 + "河。",
-        "恶" * 400 + "。",
-        "桥" + "[http://a" + " \u200b" * 50_000 + "。",
-        "。" * 5000,
-        "'s，" * 400 + "。",
-    ],
-    ids=["spaces", "no whole tokens", "links", "ends", "apostrophes"],
-)
+def test_after_a_power_cut_only_what_was_on_the_disk_is_believed(corpus):
+    assert drive(corpus, 8, "--data_dir=out").returncode == -signal.SIGKILL
+    path = corpus / "out/.unfinished/state.json"
+    state = json.loads(path.read_text(encoding="utf-8"))
+    assert not state["synced"]
+    path.write_text(json.dumps({**state, "boot": state["boot"] - 1000}), encoding="utf-8")  # written before a restart
+    again = drive(corpus, 9, "--data_dir=out")
+    assert "not whole" in again.stdout and again.returncode == -signal.SIGKILL
+    state = json.loads(path.read_text(encoding="utf-8"))
+    synced = json.dumps({**state, "synced": True, "boot": 0})
+    path.with_name("synced.json").write_text(synced, encoding="utf-8")
+    path.unlink()
+    assert "going on" in drive(corpus, 10**9, "--data_dir=out").stdout
+    assert drive(corpus, 10**9, "--data_dir=plain").returncode == 0
+    assert made(corpus / "out") == made(corpus / "plain")
+
+
+HOSTILE = {
+    "spaces": "桥" + " \u200b" * 100_000 + "河。",
+    "no whole tokens": "恶" * 400 + "。",
+    "links": "桥" + "[http://a" + " \u200b" * 50_000 + "。",
+    "ends": "。" * 5000,
+    "apostrophes": "'s，" * 400 + "。",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize("overflow", ["truncate", "split"])
 def test_hostile_texts_stop_no_run(tmp_path, script, text, overflow):
     write_jsonl(tmp_path / "wiki/a.jsonl", [{"text": text}, {"text": "好。"}])
