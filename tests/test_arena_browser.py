@@ -239,10 +239,9 @@ def test_hostile_prompts_are_shown_as_text(page):
             page.fill("#prompt textarea", "")
             continue
         wait_for(page, lambda text=text: shown(text) in shown(page.inner_text("#chat")))
+        wait_for(page, lambda: "首字" in state(page, "single"))
         page.click("#stop")
-        # It may come after the answer's end, but must not come after the next question.
-        wait_for(page, lambda: any(word in state(page, "single") for word in ("已停止", "共")))
-        page.wait_for_timeout(500)
+        page.wait_for_timeout(500)  # a stop that came late would stop the next answer
     assert page.evaluate("window.hacked") is None
     ask(page, "full stop 活")
     wait_for(page, lambda: said(page) == "full stop 活")
