@@ -287,7 +287,7 @@ class Fetcher:
                     self.fetch(source)
         except Timeout:
             raise UserError(f"another download is at work in {self.folder}; wait until it has ended") from None
-        except (OSError, NotImplementedError) as error:
+        except (OSError, NotImplementedError) as error:  # the second: a file system without locks
             raise UserError(f"{self.folder} cannot be written to ({error}); name another --download_dir") from None
 
     def missing(self, source):

@@ -116,15 +116,17 @@ ATTRIBUTE = re.compile(r'(\w+)="(.*?)"(?=\s+\w+="|\s*$)')
 
 def rows_of_docs(block):
     """Of wikiextractor's own form, whose texts are escaped as HTML is."""
-    number = block.number
-    for closed in block.data.split(readers.DOC_END):
-        parts = DOC_START.split(closed)
-        for part in parts:
+    number, pieces = block.number, block.data.split(readers.DOC_END)
+    for i, piece in enumerate(pieces):
+        parts = DOC_START.split(piece)
+        for k, part in enumerate(parts, start=1):
             bare = part.lstrip()
             at = number + part[: len(part) - len(bare)].count(b"\n")
             number += part.count(b"\n")
+            # Behind the last end, and before another start, stands what has no end.
+            closed = (i + 1 < len(pieces) and k == len(parts)) or bare.startswith(readers.TOO_LONG)
             if bare:
-                yield at, *(doc_of(bare) if part is parts[-1] else (None, "no </doc>"))
+                yield at, *(doc_of(bare) if closed else (None, "no </doc>"))
 
 
 def doc_of(record):

@@ -65,12 +65,14 @@ def prepare(settings):
                 tally.add(block, files)
                 bar.set_postfix_str(f"articles={tally.kept}", refresh=False)
                 bar.update(block.read)
-                if signals.asked or time.monotonic() - saved > SAVE_SECONDS:
-                    tally.save()
-                    saved = time.monotonic()
                 if signals.asked:
                     break
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    tally.save()
+                    saved = time.monotonic()
         if signals.asked:
+            tally.wait()  # for a save that is under way, which lacks the last blocks
+            tally.save()
             tally.wait()
             print("stopped; the same command goes on from here", file=sys.stderr)
             raise KeyboardInterrupt

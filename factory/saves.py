@@ -36,7 +36,7 @@ def locked(path):
         lock.acquire()
     except Timeout:
         raise UserError(f"another run writes to {path}; wait for it, or name another file with --saves=…") from None
-    except (OSError, NotImplementedError) as error:
+    except (OSError, NotImplementedError) as error:  # the second: a file system without locks
         raise UserError(f"{path} cannot be written ({reason_of(error)}); name another file with --saves=…") from None
     try:
         yield

@@ -194,6 +194,9 @@ def test_a_document_without_an_end_swallows_no_other(tmp_path):
     assert [row["id"] for row in rows] == ["0", "1"] and problems.places == [
         f"{tmp_path / 'wiki_00'}, line 1: no </doc>"
     ]
+    (tmp_path / "wiki_01").write_bytes(docs(ROWS[:2])[:-20])  # cut off
+    rows, problems, _ = read(tmp_path / "wiki_01")
+    assert [row["id"] for row in rows] == ["0"] and dict(problems.counts) == {"no </doc>": 1}
 
 
 def test_what_is_no_file_or_gone_or_hidden_or_left_out_is_passed_over(tmp_path):
