@@ -54,4 +54,4 @@ $(VENV)/ready-dev: requirements-dev.txt $(VENV)/ready
 
 # Models of your own, under out/, stay.
 clean:
-	rm -rf $(VENV) out/demo* data/processed_demo* .pytest_cache .ruff_cache
+	rm -rf $(VENV) out/demo* out/correction* out/experiments data/processed_demo* data/processed_correction* .pytest_cache .ruff_cache

@@ -17,7 +17,8 @@ from dataclasses import fields
 
 from assignments import read_assignments
 from errors import UserError
-from settings import OWN_DEFAULTS, SCRIPTS, Settings
+from scripts import OWN_DEFAULTS, SCRIPTS
+from settings import Settings
 
 FIELDS = {f.name: f for f in fields(Settings)}
 TYPES = typing.get_type_hints(Settings)
@@ -97,7 +98,7 @@ def checked(key, value, where):
     low = FIELDS[key].metadata["low"]
     if low is not None and value < low:
         raise UserError(f"{where}: {key} is {value}; it must be at least {low}")
-    if (key == "dropout" or key.endswith("_share")) and not 0 <= value < 1:
+    if (key in ("dropout", "smooth") or key.endswith("_share")) and not 0 <= value < 1:
         raise UserError(f"{where}: {key} is a share from 0 to 1, not {value}")
     return value
 

@@ -224,11 +224,13 @@ class TextGenerator:
         return Stream(ids[-longest:], len(ids) > longest, params, self.tokenizer, self.engine.cancellations)
 
     def generate(self, prompts, params, progress=None):
-        """List of texts, one a prompt (texts, or ids), in their order. progress(n): called when n more are done.
+        """List of texts, one a prompt (texts, or ids), in their order. params: for all, or a list of one for each.
+        progress(n): called when n more are done.
 
         Not while another thread submits.
         """
-        streams = [self.new_stream(prompt, params) for prompt in prompts]
+        each = params if isinstance(params, list) else [params] * len(prompts)
+        streams = [self.new_stream(*request) for request in zip(prompts, each, strict=True)]
         by_length = sorted(streams, key=lambda stream: stream.prompt_tokens)  # less padding in a pass
         if self._thread:
             self._enqueue(by_length)

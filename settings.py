@@ -1,37 +1,8 @@
 """Every setting: its default, its unit and what it means, in one place. How they are given: configurator.py."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
-SCRIPTS = {
-    "download": "data/download.py",
-    "prepare": "data/prepare.py",
-    "prepare_sft": "data/prepare_sft.py",
-    "generate": "sft/sft_generate.py",
-    "tokenizer": "data/train_tokenizer.py",
-    "train": "train.py",
-    "sample": "sample.py",
-    "server": "server.py",
-    "arena": "sample_gradio.py",
-    "perplexity": "evaluations-perplexity.py",
-    "rouge": "evaluations-RougeL.py",
-    "visualize": "visualize.py",
-    "bench": "bench.py",
-}
-GENERATION = "sample rouge"
-ANSWERS = "sample rouge generate"
-ON_MODEL = "sample rouge server arena"
-ON_DEVICE = "train sample perplexity rouge bench server arena"
-# Defaults of one script that differ from the record's.
-OWN_DEFAULTS = {"arena": {"port": 7860}, "generate": {"temperature": 0.45, "max_new_tokens": 2048}}
-
-
-def setting(default, used_by, help, choices=None, low=None):
-    """A field of `Settings`: default, the scripts (keys of SCRIPTS) that read it, meaning, choices, least value."""
-    metadata = {"used_by": used_by.split(), "help": help, "choices": choices, "low": low}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
+from scripts import ANSWERS, ASKING, GENERATION, MEASURING, ON_DEVICE, ON_MODEL, setting
 
 # The cleaning steps in the order that they are taken, and what each does.
 CLEANING = {
@@ -77,21 +48,30 @@ class Settings:
     )
     # Text in
     input_dir: list[str] = setting(
-        ["data/wiki_sample"], "prepare tokenizer generate bench", "folders of articles, walked to any depth, or files"
+        ["data/wiki_sample"],
+        "prepare tokenizer generate correction_data bench experiments",
+        "folders of articles, walked to any depth, or files",
     )
-    qa_files: list[str] = setting(["sft/sample_qa.jsonl"], "prepare_sft bench", "jsonl files of question, answer, id")
+    qa_files: list[str] = setting(
+        ["sft/sample_qa.jsonl"], "prepare_sft bench experiments", "jsonl files of question, answer, id"
+    )
     articles: list[str] = setting(
         [],
-        "prepare_sft bench",
+        "prepare_sft bench experiments",
         "folders or files of the articles that the ids in qa_files name (one for all, or one each), so that the parts "
         "are split by subject; []: split by id",
     )
-    text_field: str = setting("text", "prepare", "the field that an article's text is in, such as content")
+    text_field: str = setting(
+        "text", "prepare correction_data", "the field that an article's text is in, such as content"
+    )
     plain_text: bool = setting(
         False, "prepare", "read .txt files, too: documents with a blank line between them, or one a line"
     )
     workers: int = setting(
-        0, "prepare", "processes that clean and encode; 0: one a core; any number gives the same bytes", low=0
+        0,
+        "prepare experiments",
+        "processes that clean and encode; 0: one a core; any number gives the same bytes",
+        low=0,
     )
     weights: list[str] = setting(
         [],
@@ -102,14 +82,16 @@ class Settings:
     report: bool = setting(False, "prepare", "write report.html beside the rows: lengths, characters, what was dropped")
     clean: list[str] = setting(
         ["controls", "widths", "title", "litter"],
-        "tokenizer prepare prepare_sft generate",
+        "tokenizer prepare prepare_sft generate correction_data",
         "cleaning steps, in any order",
         list(CLEANING),
     )
-    min_chars: int = setting(50, "tokenizer prepare generate", "step short: fewest characters of an article", low=0)
+    min_chars: int = setting(
+        50, "tokenizer prepare generate correction_data", "step short: fewest characters of an article", low=0
+    )
     min_chinese_share: float = setting(
         0.5,
-        "tokenizer prepare generate",
+        "tokenizer prepare generate correction_data",
         "step foreign: least share of Han characters among an article's letters, 0 to 1",
     )
     near_share: float = setting(
@@ -123,7 +105,7 @@ class Settings:
     tokenizer: str = setting("gpt2", "prepare prepare_sft", "gpt2, or the path of a trained .tiktoken file")
     # The trained table
     tokenizer_path: str = setting("data/tokenizer.tiktoken", "tokenizer", "where the trained table is written")
-    tokenizer_vocab: int = setting(8192, "tokenizer", "ids in the trained table, its 3 special ids counted")
+    tokenizer_vocab: int = setting(8192, "tokenizer experiments", "ids in the trained table, its 3 special ids counted")
     max_token_chars: int = setting(
         8, "tokenizer", "longest run of Han characters that one token may span, in characters", low=1
     )
@@ -131,7 +113,11 @@ class Settings:
         [], "tokenizer", "jsonl files of questions and answers that the table is trained on as well"
     )
     # Rows
-    data_dir: str = setting("data/processed", "prepare train perplexity rouge", "folder of the rows")
+    data_dir: str = setting(
+        "data/processed",
+        f"prepare train {MEASURING}",
+        "folder of the rows; '': that of the checkpoint's training (report card)",
+    )
     sft_data_dir: str = setting("data/processed_sft", "prepare_sft", "folder of the fine-tuning rows")
     overflow: str = setting(
         "truncate",
@@ -139,7 +125,9 @@ class Settings:
         "article longer than a block: truncate drops the rest, split makes more rows",
         ["truncate", "split"],
     )
-    val_share: float = setting(0.05, "prepare prepare_sft", "share of subjects in the validation part, 0 to 1")
+    val_share: float = setting(
+        0.05, "prepare prepare_sft experiments", "share of subjects in the validation part, 0 to 1"
+    )
     test_share: float = setting(
         0.05, "prepare_sft", "share of subjects in the test part where no heldout file is given, 0 to 1"
     )
@@ -178,21 +166,21 @@ class Settings:
         30.0, "generate", "how long a server that is away, too busy or failing is waited for, in minutes", low=0
     )
     # Model
-    block_size: int = setting(512, "prepare prepare_sft train", "longest row, in tokens", low=8)
+    block_size: int = setting(512, "prepare prepare_sft train experiments", "longest row, in tokens", low=8)
     vocab_size: int = setting(
         0, "train", "rows of the embedding; 0: the tokenizer's ids, rounded up to a multiple of 64", low=0
     )
-    n_layer: int = setting(12, "train", "transformer blocks", low=1)
-    n_head: int = setting(12, "train", "attention heads a block", low=1)
-    n_embd: int = setting(768, "train", "width of the model", low=1)
+    n_layer: int = setting(12, "train experiments", "transformer blocks", low=1)
+    n_head: int = setting(12, "train experiments", "attention heads a block", low=1)
+    n_embd: int = setting(768, "train experiments", "width of the model", low=1)
     dropout: float = setting(0.0, "train", "share of activations dropped in training, 0 to 1")
     bias: bool = setting(False, "train", "biases in linear layers and layer norms, as GPT-2 has them")
     # Training
     init_from: str = setting(
         "scratch", "train", "scratch, resume (goes on with out_dir), or a checkpoint's path (fine-tuning)"
     )
-    out_dir: str = setting("out/pretrain", "train", "the run's folder: checkpoints and log.jsonl")
-    max_iters: int = setting(10000, "train", "optimizer steps", low=0)
+    out_dir: str = setting("out/pretrain", "train experiments", "the run's folder: checkpoints and log.jsonl")
+    max_iters: int = setting(10000, "train experiments", "optimizer steps", low=0)
     max_epochs: float = setting(0.0, "train", "passes over the rows; above 0 it takes the place of max_iters", low=0)
     max_seconds: float = setting(
         0.0,
@@ -200,7 +188,9 @@ class Settings:
         "shorten a run, and its schedule, that by its pace would take longer, in seconds; 0: never",
         low=0,
     )
-    batch_size: int = setting(16, "train perplexity", "rows a forward pass", low=1)
+    batch_size: int = setting(
+        16, "train perplexity experiments", "rows a forward pass; 0 (measuring perplexity): found by itself", low=0
+    )
     batch_tokens: int = setting(
         0,
         "train",
@@ -225,11 +215,11 @@ class Settings:
     )
     learning_rate: float = setting(
         4e-3,
-        "train",
+        "train experiments",
         "AdamW's peak learning rate; where it has the matrices too, a quarter of the default or less",
         low=0,
     )
-    muon_learning_rate: float = setting(0.02, "train", "Muon's peak learning rate, for the matrices", low=0)
+    muon_learning_rate: float = setting(0.02, "train experiments", "Muon's peak learning rate, for the matrices", low=0)
     min_lr_ratio: float = setting(0.1, "train", "learning rate at the end, as a share of the peak", low=0)
     decay_lr: bool = setting(True, "train", "cosine decay after warm-up; False keeps the peak")
     warmup_iters: int = setting(200, "train", "steps of linear warm-up", low=0)
@@ -252,7 +242,7 @@ class Settings:
     device: str = setting("auto", ON_DEVICE, "auto (cuda, mps or cpu, the first that is there), or a torch device")
     dtype: str = setting(
         "auto",
-        "train",
+        "train experiments",
         "compute type; auto: bfloat16 on CUDA cards that compute in it, on older ones float16 (with a loss scaler) or "
         "float32, on a CPU bfloat16 or float32, whichever a short timing finds faster; float32 on MPS",
         ["auto", "float32", "bfloat16", "float16"],
@@ -270,17 +260,21 @@ class Settings:
         "there (in the background: a minute or three of a CPU, then steps are two to three times as fast)",
         ["auto", "on", "off"],
     )
-    seed: int = setting(1337, "train sample rouge", "seed of weights, order of rows and sampling", low=0)
+    seed: int = setting(
+        1337, f"train sample {MEASURING} correction_data", "seed of weights, order of rows, sampling, resamples", low=0
+    )
     # Checkpoints and sampling
     out_root: str = setting(
         "out",
-        "sample perplexity rouge visualize server arena",
+        f"sample {MEASURING} visualize server arena",
         "folder whose newest run is used when no ckpt is named; the arena offers all that are in it",
     )
     ckpt: str = setting(
         "",
-        "sample perplexity rouge server",
-        "a checkpoint's path (server.py: several, by commas); '': the newest under out_root",
+        f"sample {MEASURING} server",
+        "a checkpoint's path (but for sample.py: several, by commas); in evaluations a run's folder stands for every "
+        "checkpoint that is kept in it, and an address (model@http://…, or http://…) for a model behind an API; "
+        "'': the newest under out_root",
     )
     prompt: str = setting("", "sample", "prompt or question; '': from standard input, or typed in")
     temperature: float = setting(0.1, ANSWERS, "sharpness of sampling; 0: greedy", low=0)
@@ -332,20 +326,74 @@ class Settings:
     # Evaluation
     split: str = setting(
         "",
-        "perplexity rouge",
-        "part measured: train, val or test; '': val, and for Rouge-L test, of the questions",
+        MEASURING,
+        "part measured: train, val or test; '': val, and where questions are asked test",
         ["", "train", "val", "test"],
     )
-    questions: str = setting("", "rouge", "jsonl of questions and answers to ask; '': those of data_dir's part")
-    max_samples: int = setting(0, "rouge", "questions asked (drawn by seed); 0: all", low=0)
-    show: int = setting(20, "rouge", "pairs printed with question, reference, prediction and score", low=0)
-    json: str = setting("", "perplexity rouge bench", "file that the figures are written to, as JSON")
+    questions: str = setting("", ASKING, "jsonl of questions and answers to ask; '': those of data_dir's part")
+    max_samples: int = setting(0, ASKING, "questions asked (drawn by seed); 0: all", low=0)
+    show: int = setting(20, "rouge correction", "pairs printed with question, reference, prediction, score", low=0)
+    words: bool = setting(False, "rouge", "Rouge-L over words (as jieba cuts them), too")
+    resamples: int = setting(1000, MEASURING, "resamples of the bootstrap intervals; 0: no intervals", low=0)
+    check_leak: bool = setting(
+        True, MEASURING, "look for the measured rows among those trained on first, and say what was found"
+    )
+    json: str = setting("", f"{MEASURING} bench", "file that the figures are written to, as JSON")
+    csv: str = setting("", MEASURING, "file that the figures of each article or question are written to, as CSV")
+    page: str = setting("evaluations.md", "card", "Markdown file of the report card; its plots go beside it")
+    sweep: list[str] = setting(
+        ["temperature", "top_k", "top_p", "frequency_penalty", "repetition_penalty"],
+        "decoding card",
+        "what is varied, one at a time from the values given",
+        ["temperature", "top_k", "top_p", "frequency_penalty", "repetition_penalty"],
+    )
     quick: bool = setting(False, "bench", "measure in five to ten minutes at most, and leave out what takes longer")
-    docs: str = setting("docs/benchmarks.md", "bench", "Markdown file that the table of a whole measurement goes into")
+    docs: str = setting(
+        "docs/benchmarks.md", "bench experiments", "Markdown file that the table of a whole measurement goes into"
+    )
+    seeds: list[str] = setting(["1", "2", "3"], "experiments", "seeds, with each of which every run is made")
+    tune_iters: int = setting(400, "experiments", "optimizer steps of a fine-tuning", low=1)
+    # Sentence correction
+    corrections: str = setting(
+        "sft/corrections.jsonl", "correction_data", "file of wrong and right sentences that is written"
+    )
+    mistakes: list[str] = setting(
+        ["dropped", "doubled", "swapped", "wrong", "order"],
+        "correction_data",
+        "kinds of mistakes: a character left out, doubled, swapped with the next, replaced; clauses or words in wrong "
+        "order",
+        ["dropped", "doubled", "swapped", "wrong", "order"],
+    )
+    unchanged_share: float = setting(0.3, "correction_data", "share of sentences that stay right, 0 to 1")
+    variants: int = setting(1, "correction_data", "rows made of a sentence, each with another mistake", low=1)
+    max_sentences: int = setting(0, "correction_data", "sentences used (drawn by seed), held in memory; 0: all", low=0)
+    max_sentence_chars: int = setting(60, "correction_data", "longest sentence used, in characters", low=4)
+    systems: list[str] = setting(
+        [],
+        "correction",
+        "system prompts of the table, none for no such, or files of them (a line each); []: none, and one that asks",
+    )
+    shots: list[str] = setting([], "correction", "numbers of examples in the table, such as 0,1,4; []: no table")
     # Plots
     runs: list[str] = setting([], "visualize", "runs' folders or log.jsonl files; []: the newest under out_root")
-    together: bool = setting(False, "visualize", "draw the runs' validation losses in one panel, by seconds trained")
-    plot: str = setting("", "visualize", "file of the plot; '': loss.png in the first run's folder")
+    together: bool = setting(False, "visualize", "draw the runs in one panel (by seconds, unless told otherwise)")
+    x: str = setting(
+        "",
+        "visualize",
+        "what the curves go by; '': step, and together seconds",
+        ["", "step", "tokens", "epoch", "seconds"],
+    )
+    smooth: float = setting(0.9, "visualize", "weight of what came before in the smoothed training loss, 0 to 1", low=0)
+    figures: list[str] = setting(
+        [], "visualize", "JSON files of evaluations over checkpoints, whose curves are drawn as well"
+    )
+    live: bool = setting(False, "visualize", "draw again every few seconds until Ctrl-C")
+    plot: str = setting(
+        "",
+        "visualize correction decoding",
+        "file of the plot, a PNG; an SVG goes beside it; '': loss.png, correction.png or decoding.png in the run's "
+        "folder",
+    )
 
     def to_dict(self):
         """Plain dict of all settings, as checkpoints keep it."""

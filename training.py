@@ -53,6 +53,8 @@ def check_settings(settings):
     """Raise UserError for settings that no run can have together."""
     if settings.max_iters < 1 and settings.max_epochs <= 0:
         raise UserError("give max_iters (steps) or max_epochs")
+    if not settings.batch_size:
+        raise UserError("batch_size is 0; it must be at least 1 in training")
     if settings.n_embd % settings.n_head:
         raise UserError(f"n_embd ({settings.n_embd}) must be a multiple of n_head ({settings.n_head})")
     if 0 < settings.batch_tokens < settings.block_size:
@@ -98,6 +100,8 @@ def make_model(settings, data):
     content["model_args"]["dropout"] = settings.dropout
     for name in ("n_layer", "n_head", "n_embd", "bias", "vocab_size"):  # the checkpoint's shape is the run's
         setattr(settings, name, content["model_args"][name])
+    if resume:  # what the run began from is still that
+        settings.init_from = content["settings"]["init_from"]
     model, _ = load_model(content)
     return model, content if resume else None
 

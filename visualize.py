@@ -1,92 +1,130 @@
-"""Draw the loss curves of one or several runs as a PNG.
+"""Draw training runs as PNG and SVG: losses, learning rate, tokens a second, the best step and over-fitting.
 
-python visualize.py                                   # the newest run under out/
-python visualize.py --runs=out/demo,out/demo_sft --plot=loss.png
-python visualize.py --runs=out/adamw,out/muon --together    # which is sooner at a loss
+    python visualize.py                                         # the newest run under out/
+    python visualize.py --live                                  # and again while it trains, until Ctrl-C
+    python visualize.py --runs=out/demo,out/demo_sft --plot=loss.png --x=epoch
+    python visualize.py --runs=out/adamw,out/muon --together    # which is sooner at a loss
+    python visualize.py --figures=correction.json               # and what evaluations found, checkpoint by checkpoint
+
+A run over-fits after its last best validation if the last one lies more than 2% above, while training loss fell on.
 """
 
+import time
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # draws files, needs no screen
-import matplotlib.pyplot as plt
+import numpy as np
 
 from configurator import load_settings
 from errors import UserError, run_script
-from tracking import LOG, log_lines
+from evaluating.curves import read_curves
+from evaluating.plots import save_plot
+from evaluating.run_plots import draw_runs
+from evaluating.runs import RunLog, find_runs, run_names, summary
+
+LIVE_SECONDS = 5.0  # between looks at the log; more where drawing takes long:
+REST = 4  # times what the last drawing took, so that it takes little from the training beside it
+EMPTY = "has no line of a training run yet"
 
 
-def find_runs(settings):
-    """Paths of log.jsonl files: those named, or the newest under out_root."""
-    if not settings.runs:
-        logs = sorted(Path(settings.out_root).rglob(LOG), key=lambda p: p.stat().st_mtime)
-        if not logs:
-            raise UserError(f"no {LOG} under {settings.out_root}; train first: python train.py config/train_config.py")
-        return logs[-1:]
-    logs = [Path(run) / LOG if Path(run).is_dir() else Path(run) for run in settings.runs]
-    for log in logs:
-        if not log.is_file():
-            raise UserError(f"{log} is not there; name a run's folder with --runs=…")
-    return logs
+class Watcher:
+    """The runs of the settings, read and drawn as often as they grow."""
+
+    def __init__(self, settings):
+        self.settings, self.logs = settings, {}
+        self.said, self.validations = set(), {}
+
+    def say(self, text):
+        """Print a line, once."""
+        if text not in self.said:
+            self.said.add(text)
+            print(text)
+
+    def read(self):
+        """(the runs that have lines, whether any of them changed)."""
+        settings = self.settings
+        paths = find_runs(
+            settings.runs, settings.out_root, settings.live or bool(settings.figures and not settings.runs)
+        )
+        changed = paths != list(self.logs)
+        names = run_names(paths)
+        self.logs = {path: self.logs.get(path) or RunLog(path) for path in paths}
+        for log, name in zip(self.logs.values(), names, strict=True):
+            log.name = name
+            changed = log.read() or changed
+        return [log for log in self.logs.values() if len(log)], changed
+
+    def say_what_is_waited_for(self):
+        empty = [str(log.path) for log in self.logs.values() if not len(log)]
+        if empty or not self.logs:
+            what = ", ".join(empty) or f"a run under {self.settings.out_root}"
+            self.say(f"waiting for the first line of {what} (Ctrl-C ends this)")
+
+    def drawn(self, runs):
+        """The figure of runs, and of evaluations. Raises UserError."""
+        settings = self.settings
+        evaluations = [read_curves(path) for path in settings.figures]
+        return draw_runs(runs, settings.x, settings.smooth, settings.together, evaluations, self.say)
+
+    def save(self, figure):
+        """Write the figure; returns its files. Raises UserError."""
+        beside = next(iter(self.logs), None) or Path(self.settings.figures[0])
+        return save_plot(figure, self.settings.plot or beside.with_name("loss.png"))
 
 
-def read_log(path, axis="step"):
-    """Lists (axis, train losses) and (axis, validation losses) of a log, by its "step" or "seconds"."""
-    train, val = ([], []), ([], [])
-    for row in log_lines(path):
-        for (places, losses), key in ((train, "train_loss"), (val, "val_loss")):
-            if row.get(key) is not None:
-                places.append(row[axis])
-                losses.append(row[key])
-    if not train[0]:
-        raise UserError(f"{path} has no line of a training run yet")
-    return train, val
+def draw_once(watcher):
+    """Draw the runs as they are now, and say what they tell."""
+    runs, _ = watcher.read()
+    empty = [log for log in watcher.logs.values() if not len(log)]
+    for note in (note for log in watcher.logs.values() for note in log.notes):
+        print(f"note: {note}")
+    if empty and not runs:
+        raise UserError(f"{empty[0].path} {EMPTY}")
+    for log in empty:
+        print(f"note: {log.path} {EMPTY}; it is left out")
+    for run in runs:
+        print("\n".join(summary(run, watcher.settings.smooth)))
+    print(f"drawn: {' and '.join(map(str, watcher.save(watcher.drawn(runs))))}")
 
 
-def draw_each(logs):
-    """A figure with one panel a run: training and validation loss by step, the best step marked."""
-    figure, panels = plt.subplots(1, len(logs), figsize=(6.4 * len(logs), 4.4), squeeze=False)
-    for panel, log in zip(panels[0], logs, strict=True):
-        train, val = read_log(log)
-        panel.plot(*train, color="tab:blue", alpha=0.7, label="training loss")
-        if val[0]:
-            panel.plot(*val, color="tab:orange", marker="o", markersize=3, label="validation loss")
-            step, loss = min(zip(*val, strict=True), key=lambda pair: pair[1])
-            panel.plot(step, loss, "*", color="tab:red", markersize=12, label=f"best: {loss:.3f} at step {step}")
-        panel.set(title=log.parent.name, xlabel="step")
-        panel.set_ylim(bottom=0)
-    return figure
+def watch(watcher, wait=time.sleep):
+    """Draw the runs whenever they have grown, until Ctrl-C; say what they tell after each validation."""
+    files, due = None, False
+    try:
+        while True:
+            started = time.perf_counter()
+            try:
+                runs, changed = watcher.read()
+                due = bool(runs) and (changed or due)
+            except UserError as error:
+                due = False
+                watcher.say(f"note: {error}; tried again in a moment")
+            if due:
+                figure = watcher.drawn(runs)
+                try:
+                    files, due = watcher.save(figure), False
+                    watcher.say(f"drawn, and again whenever there is more: {' and '.join(map(str, files))}")
+                except UserError as error:  # on Windows a file that a viewer has open cannot be replaced
+                    watcher.say(f"note: {error}; tried again in a moment")
+                tell_validations(watcher, runs)
+            watcher.say_what_is_waited_for()
+            wait(max(LIVE_SECONDS, REST * (time.perf_counter() - started)))
+    finally:
+        print(f"the last plot is {files[0]}" if files else "nothing was drawn")
 
 
-def draw_together(logs):
-    """A figure with the validation loss of every run by seconds of training, on data of one table."""
-    figure, panel = plt.subplots(figsize=(8, 4.8))
-    for log in logs:
-        _, val = read_log(log, "seconds")
-        panel.plot(*val, marker="o", markersize=3, label=log.parent.name)
-    panel.set(title="validation loss", xlabel="seconds of training")
-    return figure
-
-
-def draw(logs, plot, together):
-    """Draw runs into a file."""
-    figure = draw_together(logs) if together else draw_each(logs)
-    for panel in figure.axes:
-        panel.set_ylabel("loss (nats a token)")
-        panel.grid(alpha=0.3)
-        panel.legend()
-    figure.tight_layout()
-    plot.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(plot, dpi=120)
+def tell_validations(watcher, runs):
+    """Say what each run tells that has been validated since."""
+    for run in runs:
+        checks = int(np.isfinite(run.columns["val_loss"]).sum())
+        if watcher.validations.get(run.path) != checks:
+            watcher.validations[run.path] = checks
+            print("\n".join(summary(run, watcher.settings.smooth)))
 
 
 def main():
     settings = load_settings("visualize")
-    logs = find_runs(settings)
-    plot = Path(settings.plot) if settings.plot else logs[0].parent / "loss.png"
-    draw(logs, plot, settings.together)
-    print(f"drawn: {plot}")
+    watcher = Watcher(settings)
+    (watch if settings.live else draw_once)(watcher)
 
 
 if __name__ == "__main__":

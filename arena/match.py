@@ -16,7 +16,7 @@ from arena.answers import follow
 from arena.contest import SEPARATOR
 from arena.problems import Problem
 from arena.records import now, vote_of
-from metrics import exact_match, rouge_l
+from scores import exact_match, rouge_l
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_QUESTIONS = 1000

@@ -7,7 +7,8 @@ from conftest import ROOT
 
 from configurator import FIELDS, checked, defaults, load_settings
 from errors import UserError
-from settings import SCRIPTS, Settings
+from scripts import SCRIPTS
+from settings import Settings
 
 
 @pytest.fixture

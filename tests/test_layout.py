@@ -15,6 +15,7 @@ FLOORS = {
     "assignments": -0.5,
     "streams": -0.5,
     "sockets": -0.5,
+    "scripts": -0.7,
     "settings": -0.5,
     "configurator": 0,
     "tokenizer": 0,
@@ -42,15 +43,19 @@ FLOORS = {
     "tracking": 1,
     "generation": 2,
     "metrics": 2,
+    "scores": 0.5,
+    "mistakes": 1,
+    "evaluating": 2.6,
     "training": 2.5,
     "api_client": 1,
     "arena": 2.6,
     "serving": 2.7,
     "page": 2.7,
     "benchmarks": 2.8,
+    "experiments": 2.9,
 }
 SCRIPT_FLOOR = 3
-PACKAGES = ["arena", "benchmarks", "factory", "page", "preparing", "serving"]
+PACKAGES = ["arena", "benchmarks", "evaluating", "experiments", "factory", "page", "preparing", "serving"]
 FOLDERS = ["data", "sft", *PACKAGES]
 SOURCES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/*.py"))])
 

@@ -1,67 +1,15 @@
 """Figures against figures worked out by hand or by plain loops."""
 
 import math
-import random
 
 import numpy as np
 import pytest
 import torch
 from tiny import EOT, MARK, PAD, padded_rows, random_ids, tiny_meta, tiny_model, tiny_tokenizer
 
-from metrics import Likelihood, exact_match, likelihood, rouge_l, score_pairs
+from errors import UserError
+from metrics import Likelihood, likelihood, likelihood_of_rows
 from tokenizer import load_tokenizer
-
-
-def test_rouge_l_of_the_reports_pair():
-    assert rouge_l("羊侃的字是公祖。", "羊侃的字是祖忻。") == (0.875, 0.875, 0.875)
-
-
-def plain_lcs(a, b):
-    """Length of the longest common subsequence, a row of the table at a time."""
-    row = [0] * (len(b) + 1)
-    for x in a:
-        left_above = 0
-        for j, y in enumerate(b, start=1):
-            left_above, row[j] = row[j], left_above + 1 if x == y else max(row[j], row[j - 1])
-    return row[-1]
-
-
-@pytest.mark.parametrize("alphabet", ["天地", "天地玄黄宇宙", "天地。！？”’“….?,ab1"])
-def test_rouge_l_is_the_longest_common_subsequence_of_characters(alphabet):
-    rng = random.Random(0)
-    for _ in range(60):
-        prediction, reference = ("".join(rng.choices(alphabet, k=rng.randint(1, 25))) for _ in range(2))
-        common = plain_lcs(prediction, reference)
-        expected = (common / len(reference), common / len(prediction), 2 * common / len(prediction + reference))
-        assert rouge_l(prediction, reference) == pytest.approx(expected, abs=2e-6)
-
-
-def test_rouge_l_names_recall_and_precision_rightly():
-    assert rouge_l("天地玄黄", "天地") == pytest.approx((1.0, 0.5, 2 / 3), abs=2e-6)
-    assert rouge_l("天地。", "地。天地玄。") == pytest.approx((0.5, 1.0, 2 / 3), abs=2e-6)
-
-
-def test_rouge_l_leaves_spaces_out_and_counts_every_repetition():
-    assert rouge_l(" 天 地\n", "天地") == (1.0, 1.0, 1.0)
-    assert rouge_l("天天天天", "天")[:2] == (1.0, 0.25)
-
-
-@pytest.mark.parametrize(("prediction", "reference"), [("", "天"), ("天", ""), ("", ""), (" \n", "天"), ("地", "天")])
-def test_rouge_l_of_nothing_in_common_is_zero(prediction, reference):
-    assert rouge_l(prediction, reference) == (0.0, 0.0, 0.0)
-
-
-def test_exact_match_ignores_space_around_and_nothing_else():
-    assert exact_match(" 东河。\n", "东河。")
-    for other in ("东河", "东 河。", "东河。。", "", "東河。"):
-        assert not exact_match(other, "东河。")
-
-
-def test_scores_are_means_over_the_pairs():
-    scores = score_pairs(["天地", "天地玄黄", "宇"], ["天地", "天地", "天"])
-    assert scores.pop("pairs") == 3
-    means = {"rouge_l_recall": 2 / 3, "rouge_l_precision": 0.5, "rouge_l_f": 5 / 9, "exact_match": 1 / 3}
-    assert scores == pytest.approx(means, abs=2e-6)
 
 
 def plain_likelihood(model, lists, first_target):
@@ -75,6 +23,10 @@ def plain_likelihood(model, lists, first_target):
     return nats, tokens, text_nats
 
 
+def first_target_of(stage):
+    return lambda ids: ids.index(MARK) + 1 if stage == "sft" else 1
+
+
 def lists_of(stage):
     """Texts of unlike length, with EOT; questions and answers in stage sft."""
     lists = [random_ids(n, below=200, seed=n).tolist() for n in (5, 31, 12, 2, 20, 20, 8)]
@@ -83,12 +35,12 @@ def lists_of(stage):
     return [[*ids, EOT] for ids in lists]
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
+@pytest.mark.parametrize("batch_size", [1, 3, 64, 0])
 @pytest.mark.parametrize("stage", ["pretrain", "sft"])
 @torch.inference_mode()
 def test_likelihood_equals_a_plain_loop_at_any_batch_size(stage, batch_size):
     model, lists, done = tiny_model(), lists_of(stage), []
-    expected = plain_likelihood(model, lists, lambda ids: ids.index(MARK) + 1 if stage == "sft" else 1)
+    expected = plain_likelihood(model, lists, first_target_of(stage))
     rows = padded_rows(lists, 32)
     figures = likelihood(model, rows, tiny_meta(stage), batch_size, tiny_tokenizer(), progress=done.append)
     assert (figures.nats, figures.tokens, figures.text_nats) == pytest.approx(expected, rel=1e-5)
@@ -97,6 +49,72 @@ def test_likelihood_equals_a_plain_loop_at_any_batch_size(stage, batch_size):
     assert sum(done) == len(lists)
     one_by_one = likelihood(model, rows, tiny_meta(stage), 1, tiny_tokenizer())
     assert figures.characters == one_by_one.characters > 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64, 0])
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_each_row_has_its_own_figures_in_the_order_of_the_rows(stage, batch_size):
+    model, lists = tiny_model(), lists_of(stage)
+    found = likelihood_of_rows(model, padded_rows(lists, 32), tiny_meta(stage), batch_size, tiny_tokenizer())
+    for i, ids in enumerate(lists):
+        with torch.no_grad():
+            expected = plain_likelihood(model, [ids], first_target_of(stage))
+        assert (found.nats[i], found.tokens[i], found.text_nats[i]) == pytest.approx(expected, rel=1e-5)
+        alone = likelihood(model, padded_rows([ids], 32), tiny_meta(stage), 1, tiny_tokenizer())
+        assert found.characters[i] == alone.characters
+    assert found.total().nats == pytest.approx(found.nats.sum())
+
+
+def test_processes_that_share_a_measurement_have_every_row_once():
+    model, rows, meta = tiny_model(), padded_rows(lists_of("pretrain"), 32), tiny_meta("pretrain")
+    whole = likelihood_of_rows(model, rows, meta, 3)
+    parts = [likelihood_of_rows(model, rows, meta, 3, rank=rank, count=4) for rank in range(4)]
+    assert sum(part.nats for part in parts) == pytest.approx(whole.nats, rel=1e-5)
+    assert (sum(part.tokens for part in parts) == whole.tokens).all()
+
+
+def short_of_memory(most, kind=torch.OutOfMemoryError):
+    """A tiny model that runs out of memory over more than so many tokens, and the sizes that it was given."""
+    model, sizes = tiny_model(), []
+    plain = model.token_losses
+
+    def token_losses(x, y, mask):
+        sizes.append(tuple(x.shape))
+        if x.numel() > most:
+            raise kind("out of memory")
+        return plain(x, y, mask)
+
+    model.token_losses = token_losses
+    return model, sizes
+
+
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, MemoryError, RuntimeError])
+def test_a_batch_size_found_by_itself_halves_where_memory_runs_out_and_goes_on(kind):
+    lists, done = lists_of("pretrain") * 4, []
+    rows, meta = padded_rows(lists, 32), tiny_meta("pretrain")
+    model, sizes = short_of_memory(150, kind)
+    found = likelihood_of_rows(model, rows, meta, 0, tiny_tokenizer(), progress=done.append)
+    whole = likelihood_of_rows(tiny_model(), rows, meta, 4, tiny_tokenizer())
+    assert found.nats == pytest.approx(whole.nats, rel=1e-5)
+    assert (found.characters == whole.characters).all()
+    refused = [shape for shape in sizes if shape[0] * shape[1] > 150]
+    assert [rows for rows, _ in refused] == [28, 14, 7] and sizes[: len(refused)] == refused
+    assert sum(rows for rows, _ in sizes[len(refused) :]) == sum(done) == 28  # no row is measured twice
+
+
+def test_memory_that_is_short_for_one_row_or_for_the_size_asked_for_is_said():
+    rows, meta = padded_rows(lists_of("pretrain"), 32), tiny_meta("pretrain")
+    with pytest.raises(UserError, match="out of memory"):
+        likelihood_of_rows(short_of_memory(16)[0], rows, meta, 0)
+    with pytest.raises(UserError, match="batch_size"):
+        likelihood_of_rows(short_of_memory(150)[0], rows, meta, 7)
+
+
+def test_an_error_that_is_not_of_memory_stays_what_it_is():
+    model, rows = tiny_model(), padded_rows(lists_of("pretrain"), 32)
+    model.token_losses = lambda *batch: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        likelihood_of_rows(model, rows, tiny_meta("pretrain"), 0)
 
 
 @torch.inference_mode()

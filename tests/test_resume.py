@@ -64,6 +64,7 @@ def test_a_run_killed_at_random_moments_logs_what_one_never_stopped_logs(tmp_pat
     assert log_of(killed) == log_of(whole)
     assert all(torch.equal(value, weights_of(whole)[name]) for name, value in weights_of(killed).items())
     assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
+    assert newest_intact(killed)["settings"]["init_from"] == "scratch"  # what it began from, not how it goes on
 
 
 @pytest.mark.skipif(sys.platform == "win32" or not shutil.which("g++"), reason="no compiler for torch.compile")

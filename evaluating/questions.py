@@ -1,0 +1,82 @@
+"""What a model is asked in an evaluation: prompts with their references."""
+
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+
+from corpus import Problems, read_questions
+from data_utils import check_rows, load_table, open_rows, read_meta, split_row
+from errors import UserError
+
+CLAUSE_END = re.compile(r"[，。；：！？]")
+
+
+def pairs_of_rows(rows, meta, tokenizer):
+    """[(prompt, reference)] of prepared rows: question and answer, or an article's first clause and its rest."""
+    pairs, special = [], meta["special_ids"]
+    for row in rows:
+        if meta["stage"] == "sft":
+            pairs.append(tuple(map(tokenizer.decode, split_row(row, special))))
+            continue
+        text = tokenizer.decode(row[: first_end(row, special)])
+        clause = CLAUSE_END.search(text)
+        if clause and text[clause.end() :]:
+            pairs.append((text[: clause.end()], text[clause.end() :]))
+    return pairs
+
+
+def first_end(row, special):
+    """Length of a row's first text: up to its EOT or PAD."""
+    ends = np.flatnonzero((row == special["eot"]) | (row == special["pad"]))
+    return ends[0] if len(ends) else len(row)
+
+
+def pairs_of_file(path):
+    """[(question, answer)] of a jsonl file; rows that cannot be used are counted and shown."""
+    if not Path(path).is_file():
+        raise UserError(f"{path} is not there; name a jsonl of question and answer with --questions=…")
+    problems = Problems()
+    pairs = [(qa.question, qa.answer) for _, qa in read_questions([path], problems)]
+    for place in problems.places:
+        print(f"  skipped: {place}")
+    return pairs
+
+
+def part_asked(settings, model):
+    """The part of data_dir whose rows a model is asked."""
+    return settings.split or ("test" if model.stage == "sft" else "val")
+
+
+def check_fit(settings, model):
+    """Raise UserError unless data_dir's rows, where they are what is asked, are for a model; returns their meta."""
+    if settings.questions:
+        return None
+    meta = read_meta(settings.data_dir)
+    if model.content:
+        check_rows(settings.data_dir, meta, model.content)
+    elif meta["stage"] != model.stage:
+        raise UserError(f"{settings.data_dir} holds no questions; name others, or --questions=…")
+    return meta
+
+
+def load_pairs(settings, model):
+    """[(prompt, reference)] by the settings, at most max_samples of them, drawn by seed.
+
+    model: the `LocalModel` that prepared rows must fit, or a `RemoteModel`, for which any row of questions will do.
+    Raises UserError.
+    """
+    meta = check_fit(settings, model)
+    if meta is None:
+        pairs = pairs_of_file(settings.questions)
+    else:
+        rows, _ = open_rows(settings.data_dir, part_asked(settings, model))
+        pairs = pairs_of_rows(rows, meta, load_table(settings.data_dir, meta))
+        if len(pairs) < len(rows):
+            print(f"note: {len(rows) - len(pairs)} of {len(rows)} rows have no clause that ends, and are left out")
+    if not pairs:
+        raise UserError("no question could be read")
+    if 0 < settings.max_samples < len(pairs):
+        pairs = random.Random(settings.seed).sample(pairs, settings.max_samples)
+    return pairs

@@ -1,0 +1,51 @@
+"""Figures as CSV that spreadsheets open, and as tables to read."""
+
+import csv
+import io
+import unicodedata
+
+from errors import UserError
+from files import write_atomic
+
+
+def write_csv(path, names, rows):
+    """Write rows (lists of values in the order of `names`) as UTF-8 CSV, atomically. Raises UserError.
+
+    With a byte order mark, by which Excel knows the encoding.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(names)
+    writer.writerows(rows)
+    try:
+        write_atomic(path, lambda file: file.write(text.getvalue().encode("utf-8-sig", errors="backslashreplace")))
+    except OSError as error:
+        raise UserError(f"{path} could not be written ({error.strerror})") from None
+
+
+def width(text):
+    """Columns that a text takes in a console, where a Chinese character takes two."""
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def shown(value):
+    return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def text_table(names, rows):
+    """Lines of a table for a console; the first column is left-aligned."""
+    cells = [[str(name) for name in names], *[[shown(value) for value in row] for row in rows]]
+    widths = [max(width(row[i]) for row in cells) for i in range(len(names))]
+
+    def line(row):
+        padded = [" " * (w - width(cell)) for cell, w in zip(row, widths, strict=True)]
+        return "  ".join([row[0] + padded[0], *(p + cell for p, cell in zip(padded[1:], row[1:], strict=True))])
+
+    return "\n".join(line(row).rstrip() for row in cells)
+
+
+def markdown_table(names, rows, left=1):
+    """The same as Markdown. left: how many columns are left-aligned; the others hold numbers."""
+    lines = [[str(name) for name in names], ["---" if i < left else "---:" for i in range(len(names))]]
+    lines += [[shown(value).replace("|", "\\|").replace("\n", " ") for value in row] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

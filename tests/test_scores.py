@@ -1,0 +1,320 @@
+"""Scores of texts against figures worked out by hand, by plain loops, and by the measures' own programs."""
+
+import math
+import random
+import re
+
+import numpy as np
+import pytest
+from rouge_chinese import Rouge
+
+import scores
+from scores import (
+    char_f1,
+    compare,
+    cut_words,
+    distinct,
+    exact_match,
+    interval,
+    means,
+    numbers,
+    numbers_right,
+    repetition,
+    rouge_l,
+    score_each,
+    score_pair,
+    score_pairs,
+)
+
+
+def test_the_reports_pair_has_three_times_the_same_figure():
+    assert rouge_l("羊侃的字是公祖。", "羊侃的字是祖忻。") == (0.875, 0.875, 0.875)
+
+
+def plain_lcs(a, b):
+    """Length of the longest common subsequence, a row of the table at a time."""
+    row = [0] * (len(b) + 1)
+    for x in a:
+        left_above = 0
+        for j, y in enumerate(b, start=1):
+            left_above, row[j] = row[j], left_above + 1 if x == y else max(row[j], row[j - 1])
+    return row[-1]
+
+
+def random_pairs(alphabet, count=60, longest=25, seed=0):
+    rng = random.Random(seed)
+    return [["".join(rng.choices(alphabet, k=rng.randint(1, longest))) for _ in range(2)] for _ in range(count)]
+
+
+@pytest.mark.parametrize("alphabet", ["天地", "天地玄黄宇宙", "天地。！？”’“….?,ab1"])
+def test_rouge_l_is_the_longest_common_subsequence_of_characters(alphabet):
+    for prediction, reference in random_pairs(alphabet):
+        common = plain_lcs(prediction, reference)
+        expected = (common / len(reference), common / len(prediction), 2 * common / len(prediction + reference))
+        assert rouge_l(prediction, reference) == pytest.approx(expected, abs=1e-12)
+
+
+def theirs(prediction, reference):
+    """Rouge-L of rouge-chinese over characters, which it wants parted by spaces: (recall, precision, F)."""
+    texts = [" ".join("".join(text.split())) for text in (prediction, reference)]
+    found = Rouge(metrics=["rouge-l"]).get_scores(*texts)[0]["rouge-l"]
+    return found["r"], found["p"], found["f"]
+
+
+TRICKY = [
+    ("羊侃的字是公祖。", "羊侃的字是祖忻。"),
+    ("天天天天", "天"),
+    ("天地天地天地", "地天地天"),
+    (" 天 地\n玄", "天地\u3000玄"),
+    ("他说：“好。”她走了。", "他说：“好！”她走了。"),
+    ("……", "…"),
+    ("1,234.5米", "1234.5 米"),
+    ("😀𠮷", "𠮷😀"),
+    ("a b", "ab"),
+]
+
+
+@pytest.mark.parametrize("pair", TRICKY, ids=range(len(TRICKY)))
+def test_rouge_l_is_rouge_chineses_on_tricky_texts(pair):
+    assert rouge_l(*pair) == pytest.approx(theirs(*pair), abs=2e-8)  # theirs adds 1e-8 to the divisor of F
+
+
+@pytest.mark.parametrize("alphabet", ["天地", "天地玄黄。！？", "天地玄黄宇宙洪荒a1 \n"])
+def test_rouge_l_is_rouge_chineses_on_random_texts(alphabet):
+    for prediction, reference in random_pairs(alphabet):
+        if prediction.strip() and reference.strip():
+            assert rouge_l(prediction, reference) == pytest.approx(theirs(prediction, reference), abs=2e-8)
+
+
+def test_an_empty_text_scores_zero_where_rouge_chinese_raises():
+    for pair in (("", "天"), ("天", ""), ("", ""), (" \n", "天")):
+        assert rouge_l(*pair) == (0.0, 0.0, 0.0)
+        with pytest.raises(ValueError, match="at least 1 sentence"):
+            theirs(*pair)
+    assert rouge_l("地", "天") == (0.0, 0.0, 0.0) == pytest.approx(theirs("地", "天"))
+
+
+def test_rouge_l_names_recall_and_precision_rightly():
+    assert rouge_l("天地玄黄", "天地") == pytest.approx((1.0, 0.5, 2 / 3))
+    assert rouge_l("天地。", "地。天地玄。") == pytest.approx((0.5, 1.0, 2 / 3))
+
+
+def test_rouge_l_over_words_counts_words():
+    assert cut_words("我们 在北京大学") == ["我们", "在", "北京大学"]
+    assert rouge_l("我们在北京大学", "他们在北京大学", words=True) == pytest.approx((2 / 3, 2 / 3, 2 / 3))
+    assert rouge_l("我们在北京大学", "他们在北京大学") == pytest.approx((6 / 7, 6 / 7, 6 / 7))
+
+
+def test_exact_match_ignores_space_around_and_nothing_else():
+    assert exact_match(" 东河。\n", "东河。")
+    for other in ("东河", "东 河。", "东河。。", "", "東河。"):
+        assert not exact_match(other, "东河。")
+
+
+# CMRC 2018's F1, by its published script but for NLTK, whose place words and single signs take.
+CMRC_SIGNS = ["-", ":", "_", "*", "^", "/", "\\", "~", "`", "+", "=", "，", "。", "：", "？", "！", "“", "”", "；", "’"]
+CMRC_SIGNS += ["《", "》", "……", "·", "、", "「", "」", "（", "）", "－", "～", "『", "』"]  # no character is "……"
+
+
+def cmrc_segments(text):
+    found, other = [], ""
+    for char in text.lower().strip():
+        if char in CMRC_SIGNS:
+            continue
+        if "\u4e00" <= char <= "\u9fa5":
+            found, other = [*found, *re.findall(r"[a-z0-9]+|[^a-z0-9\s]", other), char], ""
+        else:
+            other += char
+    return found + re.findall(r"[a-z0-9]+|[^a-z0-9\s]", other)
+
+
+def cmrc_f1(prediction, reference):
+    a, b = cmrc_segments(prediction), cmrc_segments(reference)
+    runs = ((i, j, n) for i in range(len(a)) for j in range(len(b)) for n in range(1, min(len(a) - i, len(b) - j) + 1))
+    longest = max((n for i, j, n in runs if a[i : i + n] == b[j : j + n]), default=0)
+    if not longest:
+        return 0.0
+    precision, recall = longest / len(a), longest / len(b)
+    return 2 * precision * recall / (precision + recall)
+
+
+CMRC = {
+    "a stretch in the middle": (("天地玄黄", "日地玄月"), 2 / 4),
+    "the stretch and not the subsequence": (("天月地日玄", "天地玄"), 2 * 1 / 8),
+    "punctuation is left out": (("《天地》，玄。", "天地玄"), 1.0),
+    "a Latin word is one": (("卫星Triton。", "卫星triton"), 1.0),
+    "part of a Latin word is nothing": (("Triton", "Trito"), 0.0),
+    "a year is one": (("1801年", "1802年"), 2 * 1 / 4),
+    "an ellipsis is a sign like others": (("天…地", "天地"), 2 * 1 / 5),
+    "nothing": (("", "天"), 0.0),
+    "only punctuation": (("，。", "。"), 0.0),
+}
+
+
+@pytest.mark.parametrize("case", CMRC)
+def test_character_f1_of_cases_worked_out_by_hand(case):
+    pair, expected = CMRC[case]
+    assert char_f1(*pair) == pytest.approx(expected)
+    assert cmrc_f1(*pair) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("alphabet", ["天地", "天地玄黄，。", "天地ab1 ，。…!’‘（"])
+def test_character_f1_is_cmrc_2018s(alphabet):
+    for pair in random_pairs(alphabet, longest=14):
+        assert char_f1(*pair) == pytest.approx(cmrc_f1(*pair)), pair
+
+
+NUMBERS = {
+    "公元1801年1月2日": {"1801", "1", "2"},
+    "１８０１年，长３．５米": {"1801", "3.5"},
+    "有1,234,567人和12,345人": {"1234567", "12345"},
+    "1998,2002和1,23": {"1998", "2002", "1", "23"},
+    "分别是100，200，300": {"100", "200", "300"},  # a Chinese comma parts them
+    "3.14和0.5": {"3.14", "0.5"},
+    "2020年01月05日08时": {"2020", "1", "5", "8"},  # a date is the same with the zero
+    "区号010，邮编010000": {"010", "010000"},  # a code is not
+    "010月": {"010"},
+    "0": {"0"},
+    "一百二十三、十": set(),
+    "面积5㎡，第①章，x²": {"5"},
+    "H2O与T34": {"2", "34"},
+    "": set(),
+}
+
+
+@pytest.mark.parametrize("text", NUMBERS)
+def test_numbers_of_a_text(text):
+    assert numbers(text) == NUMBERS[text]
+
+
+def test_numbers_are_right_where_all_are_told_and_no_other():
+    assert numbers_right("它发现于1801年。", "谷神星发现于１８０１年。") is True
+    assert numbers_right("桥有1234座", "1,234座") is True
+    assert numbers_right("电话区号是10。", "电话区号是010。") is False
+    assert numbers_right("1801年1月", "1801年") is False
+    assert numbers_right("", "1801年") is False
+    assert numbers_right("1801年", "一八〇一年") is None
+
+
+def test_repetition_by_hand():
+    assert repetition("天地玄黄天地玄黄") == pytest.approx(1 / 5)  # of five 4-grams, the last stood there before
+    assert repetition("天天天天天天") == pytest.approx(2 / 3)
+    assert repetition("天地玄黄") == repetition("天地") == repetition("") == 0.0
+    assert repetition("天 地天地", n=2) == pytest.approx(1 / 3)
+
+
+def test_distinct_by_hand():
+    assert distinct(["天地天地", "天地"], 2) == pytest.approx(2 / 4)
+    assert distinct(["天地", "地天"], 1) == pytest.approx(2 / 4)
+    assert distinct(["天"], 2) == distinct([], 2) == 0.0
+
+
+def test_scores_are_means_over_the_pairs():
+    found = score_pairs(["天地", "天地玄黄", "宇"], ["天地", "天地", "天"])
+    expected = {"rouge_l_recall": 2 / 3, "rouge_l_precision": 0.5, "rouge_l_f": 5 / 9, "exact_match": 1 / 3}
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert (found["pairs"], found["pairs_with_numbers"], found["numbers"]) == (3, 0, None)
+
+
+def test_a_missing_prediction_is_in_no_mean():
+    each = score_each(["1年", None, "天"], ["1年", "2年", "地"], words=True)
+    assert all(math.isnan(values[1]) for values in each.values())
+    found = means(each)
+    assert (found["pairs"], found["exact_match"], found["numbers"], found["pairs_with_numbers"]) == (2, 0.5, 1.0, 1)
+    assert found["rouge_l_words_recall"] == 0.5
+
+
+def test_a_long_answer_is_scored_as_a_short_one():
+    rng = random.Random(0)
+    reference = "".join(rng.sample([chr(0x4E00 + i) for i in range(800)], k=300))
+    for answer in (reference * 100, "天" * 15_000 + reference + "地" * 14_700):  # plain tables take ten seconds
+        found = score_pair(answer, reference)
+        assert (found["rouge_l_recall"], found["rouge_l_precision"]) == pytest.approx((1.0, 0.01))
+        assert found["char_f1"] == found["rouge_l_f"] == pytest.approx(2 / 101)
+
+
+# How sure a figure is
+
+
+def test_the_interval_of_a_mean_is_the_normal_one_on_a_large_sample():
+    rows = np.random.default_rng(1).normal(0.6, 0.2, 4000)
+    low, high = interval(rows, resamples=2000)
+    half = 1.96 * rows.std() / math.sqrt(len(rows))
+    assert (low, high) == pytest.approx((rows.mean() - half, rows.mean() + half), abs=0.1 * half)
+
+
+def test_the_interval_of_a_share_is_the_binomial_one():
+    low, high = interval([1.0] * 300 + [0.0] * 700, resamples=2000)
+    half = 1.96 * math.sqrt(0.3 * 0.7 / 1000)
+    assert (low, high) == pytest.approx((0.3 - half, 0.3 + half), abs=0.1 * half)
+
+
+def test_the_interval_of_a_ratio_is_of_sums():
+    rng = np.random.default_rng(2)
+    tokens = rng.integers(1, 100, 3000).astype(float)
+    nats = 2.5 * tokens + rng.normal(0, 5, 3000)
+    ratio = nats.sum() / tokens.sum()
+    half = 1.96 * (nats - ratio * tokens).std() / tokens.mean() / math.sqrt(3000)  # by the delta method
+    assert interval(nats, tokens, resamples=2000) == pytest.approx((ratio - half, ratio + half), abs=0.1 * half)
+
+
+def test_intervals_of_little_are_what_they_can_be():
+    assert interval([0.4]) == (0.4, 0.4)
+    assert interval([0.25] * 50) == (0.25, 0.25)
+    assert interval([]) is interval([math.nan]) is interval([0.5, 0.6], resamples=0) is None
+    assert interval([0.1, math.nan, 0.7, math.nan]) == interval([0.1, 0.7])
+    assert interval([1.0, 2.0], [0.0, 4.0]) == (0.5, 0.75)  # draws with nothing below the line are left out
+    assert interval([0.1, 0.9, 0.4], seed=3) == interval([0.1, 0.9, 0.4], seed=3)
+
+
+def test_one_is_better_by_hand():
+    always = compare([1.0, 0.9, 0.8], [0.5, 0.4, 0.3])
+    assert always == pytest.approx({"difference": 0.5, "low": 0.5, "high": 0.5, "a_better": 1.0, "rows": 3})
+    same = compare([0.3, 0.7], [0.3, 0.7])
+    assert same == {"difference": 0.0, "low": 0.0, "high": 0.0, "a_better": 0.5, "rows": 2}
+    assert compare([], []) is compare([math.nan], [1.0]) is None
+    assert compare([1.0, math.nan, 1.0], [0.0, 1.0, math.nan])["rows"] == 1
+    with pytest.raises(ValueError, match="shapes"):
+        compare([1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+def test_of_two_rows_one_each_way_half_the_resamples_tie():
+    found = compare([1.0, 0.0], [0.0, 1.0], resamples=4000)
+    assert found["difference"] == 0.0 and (found["low"], found["high"]) == (-1.0, 1.0)
+    assert found["a_better"] == pytest.approx(0.5, abs=0.03)  # a quarter better, half a tie
+
+
+def test_a_comparison_is_the_other_way_round_turned_over():
+    rng = np.random.default_rng(5)
+    a, b = rng.random(200), rng.random(200)
+    ab, ba = compare(a, b, seed=7), compare(b, a, seed=7)
+    assert ab["a_better"] == pytest.approx(1 - ba["a_better"])
+    assert (ab["difference"], ab["low"], ab["high"]) == pytest.approx((-ba["difference"], -ba["high"], -ba["low"]))
+
+
+def test_a_comparison_is_paired():
+    rng = np.random.default_rng(6)
+    hard = rng.random(300)  # rows differ far more than models do
+    found = compare(hard + 0.01, hard + rng.normal(0, 0.01, 300))
+    assert found["a_better"] > 0.999 and found["high"] - found["low"] < 0.005
+
+
+def test_many_rows_are_drawn_a_part_at_a_time_and_the_same(monkeypatch):
+    rows = np.random.default_rng(0).random(1000)
+    whole, drawn = interval(rows, resamples=100, seed=1), []
+    monkeypatch.setattr(scores, "RESAMPLES_AT_ONCE", 3000)
+
+    class Watched:
+        """As numpy's generator; notes how many numbers are drawn together."""
+
+        def __init__(self, seed):
+            self.rng = original(seed)
+
+        def integers(self, n, size):
+            drawn.append(size)
+            return self.rng.integers(n, size=size)
+
+    original = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", Watched)
+    assert interval(rows, resamples=100, seed=1) == whole
+    assert {size[0] for size in drawn} == {1, 3} and sum(size[0] for size in drawn) == 100
