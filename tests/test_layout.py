@@ -94,7 +94,8 @@ def test_the_page_knows_no_torch_and_nothing_else_knows_gradio():
 
 
 def test_what_prepares_data_starts_without_torch():
-    program = "import sys; sys.path.insert(0, 'data'); import prepare, prepare_sft; exit('torch' in sys.modules)"
+    scripts = "prepare, prepare_sft, make_correction"
+    program = f"import sys; sys.path += ['data', 'sft']; import {scripts}; exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 
