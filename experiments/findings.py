@@ -141,8 +141,9 @@ EXPERIMENTS = (
     ),
     Experiment(
         "overflow", "Long articles truncated or split", "长文截断还是切分",
-        "A block so short that many articles do not fit: the rest is dropped, or makes further rows. As many steps.",
-        "块很短，许多文章放不下：截掉余下部分，或另起一行。步数相同。",
+        "A block so short that many articles do not fit: the rest is dropped, or makes further rows. As many steps, so "
+        "that each row is seen less often where there are more of them.",
+        "块很短，许多文章放不下：截掉余下部分，或另起一行。步数相同，因此行多者每行看得更少。",
         ("tuned_truncated", "tuned_split"), ANSWERS,
         (
             Claim("tuned_split", "tuned_truncated", ASKED, "split articles leave more to know",
@@ -201,12 +202,15 @@ EXPERIMENTS = (
                   "多轮微调更能背出训练过的问题"),
             Claim("tuned", "tuned_long", ASKED, "and hurt with what was never asked", "而对从未问过的主题有害"),
             Claim("tuned", "tuned_long", SEEN_F, "and with what was never seen", "对从未见过的主题也有害"),
+            Claim("tuned_pretrained_long", "tuned", ASKED, "many epochs of pretraining help with what was never asked",
+                  "多轮预训练对从未问过的主题有益", "expected"),
         ),
     ),
     Experiment(
         "perplexity", "Perplexity of pretrained and fine-tuned", "预训练与微调的困惑度",
-        "Of articles about subjects never seen (pretrained), and of answers about subjects never asked (fine-tuned).",
-        "预训练：从未见过主题的文章；微调：从未问过主题的答案。",
+        "Of articles about subjects never seen (pretrained), and of answers about subjects never asked (fine-tuned): of "
+        "two kinds of text, as the report compares them.",
+        "预训练：从未见过主题的文章；微调：从未问过主题的答案；与报告一样，比较的是两种文本。",
         ("base", "pretrained_long", "tuned", "tuned_long"), (PERPLEXITY, NATS),
         (
             Claim("tuned", "base", PERPLEXITY, "the fine-tuned model's perplexity is lower", "微调后的困惑度更低"),

@@ -24,6 +24,8 @@ AGREES = {
 }
 # Okabe and Ito's: safe for the colour-blind
 
+PANELS = 4  # beside each other
+
 
 def spread(values, digits):
     """ "mean ± standard deviation" of seeds."""
@@ -73,8 +75,11 @@ def summary(experiments, results):
 def draw_bars(experiment, results):
     """A panel a column: each run's mean over seeds as a bar, the seeds as dots."""
     columns = [c for c in experiment.columns if any(len(values_of(c, results[name])) for name in experiment.runs)]
-    figure, panels = plt.subplots(1, len(columns), figsize=(2.9 * len(columns), 3.4), squeeze=False)
-    for panel, column in zip(panels[0], columns, strict=True):
+    lines = -(-len(columns) // PANELS)
+    figure, panels = plt.subplots(lines, PANELS, figsize=(2.9 * PANELS, 3.2 * lines), squeeze=False)
+    for panel in panels.flat[len(columns) :]:
+        panel.set_axis_off()
+    for panel, column in zip(panels.flat, columns, strict=False):
         names = [name for name in experiment.runs if len(values_of(column, results[name]))]
         for i, name in enumerate(names):
             values = values_of(column, results[name])

@@ -16,10 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configurator import load_settings
+from configurator import defaults, load_settings
 from errors import UserError, run_script
 from experiments import making
-from experiments.arms import Plan
+from experiments.arms import Plan, arguments
 from experiments.findings import EXPERIMENTS
 from experiments.page import chosen, table, verdict_lines, write_page
 from experiments.scheduling import make_all
@@ -31,9 +31,12 @@ def head(plan, counts, seeds, seconds):
     settings = plan.settings
     files = ", ".join(f"`{Path(f).name}`" for f in settings.input_dir)
     shape = f"{settings.n_layer} layers, width {settings.n_embd}, blocks of {settings.block_size} tokens"
+    usual = defaults("experiments").to_dict()
+    changed = {k: v for k, v in settings.to_dict().items() if v != usual[k] and k not in ("docs", "out_dir", "workers")}
+    called = " ".join(["python experiments/run.py", *arguments(changed)])
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     return [
-        f"Made by `python experiments/run.py`: models of {shape}, {settings.max_iters} steps of {settings.batch_size} "
+        f"Made by `{called}`: models of {shape}, {settings.max_iters} steps of {settings.batch_size} "
         f"rows of pretraining and {settings.tune_iters} of fine-tuning, on {files}. {len(seeds)} seeds "
         f"({', '.join(map(str, seeds))}) of weights, order and batches. A figure is the mean ± standard deviation over "
         "them; dots in the plots are seeds.",
@@ -43,7 +46,7 @@ def head(plan, counts, seeds, seconds):
         f"was trained on. At most {making.ASKED} of each are asked, greedily. A claim holds where every seed says so. "
         "Where the report found the same, its model and data were larger, and only the direction is compared.",
         "",
-        f"由 `python experiments/run.py` 生成：{len(seeds)} 个种子的均值 ± 标准差。三组问题：训练过的；"
+        f"由 `{called}` 生成：{len(seeds)} 个种子的均值 ± 标准差。三组问题：训练过的；"
         "预训练过、但从未问过的主题；从未见过的主题。每个种子都同向才算成立。",
         "",
         f"{seconds / 60:.0f} minutes of work on {machine}.",
