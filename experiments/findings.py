@@ -208,8 +208,8 @@ EXPERIMENTS = (
     ),
     Experiment(
         "perplexity", "Perplexity of pretrained and fine-tuned", "预训练与微调的困惑度",
-        "Of articles about subjects never seen (pretrained), and of answers about subjects never asked (fine-tuned): of "
-        "two kinds of text, as the report compares them.",
+        "Of articles about subjects never seen (pretrained), of answers about subjects never asked (fine-tuned): two "
+        "kinds of text, as the report compares them.",
         "预训练：从未见过主题的文章；微调：从未问过主题的答案；与报告一样，比较的是两种文本。",
         ("base", "pretrained_long", "tuned", "tuned_long"), (PERPLEXITY, NATS),
         (
