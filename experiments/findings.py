@@ -152,7 +152,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "table", "GPT-2's table or a trained one, at equal time", "GPT-2 词表还是自训词表（等时间）",
-        "The same articles and as many seconds of training; the table's own training counts. GPT-2's needs about four "
+        "The same articles and as many seconds of training; the table's own training counts. GPT-2's needs several "
         "times as many tokens for Chinese.",
         "同样的文章、同样的训练秒数（训练词表的时间计入）。GPT-2 词表写中文要多用数倍词元。",
         ("base", "gpt2", "tuned", "tuned_gpt2"), (BITS, Column("steps", "steps", "better", 0), *ANSWERS),
