@@ -90,7 +90,7 @@ def draw_bars(experiment, results):
         panel.tick_params(axis="x", rotation=30)
         panel.set_title(column.title.replace(", ", ",\n"), fontsize=8)
         panel.tick_params(axis="y", labelsize=7)
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1 if "." in column.path else None)  # what is told of answers are shares
         panel.grid(axis="y", alpha=0.3)
     return figure
 
