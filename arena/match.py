@@ -21,7 +21,7 @@ from scores import exact_match, rouge_l
 ROOT = Path(__file__).resolve().parent.parent
 MOST_QUESTIONS = 1000
 MOST_BYTES = 8 << 20
-SCORED = 400  # characters of an answer and of a reference
+LONGEST_REFERENCE = 4000  # characters
 AT_ONCE = 16  # questions that one model is asked together; a peer takes a quarter of them
 QUESTION_NAMES = ("question", "prompt", "instruction", "问题")
 ANSWER_NAMES = ("answer", "reference", "output", "答案")
@@ -45,20 +45,17 @@ class Results:
 
 
 def mark_of(answer, reference):
-    """(Rouge-L's F, exact match) of an answer, or None without a reference or an answer.
-
-    Of an answer only the first SCORED characters count: Rouge-L takes time and memory by the product of the lengths.
-    """
+    """(Rouge-L's F, exact match) of an answer, or None without a reference or an answer."""
     if not reference or answer is None:
         return None
-    return rouge_l(answer[:SCORED], reference)[2], exact_match(answer, reference)
+    return rouge_l(answer, reference)[2], exact_match(answer, reference)
 
 
 def read_questions(path, most_chars):
     """([(question, reference or "")], [what was skipped]) of a file: .jsonl or .json, .csv, or text with one a line.
 
     A row's names are those of QUESTION_NAMES and ANSWER_NAMES; a question of more than `most_chars`, or a reference of
-    more than SCORED, is skipped. Raises Problem where nothing can be read.
+    more than LONGEST_REFERENCE, is skipped. Raises Problem where nothing can be read.
     """
     path = Path(path)
     if path.stat().st_size > MOST_BYTES:
@@ -73,7 +70,7 @@ def read_questions(path, most_chars):
     questions, skipped = [], []
     for line, row in reader(text):
         pair = pair_of(row)
-        if pair and len(pair[0]) <= most_chars and len(pair[1]) <= SCORED:
+        if pair and len(pair[0]) <= most_chars and len(pair[1]) <= LONGEST_REFERENCE:
             questions.append(pair)
         else:
             skipped.append(line)
