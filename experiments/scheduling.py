@@ -31,8 +31,10 @@ def make_all(plan, names, seeds, workers, threads):
                     run, seed = under_way.pop(future)
                     done[run.name, seed] = future.result()
                     bar.update()
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, KeyboardInterrupt):
+                bar.write(f"{len(done)} of {len(tasks)} runs are kept in {plan.folder}; the same command goes on")
             raise
     return {run.name: [done[run.name, seed] for seed in seeds] for run in runs}
 
