@@ -113,7 +113,8 @@ def main():
     print(f"base model: {metric('bits_per_char'):.2f} bits a character on articles about subjects it never saw")
     memory = f"at most {metrics['peak_memory_mb']} MB" if metrics["peak_memory_mb"] else "memory not measured"
     print(f"{metric('seconds'):.0f} s, {memory}; figures: {METRICS}; loss curves: {PLOT}")
-    print("\nNext: ask it yourself (make sample, or python sample.py). Then with your own articles and questions:")
+    print("\nNext: ask it yourself (make sample, or python sample.py), have its report card written (python")
+    print("evaluations-report.py). Then with your own articles and questions:")
     print("give config/demo.py your input_dir, config/demo_sft.py your qa_files and articles, and run this again;")
     print('with a graphics card, go on with config/train_config.py, the 124M model (README.md, "Your own model").')
 
