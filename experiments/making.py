@@ -61,6 +61,15 @@ def known_result(path, spec):
     return None
 
 
+def sources(plan):
+    """What everything is made from: files with their sizes, and the settings by which they are sorted. A result of
+    other sources is none of these."""
+    settings = plan.settings
+    files = [*find_files(settings.input_dir, "articles"), *settings.qa_files]
+    sizes = [(str(path), os.path.getsize(path)) for path in files if os.path.exists(path)]
+    return sizes, settings.articles, settings.val_share, settings.tokenizer_vocab
+
+
 # Questions
 
 
@@ -126,7 +135,7 @@ def make_table(plan):
     given = {"input_dir": settings.input_dir, "tokenizer_vocab": settings.tokenizer_vocab}
     questions = str(plan.folder / "questions" / "trained_1.0.jsonl")
     parts = ["data/train_tokenizer.py", f"--tokenizer_path={plan.table}", f"--tokenizer_qa={questions}"]
-    spec = spec_of(given, "table")
+    spec = spec_of(given, "table", sources(plan))
     if not known_result(place, spec) or not Path(plan.table).exists():
         started = time.perf_counter()
         command(*parts, *arguments(given), log=plan.folder / "table.log")
@@ -150,7 +159,7 @@ def make_rows(plan, rows):
         given = {"qa_files": [file], "articles": articles, "sft_data_dir": str(folder), **common}
         given["val_share"] = TUNING_VAL_SHARE
         script = "data/prepare_sft.py"
-    spec = spec_of(script, given, rows.concatenated, settings.tokenizer_vocab)
+    spec = spec_of(script, given, rows.concatenated, sources(plan))
     if known_result(folder / RESULT, spec) is None:
         command(script, *arguments(given), log=folder.with_suffix(".log"))
         if rows.concatenated:
@@ -201,7 +210,7 @@ def make_run(plan, run, seed, threads):
     place = plan.place(run.name, seed)
     given = training_settings(plan, run, seed)
     base = known_spec(plan, run.base, seed)
-    spec = spec_of(given, base, measuring.VERSION, ASKED)
+    spec = spec_of(given, base, measuring.VERSION, ASKED, sources(plan))
     if (figures := known_result(place / RESULT, spec)) is not None:
         return figures
     command("train.py", *arguments(given), log=place / "train.log", threads=threads)

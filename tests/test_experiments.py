@@ -135,6 +135,9 @@ def test_a_comparison_from_beginning_to_end_and_again_from_what_was_kept(tmp_pat
     again = run(tmp_path, "layout", *SMALL)
     assert again.stdout == first.stdout
     assert stamps == [path.stat().st_mtime_ns for path in results]
+    write_jsonl(tmp_path / "wiki" / "towns.jsonl", made_up_articles(61))  # other articles: nothing of before counts
+    assert run(tmp_path, "layout", *SMALL).returncode == 0
+    assert not set(stamps) & {path.stat().st_mtime_ns for path in results}
 
 
 def test_a_wrong_name_is_said_with_those_that_there_are(tmp_path):
