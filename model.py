@@ -138,7 +138,8 @@ class CausalSelfAttention(nn.Module):
         elif self.plain:
             y = plain_attention(q, k, v, dropout)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, dropout_p=dropout)
+            # A bool and not `T > 1`: compiled with any T, that is a symbol, which the operator refuses (a graph break).
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
         return F.dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)), self.dropout, self.training)
 
 
@@ -211,8 +212,11 @@ class OutputLoss(torch.autograd.Function):
             part = slice(first, first + step)
             log_p = F.log_softmax(logits[part], dim=1, dtype=torch.float32)
             losses[part] = -log_p.gather(1, targets[part, None]).squeeze(1)
-            logits[part] = log_p.exp_()
-        logits[torch.arange(len(logits), device=logits.device), targets] -= 1
+            # 1 is taken off before rounding: bfloat16 has no number between 0.996 and 1, so that p of a token
+            # that the model is sure of would round to 1 and its gradient to 0.
+            p = log_p.exp_()
+            p[torch.arange(len(p), device=p.device), targets[part]] -= 1
+            logits[part] = p
 
     @staticmethod
     def backward(ctx, grad):

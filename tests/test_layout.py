@@ -99,15 +99,6 @@ def test_what_prepares_data_starts_without_torch():
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)
-def test_files_and_functions_are_short(path):
-    text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 400
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            assert node.end_lineno - node.lineno < 60, node.name
-
-
 def test_both_readmes_give_the_same_commands():
     def commands(name):
         lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
