@@ -18,19 +18,25 @@ except ModuleNotFoundError:  # Windows
     resource = None
 
 # Dense bfloat16 (float16 where a card has no bfloat16) with float32 sums, in TFLOP/s, from NVIDIA's data sheets and
-# white papers (GeForce: twice float32's). The first name that the card's contains counts, so longer ones stand first.
+# white papers (GeForce from RTX 30 on: twice float32's; RTX 20: four times). The first name that the card's contains
+# counts, so longer ones stand first.
 PEAK_TFLOPS = {
-    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "H800": 989, "A100": 312, "A800": 312,
-    "L40S": 362, "L40": 181, "L20": 119.5, "L4": 121, "A10G": 70, "A10": 125, "A6000": 155, "A40": 150,
-    "V100": 125, "T4": 65,
+    "B200": 2250, "GH200": 989, "H200 NVL": 836, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989,
+    "H800": 989, "H20": 148, "A100": 312, "A800": 312,
+    "L40S": 362, "L40": 181, "L20": 119.5, "L4": 121, "A10G": 70, "A10": 125, "RTX 6000 Ada": 364.2, "A6000": 155,
+    "A40": 150, "V100": 125, "T4": 65,
     "RTX 5090": 209.5, "RTX 5080": 112.6, "RTX 5070 Ti": 87.9, "RTX 5070": 61.7,
-    "RTX 4090 D": 147, "RTX 4090": 165.2, "RTX 4080 SUPER": 104.4, "RTX 4080": 97.5, "RTX 4070 Ti": 80.2,
-    "RTX 4070": 58.3, "RTX 4060 Ti": 44.1, "RTX 4060": 30.2,
-    "RTX 3090 Ti": 80, "RTX 3090": 71, "RTX 3080 Ti": 68.2, "RTX 3080": 59.5, "RTX 3070": 40.6,
+    "RTX 4090 D": 147, "RTX 4090": 165.2, "RTX 4080 SUPER": 104.4, "RTX 4080": 97.5, "RTX 4070 Ti SUPER": 88.2,
+    "RTX 4070 Ti": 80.2, "RTX 4070 SUPER": 71, "RTX 4070": 58.3, "RTX 4060 Ti": 44.1, "RTX 4060": 30.2,
+    "RTX 3090 Ti": 80, "RTX 3090": 71, "RTX 3080 Ti": 68.2, "RTX 3080": 59.5, "RTX 3070 Ti": 43.5, "RTX 3070": 40.6,
     "RTX 3060 Ti": 32.4, "RTX 3060": 25.5,
+    "RTX 2080 Ti": 53.8, "RTX 2080 SUPER": 44.6, "RTX 2080": 40.3, "RTX 2070 SUPER": 36.2, "RTX 2070": 29.9,
+    "RTX 2060 SUPER": 28.7, "RTX 2060": 25.8,
 }  # fmt: skip
 # What torch's RuntimeErrors say on MPS, Linux and Windows.
 OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory")
+TIMED_TOKENS = 512  # in a block that is timed
+TIMING_SECONDS = 4.0  # after which no further round of a timing begins
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -86,46 +92,76 @@ def dtype_name(dtype):
     return next(name for name, known in DTYPES.items() if known == dtype)
 
 
-def fastest_of(tried, step, rounds=4):
-    """(the fastest of some precisions, how many times as fast as the first it is), by `step(precision)`.
+def fastest_of(tried, step, rounds=4, seconds=TIMING_SECONDS):
+    """(the fastest of some candidates, how many times as fast as the first it is), by `step(candidate)`.
 
     They take turns, since the machine may be busy with something else for a while, and the best turn of each counts.
-    The first turn, which also builds kernels, counts only against those that are hopeless: a type that the
-    processor lacks can be 20 times slower.
+    The first turn, which also builds kernels, counts only against those that are hopeless. After so many seconds no
+    further round begins.
     """
-    best, hopeful = {}, list(range(len(tried)))
+    best, hopeful, began = {}, list(range(len(tried))), time.perf_counter()
     for turn in range(rounds + 1):
+        if turn and time.perf_counter() - began > seconds:
+            break
         for i in list(hopeful):
             started = time.perf_counter()
             step(tried[i])
-            seconds = time.perf_counter() - started
-            best[i] = seconds if turn <= 1 else min(best[i], seconds)
+            taken = time.perf_counter() - started
+            best[i] = taken if turn <= 1 else min(best[i], taken)
             if best[i] > (6 if turn == 0 else 2) * min(best.values()):
                 hopeful.remove(i)
     fastest = min(best, key=best.get)
     return tried[fastest], best[0] / best[fastest]
 
 
-def pick_precision(name, device, step):
-    """`Precision` by the dtype setting. `step(precision)` runs a forward and backward pass, for timing.
+def bfloat16_is_fast():
+    """Whether this CPU multiplies matrices in bfloat16 faster than in float32.
 
-    Where the hardware's speed is known it is not timed: bfloat16 on cards that compute in it. A processor without
-    avx512_bf16 or amx_bf16 is several times slower in bfloat16, a card before Volta in float16: so they are timed.
+    A processor without instructions for it takes up to a hundred times as long, so it is asked first. Where it has
+    them, a product of 75 MFLOP is timed: a library or an environment variable may still forbid their use.
+    """
+    capabilities = torch.cpu.get_capabilities()
+    if not any(there for name, there in capabilities.items() if "bf16" in name):
+        return False
+    a, b = torch.randn(64, 768), torch.randn(768, 768)
+    operands = {dtype: (a.to(dtype), b.to(dtype)) for dtype in (torch.float32, torch.bfloat16)}
+    fastest, _ = fastest_of(list(operands), lambda dtype: torch.mm(*operands[dtype]), rounds=8, seconds=0.2)
+    return fastest == torch.bfloat16
+
+
+def pick_precision(name, device, model, positions, say=print):
+    """`Precision` of training by the dtype setting.
+
+    Where the hardware's speed is known it is not timed: bfloat16 on cards that compute in it. Elsewhere a block of
+    `model`, a GPT, is timed on rows of so many positions, forward and backward; say(line) is told what is tried.
     """
     if name != "auto":
         return Precision(DTYPES[name], why="as set")
     if device.type == "cpu":
-        dtypes = (torch.float32, torch.bfloat16)
+        dtypes = (torch.float32, torch.bfloat16) if bfloat16_is_fast() else (torch.float32,)
         tried = [Precision(dtype, plain_attention) for dtype in dtypes for plain_attention in (False, True)]
     elif device.type != "cuda":
         return Precision(why=f"the default on {device.type}")
     elif torch.cuda.is_bf16_supported(including_emulation=False):
         return Precision(torch.bfloat16, why="this card computes in it")
-    else:
+    else:  # a card before Volta is several times slower in float16
         tried = [Precision(torch.float32), Precision(torch.float16)]
-    picked, times = fastest_of(tried, step)
+    say(f"timing a block in {', '.join(map(show, tried))} …")
+    x = torch.randn(max(1, TIMED_TOKENS // positions), positions, model.config.n_embd, device=device)
+    with out_of_memory_is_said(device):
+        picked, times = fastest_of(tried, lambda precision: time_block(model, x, precision))
     picked.why = f"timed: {times:.2f} times as fast as {show(tried[0])}"
     return picked
+
+
+def time_block(model, x, precision):
+    """A forward and backward pass of a GPT's first block over states x (B, T, C), for timing."""
+    model.use_plain_attention(precision.plain_attention)
+    with precision.context(x.device):
+        y = model.h[0](x)
+    y.float().sum().backward()
+    model.zero_grad(set_to_none=True)
+    wait_for(x.device)
 
 
 def show(precision):
@@ -182,14 +218,20 @@ def show_memory(device):
     return f"{used / 2**30:.2f} of {there / 2**30:.1f} GB of memory used" if used else "memory not told"
 
 
+def is_out_of_memory(error):
+    """Whether an exception says that memory ran out."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+
+
 @contextlib.contextmanager
 def out_of_memory_is_said(device):
     """Turn running out of memory into a UserError that names the settings to lower."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not known and not any(words in str(error) for words in OUT_OF_MEMORY):
+        if not is_out_of_memory(error):
             raise
         raise UserError(
             f"out of memory on {device} ({show_memory(device)}); lower batch_tokens "
