@@ -149,8 +149,14 @@ def fill_batches(lengths, batch_size, batch_tokens=0):
     n = len(lengths)
     if not batch_tokens:
         return [slice(first, min(first + batch_size, n)) for first in range(0, n, batch_size)]
-    widths = (-(-np.asarray(lengths) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE).tolist()
-    edges, widest = [0], 0
+    widths = np.maximum(1, -(-np.asarray(lengths) // LENGTH_MULTIPLE)) * LENGTH_MULTIPLE
+    edges, longest_first = [0], bool((np.diff(widths) <= 0).all())
+    widths = widths.tolist()
+    if longest_first:  # a batch's first row is its widest, so that the others need not be looked at
+        while edges[-1] < n:
+            edges.append(min(n, edges[-1] + max(1, batch_tokens // widths[edges[-1]])))
+        return [slice(a, b) for a, b in itertools.pairwise(edges)]
+    widest = 0
     for row, width in enumerate(widths):
         widest = max(widest, width)
         if (row + 1 - edges[-1]) * widest > batch_tokens and row > edges[-1]:
@@ -193,9 +199,11 @@ class BatchOrder:
         order, batches = rng.permutation(n), []
         rows_a_batch = self.batch_tokens // max(1.0, self.lengths.mean()) if self.batch_tokens else self.batch_size
         size, rest = max(1, int(self.WINDOW * rows_a_batch)), order[:0]
+        shorter = self.lengths.max() - self.lengths
+        shorter = shorter.astype(np.uint16) if shorter.max() < 1 << 16 else shorter  # numpy sorts 16 bits by radix
         for first in range(0, n, size):
             window = np.concatenate([rest, order[first : first + size]])
-            full = self._fill(window[np.argsort(-self.lengths[window], kind="stable")])
+            full = self._fill(window[np.argsort(shorter[window], kind="stable")])
             # The rest of a window, its shortest rows, goes into the next one; only the epoch's last batch is not full.
             rest = full.pop() if first + size < n else order[:0]
             batches += [full[i] for i in rng.permutation(len(full))]

@@ -180,6 +180,13 @@ def should_compile(setting, device):
     return device.type == "cuda", "the default on " + device.type
 
 
+def use_deterministic_algorithms():
+    """Take torch's deterministic kernels from now on; torch warns of an operation that has none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # fresh memory is never read here
+
+
 def wait_for(device):
     """Wait until the device has done what it was given."""
     if device.type in ("cuda", "mps"):

@@ -128,6 +128,11 @@ def exchange_gradients(model, loss, exchanging):
         loss.require_backward_grad_sync = exchanging
 
 
+def local(tensor):
+    """What this process holds of a tensor: its shard, or all of one that is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def whole(value, processes):
     """Tensors that are sharded made whole in the main process's memory, through dicts and lists.
 

@@ -3,8 +3,11 @@
 Below every other module, so that all of them can raise it.
 """
 
+import os
 import signal
+import socket
 import sys
+import threading
 
 
 class UserError(Exception):
@@ -14,18 +17,38 @@ class UserError(Exception):
 class Signals:
     """Notes Ctrl-C and SIGTERM (and Windows' Ctrl-Break) from now on; `asked` says that one came.
 
-    The second Ctrl-C is not waited for.
+    A second Ctrl-C interrupts. words: what is printed at once when the first signal comes; then a second Ctrl-C
+    ends the process at once, too. Python's own handlers wait until the operation in hand is done, which in training
+    may take a minute, so a thread does both.
     """
 
-    def __init__(self):
+    def __init__(self, words=None):
         self.asked = False
         for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), self._note)
+        if words:
+            reader, self._writer = socket.socketpair()
+            self._writer.setblocking(False)
+            signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=self._acknowledge, args=(reader, words), name="signals", daemon=True).start()
+
+    def came(self):
+        """Whether a signal came."""
+        return self.asked
 
     def _note(self, *_):
         self.asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    @staticmethod
+    def _acknowledge(reader, words):
+        reader.recv(1)
+        print(f"\n{words}", file=sys.stderr, flush=True)
+        while reader.recv(1) != bytes([signal.SIGINT]):
+            pass
+        print("\nstopped at once", file=sys.stderr, flush=True)
+        os._exit(130)
 
 
 def run_script(main):

@@ -99,6 +99,7 @@ class Engine:
         self.n_vocab, self.forbidden = n_vocab, [token_id for token_id in forbidden if token_id < n_vocab]
         self.waiting, self.cancellations = deque(), deque()  # other threads may append to them
         self.rows = []  # the running streams, in the order of the decoder's rows
+        self.choose = sample_tokens
 
     @property
     def busy(self):
@@ -144,7 +145,7 @@ class Engine:
         logits = logits[:, : self.n_vocab].float()
         for token_id in self.forbidden:
             logits[:, token_id] = -torch.inf
-        chosen = sample_tokens(logits, [s.sampler for s in streams])
+        chosen = self.choose(logits, [s.sampler for s in streams])
         for stream, token_id in zip(streams, chosen, strict=True):
             stream.accept(token_id, self.eot_id, self.block_size)
 

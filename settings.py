@@ -247,6 +247,12 @@ class Settings:
         "float32, on a CPU bfloat16 or float32, whichever a short timing finds faster; float32 on MPS",
         ["auto", "float32", "bfloat16", "float16"],
     )
+    deterministic: bool = setting(
+        False,
+        "train",
+        "CUDA: torch's deterministic kernels, which are slower, so that a resumed run has the very numbers of one "
+        "never stopped (a CPU's are the same without it)",
+    )
     fsdp: bool = setting(
         False,
         "train",

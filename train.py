@@ -9,22 +9,56 @@ Which of the two stages it is, the data says: rows made by data/prepare.py have 
 made by data/prepare_sft.py on the answers only. Ctrl-C saves and stops. `--help` lists the settings.
 """
 
+import math
+import os
 import shlex
-import signal
 import sys
 import time
+
+if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
+    print("train.py: loading torch …", flush=True)  # which takes seconds
 
 from tqdm import tqdm
 
 from checkpoint import BEST, LAST, PREVIOUS
 from configurator import load_settings
 from device import peak_flops, show_memory
-from errors import UserError, run_script
+from errors import Signals, UserError, run_script
 from tracking import Tracker
 from training import Trainer
 
 WARM_STEPS, PACE_STEPS = 5, 20  # steps that are not timed, and then between fittings into max_seconds
 OVERFIT_CHECKS = 3  # checks with rising validation and falling training loss
+MOST_SKIPPED = 5  # steps in a row whose loss or gradient is not finite, after which a run ends
+STOPPING = "stopping: the run is saved, then ends (Ctrl-C again: at once, with what was saved before)"
+SHOWN_SECONDS = 1.0  # between two showings of how far a step is
+
+
+class Pace:
+    """Tokens and operations a second of training; what is between `pause` and `resume` is left out."""
+
+    def __init__(self):
+        self.resume()
+
+    def resume(self):
+        """Count anew from now on."""
+        self.tokens, self.flops = 0, 0.0
+        self.seconds, self.since = 0.0, time.perf_counter()
+
+    def add(self, tokens, flops):
+        """Count a step."""
+        self.tokens += tokens
+        self.flops += flops
+
+    def pause(self):
+        """Stop the clock."""
+        if self.since is not None:
+            self.seconds += time.perf_counter() - self.since
+            self.since = None
+
+    def rates(self):
+        """(tokens, operations) a second up to the `pause` before."""
+        return self.tokens / self.seconds, self.flops / self.seconds
 
 
 class Run:
@@ -40,7 +74,8 @@ class Run:
         self.say = self.bar.write if self.is_main else lambda text: None
         self.tracker = Tracker(trainer.out, self.settings, self.progress.step, self.say) if self.is_main else None
         self.peak = peak_flops(trainer.device)
-        self.since_log = [time.perf_counter(), 0, 0.0]  # when, and since then tokens and operations
+        self.pace, self.figures, self.shown = Pace(), "", time.perf_counter()
+        trainer.on_batch = self.show_batch
 
     def loop(self):
         """Train to the end, to patience's end, or to Ctrl-C; returns why it stopped early, or None."""
@@ -50,11 +85,15 @@ class Run:
             trainer.save(LAST, resumable=True)
         before, started, first_step, planned = p.seconds, time.perf_counter(), p.step, p.max_iters
         while p.step < p.max_iters and not trainer.stopped_by:
-            rows, kept = trainer.step()
+            done = trainer.step()
             elapsed = time.perf_counter() - started
             p.seconds = before + elapsed
-            self.since_log[1] += rows.tokens
-            self.since_log[2] += trainer.model.training_flops(rows.tokens, kept, rows.squares)
+            if done is None:
+                break
+            rows, kept = done
+            self.pace.add(rows.tokens, trainer.model.training_flops(rows.tokens, kept, rows.squares))
+            if p.skipped_in_a_row:
+                self.say_skipped()
             timed = p.step - first_step - WARM_STEPS
             if timed == 0:
                 warm = elapsed
@@ -77,23 +116,48 @@ class Run:
             self.say(f"about {fits} of {planned} steps fit max_seconds={seconds:.0f}: shortened to that")
         p.max_iters = self.bar.total = fits
 
+    def show_batch(self, done, count):
+        """Show how far a step is that takes long."""
+        if count > 1 and time.perf_counter() - self.shown > SHOWN_SECONDS:
+            self.show(f"{self.figures}{', ' if self.figures else ''}batch {done} of {count}")
+
+    def show(self, text):
+        """The bar's figures."""
+        self.bar.set_postfix_str(text)
+        self.shown = time.perf_counter()
+
+    def say_skipped(self):
+        """Say that a step was skipped; raises UserError where too many were in a row."""
+        p, trainer = self.progress, self.trainer
+        self.say(f"warning: step {p.step} was skipped, since its loss or gradient was not finite ({p.skipped} so far)")
+        if p.skipped_in_a_row >= MOST_SKIPPED:
+            raise UserError(
+                f"{MOST_SKIPPED} steps in a row ({p.step - MOST_SKIPPED + 1} to {p.step}) had a loss or gradient that "
+                f"is not finite; {trainer.out / LAST} is of step {trainer.saved_step}: go on from it with "
+                "--init_from=resume and a lower learning_rate and muon_learning_rate, or with --dtype=float32"
+            )
+
     def log(self, val_loss=None):
         """A line of the log, and the bar's figures; returns the mean training loss since the last one."""
         p, trainer = self.progress, self.trainer
+        self.pace.pause()
         mean = trainer.train_loss()
-        started, tokens, flops = self.since_log
-        seconds = time.perf_counter() - started
-        self.since_log = [time.perf_counter(), 0, 0.0]
-        more = {"tokens_per_second": tokens / seconds}
-        shown = f"epoch {trainer.epochs:.2f}, loss {mean:.3f}, {tokens / seconds:,.0f} tokens/s"
+        tokens_per_second, flops_per_second = self.pace.rates()
+        self.pace.resume()
+        more = {"tokens_per_second": tokens_per_second}
+        self.figures = f"epoch {trainer.epochs:.2f}, loss {mean:.3f}, {tokens_per_second:,.0f} tokens/s"
         if self.peak:
-            more["mfu"] = flops / seconds / (self.peak * trainer.processes.count)
-            shown += f", MFU {more['mfu']:.0%}"
-        self.bar.set_postfix_str(shown)
+            more["mfu"] = flops_per_second / (self.peak * trainer.processes.count)
+            self.figures += f", MFU {more['mfu']:.0%}"
+        if p.skipped:
+            more["skipped"] = p.skipped
+            self.figures += f", {p.skipped} skipped"
+        self.show(self.figures)
         if self.is_main:
             line = {
-                "step": p.step, "epoch": round(trainer.epochs, 4), "train_loss": mean, "val_loss": val_loss,
-                "lr": trainer.lr, "tokens": p.tokens, "seconds": round(p.seconds, 2),
+                "step": p.step, "epoch": round(trainer.epochs, 4), "train_loss": finite_or_none(mean),
+                "val_loss": finite_or_none(val_loss), "lr": trainer.lr, "tokens": p.tokens,
+                "seconds": round(p.seconds, 2),
             }  # fmt: skip
             self.tracker.add(line, more)
         return mean
@@ -101,6 +165,7 @@ class Run:
     def check(self):
         """Validate, log, show a sample, and save; sets stopped_by when patience is at its end."""
         p, trainer, settings = self.progress, self.trainer, self.settings
+        self.pace.pause()  # checking is not training
         val_loss = trainer.validate()
         train_loss = self.log(val_loss)
         best = val_loss < p.best_val_loss
@@ -110,8 +175,11 @@ class Run:
         self.look_for_overfitting(train_loss, val_loss, p.step if best else p.best_step)
         if settings.patience and p.checks_without_best >= settings.patience:
             trainer.stopped_by = f"no better validation loss in {settings.patience} checks"
-        self.save(val_loss if best else None)
-        self.since_log[0] = time.perf_counter()  # checking is not training
+        if math.isfinite(val_loss):
+            self.save(val_loss if best else None)
+        else:
+            self.say(f"warning: the validation loss is not finite, so nothing was saved at step {p.step}")
+        self.pace.resume()
 
     def look_for_overfitting(self, train_loss, val_loss, best_step):
         """Say it once when validation loss has risen for several checks while training loss fell."""
@@ -150,27 +218,16 @@ class Run:
             self.tracker.close()
 
 
-def stop_on_signal(trainer):
-    """Let the first Ctrl-C (or SIGTERM) end the run after its next step; a second Ctrl-C ends it at once.
-
-    torchrun passes the signal on, and kills after TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds (30, if it is not set).
-    """
-    told = set()
-
-    def handler(number, frame):
-        if number == signal.SIGINT and number in told:
-            raise KeyboardInterrupt
-        told.add(number)
-        trainer.asked_to_stop = True
-
-    signal.signal(signal.SIGINT, handler)
-    signal.signal(signal.SIGTERM, handler)
+def finite_or_none(number):
+    """The number where it is finite, else None: JSON knows no others."""
+    return number if number is not None and math.isfinite(number) else None
 
 
 def main():
     trainer = Trainer(load_settings("train"))
-    stop_on_signal(trainer)
     run, p = Run(trainer), trainer.progress
+    # torchrun passes a signal on, and kills after TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds (30, if it is not set).
+    trainer.asked_to_stop = Signals(STOPPING if trainer.processes.is_main else None).came
     try:
         why = run.loop()
         if why == "interrupted":
@@ -184,10 +241,11 @@ def main():
         trainer.say(f"stopped at step {p.step} and saved; go on with: {again} train.py {arguments}")
         raise SystemExit(130)
     best = f"best validation loss {p.best_val_loss:.4f} (step {p.best_step}): {trainer.out / BEST}"
+    if not p.best_step:
+        best = f"no validation loss was finite, so there is no {trainer.out / BEST}"
     trainer.say(
         f"{why or 'done'} at step {p.step}, epoch {trainer.epochs:.2f}, {p.seconds:.0f} s, "
-        f"{show_memory(trainer.device)}; "
-        f"{best if p.best_step else 'no validation loss was a number, so there is no ckpt.pt'}"
+        f"{show_memory(trainer.device)}; {best}"
     )
 
 

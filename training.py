@@ -10,11 +10,22 @@ import math
 from pathlib import Path
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from checkpoint import LAST, load_checkpoint, load_model, newest_intact, save_checkpoint
+from compiling import CompiledTrunk
 from data_utils import TrainingData, check_table
-from device import Precision, out_of_memory_is_said, pick_device, pick_precision, should_compile, show, wait_for
-from distributed import averaging_loss, exchange_gradients, shard, shard_state, start_processes, whole
+from device import (
+    Precision,
+    is_out_of_memory,
+    out_of_memory_is_said,
+    pick_device,
+    pick_precision,
+    should_compile,
+    show,
+    use_deterministic_algorithms,
+)
+from distributed import averaging_loss, exchange_gradients, local, shard, shard_state, start_processes, whole
 from errors import UserError
 from files import replace_file
 from generation import TextGenerator
@@ -26,7 +37,8 @@ from tracking import LOG, cut_log
 
 SAMPLE = SamplingParams(temperature=0.0, max_new_tokens=40)
 SAMPLE_PROMPT_TOKENS = 8
-TIMED_TOKENS, TIMED_WORK = (512, 4096), 2e10  # in a step that is only timed: at least, at most; tokens x parameters
+TRIAL_TOKENS = 1024  # in the batch that compiled code is tried on
+FEW_STEPS = 100  # of a run from which little can be expected
 
 
 @dataclasses.dataclass
@@ -47,6 +59,8 @@ class Progress:
     loss_tokens: int = 0
     last_losses: tuple = (math.inf, math.inf)  # training and validation loss of the last check
     checks_overfitting: int = 0
+    skipped: int = 0  # steps whose loss or gradient was not finite
+    skipped_in_a_row: int = 0
 
 
 def check_settings(settings):
@@ -68,7 +82,7 @@ def check_resumed(content, path, settings, stage):
     if content["stage"] != stage:
         raise UserError(f"{path} is a {content['stage']} run, {settings.data_dir} holds {stage} data")
     known = {f.name for f in dataclasses.fields(Progress)}
-    if "optimizers" not in content or set(content["progress"]) != known:
+    if "optimizers" not in content or not set(content["progress"]) <= known:
         raise UserError(f"{path} is not a last.pt of this version: start from it with --init_from={path}")
     before = content["settings"]["optimizer"]
     if before != settings.optimizer:
@@ -114,6 +128,8 @@ class Trainer:
 
     def __init__(self, settings, say=print):
         check_settings(settings)
+        if settings.deterministic:
+            use_deterministic_algorithms()
         self.settings, self.progress = settings, Progress()
         self.processes = start_processes(settings.device)
         self.say = say if self.processes.is_main else lambda text: None
@@ -140,13 +156,16 @@ class Trainer:
         if resumed:
             self.restore(resumed)
         else:
+            self.warn_of_few_steps()
             torch.manual_seed(settings.seed + 1 + self.processes.rank)  # dropout differs between processes
             if self.processes.is_main:
                 self.put_aside()
         for left in self.out.glob("*.partial") if self.processes.is_main else ():  # of a save that was killed
             left.unlink(missing_ok=True)
-        self.asked_to_stop = False  # here, by a signal; all processes stop after the same step
+        self.asked_to_stop = lambda: False  # whether a signal came to this process; all stop at the same step
         self.stopped_by = None
+        self.on_batch = lambda done, count: None  # called after each micro-batch of a step
+        self.saved_step = None  # of the last.pt that is there
 
     def planned_steps(self):
         """Optimizer steps by max_epochs or max_iters."""
@@ -171,22 +190,22 @@ class Trainer:
         except OSError as error:
             raise UserError(f"{self.out} cannot be written to ({error.strerror}); give another --out_dir") from None
 
+    def warn_of_few_steps(self):
+        """Say it where max_epochs over so few rows makes so few steps that little can be learned."""
+        p, settings = self.progress, self.settings
+        if settings.max_epochs > 0 and p.max_iters < FEW_STEPS:
+            size = "batch_tokens" if settings.batch_tokens else "batch_size"
+            lower = f"lower {size} ({getattr(settings, size)})"
+            if settings.gradient_accumulation_steps > 1:
+                lower += f" and gradient_accumulation_steps ({settings.gradient_accumulation_steps})"
+            self.say(
+                f"warning: {len(self.data.train):,} rows and max_epochs={settings.max_epochs:g} make {p.max_iters} "
+                f"optimizer steps, in which little is learned; {lower}, or raise max_epochs"
+            )
+
     def pick_speed(self, resumed):
         """Choose compute type and compiling, and say why; a resumed run computes as it did, for the same numbers."""
-
-        def step(precision):
-            self.use(precision)
-            x, y, mask = rows.batches[0]
-            least, most = TIMED_TOKENS
-            tokens = min(most, max(least, TIMED_WORK // self.model.num_params()))
-            few = max(1, int(tokens // x.shape[1]))
-            with out_of_memory_is_said(self.device):
-                self.backward((x[:few], y[:few], mask[:few]), 1)
-            self.model.zero_grad(set_to_none=True)
-            wait_for(self.device)
-
-        rows, self.loss = self.data.step((0, 0)), self.model.loss_sum
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
+        batch, self.loss = self.data.step((0, 0)).batches[0], self.model.loss_sum
         before = resumed and Precision.from_dict(resumed["precision"], self.device)
         if before and self.sharded and before.dtype == torch.float16:
             before = None  # float16's scaler does not go with sharding
@@ -196,23 +215,11 @@ class Trainer:
             bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
             picked = Precision(torch.bfloat16 if bf16 else torch.float32, why="what sharding can use here")
         else:
-            picked = pick_precision(self.settings.dtype, self.device, step)
-        self.use(self.processes.from_main(picked))
+            picked = pick_precision(self.settings.dtype, self.device, self.model, batch[0].shape[1], self.say)
+        self.precision = self.processes.from_main(picked)
+        self.model.use_plain_attention(self.precision.plain_attention)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.dtype == torch.float16)
-        compiling, why = should_compile(self.settings.compile, self.device)
-        if self.sharded and self.settings.compile == "auto":
-            compiling, why = False, "the default with fsdp"
-        if compiling:  # the trunk only: how many positions have a loss differs by batch
-            self.model.trunk = torch.compile(self.model.hidden, dynamic=True)
-            try:
-                if not self.sharded:
-                    step(self.precision)
-            except UserError:
-                raise
-            except Exception as error:  # compilers fail in many ways, and training goes on without
-                self.model.trunk = self.model.hidden
-                self.model.zero_grad(set_to_none=True)
-                compiling, why = False, f"it failed: {type(error).__name__}"
+        compiling, why = self.compile(batch)
         several = f" x {self.processes.count} processes ({'FSDP2' if self.sharded else 'DDP'})"
         self.say(
             f"number of parameters: {self.model.num_params() / 1e6:.2f}M; {self.device}"
@@ -220,10 +227,42 @@ class Trainer:
             f"compile {compiling} ({why})"
         )
 
-    def use(self, precision):
-        """Compute with a `Precision` from here on."""
-        self.precision = precision
-        self.model.use_plain_attention(precision.plain_attention)
+    def compile(self, batch):
+        """Compile the trunk by the setting, and try it on a part of a batch; returns (whether it is compiled, why)."""
+        compiling, why = should_compile(self.settings.compile, self.device)
+        if self.sharded and self.settings.compile == "auto":
+            compiling, why = False, "the default with fsdp"
+        if not compiling:
+            return False, why
+        # The trunk only: how many positions have a loss differs by batch.
+        self.model.trunk = CompiledTrunk(self.model, self.say)
+        if not self.sharded:
+            # Two rows at least: for one the compiler makes other code than for several, which are what is trained on.
+            few = max(2, TRIAL_TOKENS // batch[0].shape[1])
+            with out_of_memory_is_said(self.device):
+                try:
+                    self.backward([t[:few] for t in batch], 1)
+                except Exception as error:
+                    if not self.gives_up_compiling(error):
+                        raise
+            self.model.zero_grad(set_to_none=True)
+        failure = self.model.trunk.failure
+        return failure is None, f"it failed: {failure}" if failure else why
+
+    def gives_up_compiling(self, error):
+        """Whether an error may be compiled code's, which is then given up, so that the pass can be made again.
+
+        Raises UserError where the other processes of a run have gone on with what cannot be made again here.
+        """
+        trunk = self.model.trunk
+        if not isinstance(trunk, CompiledTrunk) or trunk.failure or isinstance(error, UserError):
+            return False
+        if is_out_of_memory(error):
+            return False
+        trunk.give_up(error)
+        if self.processes.count > 1:
+            raise UserError(f"compiled code failed in the middle of a step ({trunk.failure}); give --compile=off")
+        return True
 
     def restore(self, content):
         """Go on where the checkpoint stood: optimizers, random state, counters; the log is cut back to it."""
@@ -241,6 +280,15 @@ class Trainer:
         lengths = ("max_seconds", "max_iters", "max_epochs")
         if any(content["settings"][name] != getattr(self.settings, name) for name in lengths):
             p.max_iters = planned  # else the run stays as short as max_seconds may have made it
+        if p.step > p.max_iters:
+            now, before = (
+                ", ".join(f"{name}={value(name):g}" for name in lengths)
+                for value in (lambda name: getattr(self.settings, name), content["settings"].get)
+            )
+            raise UserError(
+                f"the run in {self.out} is at step {p.step}, and would end at step {p.max_iters} by {now}; it was "
+                f"begun with {before}: give that again, or more"
+            )
         for optimizer, state in zip(self.optimizers, content["optimizers"], strict=True):
             kept = ("peak_lr", "weight_decay", "betas")
             given = [{key: group[key] for key in kept if key in group} for group in optimizer.param_groups]
@@ -252,14 +300,28 @@ class Trainer:
         self.restore_random(content["random"])
         if self.processes.is_main:
             cut_log(self.out, self.progress.step)
-        self.say(f"going on at step {self.progress.step} of {self.progress.max_iters}")
+        self.saved_step = p.step
+        if p.step == p.max_iters:
+            self.say(f"the run is at its end, step {p.step}; more max_iters or max_epochs would go on with it")
+        else:
+            self.say(f"going on at step {p.step} of {p.max_iters}")
 
     def restore_random(self, by_process):
         """Give the generators their states; where the number of processes is another, ones made from the step."""
         if len(by_process) != self.processes.count:
             torch.manual_seed(self.settings.seed + 1 + self.processes.rank + 1000 * self.progress.step)
-            return
-        states = by_process[self.processes.rank]
+        else:
+            self.set_random(by_process[self.processes.rank])
+
+    def random_states(self):
+        """The states of the generators that a step draws from: {"cpu": …, and the device's}."""
+        states = {"cpu": torch.get_rng_state()}
+        if self.device.type in ("cuda", "mps"):
+            states[self.device.type] = getattr(torch, self.device.type).get_rng_state()
+        return states
+
+    def set_random(self, states):
+        """Give the generators the states that `random_states` gave."""
         torch.set_rng_state(states["cpu"])
         if self.device.type in states and self.device.type != "cpu":
             getattr(torch, self.device.type).set_rng_state(states[self.device.type])
@@ -281,45 +343,89 @@ class Trainer:
     def step(self):
         """One optimizer step over gradient_accumulation_steps batches, the processes' together.
 
-        Returns (`StepRows`, targets with a loss, of all processes). Raises UserError where memory runs out.
+        Returns (`StepRows`, targets with a loss, of all processes), or None where a signal came: then everything is
+        as it was before the step. Raises UserError where memory runs out.
         """
         p = self.progress
         scale = lr_scale(p.step, p.max_iters, self.settings)
         set_learning_rate(self.optimizers, scale)
         self.lr = scale * self.settings.learning_rate
         rows = self.data.step((p.epoch, p.batch))
-        kept, stops = self.processes.total(sum(int(mask.sum()) for _, _, mask in rows.batches), self.asked_to_stop)
+        kept, stops = self.processes.total(sum(int(mask.sum()) for _, _, mask in rows.batches), self.asked_to_stop())
         with out_of_memory_is_said(self.device):
-            for i, batch in enumerate(rows.batches, start=1):
-                exchange_gradients(self.model, self.loss, i == len(rows.batches))
-                # The processes' gradients are averaged, and the sum is wanted: hence their number.
-                p.loss_sum = p.loss_sum + self.backward(batch, self.processes.count / max(1, kept))
-            self.take_step()
-        p.loss_tokens += int(kept)
+            loss_sum = None if stops else self.accumulate(rows.batches, kept)
+            if loss_sum is None:
+                self.stopped_by = "interrupted"
+                return None
+            learned = self.update(loss_sum)
+        if learned:
+            p.loss_sum, p.loss_tokens = p.loss_sum + loss_sum, p.loss_tokens + int(kept)
         p.step += 1
         p.epoch, p.batch = rows.position
         p.tokens += rows.tokens
-        if stops:
-            self.stopped_by = "interrupted"
         return rows, int(kept)
 
-    def take_step(self):
-        """Clip the gradients and let the optimizers use them."""
+    def accumulate(self, batches, kept):
+        """Add up the gradients of a step's batches; returns their summed loss, a tensor.
+
+        None where a signal came between two of them: nothing is added up then, and no random number was drawn. Of
+        several processes none can leave the others within a step, so that they finish it.
+        """
+        before = self.random_states()
+
+        def undo():
+            self.model.zero_grad(set_to_none=True)
+            self.set_random(before)
+
+        def add_up():
+            total = 0.0
+            for i, batch in enumerate(batches, start=1):
+                if self.processes.count == 1 and self.asked_to_stop():
+                    return undo()
+                exchange_gradients(self.model, self.loss, i == len(batches))
+                # The processes' gradients are averaged, and the sum is wanted: hence their number.
+                total = total + self.backward(batch, self.processes.count / max(1, kept))
+                self.on_batch(i, len(batches))
+            return total
+
+        try:
+            return add_up()
+        except Exception as error:
+            if not self.gives_up_compiling(error):
+                raise
+            undo()  # a backward pass that broke off may have left a part of its gradients
+            return add_up()
+
+    def update(self, loss_sum):
+        """Clip the gradients and let the optimizers use them, unless the loss or a gradient is not finite.
+
+        Then weights and optimizers stay as they are. Returns whether the step was taken.
+        """
+        p = self.progress
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip or math.inf)
-        # In float16 an overflow in one optimizer's gradients makes the clipped ones of the other useless too.
-        if not self.scaler.is_enabled() or torch.isfinite(norm):
+        norm, loss_sum = (float(t.full_tensor() if isinstance(t, DTensor) else t) for t in (norm, loss_sum))
+        (wrong_losses,) = self.processes.total(not math.isfinite(loss_sum))
+        finite = math.isfinite(norm) and not wrong_losses
+        # In float16 the loss scale is lowered until gradients fit; only one at its lowest tells of the run itself.
+        only_overflow = not finite and not wrong_losses and self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        if finite:
             for optimizer in self.optimizers:
                 self.scaler.step(optimizer)
+            p.skipped_in_a_row = 0
+        elif not only_overflow:
+            p.skipped += 1
+            p.skipped_in_a_row += 1
         self.scaler.update()
         self.model.zero_grad(set_to_none=True)
+        return finite
 
     def train_loss(self):
-        """Mean training loss in nats a token since it was last asked for."""
+        """Mean training loss in nats a token since it was last asked for; nan where no step was taken."""
         p = self.progress
         (loss_sum,) = self.processes.total(float(p.loss_sum))
-        mean = loss_sum / max(1, p.loss_tokens)
+        mean = loss_sum / p.loss_tokens if p.loss_tokens else math.nan
         p.loss_sum, p.loss_tokens = 0.0, 0
         return mean
 
@@ -347,6 +453,9 @@ class Trainer:
             prompt = data.tokenizer.decode(row)
         self.model.eval()
         generator = TextGenerator(self.model, data.tokenizer, data.meta["stage"], max_batch=1)
+        if self.sharded:  # all must ask for the same passes, and different GPUs may not round alike
+            choose = generator.engine.choose
+            generator.engine.choose = lambda *drawn: self.processes.from_main(choose(*drawn))
         (text,) = generator.generate([prompt], SAMPLE)
         self.model.train()
         return f"{prompt} → {text}".replace("\n", " ")
@@ -354,21 +463,21 @@ class Trainer:
     def save(self, name, resumable=False, previous=None):
         """Write a checkpoint under the run's folder; `previous` is the name that an older one of that name gets.
 
-        Raises UserError in every process where the main one cannot write.
+        Raises UserError in every process where the main one cannot write, or a weight is not finite.
         """
         state, failed = {}, None
         p = self.progress
+        (wrong,) = self.processes.total(not all(bool(local(w).isfinite().all()) for w in self.model.parameters()))
+        if wrong:
+            raise UserError(f"weights are not finite at step {p.step}, so {self.out / name} was not written")
         p.epoch_batches = len(self.data.order.batches(p.epoch))
         (loss_sum,) = self.processes.total(float(p.loss_sum))
         progress = dataclasses.asdict(dataclasses.replace(p, loss_sum=loss_sum))
         if resumable:
-            generators = {"cpu": torch.get_rng_state()}
-            if self.device.type in ("cuda", "mps"):
-                generators[self.device.type] = getattr(torch, self.device.type).get_rng_state()
             state = {
                 "optimizers": [whole(o.state_dict(), self.processes) for o in self.optimizers],
                 "scaler": self.scaler.state_dict(),
-                "random": self.processes.gather(generators),
+                "random": self.processes.gather(self.random_states()),
                 "precision": self.precision.to_dict(self.device),
             }
         weights = whole(self.model.state_dict(), self.processes)
@@ -381,6 +490,8 @@ class Trainer:
                 failed = str(error)
         if failed := self.processes.from_main(failed):
             raise UserError(failed)
+        if name == LAST:
+            self.saved_step = p.step
 
     def close(self):
         """Leave the process group, with everything that holds on to it let go first."""

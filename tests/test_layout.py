@@ -36,6 +36,7 @@ FLOORS = {
     "downloads": 1.5,
     "factory": 2,
     "optim": 1,
+    "compiling": 1.5,
     "device": 1,
     "decoding": 1,
     "quantize": 1.5,

@@ -12,6 +12,7 @@ import torch
 from conftest import ROOT
 from runs import TINY, log_of, write_stages
 
+import train
 import training
 from checkpoint import load_checkpoint, load_model
 from data_utils import loss_mask
@@ -142,9 +143,135 @@ def test_an_overflow_in_float16_skips_the_step_of_every_optimizer(settings):
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     trainer.backward(trainer.data.step((0, 0)).batches[0], 1)
     trainer.model.ln_f.weight.grad[0] = torch.inf  # AdamW's; Muon's are finite
-    trainer.take_step()
+    trainer.update(torch.tensor(1.0))
     assert_same(before, trainer.model.state_dict())
+    assert trainer.progress.skipped == 0  # that is how the loss scale is found
     assert trainer.scaler.get_scale() < torch.amp.GradScaler("cpu").get_scale()
+
+
+def state_of(trainer):
+    """Everything that a step changes in weights and optimizers, as (name, tensor)."""
+    yield from trainer.model.state_dict().items()
+    for optimizer in trainer.optimizers:
+        for number, values in optimizer.state_dict()["state"].items():
+            yield from ((f"{number} {key}", value) for key, value in values.items())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("wrong", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_skipped_and_leaves_every_bit(settings, monkeypatch, capsys, dtype, wrong):
+    trainer = Trainer(settings(optimizer="muon", dtype=dtype, max_iters=8, eval_interval=8))
+    for _ in range(2):
+        trainer.step()
+    before, right = {name: tensor.clone() for name, tensor in state_of(trainer)}, trainer.loss
+    if wrong == "loss":  # with gradients that are finite
+        monkeypatch.setattr(trainer, "loss", lambda *batch: right(*batch) + torch.inf)
+    else:
+        trainer.model.ln_f.weight.register_hook(lambda grad: grad * torch.nan)
+    trainer.step()
+    after = dict(state_of(trainer))
+    assert before.keys() == after.keys()
+    assert_same(before, after)
+    p = trainer.progress
+    assert (p.step, p.skipped, p.skipped_in_a_row) == (3, 1, 1)
+    if wrong == "loss":
+        monkeypatch.setattr(trainer, "loss", right)
+        finish(trainer)
+        assert (p.step, p.skipped, p.skipped_in_a_row) == (8, 1, 0)
+        assert not torch.equal(trainer.model.lm_head.weight, before["lm_head.weight"])
+        assert all(line["train_loss"] for line in log_of(trainer.out))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_five_steps_in_a_row_that_are_not_finite_end_the_run(settings, dtype):
+    trainer = Trainer(settings(dtype=dtype, max_iters=100, eval_interval=4))
+    right, steps = trainer.loss, []
+
+    def broken_later(*batch):
+        steps.append(True)
+        return right(*batch) * (torch.nan if len(steps) > 6 else 1)
+
+    trainer.loss = broken_later
+    with pytest.raises(UserError, match=r"5 steps in a row \(7 to 11\).*last.pt is of step 8.*learning_rate"):
+        finish(trainer)
+    for name in ("last.pt", "last.prev.pt", "ckpt.pt"):
+        content = load_checkpoint(trainer.out / name)
+        assert all(weight.isfinite().all() for weight in content["model"].values())
+
+
+def test_weights_that_are_not_finite_reach_no_checkpoint(settings, capsys):
+    """A rate so high that a single step, whose loss and gradient are finite, ends the weights."""
+    trainer = Trainer(settings(learning_rate=1e39, grad_clip=0.0, warmup_iters=0, eval_interval=2, max_iters=50))
+    with pytest.raises(UserError, match=r"5 steps in a row.*last.pt is of step 0"):
+        finish(trainer)
+    assert "nothing was saved" in capsys.readouterr().out
+    assert {path.name for path in trainer.out.glob("*.pt")} == {"last.pt"}
+    assert all(weight.isfinite().all() for weight in load_checkpoint(trainer.out / "last.pt")["model"].values())
+    with pytest.raises(UserError, match="weights are not finite"):
+        trainer.save("last.pt", resumable=True)
+
+
+def test_a_signal_between_two_batches_gives_up_the_step_and_the_run_goes_on_exactly(settings, tmp_path):
+    changes = {"gradient_accumulation_steps": 4, "batch_size": 2}
+    whole, stopped = (settings(out_dir=str(tmp_path / name), **changes) for name in ("whole", "stopped"))
+    finish(Trainer(whole))
+    trainer = Trainer(stopped)
+    batches = []
+    trainer.on_batch = lambda done, count: batches.append(done)
+    trainer.asked_to_stop = lambda: len(batches) == 5 * 4 + 3
+    steps = 0
+    while trainer.step():
+        steps += 1
+    assert (steps, trainer.progress.step, trainer.stopped_by) == (5, 5, "interrupted")
+    trainer.save("last.pt", resumable=True)
+    stopped.init_from = "resume"
+    finish(Trainer(stopped))
+    assert_same(weights(stopped), weights(whole))
+
+
+def test_validations_time_is_not_in_tokens_a_second(settings, monkeypatch):
+    trainer, clock, figures = Trainer(settings(max_iters=4, eval_interval=2, log_interval=1)), [0.0], []
+    monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
+    run = Run(trainer)
+
+    def later(seconds, call):
+        def timed(*arguments):
+            clock[0] += seconds
+            return call(*arguments)
+
+        return timed
+
+    monkeypatch.setattr(trainer, "step", later(1.0, trainer.step))
+    monkeypatch.setattr(trainer, "validate", later(1000.0, trainer.validate))
+    monkeypatch.setattr(run.tracker, "add", lambda line, more: figures.append((line["tokens"], more)))
+    run.loop()
+    run.close()
+    assert [more["tokens_per_second"] for _, more in figures] == [
+        after - before for (after, _), (before, _) in zip(figures, [(0, None), *figures], strict=False)
+    ]
+
+
+def test_resuming_with_settings_that_end_before_is_said(settings):
+    finish(Trainer(settings()))
+    with pytest.raises(
+        UserError, match=r"at step 12, and would end at step 3 by .*max_iters=3.*begun with .*max_iters=12"
+    ):
+        Trainer(settings(init_from="resume", max_iters=3))
+
+
+def test_a_finished_run_says_that_it_is_at_its_end(settings, capsys):
+    finish(Trainer(settings()))
+    finish(Trainer(settings(init_from="resume")))
+    assert "at its end, step 12; more max_iters" in capsys.readouterr().out
+
+
+def test_a_run_of_very_few_steps_is_warned_of(settings, capsys):
+    Trainer(settings(max_epochs=2.0, gradient_accumulation_steps=8))
+    out = capsys.readouterr().out
+    assert "40 rows and max_epochs=2 make 2 optimizer steps" in out
+    assert "lower batch_size (8) and gradient_accumulation_steps (8), or raise max_epochs" in out
+    Trainer(settings(max_epochs=40.0))
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_a_disk_that_is_full_once_does_not_end_the_run(settings, monkeypatch, capsys):
