@@ -7,10 +7,14 @@ A setting is given, from weakest to strongest, by
 
 A settings file is parsed, never executed: `name = value`, where the value is a literal, a list of
 literals, or arithmetic over numbers and names assigned above it (`max_iters = 10 * 1000`).
+
+Of two settings of which one takes the other's place (max_epochs that of max_iters, batch_tokens that of batch_size)
+the one given by the stronger of these counts.
 """
 
 import ast
 import difflib
+import os
 import sys
 import typing
 from dataclasses import fields
@@ -39,10 +43,11 @@ def load_settings(script, argv=None):
     if "--help" in argv or "-h" in argv:
         print(help_text(script))
         raise SystemExit(0)
-    settings = defaults(script)
-    for path in (a for a in argv if not a.startswith("-")):
+    settings, sources = defaults(script), {}
+    for number, path in enumerate(a for a in argv if not a.startswith("-")):
         for key, value in read_assignments(path, known):
             setattr(settings, key, checked(key, value, path))
+            sources[key] = number, path
     for flag in (a for a in argv if a.startswith("-")):
         key, equals, text = flag.lstrip("-").partition("=")
         if not flag.startswith("--") or not (equals or TYPES.get(key) is bool):
@@ -53,7 +58,27 @@ def load_settings(script, argv=None):
             users = ", ".join(SCRIPTS[s] for s in FIELDS[key].metadata["used_by"])
             raise UserError(f"--{key} is a setting of {users}, not of {SCRIPTS[script]}")
         setattr(settings, key, checked(key, from_text(key, text), "command line"))
+        sources[key] = len(argv), "command line"
+    prefer_later(settings, sources, script)
     return settings
+
+
+def prefer_later(settings, sources, script):
+    """Of two settings of which one takes the other's place, let the one given later count, and say so.
+
+    sources: {setting: (how late it was given, where)}.
+    """
+    for name, f in FIELDS.items():
+        other = f.metadata["replaces"]
+        if script in f.metadata["used_by"] and name in sources and other in sources and getattr(settings, name) > 0:
+            (given, where), (later, later_where) = sources[name], sources[other]
+            if later > given:
+                if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one says it
+                    print(
+                        f"note: {other}={getattr(settings, other)} ({later_where}) takes the place of "
+                        f"{name}={getattr(settings, name):g} ({where})"
+                    )
+                setattr(settings, name, type(getattr(settings, name))(0))
 
 
 def known(key, where):

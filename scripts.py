@@ -56,9 +56,12 @@ OWN_DEFAULTS = {
 }
 
 
-def setting(default, used_by, help, choices=None, low=None):
-    """A field of `Settings`: default, the scripts (keys of SCRIPTS) that read it, meaning, choices, least value."""
-    metadata = {"used_by": used_by.split(), "help": help, "choices": choices, "low": low}
+def setting(default, used_by, help, choices=None, low=None, replaces=None):
+    """A field of `Settings`: default, the scripts (keys of SCRIPTS) that read it, meaning, choices, least value.
+
+    replaces: the setting whose place this one takes where it is above 0.
+    """
+    metadata = {"used_by": used_by.split(), "help": help, "choices": choices, "low": low, "replaces": replaces}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -181,7 +181,9 @@ class Settings:
     )
     out_dir: str = setting("out/pretrain", "train experiments", "the run's folder: checkpoints and log.jsonl")
     max_iters: int = setting(10000, "train experiments", "optimizer steps", low=0)
-    max_epochs: float = setting(0.0, "train", "passes over the rows; above 0 it takes the place of max_iters", low=0)
+    max_epochs: float = setting(
+        0.0, "train", "passes over the rows; above 0 it takes the place of max_iters", low=0, replaces="max_iters"
+    )
     max_seconds: float = setting(
         0.0,
         "train",
@@ -197,6 +199,7 @@ class Settings:
         "tokens a forward pass, padding counted: rows of like length are taken until so many are full; "
         "above 0 it takes the place of batch_size",
         low=0,
+        replaces="batch_size",
     )
     gradient_accumulation_steps: int = setting(
         1, "train", "forward passes an optimizer step, over all processes together", low=1

@@ -51,6 +51,20 @@ def test_of_two_files_the_later_one_wins(settings_file):
     assert (settings.seed, settings.n_embd) == (2, 64)
 
 
+def test_a_flag_wins_over_the_setting_of_a_file_that_would_take_its_place(settings_file, capsys):
+    path = settings_file("max_epochs = 8\nbatch_tokens = 8192\nmax_iters = 5\n")
+    settings = load_settings("train", [path, "--max_iters=30"])
+    assert (settings.max_iters, settings.max_epochs, settings.batch_tokens) == (30, 0.0, 8192)
+    assert capsys.readouterr().out == f"note: max_iters=30 (command line) takes the place of max_epochs=8 ({path})\n"
+    settings = load_settings("train", [path, settings_file("batch_size = 4\n", "later.py")])
+    assert (settings.batch_size, settings.batch_tokens, settings.max_epochs) == (4, 0, 8.0)
+    assert "takes the place of batch_tokens=8192" in capsys.readouterr().out
+    # Of one place, the setting that says so takes the other's.
+    settings = load_settings("train", [path, "--max_iters=30", "--max_epochs=2"])
+    assert (settings.max_iters, settings.max_epochs) == (30, 2.0)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_file_may_hold_settings_of_other_scripts(settings_file):
     assert load_settings("tokenizer", [settings_file("n_layer = 2\ntokenizer_vocab = 999\n")]).tokenizer_vocab == 999
 

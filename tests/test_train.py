@@ -251,6 +251,20 @@ def test_validations_time_is_not_in_tokens_a_second(settings, monkeypatch):
     ]
 
 
+def test_a_sharded_models_sample_goes_by_the_main_processs_choice(settings, monkeypatch):
+    trainer = Trainer(settings(sample_prompt="第"))
+    own, asked = trainer.sample(), []
+
+    def from_main(chosen):
+        asked.append(chosen)
+        return [ord("m")] * len(chosen)
+
+    monkeypatch.setattr(trainer.processes, "from_main", from_main)
+    assert trainer.sample() == own and not asked
+    trainer.sharded = True
+    assert trainer.sample() == f"第 → {'m' * len(asked)}" and asked
+
+
 def test_resuming_with_settings_that_end_before_is_said(settings):
     finish(Trainer(settings()))
     with pytest.raises(
