@@ -63,11 +63,13 @@ def pick_device(name="auto", local_rank=None):
 @dataclass
 class Precision:
     """How a step is computed. dtype: of matrix products; plain_attention: attention by plain products, which
-    on a CPU can beat torch's kernels (the model is told by its `use_plain_attention`); why: how it was chosen."""
+    on a CPU can beat torch's kernels (the model is told by its `use_plain_attention`); why: how it was chosen;
+    flops: operations a second that a block was timed at, or None."""
 
     dtype: torch.dtype = torch.float32
     plain_attention: bool = False
     why: str = "the default"
+    flops: float | None = None
 
     def to_dict(self, device):
         """Plain values, as a checkpoint keeps them."""
@@ -150,18 +152,22 @@ def pick_precision(name, device, model, positions, say=print):
     x = torch.randn(max(1, TIMED_TOKENS // positions), positions, model.config.n_embd, device=device)
     with out_of_memory_is_said(device):
         picked, times = fastest_of(tried, lambda precision: time_block(model, x, precision))
+        seconds = time_block(model, x, picked)
     picked.why = f"timed: {times:.2f} times as fast as {show(tried[0])}"
+    picked.flops = model.block_training_flops(x[..., 0].numel()) / seconds
     return picked
 
 
 def time_block(model, x, precision):
-    """A forward and backward pass of a GPT's first block over states x (B, T, C), for timing."""
+    """Seconds of a forward and backward pass of a GPT's first block over states x (B, T, C)."""
+    started = time.perf_counter()
     model.use_plain_attention(precision.plain_attention)
     with precision.context(x.device):
         y = model.h[0](x)
     y.float().sum().backward()
     model.zero_grad(set_to_none=True)
     wait_for(x.device)
+    return time.perf_counter() - started
 
 
 def show(precision):

@@ -266,8 +266,12 @@ class GPT(nn.Module):
         token counts squared and summed; of attention's scores only those that causality leaves count.
         """
         config = self.config
-        blocks = 12 * config.n_layer * config.n_embd**2 * tokens + config.n_embd * config.vocab_size * kept
-        return 6 * blocks + 6 * config.n_layer * config.n_embd * squares
+        matrices = config.n_layer * self.block_training_flops(tokens) + 6 * config.n_embd * config.vocab_size * kept
+        return matrices + 6 * config.n_layer * config.n_embd * squares
+
+    def block_training_flops(self, tokens):
+        """Operations of a forward and backward pass of one block's matrices over so many tokens."""
+        return 6 * 12 * self.config.n_embd**2 * tokens
 
     def hidden(self, idx, past=None):
         """(B, T) ids -> (B, T, C) states before the output layer. past: a `PromptPass` or `StepPass`, which says

@@ -30,7 +30,7 @@ from training import Trainer
 WARM_STEPS, PACE_STEPS = 5, 20  # steps that are not timed, and then between fittings into max_seconds
 OVERFIT_CHECKS = 3  # checks with rising validation and falling training loss
 MOST_SKIPPED = 5  # steps in a row whose loss or gradient is not finite, after which a run ends
-STOPPING = "stopping: the run is saved, then ends (Ctrl-C again: at once, with what was saved before)"
+STOPPING = "stopping: after the batch in hand the run is saved and ends (Ctrl-C again: at once, as last saved)"
 SHOWN_SECONDS = 1.0  # between two showings of how far a step is
 
 

@@ -39,6 +39,7 @@ SAMPLE = SamplingParams(temperature=0.0, max_new_tokens=40)
 SAMPLE_PROMPT_TOKENS = 8
 TRIAL_TOKENS = 1024  # in the batch that compiled code is tried on
 FEW_STEPS = 100  # of a run from which little can be expected
+LONG_STEP_SECONDS = 10
 
 
 @dataclasses.dataclass
@@ -160,6 +161,7 @@ class Trainer:
             torch.manual_seed(settings.seed + 1 + self.processes.rank)  # dropout differs between processes
             if self.processes.is_main:
                 self.put_aside()
+        self.say_duration()
         for left in self.out.glob("*.partial") if self.processes.is_main else ():  # of a save that was killed
             left.unlink(missing_ok=True)
         self.asked_to_stop = lambda: False  # whether a signal came to this process; all stop at the same step
@@ -202,6 +204,17 @@ class Trainer:
                 f"warning: {len(self.data.train):,} rows and max_epochs={settings.max_epochs:g} make {p.max_iters} "
                 f"optimizer steps, in which little is learned; {lower}, or raise max_epochs"
             )
+
+    def say_duration(self):
+        """Say how long a step takes, by the speed of the block that was timed, where that is long."""
+        flops, p = self.precision.flops, self.progress
+        if not flops:
+            return
+        rows = self.data.step((p.epoch, p.batch))
+        seconds = self.model.training_flops(rows.tokens, rows.tokens, rows.squares) / flops / self.processes.count
+        if seconds > LONG_STEP_SECONDS:
+            left = seconds * (p.max_iters - p.step) / 3600
+            self.say(f"a step takes about {seconds:.0f} s here (by a block's), the whole run {left:.1f} hours")
 
     def pick_speed(self, resumed):
         """Choose compute type and compiling, and say why; a resumed run computes as it did, for the same numbers."""

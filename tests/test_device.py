@@ -4,7 +4,9 @@ import time
 
 import pytest
 import torch
+from tiny import tiny_model
 
+import device
 from device import OUT_OF_MEMORY, Precision, fastest_of, out_of_memory_is_said, peak_of_card
 from errors import UserError
 
@@ -19,6 +21,17 @@ from errors import UserError
         ("NVIDIA H100 PCIe", 756),
         ("Tesla T4", 65),
         ("NVIDIA GeForce RTX 3060", 25.5),
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", 88.2),
+        ("NVIDIA GeForce RTX 4070 SUPER", 71),
+        ("NVIDIA GeForce RTX 3070 Ti", 43.5),
+        ("NVIDIA GeForce RTX 2080 Ti", 53.8),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H200 NVL", 836),
+        ("NVIDIA H200", 989),
+        ("NVIDIA H20", 148),
+        ("NVIDIA GH200 480GB", 989),
+        ("NVIDIA RTX 6000 Ada Generation", 364.2),
+        ("Quadro RTX 6000", None),
         ("NVIDIA RTX A1000", None),
         ("NVIDIA RTX A4000", None),
         ("NVIDIA T400", None),
@@ -42,6 +55,50 @@ def test_the_fastest_is_picked_and_a_hopeless_one_is_tried_once():
     picked, times = fastest_of(tried, step)
     assert picked is tried[1] and times > 1.2
     assert turns[3] == 1 and turns[1] == 5
+
+
+def test_no_round_of_a_timing_begins_after_its_seconds(monkeypatch):
+    clock, turns = [0.0], []
+    monkeypatch.setattr(device.time, "perf_counter", lambda: clock[0])
+
+    def step(candidate):
+        turns.append(candidate)
+        clock[0] += {"first": 3.0, "second": 2.0}[candidate]
+
+    assert fastest_of(["first", "second"], step, seconds=4.0) == ("second", 1.5)
+    assert turns == ["first", "second"]
+
+
+def test_a_processor_without_bfloat16_is_asked_and_not_timed(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False, "amx_bf16": False})
+    monkeypatch.setattr(device, "fastest_of", lambda *arguments, **more: 1 / 0)
+    assert not device.bfloat16_is_fast()
+
+
+def test_a_processor_whose_bfloat16_is_slow_all_the_same_is_found_out(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    for fastest in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(device, "fastest_of", lambda tried, step, fastest=fastest, **more: (fastest, 1.0))
+        assert device.bfloat16_is_fast() == (fastest == torch.bfloat16)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_training_times_a_block_in_the_types_that_the_processor_has(monkeypatch, fast):
+    model, tried, said = tiny_model(), [], []
+    monkeypatch.setattr(device, "bfloat16_is_fast", lambda: fast)
+
+    def fastest(candidates, step):
+        tried.extend(candidates)
+        for precision in candidates:
+            step(precision)
+        return candidates[-1], 2.0
+
+    monkeypatch.setattr(device, "fastest_of", fastest)
+    picked = device.pick_precision("auto", torch.device("cpu"), model, 31, said.append)
+    assert {precision.dtype for precision in tried} == {torch.float32, *([torch.bfloat16] if fast else [])}
+    assert picked is tried[-1] and picked.plain_attention and picked.flops > 0
+    assert "timing a block in float32, float32 with plain attention" in said[0]
+    assert all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.parametrize("words", OUT_OF_MEMORY)

@@ -251,6 +251,18 @@ def test_validations_time_is_not_in_tokens_a_second(settings, monkeypatch):
     ]
 
 
+def test_deterministic_kernels_give_a_cpus_numbers(settings, tmp_path):
+    plain, deterministic = settings(), settings(out_dir=str(tmp_path / "deterministic"), deterministic=True)
+    finish(Trainer(plain))
+    try:
+        trainer = Trainer(deterministic)
+        assert torch.are_deterministic_algorithms_enabled()
+        finish(trainer)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_same(weights(deterministic), weights(plain))
+
+
 def test_a_sharded_models_sample_goes_by_the_main_processs_choice(settings, monkeypatch):
     trainer = Trainer(settings(sample_prompt="第"))
     own, asked = trainer.sample(), []
