@@ -53,6 +53,8 @@ class Signals:
 
 def run_script(main):
     """Run a script's `main()`. A UserError prints its line and exits with 1, Ctrl-C with 130."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         # A GBK console cannot print (or read) every character; a replaced one is better than a crash.
         # Line by line, so that a log or a pipe has each line when it is printed.

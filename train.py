@@ -12,11 +12,14 @@ made by data/prepare_sft.py on the answers only. Ctrl-C saves and stops. `--help
 import math
 import os
 import shlex
+import signal
 import sys
 import time
 
-if __name__ == "__main__" and os.environ.get("RANK", "0") == "0":
-    print("train.py: loading torch …", flush=True)  # which takes seconds
+if __name__ == "__main__":  # torch takes seconds to load
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # it would swallow a KeyboardInterrupt
+    if os.environ.get("RANK", "0") == "0":
+        print("train.py: loading torch …", flush=True)
 
 from tqdm import tqdm
 
