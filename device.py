@@ -31,6 +31,10 @@ PEAK_TFLOPS = {
 }  # fmt: skip
 # What torch's RuntimeErrors say on MPS, Linux and Windows.
 OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory")
+# What torch.cpu.get_capabilities() calls the instructions that multiply in bfloat16, on x86 and on Arm.
+BFLOAT16_FEATURES = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+PRODUCT_TURNS = 10
+PRODUCT_SECONDS = 0.02  # after which no further product is timed
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -104,6 +108,31 @@ def fastest_of(tried, step, rounds=4):
                 hopeful.remove(i)
     fastest = min(best, key=best.get)
     return tried[fastest], best[0] / best[fastest]
+
+
+def bfloat16_is_fast() -> bool:
+    """Whether this CPU multiplies in bfloat16 faster than in float32.
+
+    Without the instructions it can be 100 times slower, so it is not tried. With them it is timed, as environment
+    variables and libraries can forbid what the processor has.
+    """
+    features = torch.cpu.get_capabilities()
+    if not any(features.get(name) for name in BFLOAT16_FEATURES):
+        return False
+    return product_seconds(torch.bfloat16) < product_seconds(torch.float32)
+
+
+def product_seconds(dtype):
+    """Seconds of a small matrix product in a type: the best of a few."""
+    x, weight = torch.ones(64, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype)
+    best, started = float("inf"), time.perf_counter()
+    for turn in range(PRODUCT_TURNS):
+        begun = time.perf_counter()
+        torch.nn.functional.linear(x, weight)
+        best = min(best, time.perf_counter() - begun)
+        if turn and time.perf_counter() - started > PRODUCT_SECONDS:  # the first builds the kernel
+            break
+    return best
 
 
 def pick_precision(name, device, step):

@@ -5,7 +5,15 @@ import time
 import pytest
 import torch
 
-from device import OUT_OF_MEMORY, Precision, fastest_of, out_of_memory_is_said, peak_of_card
+from device import (
+    OUT_OF_MEMORY,
+    Precision,
+    bfloat16_is_fast,
+    fastest_of,
+    out_of_memory_is_said,
+    peak_of_card,
+    product_seconds,
+)
 from errors import UserError
 
 
@@ -42,6 +50,29 @@ def test_the_fastest_is_picked_and_a_hopeless_one_is_tried_once():
     picked, times = fastest_of(tried, step)
     assert picked is tried[1] and times > 1.2
     assert turns[3] == 1 and turns[1] == 5
+
+
+@pytest.mark.parametrize(
+    ("features", "seconds", "fast"),
+    [
+        ({}, None, False),
+        ({"avx2": True, "avx512_bf16": False}, None, False),
+        ({"avx512_bf16": True}, {torch.bfloat16: 0.1, torch.float32: 0.2}, True),
+        ({"bf16": True}, {torch.bfloat16: 0.2, torch.float32: 0.1}, False),
+    ],
+)
+def test_bfloat16_is_timed_only_where_the_processor_has_it(features, seconds, fast, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    monkeypatch.setattr("device.product_seconds", lambda dtype: seconds[dtype])
+    assert bfloat16_is_fast() is fast
+
+
+def test_a_product_that_takes_long_is_timed_once_after_its_kernel_is_built(monkeypatch):
+    products = []
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda *tensors: products.append(tensors))
+    monkeypatch.setattr("device.PRODUCT_SECONDS", -1)
+    assert 0 < product_seconds(torch.bfloat16) < float("inf")
+    assert len(products) == 2 and products[0][0].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("words", OUT_OF_MEMORY)
