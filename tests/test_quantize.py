@@ -29,6 +29,8 @@ from quantize import (
 )
 from sampling import SamplingParams
 
+pytestmark = pytest.mark.numeric
+
 GREEDY = SamplingParams(temperature=0, max_new_tokens=10)
 
 
