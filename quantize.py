@@ -11,6 +11,7 @@ float32's over whole rows, 0.998 and 1.003 token by token. Where torch has no su
 product of float rows and int8 weights takes its place.
 """
 
+import copy
 import time
 from dataclasses import replace
 from functools import partial
@@ -22,7 +23,6 @@ from torch.nn import functional as F
 from decoding import Decoder
 from device import bfloat16_is_fast
 from errors import UserError
-from model import GPT
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
 LEVELS = 127  # -128 is left out, so that both signs have one scale
@@ -202,10 +202,11 @@ def fastest_precision(model, say):
 
 def first_layers(model):
     """A GPT of at most TIMED_LAYERS of a model's layers. It shares the weights until it is put into a precision."""
-    with torch.device("meta"):
-        part = GPT(replace(model.config, n_layer=min(TIMED_LAYERS, model.config.n_layer)))
-    part.load_state_dict(model.state_dict(), strict=False, assign=True)
-    return part.eval()
+    part = copy.copy(model)
+    part._modules = dict(model._modules)
+    part.h, part.trunk = model.h[:TIMED_LAYERS], part.hidden
+    part.config = replace(model.config, n_layer=len(part.h))
+    return copy.deepcopy(part, {id(p): nn.Parameter(p.detach()) for p in model.parameters()})
 
 
 def seconds_of_steps(decoders):
