@@ -1,5 +1,6 @@
 # make demo   the whole way on the embedded corpus: about five minutes on two cores
 # make test   the tests
+# make test-avx2   those of the arithmetic, as on an x86 processor without AVX-512
 # make soak   the long ones among them, at their full counts (kills, load, gigabytes)
 # make sample ask the newest model
 # make serve  serve it at http://127.0.0.1:5000: a page, and OpenAI's API
@@ -12,7 +13,7 @@ endif
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test soak sample serve arena lint corpus clean
+.PHONY: demo test test-avx2 soak sample serve arena lint corpus clean
 
 demo: $(VENV)/ready
 	$(RUN) demo.py
@@ -23,6 +24,11 @@ test: $(VENV)/ready-dev
 
 soak: $(VENV)/ready-dev
 	$(RUN) -m pytest --soak -m "soak or soak_only"
+
+# Such a processor has other kernels in torch, oneDNN and MKL, which sum in another order and lack bfloat16.
+test-avx2: $(VENV)/ready-dev
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1 \
+		$(RUN) -m pytest -n 2 --dist loadfile -m numeric
 
 sample: $(VENV)/ready
 	$(RUN) sample.py

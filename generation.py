@@ -1,6 +1,7 @@
 """From prompts to streams of text. Requests share each step of the model, and join and leave it at any token."""
 
 import atexit
+import sys
 import threading
 import time
 from collections import deque
@@ -337,7 +338,7 @@ def open_generator(ckpt, settings, exact=False):
     path, content, model, tokenizer = open_model(ckpt, settings.out_root, pick_device(settings.device))
     size = model.num_params()
     name = "float32" if exact and settings.precision == "auto" else settings.precision
-    model, name, why = prepare(model, name)
+    model, name, why = prepare(model, name, say=lambda line: print(line, file=sys.stderr, flush=True))
     generator = TextGenerator(model, tokenizer, content["stage"], settings.max_batch)
     generator.about = (
         f"{path}: {content['stage']}, step {content['progress']['step']}, {size / 1e6:.2f}M parameters, "

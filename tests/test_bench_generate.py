@@ -42,12 +42,14 @@ def sides(tmp_path_factory):
     return generating.Sides(path, torch.device("cpu"), compiled=())
 
 
+@pytest.mark.numeric
 def test_hugging_faces_model_computes_what_ours_does():
     model, ids = tiny_model(), random_ids(3, 32)
     with torch.no_grad():
         torch.testing.assert_close(generating.to_hugging_face(model)(ids).logits, model(ids), atol=1e-5, rtol=0)
 
 
+@pytest.mark.numeric
 def test_every_side_makes_the_same_greedy_text(sides):
     compared = 0
     for prompt in random_ids(40, 8).tolist():
@@ -79,12 +81,14 @@ def test_ratios_are_ours_over_the_others():
     assert "| demo_int8_perplexity_ratio | not measured |" in table
 
 
+@pytest.mark.numeric
 def test_perplexity_by_steps_is_that_of_whole_rows():
     rows = padded_rows([random_ids(n, seed=n).tolist() for n in (32, 5, 17, 9)], 32)
     expected = likelihood(tiny_model(), rows, tiny_meta("pretrain"), 4, train_on_eot=False).perplexity
     assert generating.perplexity(tiny_model(), rows, tiny_meta("pretrain")) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.numeric
 def test_the_whole_comparison_prints_and_writes_its_figures(sides, tmp_path, monkeypatch, capsys):
     """All of it but training, the server and the timing."""
     folder = tmp_path / "bench"

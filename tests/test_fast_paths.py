@@ -8,6 +8,8 @@ import model as model_module
 from data_utils import make_batch
 from model import KEPT_MULTIPLE, OutputLoss, plain_attention
 
+pytestmark = pytest.mark.numeric
+
 
 def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters()}

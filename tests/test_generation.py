@@ -12,6 +12,8 @@ from generation import StopText, TextGenerator
 from model import GPTConfig, PromptPass
 from sampling import SamplingParams
 
+pytestmark = pytest.mark.numeric
+
 TOKENIZER = tiny_tokenizer()
 FORBIDDEN = [PAD, *range(263, VOCAB)]
 QUESTIONS = ["河的桥", "东河有几座桥？", "a", "第三镇的河", "它位于哪里", "有河的镇？", "b"]

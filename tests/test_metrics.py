@@ -11,6 +11,8 @@ from errors import UserError
 from metrics import Likelihood, likelihood, likelihood_of_rows
 from tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.numeric
+
 
 def plain_likelihood(model, lists, first_target):
     """(nats, tokens, nats without EOT) of lists of ids, each alone; `first_target(ids)`: where its loss begins."""

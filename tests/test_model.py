@@ -10,6 +10,8 @@ from data_utils import make_batch
 from decoding import Decoder
 from model import GPT, GPTConfig
 
+pytestmark = pytest.mark.numeric
+
 
 def test_the_default_model_has_123_59m_parameters():
     with torch.device("meta"):  # shapes without memory

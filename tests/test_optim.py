@@ -7,6 +7,8 @@ from tiny import tiny_model
 from optim import Muon, lr_scale, make_optimizers, orthogonalize, set_learning_rate
 from settings import Settings
 
+pytestmark = pytest.mark.numeric
+
 SETTINGS = {
     "learning_rate": 0.01,
     "muon_learning_rate": 0.05,

@@ -67,6 +67,7 @@ def plain_figures(folder, ckpt="out/base/ckpt.pt", data="data/base"):
     return np.array(found)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("batch_size", [0, 1, 3, 64])
 def test_the_figures_are_a_plain_loops_at_any_batch_size(measure, project, batch_size):
     _, found = measure(*BASE, f"--batch_size={batch_size}", "--csv=rows.csv")
@@ -83,6 +84,7 @@ def test_the_figures_are_a_plain_loops_at_any_batch_size(measure, project, batch
         assert float(row["bits_per_char"]) == pytest.approx(values[2] / math.log(2) / values[3], rel=1e-4)
 
 
+@pytest.mark.numeric
 def test_the_interval_is_that_of_the_ratio_over_rows_drawn_anew(measure, project):
     said, found = measure(*BASE, "--resamples=2000", "--seed=3")
     nats, tokens, _, _ = plain_figures(project).T

@@ -13,8 +13,23 @@ from errors import UserError
 from generation import TextGenerator
 from metrics import likelihood
 from model import GPT, GPTConfig
-from quantize import PRECISIONS, Int8Dynamic, Int8WeightOnly, Int8Weights, pick_product, prepare, set_precision
+from quantize import (
+    FEW_LEVELS,
+    LEVELS,
+    MOMENT,
+    PRECISIONS,
+    TIMED_TURNS,
+    Int8Dynamic,
+    Int8WeightOnly,
+    Int8Weights,
+    first_layers,
+    pick_product,
+    prepare,
+    set_precision,
+)
 from sampling import SamplingParams
+
+pytestmark = pytest.mark.numeric
 
 GREEDY = SamplingParams(temperature=0, max_new_tokens=10)
 
@@ -27,29 +42,62 @@ def linear(n_in=96, n_out=64, bias=False):
     return layer
 
 
+def few_levels(layer):
+    """The product that is right on any x86."""
+    return Int8Dynamic(layer, FEW_LEVELS)
+
+
+def picked(layer):
+    """The product that this processor gets."""
+    return pick_product(layer)(layer)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(1,), (8,), (40,), (2, 3)])
-@pytest.mark.parametrize("product", [Int8Weights, Int8WeightOnly, Int8Dynamic])
+@pytest.mark.parametrize("product", [Int8Weights, Int8WeightOnly, few_levels, picked])
 @torch.no_grad()
 def test_int8_products_are_near_the_plain_one(product, shape, bias):
     layer, x = linear(bias=bias), torch.randn(*shape, 96, generator=torch.Generator().manual_seed(1))
     x[0] *= 1000
-    expected, y = layer(x), product(layer)(x)
-    # A weight is off by at most half a level, 1/254 of its row's largest, and so is an input; bf16 rounds by 1/256.
+    rounded = product(layer)
+    expected, y = layer(x), rounded(x)
+    # A weight and an input are off by at most half a level of their row's largest; bf16 rounds by 1/256.
     w, inputs = layer.weight.abs(), x.abs()
-    bound = inputs.amax(dim=-1, keepdim=True) / 254 * w.sum(dim=1) + inputs.sum(dim=-1, keepdim=True) * (
-        w.amax(dim=1) / 254
-    )
+    bound = inputs.amax(dim=-1, keepdim=True) / (2 * LEVELS) * w.sum(dim=1)
+    bound = bound + inputs.sum(dim=-1, keepdim=True) * (w.amax(dim=1) / (2 * rounded.most))
     bound = 1.05 * bound + (inputs @ w.T) / 128 + 1e-5
     assert y.shape == expected.shape
     assert ((y - expected).abs() <= bound).all()
-    assert torch.equal(product(layer)(torch.zeros(1, 96)), layer(torch.zeros(1, 96)))
-    assert (product(layer)(x.bfloat16()).dtype, y.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(rounded(torch.zeros(1, 96)), layer(torch.zeros(1, 96)), atol=1e-30, rtol=0)
+    assert (rounded(x.bfloat16()).dtype, y.dtype) == (torch.bfloat16, torch.float32)
+
+
+def saturating_product(levels, x_scale, x_zero, weights, scale, zeros, bias, *rest):
+    """What oneDNN's int8 product gives before VNNI: the sums of two neighbours are held in 16 bits."""
+    pairs = (levels.int()[:, None] * weights.int()).unflatten(2, (-1, 2)).sum(dim=3)
+    return pairs.clamp(-(2**15), 2**15 - 1).sum(dim=2) * scale + bias
+
+
+@pytest.fixture
+def without_vnni(monkeypatch):
+    """A processor whose int8 sums saturate."""
+    monkeypatch.setattr(torch.ops.onednn, "qlinear_prepack", lambda weights, shape: weights)
+    monkeypatch.setattr(torch.ops.onednn, "qlinear_pointwise", saturating_product)
 
 
 @torch.no_grad()
-def test_a_processor_that_saturates_gets_the_product_that_does_not(monkeypatch):
-    assert pick_product(linear()) in (Int8Dynamic, Int8WeightOnly)
+def test_where_sums_saturate_weights_have_seven_bits(without_vnni):
+    layer = linear()
+    assert pick_product(layer).keywords == {"most": FEW_LEVELS}
+    for sign in (1.0, -1.0):  # the largest sums that there can be
+        most, x = torch.nn.Linear(96, 4, bias=False), torch.full((1, 96), 1.0)
+        torch.nn.init.constant_(most.weight, sign)
+        torch.testing.assert_close(few_levels(most)(x), most(x), rtol=1e-5, atol=0)
+        assert not torch.allclose(Int8Dynamic(most)(x), most(x), rtol=0.1)
+
+
+@torch.no_grad()
+def test_where_onednns_product_is_wrong_or_not_there_torchs_own_is_taken(monkeypatch):
     product = Int8Dynamic.forward
     monkeypatch.setattr(Int8Dynamic, "forward", lambda self, x: product(self, x).clamp(max=60 * x.shape[-1]))
     assert pick_product(linear()) is Int8WeightOnly
@@ -84,6 +132,82 @@ def test_a_model_in_any_precision_answers(name):
     assert any(texts)
 
 
+@pytest.mark.parametrize("name", PRECISIONS)
+@torch.no_grad()
+def test_logits_of_generation_are_float32(name):
+    decoder = Decoder(set_precision(tiny_model(), name), 4)
+    assert decoder.prefill(random_ids(4, 9).tolist()).dtype == torch.float32
+    assert decoder.step([1, 2, 3, 4], [9] * 4).dtype == torch.float32
+
+
+@torch.no_grad()
+def test_bf16s_logits_are_float32_products_of_its_states():
+    """At temperature 0.1 a difference of 0.03 in a logit is one of 0.3 nats."""
+    model, prompts = tiny_model(), random_ids(4, 9)
+    model.lm_head.weight *= 10
+    weight = model.lm_head.weight.clone()
+    logits = Decoder(set_precision(model, "bf16"), 4).prefill(prompts.tolist())
+    states = model.hidden(prompts)[:, -1]
+    expected = states.float() @ weight.T
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+    coarse = states @ weight.bfloat16().T  # as a layer in bfloat16 makes them
+    assert expected.abs().max() > 10 and (coarse - expected).abs().max() > 0.03
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_type_that_the_processor_lacks_is_not_timed(fast, monkeypatch):
+    timed, best = [], {"float32": 3.0, "bf16": 1.0, "int8": 2.0}
+    monkeypatch.setattr("quantize.bfloat16_is_fast", lambda: fast)
+
+    def seconds_of_steps(decoders):
+        timed.extend(decoders)
+        return {name: best[name] for name in decoders}
+
+    monkeypatch.setattr("quantize.seconds_of_steps", seconds_of_steps)
+    _, name, why = prepare(tiny_model(), "auto", say=lambda line: 1 / 0)  # a tiny model takes no moment
+    assert timed == (["float32", "bf16", "int8"] if fast else ["float32", "int8"])
+    assert (name, why[:17]) == (("bf16", "timed: 3.00 times") if fast else ("int8", "timed: 1.50 times"))
+    best.update(int8=2.9, bf16=4.0)
+    assert prepare(tiny_model(), "auto")[1:] == ("float32", "timed: int8 is no more than 1.03 times as fast")
+
+
+def test_timing_ends_with_the_turn_in_which_its_seconds_are_over(monkeypatch):
+    steps = []
+    step = Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda self, *values: (steps.append(self.n), step(self, *values))[1])
+    monkeypatch.setattr("quantize.bfloat16_is_fast", lambda: False)
+    monkeypatch.setattr("quantize.TIMED_SECONDS", 3600)
+    prepare(tiny_model(), "auto")
+    assert steps == [1, 16] * 2 * TIMED_TURNS
+    steps.clear()
+    monkeypatch.setattr("quantize.TIMED_SECONDS", -1)
+    prepare(tiny_model(), "auto")
+    assert steps == [1, 16] * 2
+
+
+@torch.no_grad()
+def test_what_is_timed_is_a_small_part_and_leaves_the_model_as_it_is():
+    model = tiny_model()
+    before = {name: (tensor.clone(), tensor.data_ptr()) for name, tensor in model.state_dict().items()}
+    part = first_layers(model)
+    assert len(part.h) == min(2, len(model.h))
+    assert {p.data_ptr() for p in part.parameters()} <= {p.data_ptr() for p in model.parameters()}  # shared
+    for name in PRECISIONS:
+        set_precision(first_layers(model), name)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name][0]) and tensor.data_ptr() == before[name][1]
+
+
+def test_timing_that_takes_more_than_a_moment_is_said(monkeypatch):
+    said = []
+    monkeypatch.setattr("quantize.bfloat16_is_fast", lambda: True)
+    monkeypatch.setattr("quantize.MOMENT", 1000)
+    prepare(tiny_model(), "auto", say=said.append)
+    assert said == ["timing a few layers in float32, bf16 and int8 …"]
+    prepare(tiny_model(), "int8", say=said.append)
+    assert len(said) == 1 and MOMENT > 1000
+
+
 def test_int8_on_a_card_is_refused_with_what_to_take():
     with pytest.raises(UserError, match="bf16"):
         set_precision(tiny_model().to("meta"), "int8")
@@ -100,9 +224,10 @@ def forced_perplexity(model, rows):
     return torch.stack(nats).mean().exp().item()
 
 
-@pytest.mark.parametrize("product", [Int8Dynamic, Int8WeightOnly])
+@pytest.mark.parametrize("product", [None, few_levels, Int8WeightOnly])
 def test_the_steps_of_generation_have_that_perplexity_too(product, monkeypatch):
-    monkeypatch.setattr("quantize.pick_product", lambda linear: product)
+    if product:
+        monkeypatch.setattr("quantize.pick_product", lambda linear: product)
     rows = random_ids(8, 32)
     expected = forced_perplexity(tiny_model(), rows)
     assert forced_perplexity(set_precision(tiny_model(), "int8"), rows) == pytest.approx(expected, rel=0.01)
@@ -142,7 +267,10 @@ def test_a_compiler_that_fails_or_is_not_there_is_said_and_generation_goes_on(mo
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no compiler for torch.compile")
-@pytest.mark.parametrize("name", [pytest.param("float32", marks=pytest.mark.soak_only), "int8"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("float32", marks=pytest.mark.soak_only), pytest.param("bf16", marks=pytest.mark.soak_only), "int8"],
+)
 @torch.no_grad()
 def test_compiled_steps_equal_plain_ones(name):
     model = set_precision(tiny_model(), name)

@@ -7,6 +7,8 @@ import torch
 
 from sampling import Sampler, SamplingParams, draw, kind_of, sample_tokens
 
+pytestmark = pytest.mark.numeric
+
 V = 12
 
 

@@ -59,6 +59,7 @@ def assert_same(left, right):
         assert torch.equal(left[name], right[name]), name
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_stopped_and_resumed_run_equals_one_never_stopped(settings, tmp_path, optimizer):
     whole = settings(out_dir=str(tmp_path / "whole"), optimizer=optimizer)
@@ -81,6 +82,7 @@ def test_a_stopped_and_resumed_run_equals_one_never_stopped(settings, tmp_path, 
     assert_same(weights(stopped), weights(whole))
 
 
+@pytest.mark.numeric
 def test_accumulated_batches_give_the_step_of_one_large_batch(settings, tmp_path):
     one = settings(out_dir=str(tmp_path / "one"), batch_size=8, sampling="traverse", dropout=0.0, max_iters=3)
     four = settings(out_dir=str(tmp_path / "four"), batch_size=2, sampling="traverse", dropout=0.0, max_iters=3)
@@ -425,6 +427,7 @@ def test_another_error_in_a_step_is_not_taken_for_a_lack_of_memory(settings, mon
         trainer.step()
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("stage", ["pretrain", "sft"])
 @pytest.mark.parametrize("batch_tokens", [0, 300])
 def test_training_on_trimmed_batches_is_training_on_padded_rows(settings, folders, stage, batch_tokens):
