@@ -9,10 +9,12 @@ import sys
 import time
 import warnings
 
+import matplotlib
 import numpy as np
 import pytest
 from conftest import ROOT, write_jsonl
 from matplotlib import font_manager
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import visualize
 from configurator import load_settings
@@ -54,6 +56,23 @@ def saved_without_warnings(figure, path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return save_plot(figure, path)
+
+
+def places_of(figure, *artists):
+    """Bboxes of artists as one drawing has them: each renderer (PNG, SVG) has a scale and letters of its own."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return [artist.get_window_extent(canvas.get_renderer()) for artist in artists]
+
+
+# Families that come with matplotlib, narrow and wide, as use_chinese_font sets them; sizes of the letters.
+FONTS = [("DejaVu Sans", 10), ("DejaVu Serif", 16), ("STIXGeneral", 8), ("DejaVu Sans Mono", 20)]
+
+
+def drawn_in(monkeypatch, family, size):
+    monkeypatch.setattr(plots, "use_chinese_font", lambda: None)
+    monkeypatch.setitem(matplotlib.rcParams, "font.family", [family, plots.PLAIN])
+    monkeypatch.setitem(matplotlib.rcParams, "font.size", size)
 
 
 def main(monkeypatch, *arguments):
@@ -113,10 +132,28 @@ def test_lines_that_a_resumed_run_wrote_again_stand_there_once(tmp_path):
 
 
 def test_smoothing_is_the_debiased_exponential_average():
-    assert smoothed(np.array([3.0, 3.0, 3.0]), 0.9) == pytest.approx([3, 3, 3])
-    # (1 - w) y1 / (1 - w), then (w (1 - w) y1 + (1 - w) y2) / (1 - w^2)
-    assert smoothed(np.array([4.0, 1.0]), 0.5) == pytest.approx([4.0, (0.25 * 4 + 0.5 * 1) / 0.75])
-    assert smoothed(np.array([4.0, 1.0, 7.0]), 0.0) == pytest.approx([4, 1, 7])
+    values = np.random.default_rng(0).random(100)
+    for i, found in enumerate(smoothed(values, 0.8)):
+        assert found == pytest.approx(np.average(values[: i + 1], weights=0.8 ** np.arange(i, -1, -1)))
+    assert smoothed(values, 0.0) == pytest.approx(values)
+
+
+@pytest.mark.parametrize("n", [1, 2, 12, 40, 1000])
+def test_a_short_runs_smoothed_loss_is_not_far_from_its_loss(n):
+    assert smoothed(np.full(n, 3.0), 0.9) == pytest.approx(np.full(n, 3.0))
+    falling = np.linspace(4.0, 0.5, n)
+    assert falling[-1] <= smoothed(falling, 0.9)[-1] <= falling[-1] + 0.1 * (falling[0] - falling[-1])
+
+
+def test_a_short_run_is_said_to_be_smoothed_only_where_it_is(tmp_path):
+    few, more = ([line(step, 4.0 / step) for step in range(1, n + 1)] for n in (8, 30))
+    log = log_of(tmp_path / "few", few)
+    assert "training loss 0.5000" in runs.summary(log, 0.9)[0] and "smoothed" not in runs.summary(log, 0.9)[0]
+    assert draw_runs([log], smooth=0.9).axes[0].get_legend_handles_labels()[1] == ["training"]
+    log = log_of(tmp_path / "more", more)
+    assert "(smoothed)" in runs.summary(log, 0.9)[0]
+    labels = draw_runs([log], smooth=0.9).axes[0].get_legend_handles_labels()[1]
+    assert labels == ["training, raw", "training, smoothed (0.67)"]
 
 
 @pytest.mark.parametrize(
@@ -240,23 +277,29 @@ def test_one_spike_does_not_flatten_the_curves(tmp_path):
     assert panel.get_ylim()[1] < 20 and panel.texts[0].get_text() == "▲ up to 1e+06"
 
 
-def test_twenty_runs_together_are_told_apart_and_their_legend_lies_beside_the_curves(tmp_path):
+@pytest.mark.parametrize("family, size", FONTS)
+def test_twenty_runs_together_are_told_apart_and_their_legend_lies_beside_the_curves(
+    tmp_path, monkeypatch, family, size
+):
+    drawn_in(monkeypatch, family, size)
     logs = [some_run(tmp_path / f"run_{i}") for i in range(20)]
     assert len({str(style(i)) for i in range(20)}) == 20
     figure = draw_runs(logs, together=True)
-    saved_without_warnings(figure, tmp_path / "plot.png")
     (place,) = figure.subfigs
-    legend = place.legends[0]
-    assert len(legend.get_texts()) == 20
-    for panel in figure.axes:
-        assert not panel.get_window_extent().overlaps(legend.get_window_extent())
+    assert len(place.legends[0].get_texts()) == 20
+    legend, *panels = places_of(figure, place.legends[0], *figure.axes)
+    assert legend.width > 0 and figure.bbox.x1 >= legend.x1 and legend.y0 >= 0
+    for panel in panels:
+        assert panel.width > 0.3 * figure.bbox.width and panel.x1 <= legend.x0
+    saved_without_warnings(figure, tmp_path / "plot.png")
 
 
-def test_the_legend_of_a_run_lies_above_its_curves(tmp_path):
+@pytest.mark.parametrize("family, size", FONTS)
+def test_the_legend_of_a_run_lies_above_its_curves(tmp_path, monkeypatch, family, size):
+    drawn_in(monkeypatch, family, size)
     figure = draw_runs([some_run(tmp_path, over=0.1)])
-    save_plot(figure, tmp_path / "plot.png")
-    panel = figure.axes[0]
-    assert panel.get_legend().get_window_extent().y0 >= panel.get_window_extent().y1 - 1
+    legend, panel = places_of(figure, figure.axes[0].get_legend(), figure.axes[0])
+    assert legend.y0 >= panel.y1 - 1 and legend.y1 <= figure.bbox.y1
 
 
 def test_runs_of_one_name_are_told_apart_and_a_folder_stands_for_the_runs_in_it(tmp_path):
