@@ -15,11 +15,13 @@ import pytest
 from conftest import ROOT, write_jsonl
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 
 import visualize
 from configurator import load_settings
 from errors import UserError
 from evaluating import plots, runs
+from evaluating.curves import draw_curves
 from evaluating.plots import drawable, plot_files, save_plot, style
 from evaluating.run_plots import POINTS, draw_runs
 from evaluating.runs import RunLog, best_line, find_runs, gaps, overfitting, pace, run_names, smoothed, thinned
@@ -308,6 +310,29 @@ def test_runs_of_one_name_are_told_apart_and_a_folder_stands_for_the_runs_in_it(
     found = find_runs([str(tmp_path / "a/sft"), str(tmp_path / "b")], "out")
     assert run_names(found) == ["a/sft", "old", "b/sft"]
     assert find_runs([str(tmp_path / "a/sft")] * 2, "out") == found[:1]
+
+
+def colours_in(panel):
+    """The set of RGB colours of the pixels within a panel."""
+    canvas = FigureCanvasAgg(panel.figure)
+    canvas.draw()
+    pixels, box = np.asarray(canvas.buffer_rgba()), panel.get_window_extent(canvas.get_renderer())
+    inside = pixels[len(pixels) - int(box.y1) : len(pixels) - int(box.y0), int(box.x0) : int(box.x1), :3]
+    return {tuple(colour) for colour in np.unique(inside.reshape(-1, 3), axis=0).tolist()}
+
+
+def test_evaluations_curves_that_lie_on_one_another_are_all_seen_and_others_are_as_thin_as_ever():
+    keys = ["to_change", "to_keep", "accuracy"]
+    together = [{"run": "a", "step": step, **dict.fromkeys(keys, 0.0)} for step in range(1, 6)]
+    apart = [{"run": "b", "step": e["step"], **{k: 0.2 + i / 5 for i, k in enumerate(keys)}} for e in together]
+    panels = draw_curves({"models": together + apart}).axes
+    for panel in panels:
+        if panel.get_legend():  # which has the colours too
+            panel.get_legend().remove()
+        wanted = {tuple(round(255 * c) for c in to_rgb(drawn.get_color())) for drawn in panel.lines}
+        assert len(wanted) == 3 and wanted <= colours_in(panel)
+    assert len({drawn.get_linewidth() for drawn in panels[0].lines}) == 3
+    assert len({drawn.get_linewidth() for drawn in panels[1].lines}) == 1
 
 
 NAMES = ["我的模型", "plain", "cost$5$", "_hidden", "thumb👍", "two\nlines", "长" * 99]
