@@ -108,8 +108,8 @@ def print_figures(entries, resamples):
     print(f"numbers: whether just the reference's numbers are told, over the {with_numbers} pairs that have any")
     if entries[0]["intervals"]["rouge_l_f"]:
         print("below each figure its 95% interval by the bootstrap over pairs")
-    counts = {entry["name"]: entry["pairs"] for entry in entries}
-    counts |= {f"{entry['name']}, numbers": entry["pairs_with_numbers"] for entry in entries}
+    counts = {f"answers of {entry['name']}": entry["pairs"] for entry in entries}
+    counts |= {f"numbers of {entry['name']}": entry["pairs_with_numbers"] for entry in entries}
     for note in too_few_notes(counts) if resamples else ():
         print(note)
 

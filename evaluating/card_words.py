@@ -44,6 +44,10 @@ TEXTS = {
         "By fine-tuning, its perplexity on the same articles went from {before:.2f} to {after:.2f}, {times:.3f} times "
         "what it was {edges}.",
     ),
+    "decoding few": (
+        "所试的解码参数不作比较{few_zh}。",
+        "The decoding settings tried are not compared ({few}).",
+    ),
     "decoding as given": (
         "所试的解码参数中，没有一个的 Rouge-L F 高于给定的（{given:.3f}）。",
         "Of the decoding settings tried, none has a higher Rouge-L F than those given ({given:.3f}).",
@@ -161,12 +165,13 @@ def of_decoding(card):
     given = next((row for row in rows if row["as_given"]), None)
     if not given:
         return []
+    pairs = min(row["pairs"] for row in rows)
+    if card.get("resamples") and too_few(pairs):
+        return [said("decoding few", few=too_few(pairs), few_zh=few_zh(pairs))]
     best = max(rows, key=lambda row: row["rouge_l_f"])
     if best["rouge_l_f"] <= given["rouge_l_f"]:
         return [said("decoding as given", given=given["rouge_l_f"])]
     clear = compared(*((row["rouge_l_f_low"], row["rouge_l_f_high"]) for row in (best, given)))
-    if few := card.get("resamples") and too_few(min(best["pairs"], given["pairs"])):
-        clear = {"clear": f" ({few})", "clear_zh": few_zh(min(best["pairs"], given["pairs"]))}
     what = f"{best['setting']}={best['value']:g}"
     if best["setting"] != "temperature" and best["temperature"] != given["temperature"]:
         what += f" (temperature={best['temperature']:g})"

@@ -100,7 +100,9 @@ def test_a_pretrained_and_a_fine_tuned_one_are_asked_the_same_questions(rouge):
 def test_of_a_few_questions_no_interval_and_no_comparison_is_told(rouge):
     said, figures = rouge("--ckpt=out/tuned", "--questions=mine.jsonl")
     few = "too few rows (4) for an interval; give at least 20"
-    assert f"note: tuned/step_10, tuned: {few}" in said and f"tuned/step_10 > tuned: {few}" in said
+    assert (
+        f"note: answers of tuned/step_10, answers of tuned: {few}" in said and f"tuned/step_10 > tuned: {few}" in said
+    )
     assert "95%" not in said and "A better in" not in said
     assert set(figures["models"][0]["intervals"].values()) == {None}
     told = figures["comparisons"][0]
