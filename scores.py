@@ -171,7 +171,7 @@ def too_few_notes(counts):
     """Lines to print of {what: rows} instead of the intervals that are not given; what is alike stands in one line."""
     whats = {}
     for what, rows in counts.items():
-        if too_few(rows):
+        if rows and too_few(rows):  # of none there is no figure either
             whats.setdefault(too_few(rows), []).append(what)
     return [f"note: {', '.join(named)}: {text}" for text, named in whats.items()]
 

@@ -72,7 +72,7 @@ def mending(part, count, total, settings):
         return ""
     if not count:
         need = "training needs" if part == "val" else "evaluations need"
-        return f", and {need} some: give more, or raise --{part}_share (now {share:g})"
+        return f", and {need} some: give more" + f", or raise --{part}_share (now {share:g})" * (total > 1)
     enough = FEWEST_ROWS / total
     raised = f", or raise --{part}_share (now {share:g}; {enough:.2g} would give about {FEWEST_ROWS})"
     return f"{untold}: give more{raised if share < enough <= MOST_SHARE else ''}"

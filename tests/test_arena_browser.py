@@ -44,11 +44,20 @@ def arena(folder):
         yield server
 
 
+def with_streams(page):
+    """The page, whose `streams` has from now on the requests of Gradio's streams of events that are open."""
+    page.streams = set()
+    page.on("request", lambda r: page.streams.add(r) if "/gradio_api/queue/data" in r.url else None)
+    page.on("requestfinished", lambda r: page.streams.discard(r))
+    page.on("requestfailed", lambda r: page.streams.discard(r))
+    return page
+
+
 @contextmanager
 def opened(browser, arena, locale="zh-CN", **more):
     """A page of a new visitor; `alien` has the requests that it made to other machines."""
     context = browser.new_context(locale=locale, **more)
-    page = context.new_page()
+    page = with_streams(context.new_page())
     page.alien, page.dialogs = [], []
     page.on("request", lambda r: None if r.url.startswith((arena.url, "data:", "blob:")) else page.alien.append(r.url))
     page.on("dialog", lambda dialog: (page.dialogs.append(dialog.message), dialog.dismiss()))
@@ -74,6 +83,11 @@ def go(page, tab):
 
 
 def ask(page, prompt, prefix=""):
+    """Ask, once Gradio's stream of the answer before is closed.
+
+    An event that joins in the moment in which the stream closes would wait for its news for ever.
+    """
+    wait_for(page, lambda: not page.streams)
     page.fill(f"#{prefix}prompt textarea", prompt)
     page.click(f"#{prefix}send")
 
