@@ -64,7 +64,8 @@ def open_rows(folder, part, block_size=None):
             f"{path} has {path.stat().st_size} bytes, {META} says {n_rows * width * 2}; prepare the data again"
         )
     if not n_rows:
-        raise UserError(f"the {part} part of {folder} has no rows; give more data, or a larger --{part}_share")
+        share = "a smaller --val_share" if part == "train" else f"a larger --{part}_share"
+        raise UserError(f"the {part} part of {folder} has no rows; prepare more data, or with {share}")
     return np.memmap(path, dtype=np.uint16, mode="r", shape=(n_rows, width)), meta
 
 

@@ -24,6 +24,7 @@ from evaluating.asking import ask, clipped, comparisons, ends_of, find_leaks, lo
 from evaluating.tables import text_table, write_csv
 from files import write_json
 from sampling import SamplingParams
+from scores import too_few, too_few_notes
 
 COLUMNS = {
     "rouge_l_recall": "Rouge-L recall", "rouge_l_precision": "precision", "rouge_l_f": "F",
@@ -89,7 +90,7 @@ def print_ends(asked, pairs):
             print()
 
 
-def print_figures(entries):
+def print_figures(entries, resamples):
     """A line a model, then a table of the figures with their intervals below them."""
     for entry in entries:
         said = (f"{name} {entry[key]:.4f}" for key, name in SUMMARY.items())
@@ -107,10 +108,17 @@ def print_figures(entries):
     print(f"numbers: whether just the reference's numbers are told, over the {with_numbers} pairs that have any")
     if entries[0]["intervals"]["rouge_l_f"]:
         print("below each figure its 95% interval by the bootstrap over pairs")
+    counts = {f"answers of {entry['name']}": entry["pairs"] for entry in entries}
+    counts |= {f"numbers of {entry['name']}": entry["pairs_with_numbers"] for entry in entries}
+    for note in too_few_notes(counts) if resamples else ():
+        print(note)
 
 
 def print_comparisons(found):
     """Whether one model is better than another, by the same pairs."""
+    for note in too_few_notes({f"{c['a']} > {c['b']}": c["rows"] for c in found}):
+        print(note)
+    found = [c for c in found if not too_few(c["rows"])]
     if not found:
         return
     rows = []
@@ -144,7 +152,7 @@ def main():
     print_pairs(asked, pairs, settings.show)
     best = max(range(len(asked)), key=lambda i: entries[i]["rouge_l_f"])
     print_ends(asked if len(asked) <= LISTED_MODELS else [asked[best]], pairs)
-    print_figures(entries)
+    print_figures(entries, settings.resamples)
     print_comparisons(found)
     if settings.csv:
         write_answers(settings.csv, asked, pairs)

@@ -41,8 +41,10 @@ from evaluating.plots import save_plot
 from evaluating.tables import text_table, write_csv
 from files import write_json
 from sampling import SamplingParams
+from scores import too_few, too_few_notes
 
 HEADS = ("all 全部", "to change 需改", "to keep 不改")
+HEAD_OF = dict(zip(GROUPS, HEADS, strict=True))
 COLUMNS = ("model", "step", "system", "shots", "question", "reference", "kind", "prediction", "verdict")
 
 
@@ -150,7 +152,7 @@ def told(found):
     return cells
 
 
-def print_tables(entries, cells, comparisons):
+def print_tables(entries, cells, comparisons, resamples):
     if len(entries) > 1:
         rows = [[entry["name"], entry["step"], *told(entry)] for entry in entries]
         print("\n" + text_table(["model 模型", "step", *HEADS], rows))
@@ -159,8 +161,11 @@ def print_tables(entries, cells, comparisons):
         rows = [[kind, found["pairs"], found["accuracy"]] for kind, found in last["kinds"].items()]
         print(f"\n{last['name']} by kind:\n" + text_table(["kind 类型", "sentences", "accuracy"], rows))
     print("\n" + ", ".join(f"{n} {name}" for name, n in last["verdicts"].items()) + f" ({last['name']})")
+    counts = {head: last["pairs" if group == "accuracy" else f"pairs_{group}"] for group, head in HEAD_OF.items()}
+    for note in too_few_notes(counts) if resamples else ():
+        print(note)
     for result in comparisons:
-        for group, head in zip(GROUPS, HEADS, strict=True):
+        for group, head in HEAD_OF.items():
             if group in result:
                 print("{a} against {b}, ".format(**result) + head + difference(result[group]))
     if cells:
@@ -178,6 +183,8 @@ def print_tables(entries, cells, comparisons):
 
 
 def difference(found):
+    if few := too_few(found["rows"]):
+        return f": {few}"
     return " {difference:+.4f} [{low:+.4f}, {high:+.4f}], better in {a_better:.1%} of the resamples".format(**found)
 
 
@@ -191,7 +198,7 @@ def main():
     comparisons = comparisons_of(entries, cases, answered, settings)
     for text in shown(cases, answered[entries[-1]["name"]], settings.show):
         print(text)
-    print_tables(entries, cells, comparisons)
+    print_tables(entries, cells, comparisons, settings.resamples)
     if settings.csv:
         write_csv(settings.csv, COLUMNS, lines)
     about = {"questions": settings.questions, "data_dir": settings.data_dir, "part": settings.split or "test"}

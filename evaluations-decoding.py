@@ -19,6 +19,7 @@ from evaluating.decoding_figures import NOTES, save_sweep, sweep, sweep_size, ta
 from evaluating.tables import text_table, write_csv
 from files import write_json
 from sampling import SamplingParams
+from scores import too_few_notes
 
 
 def main():
@@ -35,6 +36,8 @@ def main():
     with tqdm(total=sweep_size(params, names) * len(pairs), unit="prompt", desc="generate") as bar:
         rows = sweep(model, pairs, params, names, bar.update, settings.resamples, settings.seed)
     print("\n".join([*leaks, f"{entrant.path}: {len(pairs)} questions", "", text_table(*table(rows)), "", NOTES]))
+    for note in too_few_notes({"answers": min(row["pairs"] for row in rows)}) if settings.resamples else ():
+        print(note)
     if failed := max(row["failed"] for row in rows):
         print(f"note: up to {failed} questions a row got no answer, and are counted in no figure of it")
     if settings.csv:

@@ -21,11 +21,11 @@ from data_utils import check_rows, load_table, open_rows, read_meta
 from device import pick_device
 from errors import UserError, run_script
 from evaluating.answerers import find_models, is_address, without_weights
-from evaluating.leak import leak_of
+from evaluating.leak import leak_of_part
 from evaluating.tables import text_table, write_csv
 from files import write_json
 from metrics import likelihood_of_rows
-from scores import compare, interval
+from scores import compare, interval, too_few, too_few_notes
 
 START = 20  # characters of a row's text that tell which it is
 COLUMNS = ["perplexity", "loss", "bits_per_token", "bits_per_char"]
@@ -81,13 +81,13 @@ class Measured:
         }  # fmt: skip
 
 
-def look_for_leaks(models, rows, meta, measured):
+def look_for_leaks(models, folder, part):
     """Look for the rows in what each was trained on, once for all checkpoints of a run, and say what was found."""
     done = {}
     for model in models:
         run = repr(model.content.get("settings"))
         if run not in done:
-            done[run] = leak_of(model.content, rows, meta, measured=measured)
+            done[run] = leak_of_part(model.content, folder, part)
             print(f"{model.name}: {done[run].line()}" if len(models) > 1 else done[run].line())
         model.leak = done[run]
 
@@ -123,7 +123,7 @@ def between(edges, digits=4):
     return " ({:.{d}f}–{:.{d}f})".format(*edges, d=digits) if edges else ""
 
 
-def print_figures(entries):
+def print_figures(entries, settings):
     """A line for each checkpoint, and of several a table with the intervals below the figures."""
     for entry in entries:
         edges = entry["intervals"]
@@ -136,6 +136,8 @@ def print_figures(entries):
         )
     if entries[0]["intervals"]["loss"]:
         print("in brackets: 95% intervals by the bootstrap over rows")
+    elif settings.resamples:
+        print("\n".join(too_few_notes({"intervals and comparisons": entries[0]["rows"]})))
     if len(entries) > 1:
         rows = []
         for entry in entries:
@@ -147,7 +149,7 @@ def print_figures(entries):
 
 def print_comparisons(found):
     """How surely the best is better than each other one."""
-    if found:
+    if found and not too_few(found[0]["rows"]):
         rows = [
             [f"{c['a']} < {c['b']}", c["difference"], f"{c['low']:+.4f}…{c['high']:+.4f}", f"{c['a_better']:.1%}"]
             for c in found
@@ -177,11 +179,11 @@ def main():
     rows, meta = open_rows(settings.data_dir, part)
     tokenizer = load_table(settings.data_dir, meta)
     if settings.check_leak:
-        look_for_leaks(models, rows, meta, (settings.data_dir, part))
+        look_for_leaks(models, settings.data_dir, part)
     measured, stopped = measure_all(models, rows, meta, tokenizer, settings)
     entries = [model.figures(settings, part) for model in measured]
     found = comparisons(measured, settings)
-    print_figures(entries)
+    print_figures(entries, settings)
     print_comparisons(found)
     if meta.get("overflow") == "truncate" and meta.get("characters_cut"):
         print("note: these rows were truncated; to compare tokenizers, prepare both with --overflow=split")

@@ -27,6 +27,7 @@ from evaluating.card import page_of
 from evaluating.card_figures import shown_path
 from evaluating.card_words import glance
 from evaluating.decoding_figures import NOTES, draw_sweep, table
+from evaluating.leak import gravest, leak_of, leak_of_part
 from evaluating.plots import save_plot
 from evaluating.questions import load_pairs, part_asked
 from evaluating.run_plots import draw_runs
@@ -52,7 +53,7 @@ class Card:
         self.entrant, self.settings, self.found = entrant, settings, {"missing": [], "plots": {}, "perplexity": []}
         self.found["resamples"] = settings.resamples
         self.content = {key: value for key, value in load_checkpoint(entrant.path).items() if key != "optimizers"}
-        self.pairs, self.figures = [], {}
+        self.pairs, self.figures, self.leaks = [], {}, []
         page = Path(settings.page)
         self.plots = page.with_name(f"{page.stem}_files")
 
@@ -90,21 +91,36 @@ class Card:
             on_eot = self.content["settings"].get("train_on_eot", True)
             for part in measure.parts_of(settings.data_dir, settings):
                 where = settings.data_dir, part, settings, progress, on_eot
+                self.check_part(settings.data_dir, part)
                 rows.append(measure.measured(self.content, name, *where)[0])
         if self.content["stage"] == "sft":
             with self.part("微调前后的困惑度 perplexity before and after fine-tuning") as progress:
-                more, self.found["change"] = measure.before_and_after(self.content, name, settings, progress)
+                path, before = measure.chain_of(self.content)
+                self.check_part(before["settings"]["data_dir"], "val")
+                pair = before, path, self.content, name
+                more, self.found["change"] = measure.before_and_after(*pair, settings, progress)
                 rows += more
+
+    def check_part(self, folder, part):
+        """Look for the rows of a part, before they are measured, in what the checkpoint was trained on."""
+        if self.settings.check_leak:
+            self.note_leak(f"{shown_path(folder)} {part}", leak_of_part(self.content, folder, part))
+
+    def note_leak(self, of, leak):
+        """Keep a `Leak` for the card, and print it; "leak" in the figures is the gravest of all."""
+        print(f"{of}: {leak.line()}")
+        self.leaks.append(leak)
+        told = {"of": of, **leak.to_dict(), "line": at_home(leak.line())}
+        self.found["leaks"] = [*self.found.get("leaks", ()), told]
+        self.found["leak"] = self.found["leaks"][self.leaks.index(gravest(self.leaks))]
 
     def ask(self):
         """Questions (or beginnings of articles), sentences to correct, and what decoding changes."""
         settings = self.settings
         with self.part("问答 answers") as progress:
             pairs = load_pairs(settings, self.entrant)
-            if settings.check_leak:
-                leak = measure.leak(self.entrant, pairs, settings)
-                self.found["leak"] = {**leak.to_dict(), "line": at_home(leak.line())}
-                print(leak.line())
+            if settings.check_leak and settings.questions:  # rows of data_dir were looked at with their perplexity
+                self.note_leak(shown_path(settings.questions), leak_of(self.content, pairs=pairs))
             model = self.entrant.open(settings)
             self.asked = measure.answers(self.entrant, model, pairs, settings, progress)
             self.pairs = pairs

@@ -21,6 +21,9 @@ WORD = re.compile(r"\w+(?:[.,]\w+)*|[^\w\s]")
 PUNCTUATION = set("-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
 RESAMPLES_AT_ONCE = 1 << 22  # numbers drawn together, so that many rows take no more memory
 LEVEL = 0.95
+# Rows from which an interval or a comparison is given. The bootstrap draws again from the rows that there are: of a few
+# it knows too little of how rows differ, and its intervals are too narrow (of one row, no wider than a point).
+FEWEST_ROWS = 20
 
 
 def rouge_l(prediction, reference, words=False):
@@ -159,6 +162,20 @@ def score_pairs(predictions, references, words=False):
 # How sure a figure is
 
 
+def too_few(rows):
+    """Why so many rows have no interval, as text; "" where they are enough."""
+    return "" if rows >= FEWEST_ROWS else f"too few rows ({rows:,}) for an interval; give at least {FEWEST_ROWS}"
+
+
+def too_few_notes(counts):
+    """Lines to print of {what: rows} instead of the intervals that are not given; what is alike stands in one line."""
+    whats = {}
+    for what, rows in counts.items():
+        if rows and too_few(rows):  # of none there is no figure either
+            whats.setdefault(too_few(rows), []).append(what)
+    return [f"note: {', '.join(named)}: {text}" for text, named in whats.items()]
+
+
 def resampled(numerators, denominators, resamples, seed):
     """(resamples,) values of sum(numerators) / sum(denominators) over rows drawn with replacement."""
     rng, n = np.random.default_rng(seed), len(numerators)
@@ -174,12 +191,13 @@ def resampled(numerators, denominators, resamples, seed):
 def interval(numerators, denominators=None, resamples=1000, seed=0):
     """(low, high): the 95% bootstrap interval of a mean over rows (Efron 1979), or of a ratio of sums over rows.
 
-    numerators, denominators: (n,); denominators None: ones. nan among the numerators: the row is left out.
+    numerators, denominators: (n,); denominators None: ones. nan among the numerators: the row is left out. None where
+    fewer than FEWEST_ROWS are left, or nothing is to be resampled.
     """
     numerators = np.asarray(numerators, dtype=np.float64)
     denominators = np.ones(len(numerators)) if denominators is None else np.asarray(denominators, dtype=np.float64)
     kept = ~np.isnan(numerators)
-    if not kept.any() or not resamples:
+    if too_few(kept.sum()) or not resamples:
         return None
     values = resampled(numerators[kept], denominators[kept], resamples, seed)
     edges = (1 - LEVEL) / 2
@@ -192,7 +210,8 @@ def compare(a, b, resamples=1000, seed=0, denominators=None):
     a, b: (n,) figures of each row, higher is better; rows with nan in either are left out. Of ratios of sums over rows
     they are the numerators, and `denominators` (n,) the same for both. Returns {"difference": mean (or ratio) of
     a - b, "low", "high": its 95% interval, "a_better": share of resamples in which A is above B (a tie is half),
-    "rows"}, or None without rows.
+    "rows"}, the middle three None where there are fewer than FEWEST_ROWS; or None without rows, or where nothing is to
+    be resampled.
     """
     difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     below = np.ones(len(difference)) if denominators is None else np.asarray(denominators, dtype=np.float64)
@@ -200,11 +219,12 @@ def compare(a, b, resamples=1000, seed=0, denominators=None):
     difference, below = difference[kept], below[kept]
     if not len(difference) or not resamples:
         return None
+    found = {"difference": float(difference.sum() / below.sum()), "low": None, "high": None, "a_better": None}
+    found["rows"] = len(difference)
+    if too_few(len(difference)):
+        return found
     values = resampled(difference, below, resamples, seed)
     edges = (1 - LEVEL) / 2
     low, high = np.quantile(values, [edges, 1 - edges])
     better = (values > 0).mean() + (values == 0).mean() / 2
-    return {
-        "difference": float(difference.sum() / below.sum()), "low": float(low), "high": float(high),
-        "a_better": float(better), "rows": len(difference),
-    }  # fmt: skip
+    return {**found, "low": float(low), "high": float(high), "a_better": float(better)}

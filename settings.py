@@ -392,7 +392,9 @@ class Settings:
         "what the curves go by; '': step, and together seconds",
         ["", "step", "tokens", "epoch", "seconds"],
     )
-    smooth: float = setting(0.9, "visualize", "weight of what came before in the smoothed training loss, 0 to 1", low=0)
+    smooth: float = setting(
+        0.9, "visualize", "weight of what came before in the smoothed training loss, 0 to 1; less in a short run", low=0
+    )
     figures: list[str] = setting(
         [], "visualize", "JSON files of evaluations over checkpoints, whose curves are drawn as well"
     )

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from configurator import load_settings
 from corpus import dropped_text, find_files
 from errors import Signals, UserError, run_script
+from preparing.checks import refuse_to_replace, small_parts
 from preparing.mixing import file_weights
 from preparing.tally import Tally, fingerprint
 from preparing.worker import prepared_blocks
@@ -45,10 +46,15 @@ def workers_for(settings, n_bytes):
     return settings.workers or max(1, min(cores, n_bytes // BYTES_A_WORKER))
 
 
+def input_files(settings):
+    """Sorted paths of the files of articles. Raises UserError where there is none."""
+    return find_files(settings.input_dir, plain_text=settings.plain_text, leave_out=settings.data_dir)
+
+
 def prepare(settings):
     """Write the rows of all articles under settings.input_dir; returns the meta."""
     tokenizer = load_tokenizer(settings.tokenizer)
-    files = find_files(settings.input_dir, plain_text=settings.plain_text, leave_out=settings.data_dir)
+    files = input_files(settings)
     weights = file_weights(settings, files)
     signals, saved = Signals(), time.monotonic()
     told, size = fingerprint(settings, files, tokenizer), sum(map(os.path.getsize, files))
@@ -85,6 +91,8 @@ def prepare(settings):
 
 def main():
     settings = load_settings("prepare")
+    files = input_files(settings)
+    refuse_to_replace(settings.data_dir, "data_dir", "input_dir", settings.input_dir, files)
     meta = prepare(settings)
     print(dropped_text(meta))
     cleaning = meta["cleaning"]
@@ -101,8 +109,8 @@ def main():
             f"{counts['characters']} characters, "
             f"{counts['tokens_per_character']:.2f} tokens a character"
         )
-    if not meta["parts"]["train"]["rows"]:
-        print("warning: no row is for training; see to --weights and --val_share")
+    for line in small_parts(meta, settings):
+        print(line)
     print(f"written to {settings.data_dir}" + (f"; look at {settings.data_dir}/report.html" if settings.report else ""))
 
 

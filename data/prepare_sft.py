@@ -22,6 +22,7 @@ from cleaning import Cleaner
 from configurator import load_settings
 from corpus import Problems, dropped_text, read_heldout, read_questions, sft_part, subjects_by_id
 from errors import UserError, run_script
+from preparing.checks import refuse_to_replace, small_parts
 from row_files import RowWriter
 from tokenizer import load_tokenizer
 
@@ -111,12 +112,15 @@ def prepare_sft(settings):
 
 def main():
     settings = load_settings("prepare_sft")
+    refuse_to_replace(settings.sft_data_dir, "sft_data_dir", "qa_files", settings.qa_files, settings.qa_files)
     meta = prepare_sft(settings)
     print(dropped_text(meta))
     print("rows by form: " + ", ".join(f"{form} {count}" for form, count in meta["forms"].items()))
     print(f"questions {meta['questions']}; whose article is not known: {meta['without_article']}")
     for part, counts in meta["parts"].items():
         print(f"{part}: {counts['rows']} rows of {meta['block_size']}, {counts['tokens']} tokens")
+    for line in small_parts(meta, settings):
+        print(line)
     print(f"written to {settings.sft_data_dir}")
 
 

@@ -8,6 +8,7 @@ import re
 from evaluating.asking import clipped, ends_of, printable
 from evaluating.card_words import bracket, glance
 from evaluating.tables import markdown_table
+from scores import FEWEST_ROWS
 
 STAGES = {"pretrain": "预训练 pretrained", "sft": "微调 fine-tuned"}
 ROWS = {"pretrain": "文章 articles", "sft": "问答 questions"}
@@ -17,6 +18,10 @@ FIGURES = {
     "numbers": "数字全对 numbers right",
 }  # fmt: skip
 CORRECTIONS = {"accuracy": "全部 all", "to_change": "需要改的 to change", "to_keep": "不用改的 to keep"}
+INTERVALS = (
+    f"方括号里是 95% 的自助法区间；少于 {FEWEST_ROWS} 行时没有区间。"
+    f"In brackets: 95% bootstrap intervals; of fewer than {FEWEST_ROWS} rows there are none."
+)
 ENDS, CLIPPED = 10, 80
 # What Markdown, or the HTML in it, would take for a sign of its own; a table's own escape is of "|".
 SIGNS = re.compile(r"([\\`*_{}\[\]#~$!])")
@@ -71,8 +76,8 @@ def model_section(card):
 
 
 def leak_section(card):
-    leak = card.get("leak")
-    return leak and [as_text(leak["line"])]
+    lines = [f"- {as_text(leak['of'])}: {as_text(leak['line'])}" for leak in card.get("leaks", ())]
+    return lines and ["\n".join(lines)]
 
 
 def perplexity_section(card):
@@ -169,7 +174,7 @@ def page_of(card):
     """The Markdown of a card (as evaluations-report.py makes it)."""
     lines = [f"- {zh}\n  {en}" for zh, en in glance(card)]
     blocks = [f"# 模型评估 Report card: {as_text(card['name'])}"]
-    blocks.append("方括号里是 95% 的自助法区间。In brackets: 95% bootstrap intervals." if card["resamples"] else "")
+    blocks.append(INTERVALS if card["resamples"] else "")
     blocks.append("\n".join(lines))
     for title, section in SECTIONS.items():
         found = section(card)

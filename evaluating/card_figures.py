@@ -16,8 +16,6 @@ from errors import UserError
 from evaluating.asking import ask
 from evaluating.corrections import cases_of, figures, kinds_of
 from evaluating.decoding_figures import sweep, sweep_size
-from evaluating.leak import leak_of
-from evaluating.questions import part_asked
 from evaluating.runs import RunLog
 from metrics import likelihood_of_rows
 from sampling import SamplingParams
@@ -95,10 +93,10 @@ def chain_of(content):
     raise UserError("the run began from scratch")
 
 
-def before_and_after(content, name, settings, progress):
-    """([row, row], (low, high)): the perplexity of the pretrained checkpoint that a run began from, and of the run's on
-    the same articles; the 95% interval, by pairs of rows, of the second divided by the first. Raises UserError."""
-    path, before = chain_of(content)
+def before_and_after(before, path, content, name, settings, progress):
+    """([row, row], (low, high)): the perplexity of the pretrained checkpoint that a run began from (`before`, at path),
+    and of the run's on the same articles; the 95% interval, by pairs of rows, of the second divided by the first.
+    Raises UserError."""
     given = before["settings"]
     where = given["data_dir"], "val", settings, progress, given.get("train_on_eot", True)
     row, sums = measured(before, model_names([path])[0], *where)
@@ -152,12 +150,6 @@ def parts_of(folder, settings):
     if not found:
         raise UserError(f"{shown_path(folder)} has no {' or '.join(wanted)} part")
     return found
-
-
-def leak(entrant, pairs, settings):
-    """`Leak`: whether a checkpoint was trained on what it is asked."""
-    measured = None if settings.questions else (settings.data_dir, part_asked(settings, entrant))
-    return leak_of(entrant.content, pairs=pairs, measured=measured)
 
 
 def answers(entrant, model, pairs, settings, progress):

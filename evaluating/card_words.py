@@ -1,31 +1,34 @@
 """The sentences that sum a report card up, in Chinese and English; the figures decide which, and what they say."""
 
+from evaluating.leak import RUN_CHARS
 from evaluating.runs import RISE
+from scores import FEWEST_ROWS, too_few
 
 TEXTS = {
     "leaked": (
-        "**下面的数字不说明它对新内容的能力**：所测的内容训练时见过（{n:,} 行中的 {leaked:,} 行）。",
-        "**The figures below do not tell how it does on what is new to it**: it was trained on {leaked:,} of the {n:,} "
-        "rows that are measured.",
+        "**{of} 上的数字不说明它对新内容的能力**：{n:,} 行中有 {leaked:,} 行训练时见过；"
+        "这些行里每 {run} 个字的片段，有 {share:.1%} 出现在训练数据里。",
+        "**The figures of {of} do not tell how it does on what is new to it**: {leaked:,} of the {n:,} rows were "
+        "trained on, and of their runs of {run} characters {share:.1%} stand in training rows.",
     ),
     "unchecked": (
-        "没有检查所测的内容训练时是否见过。",
-        "Whether it was trained on what is measured was not checked.",
+        "没有检查 {of} 训练时是否见过。",
+        "Whether it was trained on {of} was not checked.",
     ),
     "clean": (
         "在训练数据里没有找到所测的内容。",
         "What is measured was not found in what it was trained on.",
     ),
     "answers": (
-        "{n:,} 个问题中，{exact:.1%} 的回答与参考答案完全一致 {edges}；Rouge-L F 为 {f:.3f} {f_edges}。",
+        "{n:,} 个问题中，{exact:.1%} 的回答与参考答案完全一致{edges_zh}；Rouge-L F 为 {f:.3f}{f_edges_zh}。",
         "Of {n:,} questions, it answers {exact:.1%} exactly as the reference {edges}; Rouge-L F is {f:.3f} {f_edges}.",
     ),
     "continuations": (
-        "给 {n:,} 篇文章的第一句往下写，与原文的 Rouge-L F 为 {f:.3f} {f_edges}。",
+        "给 {n:,} 篇文章的第一句往下写，与原文的 Rouge-L F 为 {f:.3f}{f_edges_zh}。",
         "Continuing {n:,} articles from their first clause, it comes to a Rouge-L F of {f:.3f} {f_edges}.",
     ),
     "numbers": (
-        "参考里有数字的 {n:,} 个中，{right:.1%} 的数字全对 {edges}。",
+        "参考里有数字的 {n:,} 个中，{right:.1%} 的数字全对{edges_zh}。",
         "Of the {n:,} whose reference has numbers, {right:.1%} have just these numbers {edges}.",
     ),
     "corrections": (
@@ -33,13 +36,17 @@ TEXTS = {
         "It corrects {change:.1%} of the sentences to change, and leaves {keep:.1%} of those to keep as they are.",
     ),
     "perplexity": (
-        "在 {part} 部分的{kind_zh}上困惑度为 {value:.2f} {edges}，每个 token {bits:.3f} 比特。",
+        "在 {part} 部分的{kind_zh}上困惑度为 {value:.2f}{edges_zh}，每个 token {bits:.3f} 比特。",
         "On the {kind} of the {part} part its perplexity is {value:.2f} {edges}: {bits:.3f} bits a token.",
     ),
     "fine-tuned": (
-        "微调之后，同样的文章上的困惑度从 {before:.2f} 变为 {after:.2f}，是原来的 {times:.3f} 倍 {edges}。",
+        "微调之后，同样的文章上的困惑度从 {before:.2f} 变为 {after:.2f}，是原来的 {times:.3f} 倍{edges_zh}。",
         "By fine-tuning, its perplexity on the same articles went from {before:.2f} to {after:.2f}, {times:.3f} times "
         "what it was {edges}.",
+    ),
+    "decoding few": (
+        "所试的解码参数不作比较{few_zh}。",
+        "The decoding settings tried are not compared ({few}).",
     ),
     "decoding as given": (
         "所试的解码参数中，没有一个的 Rouge-L F 高于给定的（{given:.3f}）。",
@@ -79,6 +86,18 @@ def bracket(edges, digits=3):
     return "–" if not edges else f"[{edges[0]:.{digits}f}, {edges[1]:.{digits}f}]"
 
 
+def few_zh(rows):
+    """`too_few` in a Chinese sentence."""
+    return f"（只有 {rows:,} 行，给不出区间，至少要 {FEWEST_ROWS} 行）"
+
+
+def edges_in(card, edges, rows, name="edges", digits=3):
+    """{name, name + "_zh"}: an interval, or why there is none, as it stands in an English and in a Chinese sentence."""
+    if not edges and card.get("resamples") and too_few(rows):
+        return {name: f"({too_few(rows)})", f"{name}_zh": few_zh(rows)}
+    return {name: bracket(edges, digits), f"{name}_zh": f" {bracket(edges, digits)}"}
+
+
 def compared(a, b):
     """{"clear_zh", "clear"}: whether two intervals have nothing in common; nothing where one is not known."""
     known = a and b and None not in (*a, *b)
@@ -93,26 +112,29 @@ def glance(card):
 
 
 def of_leak(card):
-    leak = card.get("leak")
-    if not leak:
-        return []
-    if leak["verdict"] in ("leaked", "trained on"):
-        return [said("leaked", n=leak["rows"], leaked=leak["leaked_rows"])]
-    return [said("clean" if leak["verdict"] == "clean" else "unchecked")]
+    """A sentence for each set of rows that was trained on, or was not looked at; one where all are clean."""
+    found = []
+    for leak in card.get("leaks", ()):
+        if leak["verdict"] in ("leaked", "trained on"):
+            about = {"n": leak["rows"], "leaked": leak["leaked_rows"], "share": leak["share"], "run": RUN_CHARS}
+            found.append(said("leaked", of=leak["of"], **about))
+        elif leak["verdict"] != "clean":
+            found.append(said("unchecked", of=leak["of"]))
+    return found or ([said("clean")] if card.get("leaks") else [])
 
 
 def of_answers(card):
     scores = card.get("answers")
     if not scores:
         return []
-    edges = {key: bracket(scores["intervals"][key]) for key in ("exact_match", "rouge_l_f", "numbers")}
-    about = {"n": scores["pairs"], "f": scores["rouge_l_f"], "f_edges": edges["rouge_l_f"]}
+    n, edges = scores["pairs"], scores["intervals"]
+    about = {"n": n, "f": scores["rouge_l_f"], **edges_in(card, edges["rouge_l_f"], n, "f_edges")}
     if card["about"]["stage"] == "pretrain":
         return [said("continuations", **about)]
-    found = [said("answers", exact=scores["exact_match"], edges=edges["exact_match"], **about)]
+    found = [said("answers", exact=scores["exact_match"], **edges_in(card, edges["exact_match"], n), **about)]
     if scores["numbers"] is not None:
-        right = {"n": scores["pairs_with_numbers"], "right": scores["numbers"], "edges": edges["numbers"]}
-        found.append(said("numbers", **right))
+        n = scores["pairs_with_numbers"]
+        found.append(said("numbers", n=n, right=scores["numbers"], **edges_in(card, edges["numbers"], n)))
     return found
 
 
@@ -128,14 +150,13 @@ def of_perplexity(card):
     for row in [row for row in rows if not row.get("chain")][:1]:
         kind_zh, kind = KINDS[row["stage"]]
         about = {"part": row["part"], "value": row["perplexity"], "bits": row["bits_per_token"]}
-        edges = bracket(row["intervals"]["perplexity"], 2)
-        found.append(said("perplexity", kind_zh=kind_zh, kind=kind, edges=edges, **about))
+        about |= edges_in(card, row["intervals"]["perplexity"], row["rows"], digits=2)
+        found.append(said("perplexity", kind_zh=kind_zh, kind=kind, **about))
     before, after = (next((row for row in rows if row.get("chain") == place), None) for place in ("before", "after"))
     if before and after:
-        change = card["change"] and bracket(card["change"])
         told = {"before": before["perplexity"], "after": after["perplexity"]}
         told["times"] = told["after"] / told["before"]
-        found.append(said("fine-tuned", edges=change or "", **told))
+        found.append(said("fine-tuned", **edges_in(card, card["change"], after["rows"]), **told))
     return found
 
 
@@ -144,6 +165,9 @@ def of_decoding(card):
     given = next((row for row in rows if row["as_given"]), None)
     if not given:
         return []
+    pairs = min(row["pairs"] for row in rows)
+    if card.get("resamples") and too_few(pairs):
+        return [said("decoding few", few=too_few(pairs), few_zh=few_zh(pairs))]
     best = max(rows, key=lambda row: row["rouge_l_f"])
     if best["rouge_l_f"] <= given["rouge_l_f"]:
         return [said("decoding as given", given=given["rouge_l_f"])]

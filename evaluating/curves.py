@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from errors import UserError
-from evaluating.plots import COLOURS, drawable
+from evaluating.plots import COLOURS, drawable, nested
 
 # Of 0 to 1, as they are named in a legend, in the order that they are drawn in.
 SHARES = {
@@ -79,15 +79,13 @@ def band_of(entries, key):
 
 def draw_panel(panel, entries, keys):
     """One run's curves of some figures, with their intervals as bands."""
-    names = [key for key in LABELS if key in keys]
-    for key in names:
-        points = [(entry["step"], entry[key]) for entry in entries if is_number(entry.get(key))]
-        if not points:
-            continue
+    curves = {key: {e["step"]: e[key] for e in entries if is_number(e.get(key))} for key in LABELS if key in keys}
+    curves = {key: points for key, points in curves.items() if points}
+    for (key, points), thickness in zip(curves.items(), nested(list(curves.values())), strict=True):
         colour = COLOURS[list(LABELS).index(key) % len(COLOURS)] if key != "accuracy" else "0.25"
-        look = {"color": colour, "lw": 1.8, "ls": "--" if key == "accuracy" else "-"}
-        marks = {"marker": "o", "markersize": 3.5} if len(points) <= FEW else {}
-        panel.plot(*zip(*points, strict=True), label=LABELS[key], **look, **marks)
+        look = {"color": colour, "ls": "--" if key == "accuracy" else "-", "solid_capstyle": "butt"}
+        look |= {"marker": "o" if len(points) <= FEW else "", **thickness}
+        panel.plot(list(points), list(points.values()), label=LABELS[key], **look)
         steps, low, high = band_of(entries, key)
         if len(steps) > 1:
             panel.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)

@@ -5,7 +5,7 @@ from dataclasses import astuple, replace
 import matplotlib.pyplot as plt
 import numpy as np
 
-from evaluating.plots import save_plot  # which sees to it that no screen is needed
+from evaluating.plots import nested, save_plot  # which sees to it that no screen is needed
 from scores import distinct, exact_match, interval, repetition, rouge_l
 
 VALUES = {
@@ -109,8 +109,9 @@ def draw_sweep(rows):
     for panel, name in zip(panels, names, strict=False):
         own = [row for row in rows if row["setting"] == name]
         places = range(len(own))
+        thickness = nested([dict(enumerate(row[key] for row in own)) for key in CURVES])
         for number, (key, label) in enumerate(CURVES.items()):
-            panel.plot(places, [row[key] for row in own], "o-", ms=3, lw=1.4, color=f"C{number}", label=label)
+            panel.plot(places, [row[key] for row in own], "o-", color=f"C{number}", label=label, **thickness[number])
             lows, highs = ([row.get(f"{key}_{edge}") for row in own] for edge in ("low", "high"))
             if None not in lows:
                 panel.fill_between(places, lows, highs, color=f"C{number}", alpha=0.15, lw=0)

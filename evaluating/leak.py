@@ -99,6 +99,21 @@ def leak_of(content, part_rows=None, meta=None, pairs=None, tokenizer=None, meas
     return leak
 
 
+def leak_of_part(content, folder, part):
+    """`Leak` of all rows of a part of a data folder, whatever of them is measured. Raises UserError.
+
+    Every evaluation of such rows asks this, so that all say the same of them.
+    """
+    rows, meta = open_rows(folder, part)
+    return leak_of(content, rows, meta, measured=(folder, part))
+
+
+def gravest(leaks):
+    """Of some `Leak`s the one that says most against the figures."""
+    order = LEAKED, TRAINED_ON, NOT_CHECKED, CLEAN
+    return min(leaks, key=lambda leak: order.index(leak.verdict))
+
+
 def same_folder(a, b):
     return os.path.realpath(a) == os.path.realpath(b)
 

@@ -1,5 +1,6 @@
 """Plots as PNG and SVG, drawn right on a machine without a screen and, where it must be, without Chinese fonts."""
 
+import math
 from pathlib import Path
 
 import matplotlib
@@ -21,6 +22,7 @@ PLAIN = "DejaVu Sans"  # comes with matplotlib
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A7A7A")
 LINES = ("-", "--", "-.", ":")
 LONGEST_NAME = 40
+SAME = 0.005  # shares that differ by less lie on one another in a plot
 
 
 def use_chinese_font():
@@ -67,6 +69,20 @@ def drawable(names, say=print):
 def style(number):
     """{"color", "linestyle"} of the curve of that number, from 0; 28 of them differ."""
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number // len(COLOURS) % len(LINES)]}
+
+
+def nested(curves):
+    """[{"lw", "markersize"}] of curves {x: y, a share of 0 to 1}, drawn in that order.
+
+    A curve that lies on others at some x, as several at 0 do, is thicker than those drawn after it, and so seen as
+    their rim.
+    """
+    above = [0] * len(curves)
+    for i in reversed(range(len(curves))):
+        for j in range(i + 1, len(curves)):
+            if any(abs(y - curves[j].get(x, math.inf)) <= SAME for x, y in curves[i].items()):
+                above[i] = max(above[i], above[j] + 1)
+    return [{"lw": 1.6 + 1.9 * n, "markersize": 3.5 + 2.6 * n} for n in above]
 
 
 def plot_files(path):

@@ -9,7 +9,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 from errors import UserError
 from evaluating.curves import draw_block
 from evaluating.plots import COLOURS, drawable, style
-from evaluating.runs import best_line, gaps, overfitting, pace, smoothed, thinned
+from evaluating.runs import best_line, fitting_weight, gaps, overfitting, pace, smoothed, thinned
 
 RAW, TRAIN, VAL, MARK = COLOURS[4], COLOURS[0], COLOURS[1], COLOURS[2]
 POINTS = 2000  # drawn of a curve
@@ -74,9 +74,10 @@ def draw_losses(panel, run, axis, smooth):
     columns = run.columns
     trained, checked = (np.flatnonzero(np.isfinite(columns[name])) for name in ("train_loss", "val_loss"))
     losses = columns["train_loss"][trained]
+    smooth = fitting_weight(smooth, len(losses))
     if smooth:
         curve(panel, run, axis, trained, losses, True, color=RAW, lw=0.8, alpha=0.6, label="training, raw")
-    told = f"training, smoothed ({smooth:g})" if smooth else "training"
+    told = f"training, smoothed ({smooth:.2g})" if smooth else "training"
     curve(panel, run, axis, trained, smoothed(losses, smooth), color=TRAIN, lw=1.8, label=told)
     marks = {"marker": "o", "markersize": 3.5} if len(checked) <= FEW else {}
     curve(panel, run, axis, checked, columns["val_loss"][checked], color=VAL, lw=1.8, label="validation", **marks)

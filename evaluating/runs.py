@@ -19,6 +19,7 @@ FIELDS = ("step", "epoch", "train_loss", "val_loss", "lr", "tokens", "seconds")
 RISE = 0.02  # share of the best validation loss by which it must have risen for over-fitting
 COMPARED_LINES = 10  # of the log, whose mean training loss is compared
 PACE_POINTS, PACE_SECONDS = 400, 0.5  # at most so many points of tokens a second, each over at least so long
+MOST_LAG = 0.1  # of a run, by which its smoothed loss may lag behind
 GAP = 5.0  # times the distance of the lines before and after: then lines are missing, and no curve crosses it
 
 
@@ -205,11 +206,21 @@ def gaps(steps):
     return np.flatnonzero(distances[1:-1] > GAP * beside) + 2
 
 
+def fitting_weight(weight, n):
+    """The weight of what came before by which n values are smoothed: less than the one given where they are few.
+
+    An average of weight w lags w / (1 - w) values behind. In a short run, whose loss falls from line to line, that is
+    far above the loss: so it may be a tenth of the run at most.
+    """
+    return min(weight, 1 - 1 / max(1.0, n * MOST_LAG))
+
+
 def smoothed(values, weight):
     """Exponential average of finite values (n,), without the pull of its start (Adam's debiasing).
 
-    weight: of what came before, 0 to 1.
+    weight: of what came before, 0 to 1; of few values `fitting_weight`.
     """
+    weight = fitting_weight(weight, len(values))
     mean, rest, out = 0.0, 1.0, array("d")
     for value in values.tolist():
         mean = weight * mean + (1 - weight) * value
@@ -329,7 +340,8 @@ def summary(run, smooth):
         if np.isfinite(c[name]).any():
             came.append(form.format(np.nanmax(np.where(np.isfinite(c[name]), c[name], np.nan))))
     if len(losses):
-        came.append(f"training loss {smoothed(losses, smooth)[-1]:.4f} (smoothed)")
+        told = " (smoothed)" if fitting_weight(smooth, len(losses)) else ""
+        came.append(f"training loss {smoothed(losses, smooth)[-1]:.4f}{told}")
     speed = pace(c)
     if math.isfinite(speed.overall):
         came.append(f"{speed.overall:,.0f} tokens/s{' (with its validations)' if speed.with_checks else ''}")

@@ -5,7 +5,7 @@
     python experiments/run.py --input_dir=my_wiki --qa_files=my_qa.jsonl --articles=my_wiki --docs=my_experiments.md
 
 Runs that several comparisons need are made once, and what is done stays in out_dir: the same command goes on after a
-stop. `--help` lists the settings.
+stop. `--help` lists the settings and the experiments.
 """
 
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configurator import defaults, load_settings
+from configurator import defaults, help_text, load_settings
 from errors import UserError, run_script
 from experiments import making
 from experiments.arms import Plan, arguments
@@ -60,7 +60,19 @@ def numbers(texts):
         raise UserError(f"seeds are whole numbers, such as --seeds=1,2,3, not {', '.join(texts)}") from None
 
 
+def names_text():
+    """Lines that name the experiments."""
+    width = max(len(experiment.name) for experiment in EXPERIMENTS)
+    lines = [f"  {experiment.name:{width}}  {experiment.title} {experiment.title_zh}" for experiment in EXPERIMENTS]
+    return "\n".join(
+        ["experiments, named as in `python experiments/run.py order layout`; without a name, all of them:", *lines]
+    )
+
+
 def main():
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text("experiments") + "\n\n" + names_text())
+        return
     names = [a for a in sys.argv[1:] if not a.startswith("-") and not a.endswith(".py")]
     settings = load_settings("experiments", [a for a in sys.argv[1:] if a not in names])
     known = [e.name for e in EXPERIMENTS]

@@ -14,8 +14,8 @@ from fastapi import FastAPI
 
 from page.before_gradio import FOLDER
 from page.common import LOCAL_NAMES
+from page.language import ChineseForAll
 from page.texts import translations
-from page.tunnel import Tunnel
 
 THREADS = 256  # handlers that may wait at once: each answer on its way has one
 UPLOAD = "8mb"
@@ -55,12 +55,9 @@ class Guard:
         self.app, self.local = app, local
 
     async def __call__(self, scope, receive, send):
-        reason = self.refusal(scope) if scope["type"] in ("http", "websocket") else None
+        reason = self.refusal(scope) if scope["type"] == "http" else None
         if reason is None:
             return await self.app(scope, receive, send)
-        if scope["type"] == "websocket":
-            await receive()
-            return await send({"type": "websocket.close", "code": 1008})
         status, text = reason
         body = json.dumps({"detail": text}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
@@ -119,8 +116,8 @@ class Server:
         )  # fmt: skip
         blocks.has_launched = True  # else Gradio takes the set-up for not yet done, and checks no path of a file
         config = uvicorn.Config(
-            Guard(Tunnel(app), local=host in LOOPBACK and not auth), log_level="warning", access_log=False,
-            ws="websockets-sansio", ws_per_message_deflate=False, ws_max_size=1024,
+            Guard(ChineseForAll(app), local=host in LOOPBACK and not auth), log_level="warning", access_log=False,
+            ws="none",  # the page opens no WebSocket
             proxy_headers=False,  # else a header could say that a request is from this machine
             timeout_graceful_shutdown=2,
         )  # fmt: skip

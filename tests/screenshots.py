@@ -12,7 +12,21 @@ import time
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
-from test_arena_browser import BOARD, CHROMIUM, DUEL, MATCH, PEERS, SINGLE, TRAINING, ask, go, said, state, wait_for
+from test_arena_browser import (
+    BOARD,
+    CHROMIUM,
+    DUEL,
+    MATCH,
+    PEERS,
+    SINGLE,
+    TRAINING,
+    ask,
+    go,
+    said,
+    state,
+    wait_for,
+    with_streams,
+)
 
 ASKED = [
     "铁的元素符号是什么？",
@@ -42,7 +56,7 @@ def first_character(page, prompt):
 
 
 def opened(browser, url, **more):
-    page = browser.new_context(**{"locale": "zh-CN", "viewport": SIZE, **more}).new_page()
+    page = with_streams(browser.new_context(**{"locale": "zh-CN", "viewport": SIZE, **more}).new_page())
     begun = time.monotonic()
     page.goto(url)
     page.wait_for_selector("#prompt textarea")

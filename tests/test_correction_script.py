@@ -48,14 +48,15 @@ def test_accuracy_is_counted_in_all_on_sentences_to_change_to_keep_and_by_kind()
     verdicts = ["right", "missed", "overcorrected", "no answer", "right"]
     assert [verdict(*pair) for pair in zip(CASES, answers, strict=True)] == verdicts
     assert verdict(CASES[3], "山高。") == "wrongly corrected"
-    found = figures(CASES, answers, resamples=200)
+    found = figures(CASES * 6, answers * 6, resamples=200)
     assert (found["accuracy"], found["to_change"], found["to_keep"]) == (2 / 4, 1 / 2, 1 / 2)
-    assert (found["pairs"], found["pairs_to_change"], found["pairs_to_keep"]) == (4, 2, 2)
-    assert found["verdicts"] == {"right": 2, "missed": 1, "overcorrected": 1, "no answer": 1}
-    assert found["kinds"]["doubled"]["accuracy"] == 1 and found["kinds"]["unchanged"]["pairs"] == 2
+    assert (found["pairs"], found["pairs_to_change"], found["pairs_to_keep"]) == (24, 12, 12)
+    assert found["verdicts"] == {"right": 12, "missed": 6, "overcorrected": 6, "no answer": 6}
+    assert found["kinds"]["doubled"]["accuracy"] == 1 and found["kinds"]["unchanged"]["pairs"] == 12
     assert found["kinds"]["wrong"]["accuracy"] is None and found["kinds"]["wrong"]["interval"] is None
     low, high = found["intervals"]["accuracy"]
     assert 0 <= low < 0.5 < high <= 1
+    assert found["intervals"]["to_change"] is None  # of twelve sentences
 
 
 def test_where_there_is_no_sentence_to_keep_there_is_no_figure_of_it():
@@ -66,7 +67,7 @@ def test_where_there_is_no_sentence_to_keep_there_is_no_figure_of_it():
 
 def test_two_models_are_compared_on_the_same_sentences():
     right, kept = [case.answer for case in CASES], [case.question for case in CASES]
-    found = compared(CASES, right, kept, 200, 0)
+    found = compared(CASES * 4, right * 4, kept * 4, 200, 0)
     assert found["to_change"]["difference"] == 1 and found["to_keep"]["difference"] == 0
     assert found["accuracy"]["a_better"] > 0.9
 

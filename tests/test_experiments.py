@@ -21,6 +21,14 @@ def plan():
     return Plan(defaults("experiments"))
 
 
+def test_help_names_every_experiment_with_what_it_is_about(script):
+    run = script("experiments/run.py", "--help")
+    assert run.returncode == 0 and "--tune_iters=" in run.stdout
+    lines = run.stdout.splitlines()
+    for experiment in EXPERIMENTS:
+        assert [line for line in lines if line.split()[:1] == [experiment.name] and experiment.title_zh in line]
+
+
 def test_every_experiment_names_runs_and_columns_that_there_are(plan):
     for experiment in EXPERIMENTS:
         assert set(experiment.runs) <= set(plan.runs)

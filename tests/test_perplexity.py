@@ -114,15 +114,23 @@ def test_one_checkpoint_has_its_figures_on_top_and_as_a_model(measure, project):
 
 
 def test_a_runs_folder_is_every_checkpoint_in_it_and_each_is_compared_with_the_best(measure, project):
-    said, found = measure(*TUNED, "--csv=rows.csv")
+    said, found = measure(*TUNED, "--split=test", "--csv=rows.csv")
     assert [(model["name"], model["step"]) for model in found["models"]] == [("tuned/step_10", 10), ("tuned", 20)]
-    assert "perplexity" not in found and len(rows_of(project / "rows.csv")) == 8
+    assert "perplexity" not in found and len(rows_of(project / "rows.csv")) == 48
     best, other = sorted(found["models"], key=lambda model: model["loss"])
     (told,) = found["comparisons"]
     assert (told["a"], told["b"], told["figure"]) == (best["name"], other["name"], "loss")
     assert told["difference"] == pytest.approx(other["loss"] - best["loss"], rel=1e-5)
     assert told["low"] <= told["difference"] <= told["high"]
     assert f"{best['name']} < {other['name']}" in said and said.count("leak check") == 1  # one run
+
+
+def test_of_a_few_rows_no_interval_and_no_comparison_is_told(measure):
+    said, found = measure(*TUNED)
+    assert "too few rows (4) for an interval; give at least 20" in said and "95%" not in said and "A < B" not in said
+    assert set(found["models"][0]["intervals"].values()) == {None}
+    (told,) = found["comparisons"]
+    assert told["difference"] > 0 and (told["low"], told["high"], told["a_better"], told["rows"]) == (None,) * 3 + (4,)
 
 
 def test_answers_alone_are_measured_of_a_fine_tuned_checkpoint(measure):

@@ -174,7 +174,64 @@ def test_a_crash_while_rows_are_put_in_place_leaves_a_folder_that_counts_as_not_
     assert not (tmp_path / "meta.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "folder", "setting", "own"),
+    [
+        ("data/prepare.py", "data_dir", "input_dir", made_up_articles),
+        ("data/prepare_sft.py", "sft_data_dir", "qa_files", made_up_questions),
+    ],
+)
+def test_rows_of_ones_own_are_not_replaced_by_the_embedded_ones_unasked(script, tmp_path, name, folder, setting, own):
+    default = {"input_dir": "data/wiki_sample", "qa_files": "sft/sample_qa.jsonl"}[setting]
+    embedded = tmp_path / default if default.endswith(".jsonl") else tmp_path / default / "a.jsonl"
+    write_jsonl(embedded, own(30))
+    write_jsonl(tmp_path / "own.jsonl", own(25))
+    done(script(name))
+    done(script(name))  # the same again
+    done(script(name, f"--{setting}=own.jsonl"))
+    done(script(name, f"--{setting}=own.jsonl"))
+    rows = tmp_path / ("data/processed" if folder == "data_dir" else "data/processed_sft")
+    before = {path.name: path.read_bytes() for path in rows.iterdir()}
+    told = error_of(script(name))
+    assert "own.jsonl" in told and f"--{setting}=…" in told and f"--{folder}=…" in told
+    assert {path.name: path.read_bytes() for path in rows.iterdir()} == before
+    done(script(name, f"--{folder}=other"))
+    (tmp_path / "mine.py").write_text(f"{setting} = {default!r}\n", encoding="utf-8")
+    done(script(name, "mine.py"))  # named, if as the default is
+    assert default in json.loads((rows / "meta.json").read_text(encoding="utf-8"))["sources"][0]
+
+
+def warnings_of(script, name, *flags):
+    return [line.removeprefix("warning: ") for line in done(script(name, *flags)).splitlines() if "warning: " in line]
+
+
+def test_parts_with_few_rows_are_warned_of_with_what_mends_them(script, tmp_path):
+    for n in (1, 5, 40, 400):
+        write_jsonl(tmp_path / f"{n}.jsonl", made_up_articles(n, tellings=1))
+    prepare = "data/prepare.py"
+    train, val = warnings_of(script, prepare, "--input_dir=5.jsonl", "--val_share=0.0001")
+    assert train == "train has 5 of the 5 rows, too few to learn more than these: give more"
+    assert val.startswith("val has none of the 5 rows, and training needs some") and "raise --val_share (now" in val
+    (whole,) = warnings_of(script, prepare, "--input_dir=1.jsonl", "--val_share=0.9999")
+    assert "train has none" in whole and "every subject went to val" in whole and "lower --val_share" in whole
+    (val,) = warnings_of(script, prepare, "--input_dir=40.jsonl", "--val_share=0.1")
+    assert "figures over fewer than 20 have no interval" in val and "(now 0.1; 0.5 would give about 20)" in val
+    assert warnings_of(script, prepare, "--input_dir=400.jsonl", "--val_share=0.1") == []
+    assert len(warnings_of(script, prepare, "--input_dir=40.jsonl", "--val_share=0")) == 0  # none is wanted
+
+
 # data/prepare_sft.py
+
+
+def test_questions_parts_with_few_rows_are_warned_of(script, tmp_path):
+    write_jsonl(tmp_path / "qa.jsonl", made_up_questions(40))
+    (tmp_path / "held.txt").write_text("第1镇\n", encoding="utf-8")
+    write_jsonl(tmp_path / "wiki/a.jsonl", made_up_articles(40))
+    prepare, questions = "data/prepare_sft.py", "--qa_files=qa.jsonl"
+    told = warnings_of(script, prepare, questions, "--val_share=0.5", "--test_share=0.0001")
+    assert [line.partition(":")[0] for line in told] == ["test has none of the 80 rows, and evaluations need some"]
+    told = warnings_of(script, prepare, questions, "--val_share=0.5", "--articles=wiki", "--heldout=held.txt")
+    assert len(told) == 1 and told[0].startswith("test has 2 of the 80 rows, those about the subjects of held.txt")
 
 
 def test_questions_become_rows_split_by_subject_with_heldout_ones_as_the_test_part(script, tmp_path):

@@ -6,16 +6,19 @@ import re
 
 import pytest
 import torch
-from conftest import write_jsonl
+from conftest import byte_tokenizer, write_jsonl
 from evaluation_fakes import load_script, make_project, run_here
+from tiny import tiny_model
 
-from checkpoint import load_checkpoint
+from checkpoint import load_checkpoint, save_checkpoint
 from errors import UserError
 from evaluating.card import as_text
 from evaluating.card_figures import changed_settings, shown_path
 from evaluating.card_words import glance
+from row_files import RowWriter
+from settings import Settings
 
-QUICK = ["--max_new_tokens=4", "--sweep=temperature", "--resamples=50", "--max_samples=12"]
+QUICK = ["--max_new_tokens=4", "--sweep=temperature", "--resamples=50", "--max_samples=24"]
 
 
 @pytest.fixture
@@ -126,20 +129,61 @@ def test_questions_of_a_file_that_are_corrections_are_measured_as_such(project, 
 
 def test_rows_that_it_was_trained_on_are_said_before_any_figure(project, monkeypatch):
     class Found:
-        rows, leaked_rows, verdict = 12, 7, "leaked"
+        verdict = "leaked"
 
         def line(self):
             return "leak check: 7 of 12 rows"
 
         def to_dict(self):
-            return {"rows": 12, "leaked_rows": 7, "verdict": "leaked"}
+            return {"rows": 12, "leaked_rows": 7, "share": 0.5, "verdict": "leaked"}
 
-    monkeypatch.setattr("evaluating.card_figures.leak_of", lambda *_, **__: Found())
+    monkeypatch.setattr("evaluating.leak.leak_of", lambda *_, **__: Found())
     page, _ = make_card(monkeypatch, project)
     first = page.index(
-        "**The figures below do not tell how it does on what is new to it**: it was trained on 7 of the 12"
+        "**The figures of data/tuned test do not tell how it does on what is new to it**: 7 of the 12 rows were "
+        "trained on, and of their runs of 16 characters 50.0% stand in training rows."
     )
     assert first < page.index("questions, it answers") and "leak check: 7 of 12 rows" in page
+
+
+def town(number, repeats=False):
+    """An article of a town that shares no run of characters with another's; or that is half the first one's."""
+    own = "".join(chr(0x4E00 + number * 100 + i) for i in range(80))
+    return f"{own[:40]}{town(0)[:40]}。" if repeats else f"{own}。"
+
+
+def test_the_card_and_the_perplexity_of_the_same_articles_say_the_same_of_what_was_trained_on(tmp_path, monkeypatch):
+    make_project(tmp_path)
+    tokenizer, block = byte_tokenizer(), 300
+    with RowWriter(tmp_path / "data/base", ["train", "val"], block, tokenizer) as writer:
+        for part, text in [("train", town(i)) for i in range(39)] + [("val", town(39, repeats=True))]:
+            writer.add(part, tokenizer.encode(text), len(text))
+        writer.finish({"stage": "pretrain"})
+    with RowWriter(tmp_path / "data/tuned", ["train", "val", "test"], block, tokenizer) as writer:
+        for i in range(30):
+            question, answer = f"问{chr(0x5000 + i)}？", f"答{chr(0x6000 + i)}。"
+            ids = [*tokenizer.encode(question), tokenizer.answer_id, *tokenizer.encode(answer)]
+            writer.add(("train", "val", "test")[i // 10], ids, len(question + answer))
+        writer.finish({"stage": "sft"})
+    for name, stage, began in (("base", "pretrain", "scratch"), ("tuned", "sft", "out/base/ckpt.pt")):
+        model = tiny_model(vocab_size=tokenizer.n_vocab, block_size=block)
+        settings = Settings(data_dir=f"data/{name}", init_from=began)
+        save_checkpoint(
+            tmp_path / f"out/{name}/ckpt.pt", model.state_dict(), model.config, settings, stage, tokenizer, {"step": 1}
+        )
+    flags = "--ckpt=out/base/ckpt.pt", "--data_dir=data/base", "--json=perplexity.json"
+    run_here(monkeypatch, tmp_path, load_script("evaluations-perplexity.py"), *flags)
+    found = json.loads((tmp_path / "perplexity.json").read_text(encoding="utf-8"))["leak"]
+    assert found["verdict"] == "leaked" and found["leaked_rows"] == 0 and found["share"] == pytest.approx(0.4, abs=0.05)
+    page, figures = make_card(monkeypatch, tmp_path)
+    by_rows = {leak["of"]: leak for leak in figures["card"]["leaks"]}
+    assert list(by_rows) == ["data/tuned test", "data/tuned val", "data/base val"]
+    for key in ("share", "leaked_rows", "rows", "verdict"):
+        assert by_rows["data/base val"][key] == figures["card"]["leak"][key] == found[key]
+    assert by_rows["data/tuned test"]["verdict"] == by_rows["data/tuned val"]["verdict"] == "clean"
+    assert "The figures of data/base val do not tell" in page and "was not found" not in page
+    page, figures = make_card(monkeypatch, tmp_path, "--ckpt=out/base/ckpt.pt")
+    assert {key: figures["card"]["leak"][key] for key in found} == found and "was not found" not in page
 
 
 @pytest.mark.parametrize(
@@ -210,7 +254,7 @@ def decoding(best, given, low, high):
     """Two rows of a sweep with their Rouge-L F; the interval of the given one is [low, high], of the other ±0.05."""
     rows = [("temperature", 0.1, given, low, high, True), ("temperature", 1.0, best, best - 0.05, best + 0.05, False)]
     names = ("setting", "value", "rouge_l_f", "rouge_l_f_low", "rouge_l_f_high", "as_given")
-    return [{**dict(zip(names, row, strict=True)), "temperature": row[1]} for row in rows]
+    return [{**dict(zip(names, row, strict=True)), "temperature": row[1], "pairs": 100} for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -231,6 +275,17 @@ def decoding(best, given, low, high):
 def test_what_is_said_of_decoding_goes_by_the_intervals(best, given, low, high, said):
     ((_, english),) = glance({"decoding": decoding(best, given, low, high)})
     assert said in english
+
+
+def test_of_a_few_questions_the_card_gives_no_interval_and_compares_nothing(project, monkeypatch):
+    page, figures = make_card(monkeypatch, project, "--max_samples=19")
+    assert figures["intervals"]["rouge_l_f"] is None and figures["card"]["change"] is None
+    few = "(too few rows (19) for an interval; give at least 20)"
+    assert f"Rouge-L F is {figures['rouge_l_f']:.3f} {few}." in page
+    assert "times what it was (too few rows (5) for an interval; give at least 20)." in page
+    rows = [{**row, "pairs": 19} for row in decoding(0.8, 0.5, 0.4, 0.6)]
+    ((chinese, english),) = glance({"decoding": rows, "resamples": 50})
+    assert english == f"The decoding settings tried are not compared {few}." and "只有 19 行" in chinese
 
 
 def test_without_intervals_and_a_leak_check_the_card_speaks_of_none(project, monkeypatch):

@@ -68,20 +68,21 @@ def test_figures_are_the_same_again_and_at_any_batch_size(rouge):
 
 def test_a_run_and_a_server_stand_side_by_side_and_failures_are_counted(rouge, project, monkeypatch):
     add_picky(monkeypatch)
+    write_jsonl(project / "many.jsonl", [{"question": q, "answer": a} for q, a in QUESTIONS * 7])
     with peer(models=("picky",)) as about:
         address = f"picky@http://{about.address}/v1"
-        said, figures = rouge(f"--ckpt=out/tuned,{address}", "--questions=mine.jsonl", "--csv=answers.csv")
+        said, figures = rouge(f"--ckpt=out/tuned,{address}", "--questions=many.jsonl", "--csv=answers.csv")
     names = [entry["name"] for entry in figures["models"]]
     assert names == ["tuned/step_10", "tuned", address]
     server = figures["models"][2]
-    assert (server["pairs"], server["failed"], server["exact_match"]) == (3, 1, pytest.approx(2 / 3))
-    assert "1 without an answer, which no figure counts" in said and f"prediction ({address}): no answer came" in said
+    assert (server["pairs"], server["failed"], server["exact_match"]) == (21, 7, pytest.approx(2 / 3))
+    assert "7 without an answer, which no figure counts" in said and f"prediction ({address}): no answer came" in said
     against = {(c["a"], c["b"], c["figure"]): c for c in figures["comparisons"]}
     assert len(against) == 6  # every two of three, by F and by exact match
-    assert against["tuned", address, "exact_match"]["rows"] == 3
+    assert against["tuned", address, "exact_match"]["rows"] == 21
     assert against["tuned", address, "rouge_l_f"]["difference"] < 0
     failed = [row for row in rows_of(project / "answers.csv") if row["model"] == address and "桥" in row["prompt"]]
-    assert [(row["prediction"], row["rouge_l_f"], row["exact_match"]) for row in failed] == [("", "", "")]
+    assert [(row["prediction"], row["rouge_l_f"], row["exact_match"]) for row in failed] == [("", "", "")] * 7
     assert "A > B" in said and "95% interval" in said
 
 
@@ -94,6 +95,20 @@ def test_a_pretrained_checkpoint_continues_articles(rouge, project):
 def test_a_pretrained_and_a_fine_tuned_one_are_asked_the_same_questions(rouge):
     _, figures = rouge("--ckpt=out/base/ckpt.pt,out/tuned/ckpt.pt", "--questions=mine.jsonl")
     assert [(entry["stage"], entry["pairs"]) for entry in figures["models"]] == [("pretrain", 4), ("sft", 4)]
+
+
+def test_of_a_few_questions_no_interval_and_no_comparison_is_told(rouge):
+    said, figures = rouge("--ckpt=out/tuned", "--questions=mine.jsonl")
+    few = "too few rows (4) for an interval; give at least 20"
+    assert (
+        f"note: answers of tuned/step_10, answers of tuned: {few}" in said and f"tuned/step_10 > tuned: {few}" in said
+    )
+    assert "95%" not in said and "A better in" not in said
+    assert set(figures["models"][0]["intervals"].values()) == {None}
+    told = figures["comparisons"][0]
+    assert told["difference"] is not None and [told[name] for name in ("low", "high", "a_better")] == [None] * 3
+    said, _ = rouge("--ckpt=out/tuned", "--questions=mine.jsonl", "--resamples=0")
+    assert "too few" not in said  # where no interval is wanted, none is missing
 
 
 def test_rows_must_be_for_each_model_before_any_is_asked(rouge, monkeypatch):

@@ -10,6 +10,7 @@ from rouge_chinese import Rouge
 
 import scores
 from scores import (
+    FEWEST_ROWS,
     char_f1,
     compare,
     cut_words,
@@ -24,6 +25,8 @@ from scores import (
     score_each,
     score_pair,
     score_pairs,
+    too_few,
+    too_few_notes,
 )
 
 
@@ -258,30 +261,45 @@ def test_the_interval_of_a_ratio_is_of_sums():
     assert interval(nats, tokens, resamples=2000) == pytest.approx((ratio - half, ratio + half), abs=0.1 * half)
 
 
+MANY = FEWEST_ROWS  # just enough rows
+
+
 def test_intervals_of_little_are_what_they_can_be():
-    assert interval([0.4]) == (0.4, 0.4)
-    assert interval([0.25] * 50) == (0.25, 0.25)
-    assert interval([]) is interval([math.nan]) is interval([0.5, 0.6], resamples=0) is None
-    assert interval([0.1, math.nan, 0.7, math.nan]) == interval([0.1, 0.7])
-    assert interval([1.0, 2.0], [0.0, 4.0]) == (0.5, 0.75)  # draws with nothing below the line are left out
-    assert interval([0.1, 0.9, 0.4], seed=3) == interval([0.1, 0.9, 0.4], seed=3)
+    assert interval([0.25] * MANY) == (0.25, 0.25)
+    assert interval([]) is interval([math.nan]) is interval([0.5] * MANY, resamples=0) is None
+    assert interval([0.1, math.nan, 0.7, math.nan] * MANY) == interval([0.1, 0.7] * MANY)
+    below = [0.0, *[4.0] * (MANY - 1)]
+    low, high = interval([1.0, *[2.0] * (MANY - 1)], below, resamples=4000)
+    assert low == 0.5 < high < 0.75  # the row with nothing below the line only adds
+    assert interval([0.1, 0.9, 0.4] * MANY, seed=3) == interval([0.1, 0.9, 0.4] * MANY, seed=3)
+
+
+def test_a_few_rows_have_no_interval_and_no_comparison_and_it_is_said_why():
+    few = [0.1, 0.9] * MANY
+    assert interval(few[: MANY - 1]) is None and interval(few[:MANY])
+    assert interval([*few[: MANY - 1], math.nan]) is None  # nan is no row
+    found = compare([1.0] * (MANY - 1), [0.5] * (MANY - 1))
+    assert found == {"difference": 0.5, "low": None, "high": None, "a_better": None, "rows": MANY - 1}
+    assert too_few(MANY) == "" and too_few(1) == "too few rows (1) for an interval; give at least 20"
+    notes = too_few_notes({"a": 3, "b": MANY, "c": 3, "d": 0})
+    assert notes == [f"note: a, c: {too_few(3)}"]  # of no rows there is no figure either
 
 
 def test_one_is_better_by_hand():
-    always = compare([1.0, 0.9, 0.8], [0.5, 0.4, 0.3])
-    assert always == pytest.approx({"difference": 0.5, "low": 0.5, "high": 0.5, "a_better": 1.0, "rows": 3})
-    same = compare([0.3, 0.7], [0.3, 0.7])
-    assert same == {"difference": 0.0, "low": 0.0, "high": 0.0, "a_better": 0.5, "rows": 2}
+    always = compare([1.0, 0.9, 0.8] * MANY, [0.5, 0.4, 0.3] * MANY)
+    assert always == pytest.approx({"difference": 0.5, "low": 0.5, "high": 0.5, "a_better": 1.0, "rows": 3 * MANY})
+    same = compare([0.3, 0.7] * MANY, [0.3, 0.7] * MANY)
+    assert same == {"difference": 0.0, "low": 0.0, "high": 0.0, "a_better": 0.5, "rows": 2 * MANY}
     assert compare([], []) is compare([math.nan], [1.0]) is None
     assert compare([1.0, math.nan, 1.0], [0.0, 1.0, math.nan])["rows"] == 1
     with pytest.raises(ValueError, match="shapes"):
         compare([1.0, 2.0], [1.0, 2.0, 3.0])
 
 
-def test_of_two_rows_one_each_way_half_the_resamples_tie():
-    found = compare([1.0, 0.0], [0.0, 1.0], resamples=4000)
-    assert found["difference"] == 0.0 and (found["low"], found["high"]) == (-1.0, 1.0)
-    assert found["a_better"] == pytest.approx(0.5, abs=0.03)  # a quarter better, half a tie
+def test_of_as_many_rows_each_way_each_is_better_in_half_of_the_resamples_ties_being_halves():
+    found = compare([1.0, 0.0] * (MANY // 2), [0.0, 1.0] * (MANY // 2), resamples=4000)
+    assert found["difference"] == 0.0 and found["low"] == pytest.approx(-found["high"], abs=0.11)
+    assert found["a_better"] == pytest.approx(0.5, abs=0.03)
 
 
 def test_a_comparison_is_the_other_way_round_turned_over():

@@ -9,15 +9,19 @@ import sys
 import time
 import warnings
 
+import matplotlib
 import numpy as np
 import pytest
 from conftest import ROOT, write_jsonl
 from matplotlib import font_manager
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 
 import visualize
 from configurator import load_settings
 from errors import UserError
 from evaluating import plots, runs
+from evaluating.curves import draw_curves
 from evaluating.plots import drawable, plot_files, save_plot, style
 from evaluating.run_plots import POINTS, draw_runs
 from evaluating.runs import RunLog, best_line, find_runs, gaps, overfitting, pace, run_names, smoothed, thinned
@@ -54,6 +58,23 @@ def saved_without_warnings(figure, path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return save_plot(figure, path)
+
+
+def places_of(figure, *artists):
+    """Bboxes of artists as one drawing has them: each renderer (PNG, SVG) has a scale and letters of its own."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return [artist.get_window_extent(canvas.get_renderer()) for artist in artists]
+
+
+# Families that come with matplotlib, narrow and wide, as use_chinese_font sets them; sizes of the letters.
+FONTS = [("DejaVu Sans", 10), ("DejaVu Serif", 16), ("STIXGeneral", 8), ("DejaVu Sans Mono", 20)]
+
+
+def drawn_in(monkeypatch, family, size):
+    monkeypatch.setattr(plots, "use_chinese_font", lambda: None)
+    monkeypatch.setitem(matplotlib.rcParams, "font.family", [family, plots.PLAIN])
+    monkeypatch.setitem(matplotlib.rcParams, "font.size", size)
 
 
 def main(monkeypatch, *arguments):
@@ -113,10 +134,28 @@ def test_lines_that_a_resumed_run_wrote_again_stand_there_once(tmp_path):
 
 
 def test_smoothing_is_the_debiased_exponential_average():
-    assert smoothed(np.array([3.0, 3.0, 3.0]), 0.9) == pytest.approx([3, 3, 3])
-    # (1 - w) y1 / (1 - w), then (w (1 - w) y1 + (1 - w) y2) / (1 - w^2)
-    assert smoothed(np.array([4.0, 1.0]), 0.5) == pytest.approx([4.0, (0.25 * 4 + 0.5 * 1) / 0.75])
-    assert smoothed(np.array([4.0, 1.0, 7.0]), 0.0) == pytest.approx([4, 1, 7])
+    values = np.random.default_rng(0).random(100)
+    for i, found in enumerate(smoothed(values, 0.8)):
+        assert found == pytest.approx(np.average(values[: i + 1], weights=0.8 ** np.arange(i, -1, -1)))
+    assert smoothed(values, 0.0) == pytest.approx(values)
+
+
+@pytest.mark.parametrize("n", [1, 2, 12, 40, 1000])
+def test_a_short_runs_smoothed_loss_is_not_far_from_its_loss(n):
+    assert smoothed(np.full(n, 3.0), 0.9) == pytest.approx(np.full(n, 3.0))
+    falling = np.linspace(4.0, 0.5, n)
+    assert falling[-1] <= smoothed(falling, 0.9)[-1] <= falling[-1] + 0.1 * (falling[0] - falling[-1])
+
+
+def test_a_short_run_is_said_to_be_smoothed_only_where_it_is(tmp_path):
+    few, more = ([line(step, 4.0 / step) for step in range(1, n + 1)] for n in (8, 30))
+    log = log_of(tmp_path / "few", few)
+    assert "training loss 0.5000" in runs.summary(log, 0.9)[0] and "smoothed" not in runs.summary(log, 0.9)[0]
+    assert draw_runs([log], smooth=0.9).axes[0].get_legend_handles_labels()[1] == ["training"]
+    log = log_of(tmp_path / "more", more)
+    assert "(smoothed)" in runs.summary(log, 0.9)[0]
+    labels = draw_runs([log], smooth=0.9).axes[0].get_legend_handles_labels()[1]
+    assert labels == ["training, raw", "training, smoothed (0.67)"]
 
 
 @pytest.mark.parametrize(
@@ -240,23 +279,29 @@ def test_one_spike_does_not_flatten_the_curves(tmp_path):
     assert panel.get_ylim()[1] < 20 and panel.texts[0].get_text() == "▲ up to 1e+06"
 
 
-def test_twenty_runs_together_are_told_apart_and_their_legend_lies_beside_the_curves(tmp_path):
+@pytest.mark.parametrize("family, size", FONTS)
+def test_twenty_runs_together_are_told_apart_and_their_legend_lies_beside_the_curves(
+    tmp_path, monkeypatch, family, size
+):
+    drawn_in(monkeypatch, family, size)
     logs = [some_run(tmp_path / f"run_{i}") for i in range(20)]
     assert len({str(style(i)) for i in range(20)}) == 20
     figure = draw_runs(logs, together=True)
-    saved_without_warnings(figure, tmp_path / "plot.png")
     (place,) = figure.subfigs
-    legend = place.legends[0]
-    assert len(legend.get_texts()) == 20
-    for panel in figure.axes:
-        assert not panel.get_window_extent().overlaps(legend.get_window_extent())
+    assert len(place.legends[0].get_texts()) == 20
+    legend, *panels = places_of(figure, place.legends[0], *figure.axes)
+    assert legend.width > 0 and figure.bbox.x1 >= legend.x1 and legend.y0 >= 0
+    for panel in panels:
+        assert panel.width > 0.3 * figure.bbox.width and panel.x1 <= legend.x0
+    saved_without_warnings(figure, tmp_path / "plot.png")
 
 
-def test_the_legend_of_a_run_lies_above_its_curves(tmp_path):
+@pytest.mark.parametrize("family, size", FONTS)
+def test_the_legend_of_a_run_lies_above_its_curves(tmp_path, monkeypatch, family, size):
+    drawn_in(monkeypatch, family, size)
     figure = draw_runs([some_run(tmp_path, over=0.1)])
-    save_plot(figure, tmp_path / "plot.png")
-    panel = figure.axes[0]
-    assert panel.get_legend().get_window_extent().y0 >= panel.get_window_extent().y1 - 1
+    legend, panel = places_of(figure, figure.axes[0].get_legend(), figure.axes[0])
+    assert legend.y0 >= panel.y1 - 1 and legend.y1 <= figure.bbox.y1
 
 
 def test_runs_of_one_name_are_told_apart_and_a_folder_stands_for_the_runs_in_it(tmp_path):
@@ -265,6 +310,29 @@ def test_runs_of_one_name_are_told_apart_and_a_folder_stands_for_the_runs_in_it(
     found = find_runs([str(tmp_path / "a/sft"), str(tmp_path / "b")], "out")
     assert run_names(found) == ["a/sft", "old", "b/sft"]
     assert find_runs([str(tmp_path / "a/sft")] * 2, "out") == found[:1]
+
+
+def colours_in(panel):
+    """The set of RGB colours of the pixels within a panel."""
+    canvas = FigureCanvasAgg(panel.figure)
+    canvas.draw()
+    pixels, box = np.asarray(canvas.buffer_rgba()), panel.get_window_extent(canvas.get_renderer())
+    inside = pixels[len(pixels) - int(box.y1) : len(pixels) - int(box.y0), int(box.x0) : int(box.x1), :3]
+    return {tuple(colour) for colour in np.unique(inside.reshape(-1, 3), axis=0).tolist()}
+
+
+def test_evaluations_curves_that_lie_on_one_another_are_all_seen_and_others_are_as_thin_as_ever():
+    keys = ["to_change", "to_keep", "accuracy"]
+    together = [{"run": "a", "step": step, **dict.fromkeys(keys, 0.0)} for step in range(1, 6)]
+    apart = [{"run": "b", "step": e["step"], **{k: 0.2 + i / 5 for i, k in enumerate(keys)}} for e in together]
+    panels = draw_curves({"models": together + apart}).axes
+    for panel in panels:
+        if panel.get_legend():  # which has the colours too
+            panel.get_legend().remove()
+        wanted = {tuple(round(255 * c) for c in to_rgb(drawn.get_color())) for drawn in panel.lines}
+        assert len(wanted) == 3 and wanted <= colours_in(panel)
+    assert len({drawn.get_linewidth() for drawn in panels[0].lines}) == 3
+    assert len({drawn.get_linewidth() for drawn in panels[1].lines}) == 1
 
 
 NAMES = ["我的模型", "plain", "cost$5$", "_hidden", "thumb👍", "two\nlines", "长" * 99]
