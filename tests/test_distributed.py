@@ -37,7 +37,6 @@ def assert_same_curve(folder, other, tolerance):
         assert a["val_loss"] is None or a["val_loss"] == pytest.approx(b["val_loss"], abs=tolerance)
 
 
-@pytest.mark.numeric
 @pytest.mark.parametrize(
     ("optimizer", "tolerance", "accumulation", "fsdp"),
     [

@@ -16,7 +16,6 @@ from model import GPT, GPTConfig
 from quantize import (
     FEW_LEVELS,
     LEVELS,
-    MOMENT,
     PRECISIONS,
     TIMED_TURNS,
     Int8Dynamic,
@@ -186,11 +185,12 @@ def test_timing_ends_with_the_turn_in_which_its_seconds_are_over(monkeypatch):
 
 
 @torch.no_grad()
-def test_what_is_timed_is_a_small_part_and_leaves_the_model_as_it_is():
+def test_what_is_timed_is_a_small_part_and_leaves_the_model_as_it_is(monkeypatch):
+    monkeypatch.setattr("quantize.TIMED_LAYERS", 1)
     model = tiny_model()
     before = {name: (tensor.clone(), tensor.data_ptr()) for name, tensor in model.state_dict().items()}
     part = first_layers(model)
-    assert len(part.h) == min(2, len(model.h))
+    assert (len(part.h), part.config.n_layer, len(model.h), model.config.n_layer) == (1, 1, 2, 2)
     assert {p.data_ptr() for p in part.parameters()} <= {p.data_ptr() for p in model.parameters()}  # shared
     for name in PRECISIONS:
         set_precision(first_layers(model), name)
@@ -205,7 +205,7 @@ def test_timing_that_takes_more_than_a_moment_is_said(monkeypatch):
     prepare(tiny_model(), "auto", say=said.append)
     assert said == ["timing a few layers in float32, bf16 and int8 …"]
     prepare(tiny_model(), "int8", say=said.append)
-    assert len(said) == 1 and MOMENT > 1000
+    assert len(said) == 1
 
 
 def test_int8_on_a_card_is_refused_with_what_to_take():
@@ -291,7 +291,7 @@ def test_compiled_steps_equal_plain_ones(name):
         for t in range(5, 20):
             ids, positions = random_ids(n, seed=t).tolist(), [t - i % 2 for i in range(n)]
             expected, logits = plain.step(ids, positions), compiled.step(ids, positions)
-            # An int8 input may round to the other side where a float sum differs in its last bit.
+            # An int8 or bf16 number may round to the other side where a float sum differs in its last bit.
             tolerance = 1e-4 if name == "float32" else 0.05 * expected.abs().max().item()
             torch.testing.assert_close(logits, expected, atol=tolerance, rtol=0)
     assert set(compiled.compiled) == set(KINDS)  # it was compiled code that ran
