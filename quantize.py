@@ -12,7 +12,6 @@ product of float rows and int8 weights takes its place.
 """
 
 import copy
-import time
 from dataclasses import replace
 from functools import partial
 
@@ -21,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from decoding import Decoder
-from device import bfloat16_is_fast
+from device import bfloat16_is_fast, fastest_of
 from errors import UserError
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
@@ -33,8 +32,6 @@ FEW_ROWS = 8  # for which torch's product with int8 weights is faster than one w
 
 WORTH_ROUNDING = 1.2  # times as fast as float32
 TIMED_LAYERS, TIMED_ROWS = 2, 16
-TIMED_TURNS = 5
-TIMED_SECONDS = 3.0  # after which no further turn begins
 MOMENT = 10e6  # parameters of what is timed: fewer take less than a second
 
 
@@ -190,9 +187,9 @@ def fastest_precision(model, say):
     if sum(p.numel() for p in parts["float32"].parameters()) > MOMENT:
         say(f"timing a few layers in {', '.join(names[:-1])} and {names[-1]} …")
     decoders = {name: Decoder(set_precision(part, name), TIMED_ROWS) for name, part in parts.items()}
-    best = seconds_of_steps(decoders)
-    picked = min(best, key=best.get)
-    times = best["float32"] / best[picked]
+    for decoder in decoders.values():
+        decoder.prefill([[0]] * TIMED_ROWS)
+    picked, times = fastest_of(names, lambda name: time_steps(decoders[name]))
     if picked == "float32":
         return picked, "timed: the fastest"
     if times < WORTH_ROUNDING:
@@ -209,22 +206,7 @@ def first_layers(model):
     return copy.deepcopy(part, {id(p): nn.Parameter(p.detach()) for p in model.parameters()})
 
 
-def seconds_of_steps(decoders):
-    """{name: seconds} of a step of one row and one of TIMED_ROWS, since some products are fast for few rows only.
-
-    decoders: {name: `Decoder`}. They take turns, since the machine may be busy with something else for a while, and
-    the best turn of each counts; not the first, which builds kernels, unless no time is left for others.
-    """
-    for decoder in decoders.values():
-        decoder.prefill([[0]] * TIMED_ROWS)
-    best, started = {}, time.perf_counter()
-    for turn in range(TIMED_TURNS):
-        for name, decoder in decoders.items():
-            begun = time.perf_counter()
-            for decoder.n in (1, TIMED_ROWS):
-                decoder.step([0] * decoder.n, [1] * decoder.n)
-            seconds = time.perf_counter() - begun
-            best[name] = seconds if turn <= 1 else min(best[name], seconds)
-        if time.perf_counter() - started > TIMED_SECONDS:
-            break
-    return best
+def time_steps(decoder):
+    """A step of one row and one of TIMED_ROWS, for timing: some products are fast for few rows only."""
+    for decoder.n in (1, TIMED_ROWS):
+        decoder.step([0] * decoder.n, [1] * decoder.n)

@@ -17,7 +17,6 @@ from quantize import (
     FEW_LEVELS,
     LEVELS,
     PRECISIONS,
-    TIMED_TURNS,
     Int8Dynamic,
     Int8WeightOnly,
     Int8Weights,
@@ -158,30 +157,19 @@ def test_a_type_that_the_processor_lacks_is_not_timed(fast, monkeypatch):
     timed, best = [], {"float32": 3.0, "bf16": 1.0, "int8": 2.0}
     monkeypatch.setattr("quantize.bfloat16_is_fast", lambda: fast)
 
-    def seconds_of_steps(decoders):
-        timed.extend(decoders)
-        return {name: best[name] for name in decoders}
+    def fastest_of(names, step):
+        timed.extend(names)
+        for name in names:
+            step(name)
+        fastest = min(names, key=best.get)
+        return fastest, best["float32"] / best[fastest]
 
-    monkeypatch.setattr("quantize.seconds_of_steps", seconds_of_steps)
+    monkeypatch.setattr("quantize.fastest_of", fastest_of)
     _, name, why = prepare(tiny_model(), "auto", say=lambda line: 1 / 0)  # a tiny model takes no moment
     assert timed == (["float32", "bf16", "int8"] if fast else ["float32", "int8"])
     assert (name, why[:17]) == (("bf16", "timed: 3.00 times") if fast else ("int8", "timed: 1.50 times"))
     best.update(int8=2.9, bf16=4.0)
     assert prepare(tiny_model(), "auto")[1:] == ("float32", "timed: int8 is no more than 1.03 times as fast")
-
-
-def test_timing_ends_with_the_turn_in_which_its_seconds_are_over(monkeypatch):
-    steps = []
-    step = Decoder.step
-    monkeypatch.setattr(Decoder, "step", lambda self, *values: (steps.append(self.n), step(self, *values))[1])
-    monkeypatch.setattr("quantize.bfloat16_is_fast", lambda: False)
-    monkeypatch.setattr("quantize.TIMED_SECONDS", 3600)
-    prepare(tiny_model(), "auto")
-    assert steps == [1, 16] * 2 * TIMED_TURNS
-    steps.clear()
-    monkeypatch.setattr("quantize.TIMED_SECONDS", -1)
-    prepare(tiny_model(), "auto")
-    assert steps == [1, 16] * 2
 
 
 @torch.no_grad()
