@@ -16,9 +16,10 @@ import time
 
 from tqdm import tqdm
 
+from answered import answered_share, check_asking
 from checkpoint import BEST, LAST, PREVIOUS
 from configurator import load_settings
-from device import peak_flops, show_memory
+from device import out_of_memory_is_said, peak_flops, show_memory
 from errors import UserError, run_script
 from tracking import Tracker
 from training import Trainer
@@ -77,7 +78,7 @@ class Run:
             self.say(f"about {fits} of {planned} steps fit max_seconds={seconds:.0f}: shortened to that")
         p.max_iters = self.bar.total = fits
 
-    def log(self, val_loss=None):
+    def log(self, val_loss=None, answered=None):
         """A line of the log, and the bar's figures; returns the mean training loss since the last one."""
         p, trainer = self.progress, self.trainer
         mean = trainer.train_loss()
@@ -95,23 +96,37 @@ class Run:
                 "step": p.step, "epoch": round(trainer.epochs, 4), "train_loss": mean, "val_loss": val_loss,
                 "lr": trainer.lr, "tokens": p.tokens, "seconds": round(p.seconds, 2),
             }  # fmt: skip
+            if answered is not None:
+                line["answered"] = answered
             self.tracker.add(line, more)
         return mean
 
     def check(self):
-        """Validate, log, show a sample, and save; sets stopped_by when patience is at its end."""
+        """Validate, log, show a sample, and save; sets stopped_by when patience is at its end or enough is answered."""
         p, trainer, settings = self.progress, self.trainer, self.settings
-        val_loss = trainer.validate()
-        train_loss = self.log(val_loss)
+        val_loss, answered = trainer.validate(), self.answered()
+        train_loss = self.log(val_loss, answered)
         best = val_loss < p.best_val_loss
         p.checks_without_best = 0 if best else p.checks_without_best + 1
         losses = f"train {train_loss:.4f}, val {val_loss:.4f}{'  best' if best else ''}"
+        losses += "" if answered is None else f", answered {answered:.3f}"
         self.say(f"step {p.step}, epoch {trainer.epochs:.2f}: {losses} | {trainer.sample()}")
         self.look_for_overfitting(train_loss, val_loss, p.step if best else p.best_step)
         if settings.patience and p.checks_without_best >= settings.patience:
             trainer.stopped_by = f"no better validation loss in {settings.patience} checks"
-        self.save(val_loss if best else None)
+        if reached := answered is not None and answered >= settings.stop_at_answered:
+            trainer.stopped_by = f"answered {answered:.3f} of the training questions"
+        self.save(val_loss if best or reached else None)  # ckpt.pt is then the one that was wanted
         self.since_log[0] = time.perf_counter()  # checking is not training
+
+    def answered(self):
+        """Share of training questions answered now, where stop_at_answered wants it known, else None."""
+        if not self.settings.stop_at_answered:
+            return None
+        trainer, data = self.trainer, self.trainer.data
+        with out_of_memory_is_said(trainer.device):
+            share = answered_share(trainer.model, data.tokenizer, data.train, data.meta)
+        return trainer.processes.from_main(share)
 
     def look_for_overfitting(self, train_loss, val_loss, best_step):
         """Say it once when validation loss has risen for several checks while training loss fell."""
@@ -168,7 +183,9 @@ def stop_on_signal(trainer):
 
 
 def main():
-    trainer = Trainer(load_settings("train"))
+    settings = load_settings("train")
+    check_asking(settings)
+    trainer = Trainer(settings)
     stop_on_signal(trainer)
     run, p = Run(trainer), trainer.progress
     try:
@@ -183,7 +200,7 @@ def main():
         again = "python" if trainer.processes.count == 1 else "the same torchrun …"
         trainer.say(f"stopped at step {p.step} and saved; go on with: {again} train.py {arguments}")
         raise SystemExit(130)
-    best = f"best validation loss {p.best_val_loss:.4f} (step {p.best_step}): {trainer.out / BEST}"
+    best = f"{trainer.out / BEST}: step {p.best_step}, validation loss {p.best_val_loss:.4f}"
     trainer.say(
         f"{why or 'done'} at step {p.step}, epoch {trainer.epochs:.2f}, {p.seconds:.0f} s, "
         f"{show_memory(trainer.device)}; "
