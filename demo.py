@@ -49,9 +49,11 @@ FORECAST_SECONDS = 60  # of the demo, after which it says how long all will take
 FORECAST_LINES = 3  # of the log, at least, that tell the pace
 # What fine-tuning and the measuring after it take, as passes of pretraining over its articles that take as long.
 TUNING_PASSES, MEASURING_PASSES = 0.7, 0.4
+WHOLE = 0.98  # share of the passes that counts as all of them
+ROOM = 1.1  # over the seconds that the passes take by their pace
 
 
-def run(*arguments, watch=lambda: None):
+def run(*arguments, watch=None):
     """Run one of the project's scripts and print how long it took. Raises UserError when it fails.
 
     watch() is called about once a second meanwhile.
@@ -64,7 +66,8 @@ def run(*arguments, watch=lambda: None):
             try:
                 status = process.wait(timeout=1)
             except subprocess.TimeoutExpired:
-                watch()
+                if watch:
+                    watch()
     except KeyboardInterrupt:  # Ctrl-C reaches the script too; let it save
         process.wait()
         raise
@@ -138,35 +141,37 @@ def stopped_words(stage):
     return "Stopped before any training. Nothing is lost: run python demo.py again."
 
 
-def floor_words(lines, tuning_lines, pretraining, tuning):
-    """Whether the floor was reached, and if not why, and what to do about it: a text of a few lines.
+def seconds_needed(lines, settings):
+    """The max_seconds, in whole minutes, that lets a training make all its passes; None where it made them."""
+    pace, passes = seconds_a_pass(lines), settings.max_epochs
+    if pace is None or not settings.max_seconds or lines[-1]["epoch"] > WHOLE * passes:
+        return None
+    return 60 * math.ceil(ROOM * pace * passes / 60)
 
-    lines, tuning_lines: the logs of the two trainings; pretraining, tuning: their `Settings`.
+
+def floor_words(logs, trainings):
+    """Whether the floor was reached, and if not why, and what to do: a text of one or three lines.
+
+    logs: the lines of the two trainings' logs; trainings: their `Settings`.
     """
-    floor = tuning.stop_at_answered
-    share = next((line["answered"] for line in reversed(tuning_lines) if "answered" in line), 0.0)
-    said = f"{share:.3f} of the trained questions asked at the last check, wanted {floor:.2f}"
+    floor = trainings[1].stop_at_answered
+    share = next((line["answered"] for line in reversed(logs[1]) if "answered" in line), 0.0)
+    said = f"{share:.3f} of 200 trained questions were answered at the last check, wanted were {floor:.2f}"
     if share >= floor:
         return f"The floor is reached: {said}."
-    passes, planned = lines[-1]["epoch"], pretraining.max_epochs
-    short = [
-        f"max_seconds = {max(1.3 * wanted, 1.3 * settings.max_seconds):.0f} in {path}"
-        for settings, path, wanted, cut in (
-            (pretraining, SETTINGS[0], (seconds_a_pass(lines) or 0) * planned, passes < 0.98 * planned),
-            (tuning, SETTINGS[1], 0, tuning_lines[-1]["epoch"] < 0.98 * tuning.max_epochs),
-        )
-        if settings.max_seconds and cut
-    ]
-    if short:
-        why = f"This machine had time for {passes:.1f} of {planned:g} passes over the articles"
-        why += f" and {tuning_lines[-1]['epoch']:.1f} of {tuning.max_epochs:g} over the questions."
-        todo = f"Give it more: set {' and '.join(short)}"
-    else:
-        why = f"All {planned:g} passes over the articles and {tuning.max_epochs:g} over the questions were made."
-        todo = f"Let it learn longer: raise max_epochs in {SETTINGS[0]} and {SETTINGS[1]}"
-    return (
-        f"THE FLOOR IS MISSED: {said}.\n{why} Its answers are less good than they can be.\n{todo}; then run this again."
+    made = " and ".join(
+        f"{lines[-1]['epoch']:.1f} of {training.max_epochs:g} passes over the {what}"
+        for lines, training, what in zip(logs, trainings, ("articles", "questions"), strict=True)
     )
+    needed = [
+        f"max_seconds = {seconds} in {path}"
+        for lines, training, path in zip(logs, trainings, SETTINGS, strict=True)
+        if (seconds := seconds_needed(lines, training))
+    ]
+    advice = f"Give it the time: set {' and '.join(needed)}"
+    if not needed:
+        advice = f"Time was not what it lacked: raise max_epochs in {' and '.join(SETTINGS)}"
+    return f"THE FLOOR IS MISSED: {said}.\nThis machine made {made}.\n{advice}; then run this again."
 
 
 def measured(name, *arguments):
@@ -233,11 +238,11 @@ def print_figures(metrics, pairs, asked):
 
 
 def main():
-    pretraining, tuning = (load_settings("train", [path]) for path in SETTINGS)
+    trainings = [load_settings("train", [path]) for path in SETTINGS]
     stage = STEPS[0][0]
     try:
         for stage, *arguments in STEPS:
-            run(*arguments, **({"watch": Forecast(pretraining, tuning)} if stage == "pretraining" else {}))
+            run(*arguments, watch=Forecast(*trainings) if stage == "pretraining" else None)
         stage = "measuring"
         figures, pairs, asked = measure()
         show_answers()
@@ -252,8 +257,8 @@ def main():
     print("evaluations-report.py). Then with your own articles and questions:")
     print("give config/demo.py your input_dir, config/demo_sft.py your qa_files and articles, and run this again;")
     print('with a graphics card, go on with config/train_config.py, the 124M model (README.md, "Your own model").')
-    logs = (log_lines(Path(settings.out_dir) / LOG) for settings in (pretraining, tuning))
-    print(f"\n{floor_words(*logs, pretraining, tuning)}")
+    logs = [log_lines(Path(training.out_dir) / LOG) for training in trainings]
+    print(f"\n{floor_words(logs, trainings)}")
 
 
 if __name__ == "__main__":
