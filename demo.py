@@ -18,6 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from answered import ASKED
 from configurator import load_settings
 from data_utils import open_rows, split_row
 from errors import UserError, run_script
@@ -47,10 +48,10 @@ STEPS = [
 ]
 FORECAST_SECONDS = 60  # of the demo, after which it says how long all will take
 FORECAST_LINES = 3  # of the log, at least, that tell the pace
-# What fine-tuning and the measuring after it take, as passes of pretraining over its articles that take as long.
-TUNING_PASSES, MEASURING_PASSES = 0.7, 0.4
-WHOLE = 0.98  # share of the passes that counts as all of them
-ROOM = 1.1  # over the seconds that the passes take by their pace
+# What fine-tuning and the measuring after it take, as shares of the time of pretraining's planned passes.
+TUNING_SHARE, MEASURING_SHARE = 0.2, 0.15
+COMPLETE = 0.98  # share of the passes that counts as all of them
+MARGIN = 1.1  # over the seconds that the passes take by their pace
 
 
 def run(*arguments, watch=None):
@@ -76,11 +77,17 @@ def run(*arguments, watch=None):
     print(f"  ({time.perf_counter() - started:.0f} s)", flush=True)
 
 
-def seconds_a_pass(lines):
-    """Seconds that a pass over the rows takes, by the lines of a log; None where they are too few to tell."""
-    if len(lines) < FORECAST_LINES or lines[-1]["epoch"] <= lines[0]["epoch"]:
+def share_done(line, training):
+    """Share of its planned passes (or steps) that a training had made at a line of its log."""
+    return line["epoch"] / training.max_epochs if training.max_epochs else line["step"] / training.max_iters
+
+
+def seconds_for_all(lines, training):
+    """Seconds that all planned passes of a training take, by the pace its log tells; None where that is too short."""
+    if len(lines) < FORECAST_LINES or lines[-1]["step"] <= lines[0]["step"]:
         return None
-    return (lines[-1]["seconds"] - lines[0]["seconds"]) / (lines[-1]["epoch"] - lines[0]["epoch"])
+    first, last = lines[0], lines[-1]
+    return (last["seconds"] - first["seconds"]) / (share_done(last, training) - share_done(first, training))
 
 
 def seconds_to_come(lines, pretraining, tuning):
@@ -88,12 +95,12 @@ def seconds_to_come(lines, pretraining, tuning):
 
     pretraining, tuning: the `Settings` of the two trainings, whose max_seconds bound them.
     """
-    pace = seconds_a_pass(lines)
-    if pace is None:
+    whole = seconds_for_all(lines, pretraining)
+    if whole is None:
         return None
-    read = min(pace * pretraining.max_epochs, pretraining.max_seconds or math.inf)
-    tuned = min(pace * TUNING_PASSES, tuning.max_seconds or math.inf)
-    return max(0.0, read - lines[-1]["seconds"]) + tuned + pace * MEASURING_PASSES
+    read = min(whole, pretraining.max_seconds or math.inf)
+    tuned = min(TUNING_SHARE * whole, tuning.max_seconds or math.inf)
+    return max(0.0, read - lines[-1]["seconds"]) + tuned + MEASURING_SHARE * whole
 
 
 class Forecast:
@@ -141,12 +148,12 @@ def stopped_words(stage):
     return "Stopped before any training. Nothing is lost: run python demo.py again."
 
 
-def seconds_needed(lines, settings):
-    """The max_seconds, in whole minutes, that lets a training make all its passes; None where it made them."""
-    pace, passes = seconds_a_pass(lines), settings.max_epochs
-    if pace is None or not settings.max_seconds or lines[-1]["epoch"] > WHOLE * passes:
+def seconds_needed(lines, training):
+    """The max_seconds, in whole minutes, that a training needs for all its passes; None where it made them."""
+    whole = seconds_for_all(lines, training)
+    if whole is None or not training.max_seconds or share_done(lines[-1], training) > COMPLETE:
         return None
-    return 60 * math.ceil(ROOM * pace * passes / 60)
+    return 60 * math.ceil(MARGIN * whole / 60)
 
 
 def floor_words(logs, trainings):
@@ -155,14 +162,13 @@ def floor_words(logs, trainings):
     logs: the lines of the two trainings' logs; trainings: their `Settings`.
     """
     floor = trainings[1].stop_at_answered
+    if not floor:
+        return f"No floor was asked for: stop_at_answered is 0 in {SETTINGS[1]}."
     share = next((line["answered"] for line in reversed(logs[1]) if "answered" in line), 0.0)
-    said = f"{share:.3f} of 200 trained questions were answered at the last check, wanted were {floor:.2f}"
+    said = f"{share:.3f} of {ASKED} trained questions were answered at the last check, wanted were {floor:.2f}"
     if share >= floor:
         return f"The floor is reached: {said}."
-    made = " and ".join(
-        f"{lines[-1]['epoch']:.1f} of {training.max_epochs:g} passes over the {what}"
-        for lines, training, what in zip(logs, trainings, ("articles", "questions"), strict=True)
-    )
+    made = [f"{share_done(lines[-1], training):.0%}" for lines, training in zip(logs, trainings, strict=True)]
     needed = [
         f"max_seconds = {seconds} in {path}"
         for lines, training, path in zip(logs, trainings, SETTINGS, strict=True)
@@ -171,7 +177,8 @@ def floor_words(logs, trainings):
     advice = f"Give it the time: set {' and '.join(needed)}"
     if not needed:
         advice = f"Time was not what it lacked: raise max_epochs in {' and '.join(SETTINGS)}"
-    return f"THE FLOOR IS MISSED: {said}.\nThis machine made {made}.\n{advice}; then run this again."
+    made = f"Of the planned passes, pretraining made {made[0]} and fine-tuning {made[1]}"
+    return f"THE FLOOR IS MISSED: {said}.\n{made}.\n{advice}; then run this again."
 
 
 def measured(name, *arguments):

@@ -32,19 +32,22 @@ def trainings(**seconds):
     return [pretraining, tuning]
 
 
-def test_a_pass_takes_what_the_log_tells_without_the_warming_up():
-    assert demo.seconds_a_pass(log(2.0, 100)) == pytest.approx(100)
-    assert demo.seconds_a_pass(log(2.0, 100)[:2]) is None
-    assert demo.seconds_a_pass([]) is None
+def test_a_training_takes_what_its_log_tells_without_the_warming_up():
+    pretraining, _ = trainings()
+    assert demo.seconds_for_all(log(2.0, 100), pretraining) == pytest.approx(400)
+    assert demo.seconds_for_all(log(2.0, 100)[:2], pretraining) is None
+    assert demo.seconds_for_all([], pretraining) is None
+    by_steps = Settings(max_epochs=0.0, max_iters=40)
+    assert demo.seconds_for_all(log(2.0, 100), by_steps) == pytest.approx(4 * 200)
 
 
 def test_what_is_to_come_is_by_the_pace_and_within_max_seconds():
     lines = log(0.5, 100)  # 55 s gone
-    after = 100 * (demo.TUNING_PASSES + demo.MEASURING_PASSES)
+    after = 400 * (demo.TUNING_SHARE + demo.MEASURING_SHARE)
     assert demo.seconds_to_come(lines, *trainings()) == pytest.approx(400 - 55 + after)
     assert demo.seconds_to_come(lines, *trainings(pretraining=0.0, tuning=0.0)) == pytest.approx(400 - 55 + after)
     slow = log(0.1, 1000)  # 105 s gone
-    wanted = 800 - 105 + 200 + 1000 * demo.MEASURING_PASSES
+    wanted = 800 - 105 + 200 + 4000 * demo.MEASURING_SHARE
     assert demo.seconds_to_come(slow, *trainings()) == pytest.approx(wanted)
     assert demo.seconds_to_come(lines[:1], *trainings()) is None
 
@@ -82,11 +85,17 @@ def test_a_floor_that_is_reached():
 
 
 def test_a_floor_missed_for_time_names_the_seconds_that_the_machine_needs():
-    said = demo.floor_words([log(1.0, 800), log(1.0, 200, answered=0.3)], trainings())
+    said = demo.floor_words([log(1.0, 800), log(1.0, 190, answered=0.3)], trainings())
     assert said.startswith("THE FLOOR IS MISSED: 0.300 of 200") and "wanted were 0.90" in said
-    assert "1.0 of 4 passes over the articles and 1.0 of 3 passes over the questions" in said
-    assert "max_seconds = 3540 in config/demo.py and max_seconds = 720 in config/demo_sft.py" in said
+    assert "pretraining made 25% and fine-tuning 33%" in said
+    assert "max_seconds = 3540 in config/demo.py and max_seconds = 660 in config/demo_sft.py" in said
     assert said.endswith("run this again.")
+
+
+def test_no_floor_is_spoken_of_where_none_was_asked_for():
+    pretraining, tuning = trainings()
+    tuning.stop_at_answered = 0.0
+    assert demo.floor_words([log(4.0, 50), log(3.0, 20)], [pretraining, tuning]).startswith("No floor was asked for")
 
 
 def test_a_floor_missed_in_one_training_only_names_that_one():
