@@ -49,7 +49,7 @@ STEPS = [
 FORECAST_SECONDS = 60  # of the demo, after which it says how long all will take
 FORECAST_LINES = 3  # of the log, at least, that tell the pace
 # What fine-tuning and the measuring after it take, as shares of the time of pretraining's planned passes.
-TUNING_SHARE, MEASURING_SHARE = 0.2, 0.15
+TUNING_SHARE, MEASURING_SHARE = 0.12, 0.08
 COMPLETE = 0.98  # share of the passes that counts as all of them
 MARGIN = 1.1  # over the seconds that the passes take by their pace
 
@@ -84,10 +84,10 @@ def share_done(line, training):
 
 def seconds_for_all(lines, training):
     """Seconds that all planned passes of a training take, by the pace its log tells; None where that is too short."""
-    if len(lines) < FORECAST_LINES or lines[-1]["step"] <= lines[0]["step"]:
+    if len(lines) < FORECAST_LINES:
         return None
-    first, last = lines[0], lines[-1]
-    return (last["seconds"] - first["seconds"]) / (share_done(last, training) - share_done(first, training))
+    share = share_done(lines[-1], training) - share_done(lines[0], training)
+    return (lines[-1]["seconds"] - lines[0]["seconds"]) / share if share > 0 else None
 
 
 def seconds_to_come(lines, pretraining, tuning):
@@ -121,9 +121,8 @@ class Forecast:
 
 def forecast_words(elapsed, left):
     """The line about how long the demo takes, given seconds gone and to come."""
-    minutes = (elapsed + left) / 60
     return (
-        f"This machine will take about {minutes:.0f} minutes in all, {left / 60:.0f} from now on "
+        f"This machine will take about {(elapsed + left) / 60:.0f} min in all, {left / 60:.0f} min from now on "
         "(by its pace so far). Ctrl-C keeps what is there."
     )
 
@@ -165,7 +164,7 @@ def floor_words(logs, trainings):
     if not floor:
         return f"No floor was asked for: stop_at_answered is 0 in {SETTINGS[1]}."
     share = next((line["answered"] for line in reversed(logs[1]) if "answered" in line), 0.0)
-    said = f"{share:.3f} of {ASKED} trained questions were answered at the last check, wanted were {floor:.2f}"
+    said = f"{share:.3f} of {ASKED} trained questions were answered at the last check; the floor is {floor:.2f}"
     if share >= floor:
         return f"The floor is reached: {said}."
     made = [f"{share_done(lines[-1], training):.0%}" for lines, training in zip(logs, trainings, strict=True)]

@@ -76,7 +76,7 @@ def test_nothing_is_forecast_before_the_first_minute(tmp_path, monkeypatch, caps
 
 def test_the_words_of_a_forecast():
     said = demo.forecast_words(60, 540)
-    assert "about 10 minutes in all, 9 from now on" in said and "Ctrl-C" in said
+    assert "about 10 min in all, 9 min from now on" in said and "Ctrl-C" in said
 
 
 def test_a_floor_that_is_reached():
@@ -86,7 +86,7 @@ def test_a_floor_that_is_reached():
 
 def test_a_floor_missed_for_time_names_the_seconds_that_the_machine_needs():
     said = demo.floor_words([log(1.0, 800), log(1.0, 190, answered=0.3)], trainings())
-    assert said.startswith("THE FLOOR IS MISSED: 0.300 of 200") and "wanted were 0.90" in said
+    assert said.startswith("THE FLOOR IS MISSED: 0.300 of 200") and "the floor is 0.90" in said
     assert "pretraining made 25% and fine-tuning 33%" in said
     assert "max_seconds = 3540 in config/demo.py and max_seconds = 660 in config/demo_sft.py" in said
     assert said.endswith("run this again.")
