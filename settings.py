@@ -235,6 +235,13 @@ class Settings:
     eval_iters: int = setting(0, "train", "validation batches of full rows each time; 0: the whole part", low=0)
     log_interval: int = setting(10, "train", "steps between lines of log.jsonl", low=1)
     patience: int = setting(0, "train", "stop after this many validations without a new best; 0: never", low=0)
+    stop_at_answered: float = setting(
+        0.0,
+        "train",
+        "fine-tuning: at each validation ask 200 training questions, greedily, and stop once this share, 0 to 1, "
+        "is answered word for word (ckpt.pt is then that model); 0: do not ask",
+        low=0,
+    )
     keep_every: int = setting(0, "train", "keep step_*.pt at the validations every so many steps; 0: none", low=0)
     tensorboard: bool = setting(False, "train", "write TensorBoard's event files too (pip install tensorboard)")
     wandb: str = setting("", "train", "Weights & Biases project to log to (pip install wandb); '': none")

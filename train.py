@@ -23,9 +23,10 @@ if __name__ == "__main__":  # torch takes seconds to load
 
 from tqdm import tqdm
 
+from answered import answered_share, check_asking
 from checkpoint import BEST, LAST, PREVIOUS
 from configurator import load_settings
-from device import peak_flops, show_memory
+from device import out_of_memory_is_said, peak_flops, show_memory
 from errors import Signals, UserError, run_script
 from tracking import Tracker
 from training import Trainer
@@ -140,7 +141,7 @@ class Run:
                 "--init_from=resume and a lower learning_rate and muon_learning_rate, or with --dtype=float32"
             )
 
-    def log(self, val_loss=None):
+    def log(self, val_loss=None, answered=None):
         """A line of the log, and the bar's figures; returns the mean training loss since the last one."""
         p, trainer = self.progress, self.trainer
         self.pace.pause()
@@ -162,27 +163,42 @@ class Run:
                 "val_loss": finite_or_none(val_loss), "lr": trainer.lr, "tokens": p.tokens,
                 "seconds": round(p.seconds, 2),
             }  # fmt: skip
+            if answered is not None:
+                line["answered"] = answered
             self.tracker.add(line, more)
         return mean
 
     def check(self):
-        """Validate, log, show a sample, and save; sets stopped_by when patience is at its end."""
+        """Validate, log, show a sample, and save; sets stopped_by when patience is at its end or enough is answered."""
         p, trainer, settings = self.progress, self.trainer, self.settings
         self.pace.pause()  # checking is not training
-        val_loss = trainer.validate()
-        train_loss = self.log(val_loss)
+        val_loss, answered = trainer.validate(), self.answered()
+        train_loss = self.log(val_loss, answered)
         best = val_loss < p.best_val_loss
         p.checks_without_best = 0 if best else p.checks_without_best + 1
         losses = f"train {train_loss:.4f}, val {val_loss:.4f}{'  best' if best else ''}"
+        losses += "" if answered is None else f", answered {answered:.3f}"
         self.say(f"step {p.step}, epoch {trainer.epochs:.2f}: {losses} | {trainer.sample()}")
         self.look_for_overfitting(train_loss, val_loss, p.step if best else p.best_step)
         if settings.patience and p.checks_without_best >= settings.patience:
             trainer.stopped_by = f"no better validation loss in {settings.patience} checks"
+        reached = answered is not None and answered >= settings.stop_at_answered
+        if reached:
+            trainer.stopped_by = f"answered {answered:.3f} of the training questions"
         if math.isfinite(val_loss):
-            self.save(val_loss if best else None)
+            self.save(val_loss if best or reached else None)  # ckpt.pt is then the one that was wanted
         else:
             self.say(f"warning: the validation loss is not finite, so nothing was saved at step {p.step}")
         self.pace.resume()
+
+    def answered(self):
+        """Share of training questions answered now, where stop_at_answered wants it known, else None."""
+        if not self.settings.stop_at_answered:
+            return None
+        trainer, data = self.trainer, self.trainer.data
+        with out_of_memory_is_said(trainer.device), trainer.generator() as generator:
+            share = answered_share(generator, data.train, data.meta)
+        return trainer.processes.from_main(share)
 
     def look_for_overfitting(self, train_loss, val_loss, best_step):
         """Say it once when validation loss has risen for several checks while training loss fell."""
@@ -227,7 +243,9 @@ def finite_or_none(number):
 
 
 def main():
-    trainer = Trainer(load_settings("train"))
+    settings = load_settings("train")
+    check_asking(settings)
+    trainer = Trainer(settings)
     run, p = Run(trainer), trainer.progress
     # torchrun passes a signal on, and kills after TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds (30, if it is not set).
     trainer.asked_to_stop = Signals(STOPPING if trainer.processes.is_main else None).came
@@ -243,7 +261,7 @@ def main():
         again = "python" if trainer.processes.count == 1 else "the same torchrun …"
         trainer.say(f"stopped at step {p.step} and saved; go on with: {again} train.py {arguments}")
         raise SystemExit(130)
-    best = f"best validation loss {p.best_val_loss:.4f} (step {p.best_step}): {trainer.out / BEST}"
+    best = f"{trainer.out / BEST}: step {p.best_step}, validation loss {p.best_val_loss:.4f}"
     if not p.best_step:
         best = f"no validation loss was finite, so there is no {trainer.out / BEST}"
     trainer.say(

@@ -4,6 +4,7 @@
 would: a step's loss is the sum over its kept tokens, divided by the kept tokens of all processes.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -455,6 +456,19 @@ class Trainer:
         nats, tokens = self.processes.total(part.nats, part.tokens)
         return nats / max(1.0, tokens)
 
+    @contextlib.contextmanager
+    def generator(self, max_batch=32):
+        """`TextGenerator` of the model as it is now, which is in eval mode meanwhile."""
+        self.model.eval()
+        generator = TextGenerator(self.model, self.data.tokenizer, self.data.meta["stage"], max_batch)
+        if self.sharded:  # all must ask for the same passes, and different GPUs may not round alike
+            choose = generator.engine.choose
+            generator.engine.choose = lambda *drawn: self.processes.from_main(choose(*drawn))
+        try:
+            yield generator
+        finally:
+            self.model.train()
+
     def sample(self):
         """A line of text that the model makes now, from sample_prompt or a validation row's start."""
         data, prompt = self.data, self.settings.sample_prompt
@@ -464,13 +478,8 @@ class Trainer:
                 full = data.val[0].tolist()
                 row = full[: full.index(data.tokenizer.answer_id)]
             prompt = data.tokenizer.decode(row)
-        self.model.eval()
-        generator = TextGenerator(self.model, data.tokenizer, data.meta["stage"], max_batch=1)
-        if self.sharded:  # all must ask for the same passes, and different GPUs may not round alike
-            choose = generator.engine.choose
-            generator.engine.choose = lambda *drawn: self.processes.from_main(choose(*drawn))
-        (text,) = generator.generate([prompt], SAMPLE)
-        self.model.train()
+        with self.generator(max_batch=1) as generator:
+            (text,) = generator.generate([prompt], SAMPLE)
         return f"{prompt} → {text}".replace("\n", " ")
 
     def save(self, name, resumable=False, previous=None):

@@ -11,19 +11,20 @@ out_dir = "out/demo"
 block_size = 192
 val_share = 0.02
 
-n_layer = 4
+# Two blocks: at equal tokens they learn these facts sooner than four do, for three fifths of the operations.
+n_layer = 2
 n_head = 3
 n_embd = 192
 
-# A slow machine makes fewer passes in the time it has.
-max_epochs = 4.5
-max_seconds = 210
+max_epochs = 3.25
+# A machine that is slower makes fewer passes. Two cores with AVX2 alone make all of them.
+max_seconds = 780
 # Small batches: at equal tokens, more steps learn more of the facts.
-batch_size = 32
+batch_size = 16
 optimizer = "muon"
 learning_rate = 4e-3
 muon_learning_rate = 0.04
 warmup_iters = 50
 min_lr_ratio = 0.0
-eval_interval = 400
+eval_interval = 500
 compile = "off"  # compiling takes longer than this run gains by it

@@ -44,6 +44,7 @@ FLOORS = {
     "tracking": 1,
     "generation": 2,
     "metrics": 2,
+    "answered": 2.1,
     "scores": 0.5,
     "mistakes": 1,
     "evaluating": 2.6,

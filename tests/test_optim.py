@@ -151,3 +151,14 @@ def test_orthogonalized_matrices_keep_their_directions_and_lose_their_scale(shap
     diagonal = singular.diagonal(dim1=1, dim2=2)
     assert (diagonal > 0.6).all() and (diagonal < 1.3).all()
     torch.testing.assert_close(singular, torch.diag_embed(diagonal), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 48), (3, 48, 12), (2, 12, 24), (2, 12, 23), (1, 16, 16)])
+@pytest.mark.parametrize("rank", [1, 4, 12])
+def test_steps_on_the_gram_matrix_are_the_steps_on_the_matrix(shape, rank):
+    torch.manual_seed(0)
+    noise = 1e-3 * torch.randn(shape)
+    matrices = torch.randn(shape[0], shape[1], rank) @ torch.randn(shape[0], rank, shape[2]) + noise
+    # In float64 every matrix goes the plain way.
+    expected = orthogonalize(matrices, torch.float64).float()
+    torch.testing.assert_close(orthogonalize(matrices, torch.float32), expected, rtol=1e-3, atol=2e-4)

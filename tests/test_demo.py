@@ -1,0 +1,227 @@
+"""demo.py: how long it says it will take, and what it says when it ends, is stopped, or misses its floor."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+import demo
+from settings import Settings
+from tracking import LOG
+
+FIGURES = {"exact_match": 0.5, "rouge_l_f": 0.6, "perplexity": 1.5, "bits_per_char": 3.0, "pairs": 400}
+
+
+def log(epochs, pace, answered=None):
+    """Lines of a log that tells `pace` seconds a pass up to `epochs`."""
+    lines = [{"step": i, "epoch": epochs * i / 10, "seconds": 5 + pace * epochs * i / 10} for i in range(1, 11)]
+    return [*lines[:-1], lines[-1] if answered is None else {**lines[-1], "answered": answered}]
+
+
+def trainings(**seconds):
+    pretraining = Settings(max_epochs=4.0, max_seconds=seconds.get("pretraining", 800.0), out_dir="out/demo")
+    tuning = Settings(
+        max_epochs=3.0, max_seconds=seconds.get("tuning", 200.0), out_dir="out/demo_sft", stop_at_answered=0.9
+    )
+    return [pretraining, tuning]
+
+
+def test_a_training_takes_what_its_log_tells_without_the_warming_up():
+    pretraining, _ = trainings()
+    assert demo.seconds_for_all(log(2.0, 100), pretraining) == pytest.approx(400)
+    assert demo.seconds_for_all(log(2.0, 100)[:2], pretraining) is None
+    assert demo.seconds_for_all([], pretraining) is None
+    by_steps = Settings(max_epochs=0.0, max_iters=40)
+    assert demo.seconds_for_all(log(2.0, 100), by_steps) == pytest.approx(4 * 200)
+
+
+def test_what_is_to_come_is_by_the_pace_and_within_max_seconds():
+    lines = log(0.5, 100)  # 55 s gone
+    after = 400 * (demo.TUNING_SHARE + demo.MEASURING_SHARE)
+    assert demo.seconds_to_come(lines, *trainings()) == pytest.approx(400 - 55 + after)
+    assert demo.seconds_to_come(lines, *trainings(pretraining=0.0, tuning=0.0)) == pytest.approx(400 - 55 + after)
+    slow = log(0.1, 1000)  # 105 s gone
+    wanted = 800 - 105 + 200 + 4000 * demo.MEASURING_SHARE
+    assert demo.seconds_to_come(slow, *trainings()) == pytest.approx(wanted)
+    assert demo.seconds_to_come(lines[:1], *trainings()) is None
+
+
+def test_the_forecast_is_said_once_and_not_by_an_earlier_run_s_log(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "STARTED", time.perf_counter() - demo.FORECAST_SECONDS)
+    path = Path("out/demo") / LOG
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in log(0.5, 100)), encoding="utf-8")
+    forecast = demo.Forecast(*trainings())
+    os.utime(path, (forecast.began - 100, forecast.began - 100))
+    forecast()
+    assert capsys.readouterr().out == ""
+    os.utime(path, (forecast.began + 1, forecast.began + 1))
+    forecast()
+    forecast()
+    assert capsys.readouterr().out.count("This machine will take about") == 1
+
+
+def test_nothing_is_forecast_before_the_first_minute(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "STARTED", time.perf_counter() + 1e6)
+    demo.Forecast(*trainings())()
+    assert capsys.readouterr().out == ""
+
+
+def test_the_words_of_a_forecast():
+    said = demo.forecast_words(60, 540)
+    assert "about 10 min in all, 9 min from now on" in said and "Ctrl-C" in said
+
+
+def test_a_floor_that_is_reached():
+    said = demo.floor_words([log(4.0, 50), log(1.5, 20, answered=0.905)], trainings())
+    assert said.startswith("The floor is reached: 0.905 of 200") and "\n" not in said
+
+
+def test_a_floor_missed_for_time_names_the_seconds_that_the_machine_needs():
+    said = demo.floor_words([log(1.0, 800), log(1.0, 190, answered=0.3)], trainings())
+    assert said.startswith("THE FLOOR IS MISSED: 0.300 of 200") and "the floor is 0.90" in said
+    assert "pretraining made 25% and fine-tuning 33%" in said
+    assert "max_seconds = 3540 in config/demo.py and max_seconds = 660 in config/demo_sft.py" in said
+    assert said.endswith("run this again.")
+
+
+def test_no_floor_is_spoken_of_where_none_was_asked_for():
+    pretraining, tuning = trainings()
+    tuning.stop_at_answered = 0.0
+    assert demo.floor_words([log(4.0, 50), log(3.0, 20)], [pretraining, tuning]).startswith("No floor was asked for")
+
+
+def test_a_floor_missed_in_one_training_only_names_that_one():
+    said = demo.floor_words([log(1.0, 800), log(3.0, 20, answered=0.3)], trainings())
+    assert "config/demo.py" in said and "config/demo_sft.py" not in said
+
+
+def test_a_floor_missed_with_all_passes_made_is_not_put_down_to_time():
+    said = demo.floor_words([log(4.0, 50), log(3.0, 20, answered=0.8)], trainings())
+    assert said.startswith("THE FLOOR IS MISSED: 0.800") and "max_seconds" not in said and "max_epochs" in said
+
+
+@pytest.mark.parametrize(
+    ("stage", "there", "said", "unsaid"),
+    [
+        ("preparing", [], ["Stopped before any training", "python demo.py"], ["--ckpt"]),
+        ("pretraining", [], ["Stopped before any training"], ["--ckpt"]),
+        (
+            "pretraining",
+            [demo.BASE],
+            [f"--ckpt={demo.BASE}", "config/demo.py --init_from=resume, then python train.py config/demo_sft.py"],
+            [],
+        ),
+        ("fine-tuning", [demo.BASE], [f"--ckpt={demo.BASE}", "train.py config/demo_sft.py"], ["resume"]),
+        (
+            "fine-tuning",
+            [demo.BASE, demo.TUNED_LAST],
+            [f"--ckpt={demo.TUNED_LAST}", "train.py config/demo_sft.py --init_from=resume"],
+            ["config/demo.py"],
+        ),
+        ("measuring", [demo.BASE, demo.TUNED, demo.TUNED_LAST], [demo.TUNED, "python sample.py"], ["resume"]),
+    ],
+)
+def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path, monkeypatch, stage, there, said, unsaid):
+    monkeypatch.chdir(tmp_path)
+    for path in map(Path, there):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    words = demo.stopped_words(stage)
+    assert all(part in words for part in said) and not any(part in words for part in unsaid)
+
+
+class Scripts:
+    """Stands for demo.run: notes the scripts, writes what trainings and evaluations write, or is interrupted."""
+
+    def __init__(self, answered=0.95, interrupted_in=None):
+        self.answered, self.interrupted_in, self.ran = answered, interrupted_in, []
+
+    def __call__(self, *arguments, watch=None):
+        self.ran.append(arguments)
+        if self.interrupted_in and self.interrupted_in in arguments:
+            raise KeyboardInterrupt
+        if arguments[0] == "train.py":
+            tuning = arguments[1] == demo.SETTINGS[1]
+            folder = Path("out/demo_sft" if tuning else "out/demo")
+            folder.mkdir(parents=True, exist_ok=True)
+            lines = log(1.0, 100, self.answered if tuning else None)
+            (folder / LOG).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        for path in (a.partition("=")[2] for a in arguments if a.startswith("--json=")):
+            Path(path).write_text(json.dumps(FIGURES), encoding="utf-8")
+
+
+@pytest.fixture
+def play(tmp_path, monkeypatch):
+    """play(answered=…, interrupted_in=…): the demo with scripts that are played; returns the `Scripts`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").mkdir()
+    for path in demo.SETTINGS:
+        (tmp_path / path).write_bytes((ROOT / path).read_bytes())
+
+    def run(**how):
+        scripts = Scripts(**how)
+        monkeypatch.setattr(demo, "run", scripts)
+        monkeypatch.setattr(demo, "show_answers", lambda: None)
+        demo.main()
+        return scripts
+
+    return run
+
+
+def test_the_demo_ends_with_its_figures_and_the_floor(play, capsys):
+    scripts = play(answered=0.93)
+    assert [ran[0] for ran in scripts.ran[:5]] == [step[1] for step in demo.STEPS]
+    assert any(f"--ckpt={demo.TUNED}" in ran for ran in scripts.ran)
+    assert json.loads(demo.METRICS.read_text(encoding="utf-8"))["heldout_exact_match"] == 0.5
+    assert capsys.readouterr().out.splitlines()[-1].startswith("The floor is reached: 0.930")
+
+
+def test_the_demo_s_last_words_are_of_the_floor_where_it_is_missed(play, capsys):
+    play(answered=0.4)
+    said = capsys.readouterr().out
+    assert "THE FLOOR IS MISSED: 0.400" in said[said.index("Next:") :]
+
+
+@pytest.mark.parametrize(("script", "said"), [("data/prepare.py", "before any training"), ("visualize.py", "Ask it")])
+def test_a_demo_that_is_interrupted_ends_with_130_and_says_so(play, capsys, script, said):
+    with pytest.raises(SystemExit) as stopped:
+        play(interrupted_in=script)
+    assert stopped.value.code == 130
+    assert said in capsys.readouterr().out and not demo.METRICS.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
+def test_ctrl_c_waits_for_the_script_to_save(tmp_path):
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import signal, sys, time\n"
+        "def save(*_):\n    print('saved', flush=True)\n    sys.exit(130)\n"
+        "signal.signal(signal.SIGINT, save)\nprint('ready', flush=True)\ntime.sleep(600)\n",
+        encoding="utf-8",
+    )
+    program = f"import demo\ntry:\n    demo.run({str(script)!r})\nexcept KeyboardInterrupt:\n    print('then')"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=-1, encoding="utf-8", start_new_session=True
+    )
+    while process.stdout.readline() != "ready\n":
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    said, _ = process.communicate(timeout=60)
+    assert said == "saved\nthen\n"
+
+
+def test_the_watcher_is_called_while_a_script_runs(tmp_path):
+    go, script = tmp_path / "go", tmp_path / "wait.py"
+    script.write_text(
+        f"import pathlib, time\nwhile not pathlib.Path({str(go)!r}).exists():\n    time.sleep(0.01)\n", encoding="utf-8"
+    )
+    demo.run(str(script), watch=go.touch)  # ends only because the watcher was called
+    assert go.exists()
