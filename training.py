@@ -41,6 +41,7 @@ SAMPLE_PROMPT_TOKENS = 8
 TRIAL_TOKENS = 1024  # in the batch that compiled code is tried on
 FEW_STEPS = 100  # of a run from which little can be expected
 LONG_STEP_SECONDS = 10
+MANY_ROWS = 2_000_000  # whose order takes more than a moment to draw
 
 
 @dataclasses.dataclass
@@ -139,6 +140,7 @@ class Trainer:
         self.device = pick_device(settings.device, self.processes.local_rank if self.processes.count > 1 else None)
         place = self.processes.rank, self.processes.count
         self.data = TrainingData(settings, *place, pinned=self.device.type == "cuda")
+        self.say(f"{len(self.data.train):,} rows for training, {len(self.data.val):,} for validation")
         torch.set_float32_matmul_precision("high")  # TF32 where the card has it
         torch.manual_seed(settings.seed)
         self.model, resumed = make_model(settings, self.data)
@@ -173,6 +175,8 @@ class Trainer:
     def planned_steps(self):
         """Optimizer steps by max_epochs or max_iters."""
         if self.settings.max_epochs > 0:
+            if self.settings.max_epochs * len(self.data.train) > MANY_ROWS:
+                self.say(f"counting the batches of {self.settings.max_epochs:g} epochs …")
             return math.ceil(self.data.order.count(self.settings.max_epochs) / self.data.batches_a_step)
         return self.settings.max_iters
 
