@@ -49,7 +49,7 @@ STEPS = [
 FORECAST_SECONDS = 60  # of the demo, after which it says how long all will take
 FORECAST_LINES = 3  # of the log, at least, that tell the pace
 # What fine-tuning and the measuring after it take, as shares of the time of pretraining's planned passes.
-TUNING_SHARE, MEASURING_SHARE = 0.12, 0.08
+TUNING_SHARE, MEASURING_SHARE = 0.1, 0.08
 COMPLETE = 0.98  # share of the passes that counts as all of them
 MARGIN = 1.1  # over the seconds that the passes take by their pace
 

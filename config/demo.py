@@ -16,8 +16,8 @@ n_layer = 2
 n_head = 3
 n_embd = 192
 
-max_epochs = 3.25
-# A machine that is slower makes fewer passes. Two cores with AVX2 alone make all of them.
+max_epochs = 3.75
+# A machine that would take longer makes fewer passes.
 max_seconds = 780
 # Small batches: at equal tokens, more steps learn more of the facts.
 batch_size = 16
