@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from arena.problems import Problem, printable
-from checkpoint import BEST, PREVIOUS
+from checkpoint import BEST, PREVIOUS, load_checkpoint
 from errors import UserError
 from generation import open_generator
 from model import GPT, GPTConfig
@@ -34,10 +34,10 @@ class Checkpoint:
 
 
 def read_about(path, name):
-    """The `Checkpoint` of a file; its weights are mapped, not read. Raises UserError where it is none."""
+    """The `Checkpoint` of a file; its weights are mapped, not read. Raises UserError without one."""
     stamp = path.stat().st_mtime
+    content = load_checkpoint(path, mmap=True)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         with torch.device("meta"):
             parameters = GPT(GPTConfig(**content["model_args"])).num_params()
         progress = content["progress"]
@@ -47,8 +47,8 @@ def read_about(path, name):
         if content["stage"] not in ("pretrain", "sft"):
             raise ValueError(f"stage {content['stage']!r}")
         return Checkpoint(name, path, content["stage"], int(progress["step"]), parameters, loss, stamp)
-    except Exception as error:  # the unpickler meets foreign or half-replaced bytes with errors of any type
-        raise UserError(f"{path} is truncated, or is no checkpoint ({type(error).__name__})") from None
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:  # values of a wrong kind
+        raise UserError(f"{path} is no checkpoint of this version ({type(error).__name__})") from None
 
 
 def unique(checkpoints):

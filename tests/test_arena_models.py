@@ -6,6 +6,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 from arena_fakes import arena_settings, open_fake, write_checkpoint, write_checkpoints
 from peer_fakes import peer
 from serving_fakes import FakeGenerator
@@ -56,6 +57,26 @@ def test_every_checkpoint_is_listed_with_what_it_is_and_broken_ones_cost_no_othe
     assert len(broken) == 1 and "bad/ckpt.pt" in str(broken[0]).replace("\\", "/")
     assert [c.name for c in found][:2] == ["deep/er", "run"]  # saved last; a run's best first
     assert Shelf(arena_settings(tmp_path, out_root=str(tmp_path / "none"))).checkpoints() == ([], [])
+
+
+def test_a_checkpoint_that_the_system_withholds_is_told_apart_from_a_broken_one(tmp_path, monkeypatch):
+    write_checkpoints(tmp_path / "out", ["alpha"])
+    (tmp_path / "out" / "none").mkdir()
+    torch.save({"model": 1, "model_args": 2, "tokenizer": 3, "stage": 4, "progress": 5}, tmp_path / "out/none/ckpt.pt")
+    load = torch.load
+
+    def withheld(path, **options):
+        if path.parent.name == "alpha":
+            raise PermissionError(13, "Permission denied")
+        return load(path, **options)
+
+    monkeypatch.setattr(torch, "load", withheld)
+    shelf = Shelf(arena_settings(tmp_path), open_fake)
+    found, (alpha, none) = shelf.checkpoints()
+    assert found == [] and "is no checkpoint" in str(none)
+    assert "alpha" in str(alpha) and str(alpha).endswith("cannot be read (Permission denied)")
+    monkeypatch.undo()
+    assert [c.name for c in shelf.checkpoints()[0]] == ["alpha"]
 
 
 def test_nothing_is_loaded_before_it_is_chosen_and_the_least_recently_used_leaves(arena, tmp_path):

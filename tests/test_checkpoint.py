@@ -154,10 +154,10 @@ def fails_half_written(error):
 
 
 def fails(error):
-    def replace(source, target):
+    def call(*arguments, **named):
         raise error
 
-    return replace
+    return call
 
 
 FAILURES = {
@@ -229,6 +229,33 @@ def test_resuming_takes_the_last_checkpoint_that_is_whole(tmp_path, capsys):
     assert "last.pt is truncated" in capsys.readouterr().out
     (tmp_path / "last.pt").unlink()
     assert newest_intact(tmp_path)["progress"]["step"] == 1
+
+
+UNREADABLE = {
+    "Permission denied": PermissionError(13, "Permission denied"),
+    "Input/output error": OSError(5, "Input/output error"),
+    "not enough memory": MemoryError(),
+    "not enough memory (torch)": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 B"),
+}
+
+
+@pytest.mark.parametrize("reason", UNREADABLE)
+def test_a_checkpoint_that_the_system_withholds_is_not_called_damaged(tmp_path, monkeypatch, reason):
+    """And resuming does not quietly go on from the older one."""
+    for name in ("last.pt", "last.prev.pt"):
+        save(tmp_path / name)
+    load = torch.load
+    withheld = fails(UNREADABLE[reason])
+    monkeypatch.setattr(torch, "load", lambda path, **o: (withheld if path.name == "last.pt" else load)(path, **o))
+    for read in (lambda: load_checkpoint(tmp_path / "last.pt"), lambda: newest_intact(tmp_path)):
+        with pytest.raises(UserError, match=f"last.pt cannot be read .{reason.split(' (')[0]}.$"):
+            read()
+
+
+def test_a_folder_that_the_system_withholds_is_a_user_error(monkeypatch):
+    monkeypatch.setattr(Path, "is_file", fails(PermissionError(13, "Permission denied")))
+    with pytest.raises(UserError, match=r"ckpt\.pt cannot be read .Permission denied"):
+        load_checkpoint("run/ckpt.pt")
 
 
 def test_resuming_without_a_whole_checkpoint_is_a_user_error(tmp_path):
