@@ -97,12 +97,19 @@ def load_model(content, device="cpu"):
 
 
 def newest_checkpoint(root="out"):
-    """Path of the best checkpoint of the run under `root` that was saved last. Raises UserError without one."""
-    found = [p for p in Path(root).rglob("*.pt") if p.name in (BEST, LAST)]
-    if not found:
+    """Path of the best checkpoint of the run under `root` that was saved last. Raises UserError without one.
+
+    A run that has no best one yet comes after all those that have: it may have been started by mistake, and then the
+    good one lies in old/ within its folder.
+    """
+    runs = {}  # folder: {name: when it was saved}
+    for path in Path(root).rglob("*.pt"):
+        if path.name in (BEST, LAST):
+            runs.setdefault(path.parent, {})[path.name] = path.stat().st_mtime
+    if not runs:
         raise UserError(f"no checkpoint under {root}; train one first: python train.py config/train_config.py")
-    run = max(found, key=lambda p: p.stat().st_mtime).parent
-    return run / (BEST if (run / BEST).exists() else LAST)
+    run = max(runs, key=lambda run: (BEST in runs[run], max(runs[run].values())))
+    return run / (BEST if BEST in runs[run] else LAST)
 
 
 def model_names(paths):

@@ -82,7 +82,8 @@ class Shelf:
         self._slots, self._lock = {}, threading.Lock()  # name to Slot, the least recently used first
 
     def checkpoints(self):
-        """([Checkpoint], [UserError]): what is there now, the run that was saved last first, and what is broken."""
+        """([Checkpoint], [UserError]): what is there now, the newest (see checkpoint.newest_checkpoint) first, and
+        what is broken."""
         found = {}
         for path in sorted(self.root.rglob("*.pt")):
             if path.name == PREVIOUS:
@@ -96,10 +97,15 @@ class Shelf:
         # What could not be read is tried again: it may have been for an instant only.
         self._about = {known: each for known, each in found.items() if isinstance(each, Checkpoint)}
         good = unique(self._about.values())
-        saved = {}
+        saved, complete = {}, {each.path.parent for each in good if each.path.name == BEST}
         for each in good:
             saved[each.path.parent] = max(each.seconds, saved.get(each.path.parent, 0))
-        good.sort(key=lambda c: (-saved[c.path.parent], c.path.name != BEST, -c.seconds, c.name))
+
+        def order(each):
+            run = each.path.parent
+            return run not in complete, -saved[run], each.path.name != BEST, -each.seconds, each.name
+
+        good.sort(key=order)
         return good, [each for each in found.values() if isinstance(each, UserError)]
 
     def _read(self, path):

@@ -1,6 +1,7 @@
 """The models of the arena: checkpoints on the shelf, peers in their file, answers, matches, runs, examples."""
 
 import json
+import os
 import threading
 import time
 from types import SimpleNamespace
@@ -77,6 +78,15 @@ def test_a_checkpoint_that_the_system_withholds_is_told_apart_from_a_broken_one(
     assert "alpha" in str(alpha) and str(alpha).endswith("cannot be read (Permission denied)")
     monkeypatch.undo()
     assert [c.name for c in shelf.checkpoints()[0]] == ["alpha"]
+
+
+def test_a_run_without_a_best_checkpoint_comes_after_those_that_have_one(tmp_path):
+    root, model, table = tmp_path / "out", tiny_model(), tiny_tokenizer()
+    for age, name in ((9, "run/old/ckpt.pt"), (1, "run/last.pt"), (5, "other/ckpt.pt")):
+        write_checkpoint(root / name, model, table)
+        os.utime(root / name, (1_700_000_000 - age,) * 2)
+    found = Shelf(arena_settings(tmp_path), open_fake).checkpoints()[0]
+    assert [c.name for c in found] == ["other", "run/old", "run/last"]
 
 
 def test_nothing_is_loaded_before_it_is_chosen_and_the_least_recently_used_leaves(arena, tmp_path):

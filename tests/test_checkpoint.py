@@ -211,7 +211,19 @@ def test_the_newest_checkpoint_is_the_best_one_of_the_run_saved_last(tmp_path):
     touch(tmp_path / "others" / "weights.pt", age=0)
     assert newest_checkpoint(tmp_path) == tmp_path / "old" / "ckpt.pt"
     touch(tmp_path / "begun" / "last.pt", age=1)
-    assert newest_checkpoint(tmp_path) == tmp_path / "begun" / "last.pt"
+    assert newest_checkpoint(tmp_path) == tmp_path / "old" / "ckpt.pt"
+
+
+def test_a_run_started_by_mistake_is_not_the_newest(tmp_path):
+    """It has saved a last.pt at step 0, and the good run lies in old/ of its folder."""
+    touch(tmp_path / "run" / "last.pt", age=1)
+    touch(tmp_path / "begun" / "last.pt", age=2)
+    assert newest_checkpoint(tmp_path) == tmp_path / "run" / "last.pt"  # where there is nothing else
+    touch(tmp_path / "run" / "old" / "ckpt.pt", age=6)
+    touch(tmp_path / "run" / "old" / "last.pt", age=5)
+    assert newest_checkpoint(tmp_path) == tmp_path / "run" / "old" / "ckpt.pt"
+    touch(tmp_path / "run" / "ckpt.pt", age=0)
+    assert newest_checkpoint(tmp_path) == tmp_path / "run" / "ckpt.pt"
 
 
 def test_no_checkpoint_at_all_is_answered_with_the_command_to_train(tmp_path):
