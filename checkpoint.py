@@ -2,7 +2,7 @@
 
 A checkpoint is a dict of plain values and tensors:
   model          state dict            model_args   GPTConfig's fields
-  settings       all settings          stage        "pretrain" or "sft"
+  settings       those of train.py     stage        "pretrain" or "sft"
   tokenizer      {"name", "sha256", "table": bytes, or None for GPT-2's}
   progress       {"step", "epoch", "batch", "tokens", "best_val_loss", …}
   optimizers, scaler, random, precision   (last.pt only) what a resumed run needs
@@ -32,7 +32,7 @@ def save_checkpoint(path, weights, config, settings, stage, tokenizer, progress,
     content = {
         "model": weights,
         "model_args": asdict(config),
-        "settings": settings.to_dict(),
+        "settings": settings.to_dict("train"),  # no others: a settings file may also bear a key or a password
         "stage": stage,
         "tokenizer": {
             "name": tokenizer.name,

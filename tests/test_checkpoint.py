@@ -9,6 +9,7 @@ import torch
 from tiny import random_ids, tiny_model, tiny_tokenizer
 
 from checkpoint import load_checkpoint, load_model, newest_checkpoint, newest_intact, save_checkpoint
+from configurator import FIELDS, load_settings
 from errors import UserError
 from settings import Settings
 from tokenizer import load_tokenizer
@@ -40,7 +41,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
     model = save(tmp_path / "last.pt", optimizers=[moments], random=random)
     content = load_checkpoint(tmp_path / "last.pt")
     assert (content["stage"], content["progress"]) == ("sft", PROGRESS)
-    assert content["settings"] == Settings(n_layer=2).to_dict()
+    assert content["settings"] == Settings(n_layer=2).to_dict("train") and content["settings"]["n_layer"] == 2
     assert torch.equal(content["random"], random)
     assert torch.equal(content["optimizers"][0]["state"][0]["exp_avg"], moments["state"][0]["exp_avg"])
     loaded, _ = load_model(content)
@@ -51,6 +52,20 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
         assert torch.equal(p, q), name
     assert torch.equal(loaded(random_ids(2, 9)), model(random_ids(2, 9)))
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_checkpoint_bears_only_what_train_reads_and_no_secret(tmp_path):
+    """A settings file that all scripts share may have the server's key and the arena's password in it."""
+    file = tmp_path / "shared.py"
+    file.write_text('api_key = "sk-secret"\nauth = "me:secret"\nlearning_rate = 0.5\n', encoding="utf-8")
+    settings = load_settings("train", [str(file)])
+    assert (settings.api_key, settings.auth) == ("sk-secret", "me:secret")
+    model = tiny_model()
+    save_checkpoint(tmp_path / "ckpt.pt", model.state_dict(), model.config, settings, "sft", tiny_tokenizer(), PROGRESS)
+    kept = load_checkpoint(tmp_path / "ckpt.pt")["settings"]
+    assert kept["learning_rate"] == 0.5
+    assert set(kept) == {name for name, field in FIELDS.items() if "train" in field.metadata["used_by"]}
+    assert not {"api_key", "auth"} & set(kept) and b"secret" not in (tmp_path / "ckpt.pt").read_bytes()
 
 
 def test_a_checkpoint_with_a_trained_table_needs_no_other_file(tmp_path):
