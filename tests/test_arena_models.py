@@ -344,3 +344,24 @@ def test_a_reader_who_asks_again_stops_what_was_asked_before():
             assert old.stopped and not new.stopped and not running.stop("you")
             assert running.stop("me") and new.stopped
     assert not running.stop("me")
+
+
+# The page
+
+
+def test_only_the_open_tabs_clock_runs_wherever_the_tab_stands(arena):
+    import gradio as gr
+
+    from page.build import create_page
+
+    page = create_page(arena)
+    components = page.blocks
+    opened = {}  # a tab's id: which clocks it has running
+    for event in page.fns.values():
+        outputs = [components[output._id] for output in event.outputs]
+        if outputs and all(isinstance(output, gr.Timer) for output in outputs):
+            for identity, name in event.targets:
+                assert name == "select"
+                opened[components[identity].id] = [timer.active for timer in event.fn()]
+    others = {name: [False, False] for name in ("single", "duel", "board", "match")}
+    assert opened == {**others, "training": [True, False], "peers": [False, True]}
