@@ -51,14 +51,6 @@ def delta(text, reason=None):
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def setup(self):
-        super().setup()
-        self.server.about.connected += 1
-
-    def finish(self):
-        super().finish()
-        self.server.about.disconnected += 1
-
     def log_message(self, *_):
         pass
 
@@ -228,6 +220,14 @@ class Handler(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     daemon_threads, block_on_close = True, False
     request_queue_size = 256  # connections that come at the same moment
+
+    def process_request(self, *connection):
+        self.about.connected += 1
+        super().process_request(*connection)
+
+    def shutdown_request(self, request):
+        super().shutdown_request(request)
+        self.about.disconnected += 1
 
 
 @contextmanager
