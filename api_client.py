@@ -12,8 +12,10 @@ import ipaddress
 import json
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from urllib.parse import urlsplit
 
 import httpx
@@ -30,7 +32,10 @@ LOOKUPS = 64  # names looked up at once
 LOOP_LOCK = threading.Lock()
 MAX_ERROR = 65536  # bytes of an error's body that are read
 BYTES_PER_CHAR = 256  # of an event around a single character; 32,768 characters may thus take 8 MiB
-# What OpenAI's own API does not know; left out where a server refuses a request with them.
+KEPT_SECONDS = 3.0  # that a connection is kept for the next request; less than servers do, uvicorn's 5 s among them
+REST_SECONDS, REST_BYTES = 1.0, 65536  # what is read behind an answer's end, so that its connection can be kept
+# What a server may not know: the first two are not OpenAI's, the others came later than many a server. They are left
+# out where a server refuses a request with them.
 EXTRAS = ("top_k", "repetition_penalty", "stream_options", "seed")
 TOO_BUSY = (429, 503)
 # What httpx lets through when a connection fails, or an address is none after all.
@@ -45,11 +50,12 @@ MESSAGES = {
     "not_openai": "{address} does not speak OpenAI's API ({detail})",
     "broke_off": "{address} broke off in the middle of the answer",
     "too_slow": "{address} sent nothing within {seconds:g} s",
+    "internal": "an internal error of this program, not of {address} ({detail}); its traceback is on its stderr",
 }
 
 
 class ApiFailure(UserError):
-    """A request that failed. code: unreachable, refused, busy, not_openai, broke_off, too_slow or address;
+    """A request that failed. code: unreachable, refused, busy, not_openai, broke_off, too_slow, address or internal;
     values: what the message is filled with, for those who say it in another language."""
 
     def __init__(self, code, **values):
@@ -138,11 +144,42 @@ def certificates():
 
 
 class ApiClient:
-    """One server. address: as `base_url` takes it; key: sent as a bearer token, "": none. For many threads."""
+    """One server. address: as `base_url` takes it; key: sent as a bearer token, "": none. For many threads.
+
+    Its connections are kept for further requests until `close`.
+    """
 
     def __init__(self, address, key="", limits=None):
         self.base, self.key, self.limits = base_url(address), key, limits or Limits()
         self.plain = False  # whether the server is known to refuse EXTRAS
+        # The loop's own: the httpx.AsyncClient, how many requests it has in hand, whether it goes with the last one.
+        self._http, self._requests, self._closing = None, 0, False
+
+    def close(self):
+        """Give up the connections, once the requests in hand are done. A later request opens one for itself alone."""
+        asyncio.run_coroutine_threadsafe(self._close(), event_loop())
+
+    async def _close(self):
+        self._closing = True
+        await self._leave()
+
+    async def _leave(self):
+        if self._closing and self._http and not self._requests:
+            http, self._http = self._http, None
+            await http.aclose()
+
+    def _new_http(self):
+        """An httpx.AsyncClient. Raises ApiFailure("unreachable")."""
+        try:
+            return httpx.AsyncClient(
+                follow_redirects=False, trust_env=not is_near(self.base), verify=certificates(),
+                timeout=httpx.Timeout(None, connect=self.limits.connect_seconds),
+                limits=httpx.Limits(keepalive_expiry=KEPT_SECONDS),  # as many at once as are asked for
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # none is taken
+            )  # fmt: skip
+        except (ImportError, ValueError):  # SOCKS, or what is no proxy at all
+            detail = "the proxy in the environment cannot be used"
+            raise ApiFailure("unreachable", address=self.base, detail=detail) from None
 
     @contextlib.asynccontextmanager
     async def open(self, method, path, body=None):
@@ -151,23 +188,21 @@ class ApiClient:
         content = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", errors="replace")
         if content is not None:
             headers["Content-Type"] = "application/json"
-        timeout = httpx.Timeout(None, connect=self.limits.connect_seconds)
-        settings = {"trust_env": not is_near(self.base), "verify": certificates(), "timeout": timeout}
+        self._http = self._http or self._new_http()
+        self._requests += 1
         try:
-            client = httpx.AsyncClient(follow_redirects=False, **settings)
-        except (ImportError, ValueError):  # SOCKS, or what is no proxy at all
-            detail = "the proxy in the environment cannot be used"
-            raise ApiFailure("unreachable", address=self.base, detail=detail) from None
-        async with client:
             try:
-                request = client.build_request(method, self.base + path, content=content, headers=headers)
-                response = await client.send(request, stream=True)
+                request = self._http.build_request(method, self.base + path, content=content, headers=headers)
+                response = await self._http.send(request, stream=True)
             except (*BROKEN, UnicodeError) as error:  # UnicodeError: a key that no header can bear
                 raise ApiFailure("unreachable", address=self.base, detail=reason_of(error)) from None
             try:
                 yield response
             finally:
                 await response.aclose()
+        finally:
+            self._requests -= 1
+            await self._leave()
 
     def models(self, seconds=3.0):
         """([{"id", "owned_by"}], seconds it took): what the server offers. Raises ApiFailure."""
@@ -292,6 +327,7 @@ class RemoteStream(TextStream):
                 await self._answer()
             if self._reason:  # a server that sends no [DONE]
                 self.finish(self._reason)
+            self.fail("broke_off")
         except TimeoutError:
             if self._chars:
                 self.cut = "time"
@@ -299,10 +335,13 @@ class RemoteStream(TextStream):
             self.fail("too_slow", seconds=seconds)
         except ApiFailure as failure:
             self.finish("error", failure)
-        except BROKEN:
+        except (httpx.HTTPError, OSError):
             self.fail("broke_off")
+        except Exception as error:  # a mistake of ours: nobody else reads what this task raises
+            traceback.print_exc()
+            self.fail("internal", detail=type(error).__name__)
         finally:
-            self.fail("broke_off")  # also where something else was raised: a reader must not wait for ever
+            self.finish("cancelled")  # where the loop gives it up: a reader must not wait for ever
 
     async def _answer(self):
         """Read the answer, asked for again where the server is busy or does not know EXTRAS."""
@@ -328,18 +367,27 @@ class RemoteStream(TextStream):
         if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
             return await self._read_whole(response)
         buffer, searched, most = bytearray(), 0, self._client.limits.chars * BYTES_PER_CHAR
-        async for chunk in response.aiter_raw():
+        chunks = response.aiter_raw()
+        async for chunk in chunks:
             buffer += chunk
             most -= len(chunk)
             while (end := buffer.find(b"\n", searched)) >= 0:
                 line, searched = bytes(buffer[:end]).strip(), 0
                 del buffer[: end + 1]
                 if self._take(line):
-                    return
+                    return await self._read_rest(chunks)
             searched = len(buffer)
             if most < 0:
                 self.cut = "size"
                 return self.finish("length")
+
+    async def _read_rest(self, chunks):
+        """Read what comes behind an answer's end: a connection with something left in it could not be kept."""
+        most = 0 if self.cut else REST_BYTES
+        with contextlib.suppress(httpx.HTTPError, OSError):  # TimeoutError is one
+            async with asyncio.timeout(REST_SECONDS):
+                while most > 0 and (piece := await anext(chunks, b"")):
+                    most -= len(piece)
 
     async def _read_whole(self, response):
         """An answer in one JSON, from a server that does not stream."""
@@ -360,15 +408,17 @@ class RemoteStream(TextStream):
             if event.get("error"):
                 raise ApiFailure("refused", address=self._client.base, status=200, detail=detail_of(data))
             usage = event.get("usage") or {}
-            self.prompt_tokens = count_of(usage.get("prompt_tokens"), self.prompt_tokens)
+            prompt_tokens, completion_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
             choice = (event.get("choices") or [{}])[0]
             text = (choice.get("delta") or choice.get("message") or choice).get("content") or choice.get("text") or ""
-            self._add(clean_text(text) if isinstance(text, str) else "")
-            self.completion_tokens = count_of(usage.get("completion_tokens"), self._pieces_made)
-            if choice.get("finish_reason"):
-                self._reason = "length" if choice["finish_reason"] == "length" else "stop"
-        except (ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError, OverflowError):
+            reason = choice.get("finish_reason")
+        except (ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError):
             raise ApiFailure("not_openai", address=self._client.base, detail="a piece of its stream") from None
+        self.prompt_tokens = count_of(prompt_tokens, self.prompt_tokens)
+        self._add(clean_text(text) if isinstance(text, str) else "")
+        self.completion_tokens = count_of(completion_tokens, self._pieces_made)
+        if reason:
+            self._reason = "length" if reason == "length" else "stop"
         return self.finish_reason is not None
 
     def _add(self, text):

@@ -2,12 +2,13 @@
 
 A checkpoint is a dict of plain values and tensors:
   model          state dict            model_args   GPTConfig's fields
-  settings       all settings          stage        "pretrain" or "sft"
+  settings       those of train.py     stage        "pretrain" or "sft"
   tokenizer      {"name", "sha256", "table": bytes, or None for GPT-2's}
   progress       {"step", "epoch", "batch", "tokens", "best_val_loss", …}
   optimizers, scaler, random, precision   (last.pt only) what a resumed run needs
 """
 
+import errno
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def save_checkpoint(path, weights, config, settings, stage, tokenizer, progress,
     content = {
         "model": weights,
         "model_args": asdict(config),
-        "settings": settings.to_dict(),
+        "settings": settings.to_dict("train"),  # no others: a settings file may also bear a key or a password
         "stage": stage,
         "tokenizer": {
             "name": tokenizer.name,
@@ -48,21 +49,41 @@ def save_checkpoint(path, weights, config, settings, stage, tokenizer, progress,
         raise UserError(f"{path} could not be written ({error}); the older file is as it was") from None
 
 
-def load_checkpoint(path):
-    """The checkpoint's dict, on the CPU. Raises UserError when it is not there, truncated or not one of ours."""
-    if not Path(path).is_file():
-        raise UserError(f"checkpoint {path} is not there; train one first, or name another")
+class LostCheckpoint(UserError):
+    """A checkpoint that is not there, or whose bytes are none: another may take its place."""
+
+
+def withheld_by(error):
+    """Why the system does not let a file be read, where that is what an error of torch.load says; else None."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch's own is a RuntimeError
+        return "not enough memory"
+    # EINVAL is what seeking by a truncated file's offsets ends with.
+    return error.strerror if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL) else None
+
+
+def load_checkpoint(path, mmap=False):
+    """The checkpoint's dict, on the CPU; mmap: its weights are mapped, not read.
+
+    Raises LostCheckpoint where it is not there, truncated or not one of ours, and another UserError where the system
+    does not let it be read, which says nothing about the file.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # the unpickler meets foreign bytes with errors of any type
-        raise UserError(
+        if not Path(path).is_file():
+            raise LostCheckpoint(f"checkpoint {path} is not there; train one first, or name another")
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except UserError:
+        raise
+    except Exception as error:  # the unpickler meets foreign bytes with errors of any type
+        if reason := withheld_by(error):
+            raise UserError(f"checkpoint {path} cannot be read ({reason})") from None
+        raise LostCheckpoint(
             f"checkpoint {path} is truncated, or is no checkpoint; take another, such as {PREVIOUS}"
         ) from None
     missing = {"model", "model_args", "tokenizer", "stage", "progress"} - set(
         content if isinstance(content, dict) else ()
     )
     if missing:
-        raise UserError(f"{path} is not a MiniGPT checkpoint: it has no {', '.join(sorted(missing))}")
+        raise LostCheckpoint(f"{path} is not a MiniGPT checkpoint: it has no {', '.join(sorted(missing))}")
     return content
 
 
@@ -76,12 +97,19 @@ def load_model(content, device="cpu"):
 
 
 def newest_checkpoint(root="out"):
-    """Path of the best checkpoint of the run under `root` that was saved last. Raises UserError without one."""
-    found = [p for p in Path(root).rglob("*.pt") if p.name in (BEST, LAST)]
-    if not found:
+    """Path of the best checkpoint of the run under `root` that was saved last. Raises UserError without one.
+
+    A run that has no best one yet comes after all those that have: it may have been started by mistake, and then the
+    good one lies in old/ within its folder.
+    """
+    runs = {}  # folder: {name: when it was saved}
+    for path in Path(root).rglob("*.pt"):
+        if path.name in (BEST, LAST):
+            runs.setdefault(path.parent, {})[path.name] = path.stat().st_mtime
+    if not runs:
         raise UserError(f"no checkpoint under {root}; train one first: python train.py config/train_config.py")
-    run = max(found, key=lambda p: p.stat().st_mtime).parent
-    return run / (BEST if (run / BEST).exists() else LAST)
+    run = max(runs, key=lambda run: (BEST in runs[run], max(runs[run].values())))
+    return run / (BEST if BEST in runs[run] else LAST)
 
 
 def model_names(paths):
@@ -106,11 +134,14 @@ def open_model(ckpt, out_root, device):
 
 
 def newest_intact(run):
-    """The dict of last.pt, or, where that is damaged or missing, of last.prev.pt."""
+    """The dict of last.pt, or, where that is damaged or missing, of last.prev.pt. Raises UserError.
+
+    A last.pt that the system does not let be read may be whole, so the older one does not take its place.
+    """
     last, previous = Path(run) / LAST, Path(run) / PREVIOUS
     try:
         return load_checkpoint(last)
-    except UserError as error:
+    except LostCheckpoint as error:
         if not previous.exists():
             raise
         print(f"{error}\ngoing on from {previous}")

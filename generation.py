@@ -310,24 +310,33 @@ class TextGenerator:
         return set(self.engine.decoder.compiled) == set(KINDS)
 
     def compile(self, say=print):
-        """Compile the model's passes in the background; until that is done, and where it fails, they run as they are.
+        """Compile the model's passes; until that is done, and where it fails, they run as they are.
 
-        say(line) is told how it went. Returns the thread, which can be joined.
+        say(line) is told how it went.
         """
+        started = time.perf_counter()
+        for kind in KINDS:
+            try:
+                self.engine.decoder.compile(kind)
+            except Exception as error:  # compilers fail in many ways, and generation goes on without
+                reason = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
+                return say(f"note: not compiled ({type(error).__name__}: {reason})")
+        say(f"compiled in {time.perf_counter() - started:.0f} s")
 
-        def run():
-            started = time.perf_counter()
-            for kind in KINDS:
-                try:
-                    self.engine.decoder.compile(kind)
-                except Exception as error:  # compilers fail in many ways, and generation goes on without
-                    reason = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
-                    return say(f"note: not compiled ({type(error).__name__}: {reason})")
-            say(f"compiled in {time.perf_counter() - started:.0f} s")
 
-        thread = threading.Thread(target=run, name="compile", daemon=True)
-        thread.start()
-        return thread
+def compile_in_background(generators):
+    """Compile the models of generators, one after the other: torch.compile is not safe in two threads at once.
+
+    Returns the thread, which can be joined.
+    """
+
+    def run():
+        for generator in generators:
+            generator.compile()
+
+    thread = threading.Thread(target=run, name="compile", daemon=True)
+    thread.start()
+    return thread
 
 
 def open_generator(ckpt, settings, exact=False):

@@ -87,6 +87,10 @@ class RowWriter:
         if isinstance(error, OSError):
             raise UserError(f"{self.folder} could not be written ({error}); free some space, or stop what has it open")
 
+    def discard(self):
+        """Keep nothing that is unfinished when the work breaks off: it would be of no use to go on with."""
+        self.resumable = False
+
     def add(self, part, ids, n_chars):
         """One row: ids (at most block_size - 1) and EOT, padded."""
         row = np.full((1, self.block_size), self.tokenizer.pad_id, dtype=np.uint16)

@@ -15,7 +15,7 @@ from checkpoint import model_names
 from configurator import load_settings
 from decoding import should_compile
 from errors import Signals, UserError, run_script
-from generation import open_generator
+from generation import compile_in_background, open_generator
 from serving import Listener, create_app
 from sockets import addresses, listening_socket
 
@@ -60,11 +60,13 @@ def main(open_generator=open_generator):
     listener = Listener(app, sock)
     listener.start()
     announce(settings, models, key, listener.port)
+    wanted = []
     for generator in generators:
         compiling, why = should_compile(settings.compile, generator.model)
         print(f"compile {compiling} ({why})", flush=True)
         if compiling:
-            generator.compile()
+            wanted.append(generator)
+    compile_in_background(wanted)
     while not signals.asked:
         time.sleep(0.1)  # Windows wakes no wait for a Ctrl-C
         if not listener.is_alive():

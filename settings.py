@@ -1,6 +1,6 @@
 """Every setting: its default, its unit and what it means, in one place. How they are given: configurator.py."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from scripts import ANSWERS, ASKING, GENERATION, MEASURING, ON_DEVICE, ON_MODEL, setting
 
@@ -413,6 +413,7 @@ class Settings:
         "folder",
     )
 
-    def to_dict(self):
-        """Plain dict of all settings, as checkpoints keep it."""
-        return asdict(self)
+    def to_dict(self, script=""):
+        """Plain dict of the settings that a script (a key of SCRIPTS) reads, "": of all, keys and passwords too."""
+        of_script = {f.name for f in fields(self) if not script or script in f.metadata["used_by"]}
+        return {name: value for name, value in asdict(self).items() if name in of_script}

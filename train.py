@@ -9,6 +9,7 @@ Which of the two stages it is, the data says: rows made by data/prepare.py have 
 made by data/prepare_sft.py on the answers only. Ctrl-C saves and stops. `--help` lists the settings.
 """
 
+import contextlib
 import math
 import os
 import shlex
@@ -28,11 +29,11 @@ from checkpoint import BEST, LAST, PREVIOUS
 from configurator import load_settings
 from device import out_of_memory_is_said, peak_flops, show_memory
 from errors import Signals, UserError, run_script
-from tracking import Tracker
+from evaluating.runs import RunLog, overfitting
+from tracking import LOG, Tracker
 from training import Trainer
 
 WARM_STEPS, PACE_STEPS = 5, 20  # steps that are not timed, and then between fittings into max_seconds
-OVERFIT_CHECKS = 3  # checks with rising validation and falling training loss
 MOST_SKIPPED = 5  # steps in a row whose loss or gradient is not finite, after which a run ends
 STOPPING = "stopping: after the batch in hand the run is saved and ends (Ctrl-C again: at once, as last saved)"
 SHOWN_SECONDS = 1.0  # between two showings of how far a step is
@@ -77,6 +78,7 @@ class Run:
         )  # fmt: skip
         self.say = self.bar.write if self.is_main else lambda text: None
         self.tracker = Tracker(trainer.out, self.settings, self.progress.step, self.say) if self.is_main else None
+        self.curves = RunLog(trainer.out / LOG)
         self.peak = peak_flops(trainer.device)
         self.pace, self.figures, self.shown = Pace(), "", time.perf_counter()
         trainer.on_batch = self.show_batch
@@ -179,7 +181,8 @@ class Run:
         losses = f"train {train_loss:.4f}, val {val_loss:.4f}{'  best' if best else ''}"
         losses += "" if answered is None else f", answered {answered:.3f}"
         self.say(f"step {p.step}, epoch {trainer.epochs:.2f}: {losses} | {trainer.sample()}")
-        self.look_for_overfitting(train_loss, val_loss, p.step if best else p.best_step)
+        p.last_losses = train_loss, val_loss
+        self.look_for_overfitting(best)
         if settings.patience and p.checks_without_best >= settings.patience:
             trainer.stopped_by = f"no better validation loss in {settings.patience} checks"
         reached = answered is not None and answered >= settings.stop_at_answered
@@ -200,17 +203,16 @@ class Run:
             share = answered_share(generator, data.train, data.meta)
         return trainer.processes.from_main(share)
 
-    def look_for_overfitting(self, train_loss, val_loss, best_step):
-        """Say it once when validation loss has risen for several checks while training loss fell."""
-        p = self.progress
-        train_before, val_before = p.last_losses
-        p.checks_overfitting = p.checks_overfitting + 1 if val_loss > val_before and train_loss < train_before else 0
-        p.last_losses = train_loss, val_loss
-        if p.checks_overfitting == OVERFIT_CHECKS:
-            self.say(
-                f"note: it overfits since step {best_step}: validation loss has risen for {OVERFIT_CHECKS} checks "
-                "while training loss falls; more data, more dropout or a smaller model helps, --patience stops in time"
-            )
+    def look_for_overfitting(self, best):
+        """Say it once after a best validation when the run's log begins to show over-fitting. best: it is one now."""
+        if not self.is_main:
+            return
+        with contextlib.suppress(UserError):  # a log that cannot be read was warned of when it was written
+            self.curves.read()
+        p, found = self.progress, overfitting(self.curves.columns)
+        p.checks_overfitting = 0 if best else p.checks_overfitting + (found is not None)
+        if found and p.checks_overfitting == 1:
+            self.say(f"note: {found.text}; more data, more dropout or a smaller model helps, --patience stops in time")
 
     def save(self, best_loss):
         """Write the checkpoints that are due. A disk that is full now may not be at the next validation."""

@@ -61,7 +61,7 @@ class Progress:
     loss_sum: float = 0.0  # since the last line of the log
     loss_tokens: int = 0
     last_losses: tuple = (math.inf, math.inf)  # training and validation loss of the last check
-    checks_overfitting: int = 0
+    checks_overfitting: int = 0  # since the best one, that showed over-fitting
     skipped: int = 0  # steps whose loss or gradient was not finite
     skipped_in_a_row: int = 0
 

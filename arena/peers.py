@@ -95,7 +95,8 @@ class Peers:
             except UserError as problem:
                 self.problems.append(problem)
         for name in [name for name, peer in self._peers.items() if peers.get(name) != peer]:
-            self._clients.pop(name, None)
+            if client := self._clients.pop(name, None):
+                client.close()
             self._statuses.pop(name, None)
         self._peers = peers
 
@@ -186,3 +187,5 @@ class Peers:
     def close(self):
         """Wait for nothing that is still being asked."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        for client in self._clients.values():
+            client.close()

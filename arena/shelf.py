@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from arena.problems import Problem, printable
-from checkpoint import BEST, PREVIOUS
+from checkpoint import BEST, PREVIOUS, load_checkpoint
 from errors import UserError
 from generation import open_generator
 from model import GPT, GPTConfig
@@ -34,10 +34,10 @@ class Checkpoint:
 
 
 def read_about(path, name):
-    """The `Checkpoint` of a file; its weights are mapped, not read. Raises UserError where it is none."""
+    """The `Checkpoint` of a file; its weights are mapped, not read. Raises UserError without one."""
     stamp = path.stat().st_mtime
+    content = load_checkpoint(path, mmap=True)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         with torch.device("meta"):
             parameters = GPT(GPTConfig(**content["model_args"])).num_params()
         progress = content["progress"]
@@ -47,8 +47,8 @@ def read_about(path, name):
         if content["stage"] not in ("pretrain", "sft"):
             raise ValueError(f"stage {content['stage']!r}")
         return Checkpoint(name, path, content["stage"], int(progress["step"]), parameters, loss, stamp)
-    except Exception as error:  # the unpickler meets foreign or half-replaced bytes with errors of any type
-        raise UserError(f"{path} is truncated, or is no checkpoint ({type(error).__name__})") from None
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:  # values of a wrong kind
+        raise UserError(f"{path} is no checkpoint of this version ({type(error).__name__})") from None
 
 
 def unique(checkpoints):
@@ -82,7 +82,8 @@ class Shelf:
         self._slots, self._lock = {}, threading.Lock()  # name to Slot, the least recently used first
 
     def checkpoints(self):
-        """([Checkpoint], [UserError]): what is there now, the run that was saved last first, and what is broken."""
+        """([Checkpoint], [UserError]): what is there now, the newest (see checkpoint.newest_checkpoint) first, and
+        what is broken."""
         found = {}
         for path in sorted(self.root.rglob("*.pt")):
             if path.name == PREVIOUS:
@@ -96,10 +97,15 @@ class Shelf:
         # What could not be read is tried again: it may have been for an instant only.
         self._about = {known: each for known, each in found.items() if isinstance(each, Checkpoint)}
         good = unique(self._about.values())
-        saved = {}
+        saved, complete = {}, {each.path.parent for each in good if each.path.name == BEST}
         for each in good:
             saved[each.path.parent] = max(each.seconds, saved.get(each.path.parent, 0))
-        good.sort(key=lambda c: (-saved[c.path.parent], c.path.name != BEST, -c.seconds, c.name))
+
+        def order(each):
+            run = each.path.parent
+            return run not in complete, -saved[run], each.path.name != BEST, -each.seconds, each.name
+
+        good.sort(key=order)
         return good, [each for each in found.values() if isinstance(each, UserError)]
 
     def _read(self, path):

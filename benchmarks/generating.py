@@ -127,7 +127,7 @@ class Sides:
         generator.engine.eot_id = -1  # nothing ends a text before its time
         if compiled:
             say(f"  compiling: {name} …", flush=True)
-            generator.compile().join()
+            generator.compile()
             if not generator.compiled:
                 raise UserError(f"{name}: the compiler's failure stands above; without one there is nothing to measure")
         self.ways[name] = lambda prompts, n_new: ours(generator, prompts, n_new)

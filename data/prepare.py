@@ -83,7 +83,7 @@ def prepare(settings):
             print("stopped; the same command goes on from here", file=sys.stderr)
             raise KeyboardInterrupt
         if not tally.kept:
-            writer.resumable = False
+            writer.discard()
             places = "; ".join(tally.problems.places[:3])
             raise UserError(f"no article in {', '.join(settings.input_dir)} could be used: {places}")
         return tally.finish(files)

@@ -256,10 +256,11 @@ class Overfitting:
 
 
 def overfitting(columns):
-    """`Overfitting`, or None.
+    """`Overfitting`, or None: what training notes, and what plots and the report card tell of a run's log.
 
     The point is the last best validation, if the last one lies more than RISE of it above, and the training loss (mean
-    of up to COMPARED_LINES lines before each of the two) is lower than it was there.
+    of up to COMPARED_LINES lines before each of the two) is lower than it was there. (Some rises in a row would not do:
+    a run whose loss wavers while it climbs has none, and one may rise three times by next to nothing.)
     """
     best, val = best_line(columns), columns["val_loss"]
     if best is None:

@@ -22,8 +22,6 @@ AGREES = {
     ("expected", False): ("not as expected", "不符合预期"),
     ("expected", None): ("open", "未定"),
 }
-# Okabe and Ito's: safe for the colour-blind
-
 PANELS = 4  # beside each other
 
 
@@ -68,8 +66,8 @@ def summary(experiments, results):
             mean = f"{verdict.differences.mean():.{claim.column.digits}f}"
             words = f"{AGREES[claim.source, verdict.holds][0]} / {AGREES[claim.source, verdict.holds][1]}"
             link = f"[{experiment.title}](#{experiment.name})"
-            rows.append([link, claim.text, claim.column.title, mean, f"{verdict.for_it} of {count}", words])
-    return markdown_table(["experiment", "claim", "figure", "better by", "seeds", "what it comes to"], rows)
+            rows.append([link, claim.text, words, claim.column.title, mean, f"{verdict.for_it} of {count}"])
+    return markdown_table(["experiment", "claim", "what it comes to", "figure", "better by", "seeds"], rows, left=4)
 
 
 def draw_bars(experiment, results):

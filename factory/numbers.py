@@ -6,6 +6,7 @@ import unicodedata
 DIGITS = {c: i for i, c in enumerate("〇一二三四五六七八九")} | {"零": 0, "两": 2, "兩": 2}
 UNITS = {"十": 10, "百": 100, "千": 1000}
 MYRIADS = {"万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8}
+SHORT = {unit: value for unit, value in {**UNITS, **MYRIADS}.items() if unit != "十"}  # 十五 is 15, 一百五 is 150
 LONGEST = 20  # characters of a numeral
 ARABIC = re.compile(rf"\d+(?:,\d{{3}})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?(?:\s?[{''.join(MYRIADS)}]+)?")
 CHINESE = re.compile(f"[{''.join([*DIGITS, *UNITS, *MYRIADS])}]+")
@@ -40,7 +41,8 @@ def value_of(numeral):
         # Some digits in a row are a year; two or three are more often 三四个, 三三两两.
         digits = "".join(str(DIGITS[c]) for c in numeral)
         return float(digits) if len(numeral) == 1 or (len(numeral) == 4 and not set("两兩") & set(numeral)) else None
-    total, section, digit = 0, 0, None
+    # parts: what the 万 and 亿 read so far have given; section: the sum of the 千, 百 and 十 since.
+    parts, section, digit = [], 0, None
     last_unit = 10**5
     for c in numeral:
         if c in DIGITS:
@@ -48,17 +50,26 @@ def value_of(numeral):
                 return None
             digit = DIGITS[c]
         elif c in UNITS:
-            if UNITS[c] >= last_unit or (digit == 0 and section == 0):
+            if UNITS[c] >= last_unit or (digit == 0 and section == 0 and not parts):
                 return None
             last_unit = UNITS[c]
             section += (1 if digit is None or digit == 0 else digit) * last_unit
             digit = None
         else:
-            if not section and not digit:
-                return None
-            total = (total + section + (digit or 0)) * MYRIADS[c]
+            count = section + (digit or 0)
+            if not count:
+                if digit is not None or not parts:
+                    return None
+                count = parts.pop()  # 万亿: a unit right behind a unit multiplies it
+            # The parts of a numeral get smaller and smaller; what is smaller than a part after it is counted by that
+            # part's unit too: 一万二千亿 is 12,000 times 亿, but 一亿二千万 is 亿 and 2,000 times 万.
+            while parts and parts[-1] <= count * MYRIADS[c]:
+                count += parts.pop()
+            parts.append(count * MYRIADS[c])
             section, digit, last_unit = 0, None, 10**5
-    return float(total + section + (digit or 0))
+    if digit and len(numeral) > 1 and (unit := SHORT.get(numeral[-2])):
+        digit *= unit // 10  # 三千五 is short for 三千五百; 三千零五 has a 零
+    return float(sum(parts) + section + (digit or 0))
 
 
 def unknown_numbers(text, known, body):

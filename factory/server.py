@@ -64,11 +64,11 @@ def retry_after(header):
 
 
 def blame(failure, replies=0):
-    """ARTICLE, SERVER or FATAL: whose fault an ApiFailure is, the last being the user's address, key or model.
+    """ARTICLE, SERVER or FATAL: whose fault an ApiFailure is, the last being the user's address, key or model, or ours.
 
     replies: how many requests have been answered. Behind the first what looks like a wrong address is a passing fault.
     """
-    if failure.code == "address" or failure.values.get("quota"):
+    if failure.code in ("address", "internal") or failure.values.get("quota"):
         return FATAL
     if failure.code != "refused":
         return FATAL if not replies and is_hopeless(failure) else SERVER
@@ -125,6 +125,8 @@ def hint_of(failure):
         return f"see to --api_base{also} (LM Studio: http://localhost:1234/v1)"
     if status == 404:
         return "see to --api_base (it mostly ends in /v1) and --api_model"
+    if failure.code == "internal":
+        return f"please report the traceback above; {AGAIN}"
     return "see to --api_base, --api_model and the server's log"
 
 

@@ -26,19 +26,19 @@ def create_page(arena):
         with gr.Row(elem_id="head"):
             gr.Markdown(T("title"), elem_id="title")
             refresh = gr.Button(T("refresh"), elem_id="refresh", size="sm", scale=0, min_width=90)
-        with gr.Tabs() as tabs:
-            with gr.Tab(T("tab_single"), id="single"):
+        with gr.Tabs():
+            with gr.Tab(T("tab_single"), id="single") as single_tab:
                 examples(arena.examples, SingleTab(page).prompt, "examples")
-            with gr.Tab(T("tab_duel"), id="duel"):
+            with gr.Tab(T("tab_duel"), id="duel") as duel_tab:
                 examples(arena.examples, DuelTab(page).prompt, "duel-examples")
-            with gr.Tab(T("tab_board"), id="board") as tab:
-                BoardTab(page, tab)
-            with gr.Tab(T("tab_match"), id="match"):
+            with gr.Tab(T("tab_board"), id="board") as board_tab:
+                BoardTab(page, board_tab)
+            with gr.Tab(T("tab_match"), id="match") as match_tab:
                 MatchTab(page)
-            with gr.Tab(T("tab_training"), id="training") as tab:
-                training = TrainingTab(page, tab)
-            with gr.Tab(T("tab_peers"), id="peers") as tab:
-                peers = PeersTab(page, tab)
+            with gr.Tab(T("tab_training"), id="training") as training_tab:
+                training = TrainingTab(page, training_tab)
+            with gr.Tab(T("tab_peers"), id="peers") as peers_tab:
+                peers = PeersTab(page, peers_tab)
 
         def lists(request: gr.Request):
             """What can be chosen now."""
@@ -54,14 +54,15 @@ def create_page(arena):
             for tab in (SingleTab, DuelTab, MatchTab):
                 arena.running.stop(session(request, tab.name))
 
-        def rest(event: gr.SelectData):
-            """Only the open tab's clock runs."""
-            return gr.Timer(active=event.index == 4), gr.Timer(active=event.index == 5)
+        def clocks(tab):
+            """The handler of a tab's opening: only its own clock runs, if it has one."""
+            return lambda: [gr.Timer(active=tab is owner) for owner in (training_tab, peers_tab)]
 
         opened = gr.on([blocks.load, refresh.click], lists, None, page.models, **QUIET)
         opened.then(lists_with_peers, None, page.models, api_name="refresh", **AT_ONCE)
         blocks.unload(leave)
-        tabs.select(rest, None, [training.timer, peers.timer], **QUIET)
+        for tab in (single_tab, duel_tab, board_tab, match_tab, training_tab, peers_tab):
+            tab.select(clocks(tab), None, [training.timer, peers.timer], **QUIET)
     blocks.queue(default_concurrency_limit=CONCURRENT, api_open=False)
     return blocks
 

@@ -105,7 +105,7 @@ class Server:
     """
 
     def __init__(self, blocks, sock, host, auth=""):
-        self._sock, self.port = sock, sock.getsockname()[1]
+        self.port = sock.getsockname()[1]
         blocks.state_session_capacity = SESSIONS
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=enough_threads)
         app = gr.mount_gradio_app(
@@ -122,12 +122,7 @@ class Server:
             timeout_graceful_shutdown=2,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._run, name="page", daemon=True)
-
-    def _run(self):
-        # uvicorn would take Ctrl-C for itself, which only the main thread may.
-        self._server.install_signal_handlers = lambda: None
-        self._server.run(sockets=[self._sock])
+        self._thread = threading.Thread(target=self._server.run, args=([sock],), name="page", daemon=True)
 
     def start(self):
         """Serve; returns once the page can be opened, and says whether that is so."""

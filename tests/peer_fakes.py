@@ -1,6 +1,7 @@
 """Peers that behave well and badly: an OpenAI-compatible server whose models are its manners.
 
-`peer()` serves on a free port of 127.0.0.1. Its models: "echo" says the prompt back a character at a time, "slow" the
+`peer()` serves on a free port of 127.0.0.1. Only "kept" and "whole" leave the connection open behind an answer.
+Its models: "echo" says the prompt back a character at a time, "slow" the
 same at 50 ms a character, "dies" breaks off after three characters, "drips" a byte a while of a line that never ends,
 "endless" never stops, "line" sends one line without end, "whole" answers without streaming, "plain" refuses fields
 beyond OpenAI's, "busy" is so twice, "silent" never answers, "headers" and "continue"
@@ -143,6 +144,18 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(400, json.dumps({"error": {"message": f"unknown field {extra[0]}"}}).encode())
         self.as_echo(prompt, body)
 
+    def as_kept(self, prompt, body):
+        self.send_response(200)
+        for name, value in (
+            ("Content-Type", "text/event-stream"),
+            ("Transfer-Encoding", "chunked"),
+            ("Set-Cookie", "a=b"),
+        ):
+            self.send_header(name, value)
+        self.end_headers()
+        for piece in (delta(prompt, "stop"), b"data: [DONE]\n\n", b""):
+            self.say(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+
     def as_busy(self, prompt, body):
         self.server.about.busy += 1
         if self.server.about.busy <= 2:
@@ -204,17 +217,29 @@ class Handler(BaseHTTPRequestHandler):
         self.say(delta(self.server.about.hostile, "stop") + b"data: [DONE]\n\n")
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads, block_on_close = True, False
+    request_queue_size = 256  # connections that come at the same moment
+
+    def process_request(self, *connection):
+        self.about.connected += 1
+        super().process_request(*connection)
+
+    def shutdown_request(self, request):
+        super().shutdown_request(request)
+        self.about.disconnected += 1
+
+
 @contextmanager
 def peer(models=("echo",), owner="someone", listing_seconds=0.0):
     """A running peer: address, port, what it has seen [(path, headers, body)], models that finished, or were left.
 
     models: None for a list that takes `listing_seconds`.
     """
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads, server.block_on_close = True, False
+    server = Server(("127.0.0.1", 0), Handler)
     server.about = SimpleNamespace(
         models=models, owner=owner, listing_seconds=listing_seconds, seen=[], finished=[], left=[], busy=0, hostile="",
-        refuse=0,
+        refuse=0, connected=0, disconnected=0,
         port=server.server_port, address=f"127.0.0.1:{server.server_port}",
     )  # fmt: skip
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)

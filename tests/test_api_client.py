@@ -6,7 +6,8 @@ import time
 import pytest
 from peer_fakes import peer
 
-from api_client import ApiClient, ApiFailure, Limits, base_url, is_near
+from api_client import ApiClient, ApiFailure, Limits, RemoteStream, base_url, is_near
+from factory.server import FATAL, blame, hint_of
 
 
 def ended(stream, seconds=10):
@@ -204,3 +205,55 @@ def test_a_list_that_does_not_come_is_given_up_in_time():
         with pytest.raises(ApiFailure) as raised:
             ApiClient(other.address).models(0.5)
         assert raised.value.code == "too_slow" and time.monotonic() - started < 2
+
+
+def chat(client, model="kept", prompt="好"):
+    return client.chat(model, [{"role": "user", "content": prompt}])
+
+
+def came(condition, seconds=10):
+    """Wait for a condition; whether it came."""
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.01)
+    return condition()
+
+
+def test_requests_in_turn_share_a_connection_until_the_client_is_closed():
+    with peer() as other:
+        client = ApiClient(other.address)
+        other.refuse = 1
+        for _ in range(3):
+            stream = chat(client)
+            assert ended(stream) == "好" and came(lambda: not client._requests)
+            assert ended(chat(client, "whole")) == "整个好" and came(lambda: not client._requests)
+            client.models()
+        assert len(other.seen) == 10 and other.connected == 1 and other.disconnected == 0
+        assert not any("Cookie" in headers for _, headers, _ in other.seen)
+        client.close()
+        assert came(lambda: other.disconnected == 1)
+        assert ended(chat(client)) == "好"  # whoever has the client still may go on
+        assert came(lambda: other.disconnected == 2)
+
+
+def test_requests_at_once_have_a_connection_each_and_closing_cuts_none_of_them():
+    with peer() as other:
+        client = ApiClient(other.address)
+        streams = [chat(client, "slow", "一二三四五六") for _ in range(120)]
+        assert all(stream.next_piece(60) == "一" for stream in streams)
+        client.close()
+        assert [ended(stream, 60) for stream in streams] == ["二三四五六"] * 120
+        assert other.connected == 120 and client.models()[0]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, ValueError, KeyError])
+def test_a_mistake_of_ours_is_not_the_peers(monkeypatch, capsys, error):
+    def add(self, text):
+        raise error("ours")
+
+    monkeypatch.setattr(RemoteStream, "_add", add)
+    _, stream, _ = asked("echo")
+    assert stream.error.code == "internal" and error.__name__ in str(stream.error)
+    told = capsys.readouterr().err
+    assert "Traceback" in told and error.__name__ in told and "ours" in told
+    assert blame(stream.error, replies=9) == FATAL and "traceback" in hint_of(stream.error)

@@ -1,11 +1,13 @@
 """The models of the arena: checkpoints on the shelf, peers in their file, answers, matches, runs, examples."""
 
 import json
+import os
 import threading
 import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 from arena_fakes import arena_settings, open_fake, write_checkpoint, write_checkpoints
 from peer_fakes import peer
 from serving_fakes import FakeGenerator
@@ -56,6 +58,35 @@ def test_every_checkpoint_is_listed_with_what_it_is_and_broken_ones_cost_no_othe
     assert len(broken) == 1 and "bad/ckpt.pt" in str(broken[0]).replace("\\", "/")
     assert [c.name for c in found][:2] == ["deep/er", "run"]  # saved last; a run's best first
     assert Shelf(arena_settings(tmp_path, out_root=str(tmp_path / "none"))).checkpoints() == ([], [])
+
+
+def test_a_checkpoint_that_the_system_withholds_is_told_apart_from_a_broken_one(tmp_path, monkeypatch):
+    write_checkpoints(tmp_path / "out", ["alpha"])
+    (tmp_path / "out" / "none").mkdir()
+    torch.save({"model": 1, "model_args": 2, "tokenizer": 3, "stage": 4, "progress": 5}, tmp_path / "out/none/ckpt.pt")
+    load = torch.load
+
+    def withheld(path, **options):
+        if path.parent.name == "alpha":
+            raise PermissionError(13, "Permission denied")
+        return load(path, **options)
+
+    monkeypatch.setattr(torch, "load", withheld)
+    shelf = Shelf(arena_settings(tmp_path), open_fake)
+    found, (alpha, none) = shelf.checkpoints()
+    assert found == [] and "is no checkpoint" in str(none)
+    assert "alpha" in str(alpha) and str(alpha).endswith("cannot be read (Permission denied)")
+    monkeypatch.undo()
+    assert [c.name for c in shelf.checkpoints()[0]] == ["alpha"]
+
+
+def test_a_run_without_a_best_checkpoint_comes_after_those_that_have_one(tmp_path):
+    root, model, table = tmp_path / "out", tiny_model(), tiny_tokenizer()
+    for age, name in ((9, "run/old/ckpt.pt"), (1, "run/last.pt"), (5, "other/ckpt.pt")):
+        write_checkpoint(root / name, model, table)
+        os.utime(root / name, (1_700_000_000 - age,) * 2)
+    found = Shelf(arena_settings(tmp_path), open_fake).checkpoints()[0]
+    assert [c.name for c in found] == ["other", "run/old", "run/last"]
 
 
 def test_nothing_is_loaded_before_it_is_chosen_and_the_least_recently_used_leaves(arena, tmp_path):
@@ -313,3 +344,24 @@ def test_a_reader_who_asks_again_stops_what_was_asked_before():
             assert old.stopped and not new.stopped and not running.stop("you")
             assert running.stop("me") and new.stopped
     assert not running.stop("me")
+
+
+# The page
+
+
+def test_only_the_open_tabs_clock_runs_wherever_the_tab_stands(arena):
+    import gradio as gr
+
+    from page.build import create_page
+
+    page = create_page(arena)
+    components = page.blocks
+    opened = {}  # a tab's id: which clocks it has running
+    for event in page.fns.values():
+        outputs = [components[output._id] for output in event.outputs]
+        if outputs and all(isinstance(output, gr.Timer) for output in outputs):
+            for identity, name in event.targets:
+                assert name == "select"
+                opened[components[identity].id] = [timer.active for timer in event.fn()]
+    others = {name: [False, False] for name in ("single", "duel", "board", "match")}
+    assert opened == {**others, "training": [True, False], "peers": [False, True]}

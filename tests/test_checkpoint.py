@@ -9,6 +9,7 @@ import torch
 from tiny import random_ids, tiny_model, tiny_tokenizer
 
 from checkpoint import load_checkpoint, load_model, newest_checkpoint, newest_intact, save_checkpoint
+from configurator import FIELDS, load_settings
 from errors import UserError
 from settings import Settings
 from tokenizer import load_tokenizer
@@ -40,7 +41,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
     model = save(tmp_path / "last.pt", optimizers=[moments], random=random)
     content = load_checkpoint(tmp_path / "last.pt")
     assert (content["stage"], content["progress"]) == ("sft", PROGRESS)
-    assert content["settings"] == Settings(n_layer=2).to_dict()
+    assert content["settings"] == Settings(n_layer=2).to_dict("train") and content["settings"]["n_layer"] == 2
     assert torch.equal(content["random"], random)
     assert torch.equal(content["optimizers"][0]["state"][0]["exp_avg"], moments["state"][0]["exp_avg"])
     loaded, _ = load_model(content)
@@ -51,6 +52,20 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
         assert torch.equal(p, q), name
     assert torch.equal(loaded(random_ids(2, 9)), model(random_ids(2, 9)))
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_checkpoint_bears_only_what_train_reads_and_no_secret(tmp_path):
+    """A settings file that all scripts share may have the server's key and the arena's password in it."""
+    file = tmp_path / "shared.py"
+    file.write_text('api_key = "sk-secret"\nauth = "me:secret"\nlearning_rate = 0.5\n', encoding="utf-8")
+    settings = load_settings("train", [str(file)])
+    assert (settings.api_key, settings.auth) == ("sk-secret", "me:secret")
+    model = tiny_model()
+    save_checkpoint(tmp_path / "ckpt.pt", model.state_dict(), model.config, settings, "sft", tiny_tokenizer(), PROGRESS)
+    kept = load_checkpoint(tmp_path / "ckpt.pt")["settings"]
+    assert kept["learning_rate"] == 0.5
+    assert set(kept) == {name for name, field in FIELDS.items() if "train" in field.metadata["used_by"]}
+    assert not {"api_key", "auth"} & set(kept) and b"secret" not in (tmp_path / "ckpt.pt").read_bytes()
 
 
 def test_a_checkpoint_with_a_trained_table_needs_no_other_file(tmp_path):
@@ -154,10 +169,10 @@ def fails_half_written(error):
 
 
 def fails(error):
-    def replace(source, target):
+    def call(*arguments, **named):
         raise error
 
-    return replace
+    return call
 
 
 FAILURES = {
@@ -211,7 +226,19 @@ def test_the_newest_checkpoint_is_the_best_one_of_the_run_saved_last(tmp_path):
     touch(tmp_path / "others" / "weights.pt", age=0)
     assert newest_checkpoint(tmp_path) == tmp_path / "old" / "ckpt.pt"
     touch(tmp_path / "begun" / "last.pt", age=1)
-    assert newest_checkpoint(tmp_path) == tmp_path / "begun" / "last.pt"
+    assert newest_checkpoint(tmp_path) == tmp_path / "old" / "ckpt.pt"
+
+
+def test_a_run_started_by_mistake_is_not_the_newest(tmp_path):
+    """It has saved a last.pt at step 0, and the good run lies in old/ of its folder."""
+    touch(tmp_path / "run" / "last.pt", age=1)
+    touch(tmp_path / "begun" / "last.pt", age=2)
+    assert newest_checkpoint(tmp_path) == tmp_path / "run" / "last.pt"  # where there is nothing else
+    touch(tmp_path / "run" / "old" / "ckpt.pt", age=6)
+    touch(tmp_path / "run" / "old" / "last.pt", age=5)
+    assert newest_checkpoint(tmp_path) == tmp_path / "run" / "old" / "ckpt.pt"
+    touch(tmp_path / "run" / "ckpt.pt", age=0)
+    assert newest_checkpoint(tmp_path) == tmp_path / "run" / "ckpt.pt"
 
 
 def test_no_checkpoint_at_all_is_answered_with_the_command_to_train(tmp_path):
@@ -229,6 +256,33 @@ def test_resuming_takes_the_last_checkpoint_that_is_whole(tmp_path, capsys):
     assert "last.pt is truncated" in capsys.readouterr().out
     (tmp_path / "last.pt").unlink()
     assert newest_intact(tmp_path)["progress"]["step"] == 1
+
+
+UNREADABLE = {
+    "Permission denied": PermissionError(13, "Permission denied"),
+    "Input/output error": OSError(5, "Input/output error"),
+    "not enough memory": MemoryError(),
+    "not enough memory (torch)": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 B"),
+}
+
+
+@pytest.mark.parametrize("reason", UNREADABLE)
+def test_a_checkpoint_that_the_system_withholds_is_not_called_damaged(tmp_path, monkeypatch, reason):
+    """And resuming does not quietly go on from the older one."""
+    for name in ("last.pt", "last.prev.pt"):
+        save(tmp_path / name)
+    load = torch.load
+    withheld = fails(UNREADABLE[reason])
+    monkeypatch.setattr(torch, "load", lambda path, **o: (withheld if path.name == "last.pt" else load)(path, **o))
+    for read in (lambda: load_checkpoint(tmp_path / "last.pt"), lambda: newest_intact(tmp_path)):
+        with pytest.raises(UserError, match=f"last.pt cannot be read .{reason.split(' (')[0]}.$"):
+            read()
+
+
+def test_a_folder_that_the_system_withholds_is_a_user_error(monkeypatch):
+    monkeypatch.setattr(Path, "is_file", fails(PermissionError(13, "Permission denied")))
+    with pytest.raises(UserError, match=r"ckpt\.pt cannot be read .Permission denied"):
+        load_checkpoint("run/ckpt.pt")
 
 
 def test_resuming_without_a_whole_checkpoint_is_a_user_error(tmp_path):

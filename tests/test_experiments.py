@@ -113,6 +113,11 @@ def test_the_page_has_every_table_plot_and_claim(tmp_path):
     for experiment in EXPERIMENTS:
         assert table(experiment, results) in text and "\n".join(verdict_lines(experiment, results)) in text
         assert (tmp_path / "page" / f"{experiment.name}.png").stat().st_size > 1000
+    names, marks = (line.strip("| ").split(" | ") for line in summary(EXPERIMENTS, results).splitlines()[:2])
+    assert dict(zip(names, marks, strict=True)) == {
+        "experiment": "---", "claim": "---", "what it comes to": "---", "figure": "---",
+        "better by": "---:", "seeds": "---:",
+    }  # fmt: skip
     assert summary(EXPERIMENTS, results) in text and (tmp_path / "page" / "epochs.png").exists()
     assert "does not settle" in text and "as the report found" not in text  # all are alike
 

@@ -1,13 +1,14 @@
 """The rules that replies are held against, the prompt, and the pace of asking."""
 
 import json
+from random import Random
 
 import pytest
 from conftest import made_up_articles
 from factory_fakes import FAULTS, good_pairs
 
 from configurator import defaults
-from factory.numbers import arabic_numbers, chinese_numbers
+from factory.numbers import arabic_numbers, chinese_numbers, value_of
 from factory.pace import LONGEST_PAUSE, Pace, pause_after
 from factory.prompt import MAX_FORMER, messages_for, wanted_pairs
 from factory.reply import parse
@@ -207,6 +208,75 @@ def test_numbers_have_the_values_that_people_read():
     for numeral, value in numerals.items():
         assert chinese_numbers(f"共{numeral}座") == {numeral: value}
     assert chinese_numbers("三三两两，万") == {}
+
+
+@pytest.mark.parametrize(
+    ("numeral", "value"),
+    [
+        ("一亿二千万", 120_000_000),
+        ("十三亿七千万", 1_370_000_000),
+        ("两千零五万", 20_050_000),
+        ("三亿零四十", 300_000_040),
+        ("三亿零十", 300_000_010),
+        ("一亿五千万零七", 150_000_007),
+        ("一亿零三万", 100_030_000),
+        ("一万二千亿", 1_200_000_000_000),
+        ("一万亿", 10**12),
+        ("十二万亿三千亿零五万", 12_300_000_050_000),
+        ("四万万", 400_000_000),
+        ("四万五千万", 450_000_000),
+        ("百万", 1_000_000),
+        ("一百五", 150),
+        ("三千五", 3500),
+        ("三千零五", 3005),
+        ("一万二", 12_000),
+        ("一亿二", 120_000_000),
+        ("二十五", 25),
+        ("一百二十五", 125),
+        ("万", None),
+        ("亿万", None),
+        ("零万", None),
+        ("一亿零万", None),
+        ("零十", None),
+        ("十百", None),
+    ],
+)
+def test_a_numeral_in_characters_has_the_value_that_people_read(numeral, value):
+    assert value_of(numeral) == value
+
+
+def in_characters(number):
+    """A whole number below 10**16 in Chinese, written by the school rule, digit by digit."""
+    text, zero = "", False
+    for place in reversed(range(16)):
+        digit = number // 10**place % 10
+        if digit:
+            text += "零" * (zero and bool(text)) + "零一二三四五六七八九"[digit] + ("", "十", "百", "千")[place % 4]
+        zero = not digit
+        if place % 4 == 0 and (number // 10**place % 10**4 or (place == 8 and number >= 10**12)):
+            text += ("", "万", "亿", "万")[place // 4]
+    return text
+
+
+def test_the_values_of_numerals_are_those_of_a_slow_writer():
+    assert in_characters(10**8 + 2000 * 10**4) == "一亿二千万"
+    assert in_characters(30_000_000_500_040) == "三十万亿零五十万零四十"
+    random = Random(0)
+    numbers = [*range(1, 3000)]
+    for digits in range(4, 16):  # a float holds 15 digits
+        for _ in range(500):
+            kept = "".join(d if random.random() < 0.5 else "0" for d in str(random.randrange(10 ** (digits - 1))))
+            numbers.append(int(random.choice("123456789") + kept))
+    for number in numbers:
+        if len(in_characters(number)) > 1:
+            assert value_of(in_characters(number)) == number, in_characters(number)
+
+
+def test_a_number_with_two_units_may_be_told_in_digits():
+    article = Case(TITLE, TEXT + "全县人口一亿二千万。", defaults("generate"))
+    for number, right in (("1.2亿", True), ("12000万", True), ("1.3亿", False)):
+        broken = {name for name, _ in faults_of(article, "青石桥全县有多少人口？", f"全县人口{number}。")}
+        assert ("unsupported" not in broken) == right
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from tiny import EOT, MARK, PAD, VOCAB, random_ids, tiny_model, tiny_tokenizer
 
 from errors import UserError
-from generation import StopText, TextGenerator
+from generation import StopText, TextGenerator, compile_in_background
 from model import GPTConfig, PromptPass
 from sampling import SamplingParams
 
@@ -367,3 +367,30 @@ def test_a_reader_may_wait_for_a_while_only():
     stream.finish("stop")
     assert stream.next_piece(timeout=1) is None
     assert stream.next_piece() is None
+
+
+def test_models_are_compiled_one_after_the_other_in_one_thread(monkeypatch, capsys):
+    """Concurrent torch.compile is not safe, and a server may have several models."""
+    generators = [TextGenerator(tiny_model(), TOKENIZER, "sft") for _ in range(3)]
+    events = []
+
+    def compiles(number):
+        def compile(kind):
+            events.append(("begin", number, threading.get_ident()))
+            time.sleep(0.01)
+            events.append(("end", number, threading.get_ident()))
+            if number == 1:
+                raise RuntimeError("no compiler")
+
+        return compile
+
+    for number, generator in enumerate(generators):
+        monkeypatch.setattr(generator.engine.decoder, "compile", compiles(number))
+    thread = compile_in_background(generators)
+    thread.join()
+    assert [event[0] for event in events] == ["begin", "end"] * (len(events) // 2)
+    numbers = [event[1] for event in events]
+    assert numbers == sorted(numbers) and set(numbers) == {0, 1, 2}
+    assert {event[2] for event in events} == {thread.ident} and thread.ident != threading.get_ident()
+    said = capsys.readouterr().out.splitlines()
+    assert [line.startswith("compiled in") for line in said] == [True, False, True] and "no compiler" in said[1]

@@ -235,7 +235,7 @@ def test_a_compiler_that_fails_or_is_not_there_is_said_and_generation_goes_on(mo
     expected = generator.generate(["河"], GREEDY)
     for error in (AssertionError(), RuntimeError("no room\nat all")):
         monkeypatch.setattr(Decoder, "compile", lambda self, kind, error=error: (_ for _ in ()).throw(error))
-        generator.compile(said.append).join()
+        generator.compile(said.append)
     reasons = ["AssertionError: no reason given", "RuntimeError: no room"]
     assert said == [f"note: not compiled ({reason})" for reason in reasons]
     assert generator.generate(["河"], GREEDY) == expected

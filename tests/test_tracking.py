@@ -88,12 +88,13 @@ def test_wandb_gets_the_figures_and_a_resumed_run_is_the_same_run(tmp_path, monk
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for step in (0, 3, 0):
-        run = tracker(tmp_path, step=step, wandb="minigpt")
+        run = tracker(tmp_path, step=step, wandb="minigpt", api_key="sk-secret", auth="me:secret")
         run.add({**LINE, "step": step + 1}, {})
         run.close()
     first, again, new = (begun["id"] for begun in fake.begun)
     assert first == again != new
     assert fake.begun[0]["project"] == "minigpt" and fake.begun[0]["config"]["n_layer"] == 12
+    assert "secret" not in str(fake.begun)
     assert [step for step, _ in fake.logged] == [1, 4, 1] and fake.logged[0][1]["train_loss"] == 2.0
     assert fake.finished == 3
 

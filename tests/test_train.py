@@ -17,6 +17,7 @@ import training
 from checkpoint import load_checkpoint, load_model
 from data_utils import loss_mask
 from errors import UserError
+from evaluating.runs import RunLog, overfitting
 from settings import Settings
 from train import Run
 from training import Trainer
@@ -394,15 +395,47 @@ def test_a_fresh_run_can_be_resumed_before_its_first_check(settings):
     assert again.progress.step == 12
 
 
-def test_overfitting_is_said_once_with_the_best_step(settings, capsys):
+def logged_line(step, train_loss, val_loss):
+    about = {"epoch": 0.1 * step, "lr": 1e-3, "tokens": 10 * step, "seconds": 1.0 * step}
+    return {"step": step, "train_loss": train_loss, "val_loss": val_loss, **about}
+
+
+def test_overfitting_is_said_once_after_a_best_and_as_the_log_shows_it(settings, capsys):
     trainer = Trainer(settings())
     run = Run(trainer)
-    losses = [(3.0, 3.0), (2.9, 2.5), (2.8, 2.6), (2.85, 2.7), (2.7, 2.8), (2.6, 2.9), (2.5, 3.0), (2.4, 3.1)]
+    # Three rises in a row are none while they are small or training loss rises too; a climb that wavers is one.
+    losses = [
+        (3.0, 3.0), (2.9, 2.5), (2.8, 2.51), (2.7, 2.52), (2.6, 2.53), (3.5, 2.7), (2.1, 2.6), (2.0, 2.52), (1.9, 2.8),
+        (1.8, 2.0), (1.7, 2.02), (1.6, 2.1), (1.5, 2.2),
+    ]  # fmt: skip
+    told = {}
     for step, (train_loss, val_loss) in enumerate(losses, start=1):
-        run.look_for_overfitting(train_loss, val_loss, best_step=min(step, 2))
-        said = capsys.readouterr().out
-        assert ("overfits since step 2" in said) == (step == 7), step  # training loss rose at step 4
+        run.tracker.add(logged_line(step, train_loss, val_loss), {})
+        capsys.readouterr()
+        run.look_for_overfitting(best=val_loss == min(val for _, val in losses[:step]))
+        told[step] = capsys.readouterr().out
+        log = RunLog(trainer.out / "log.jsonl")
+        log.read()
+        found = overfitting(log.columns)  # what visualize.py and the report card say
+        assert (found is not None) == (step in (7, 9, 12, 13))
+        assert (found.text in told[step]) if step in (7, 12) else not told[step]
+    assert "note: over-fits after step 2: validation loss 2.5000 → 2.6000" in told[7]
+    assert "over-fits after step 10" in told[12] and "--patience" in told[12]
     run.close()
+
+
+def test_a_check_notes_overfitting_of_the_line_that_it_has_just_logged(settings, monkeypatch, capsys):
+    trainer = Trainer(settings(eval_interval=1, max_iters=3))
+    run = Run(trainer)
+    losses = iter([(3.0, 2.0), (2.5, 2.5), (2.0, 3.0)])
+    current = []
+    monkeypatch.setattr(trainer, "validate", lambda: current.append(next(losses)) or current[-1][1])
+    monkeypatch.setattr(trainer, "train_loss", lambda: current[-1][0])
+    run.loop()
+    run.close()
+    said = capsys.readouterr().out
+    assert said.count("over-fits after step 1: validation loss 2.0000 → 2.5000") == said.count("over-fits") == 1
+    assert trainer.progress.last_losses == (2.0, 3.0)
 
 
 def test_out_of_memory_names_the_settings_to_lower(settings, monkeypatch):
