@@ -4,8 +4,8 @@
 
 Runs the project's own scripts one after the other, as you would, shows what came of it, and writes
 out/demo_sft/metrics.json. Fine-tuning stops once the share stop_at_answered (config/demo_sft.py) of 200 training
-questions is answered; under FLOOR of them the demo says that it failed. max_seconds in the two settings files bounds a slow machine's training. Ctrl-C keeps what is
-there.
+questions is answered; where it ends below FLOOR, the last words say so. max_seconds in the two settings files bounds
+a slow machine's training. Ctrl-C keeps what is there.
 """
 
 import time

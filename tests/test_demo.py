@@ -95,7 +95,8 @@ def test_a_floor_missed_for_time_names_the_seconds_that_the_machine_needs():
 def test_no_floor_is_spoken_of_where_none_was_asked_for():
     pretraining, tuning = trainings()
     tuning.stop_at_answered = 0.0
-    assert demo.floor_words([log(4.0, 50), log(3.0, 20)], [pretraining, tuning]).startswith("Whether the floor is reached is not known")
+    said = demo.floor_words([log(4.0, 50), log(3.0, 20)], [pretraining, tuning])
+    assert said.startswith("Whether the floor is reached is not known")
 
 
 def test_a_floor_missed_in_one_training_only_names_that_one():
