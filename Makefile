@@ -1,4 +1,4 @@
-# make demo   the whole way on the embedded corpus: until it answers 0.90 of its trained questions
+# make demo   the whole way on the embedded corpus: until it answers its trained questions
 # make test   the tests
 # make test-avx2   those of the arithmetic, as on an x86 processor without AVX-512
 # make soak   the long ones among them, at their full counts (kills, load, gigabytes)
