@@ -2,24 +2,11 @@
 
 import numpy as np
 
-from data_utils import read_meta, split_row
-from errors import UserError
+from data_utils import split_row
 from sampling import SamplingParams
 from scores import exact_match
 
 ASKED = 200  # questions: 95% of such samples are within 0.04 of a share of 0.90
-
-
-def check_asking(settings):
-    """Raise UserError where stop_at_answered is no share, or is given for rows that are no questions."""
-    wanted = settings.stop_at_answered
-    if not 0 <= wanted <= 1:
-        raise UserError(f"stop_at_answered is a share from 0 to 1, not {wanted}")
-    if wanted and read_meta(settings.data_dir)["stage"] != "sft":
-        raise UserError(
-            f"stop_at_answered is {wanted}, but {settings.data_dir} holds articles, not questions; "
-            "it is for fine-tuning, leave it out here"
-        )
 
 
 def answered_share(generator, rows, meta, n=ASKED):

@@ -3,6 +3,7 @@
 import torch
 
 from device import is_out_of_memory
+from errors import first_line
 
 
 class CompiledTrunk:
@@ -28,7 +29,6 @@ class CompiledTrunk:
 
     def give_up(self, error):
         """Run the plain code from now on; say(line) is told the reason."""
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
-        self.failure = f"{type(error).__name__}: {reason}"
+        self.failure = first_line(error)
         self.compiled = None
         self.say(f"note: compiled code failed ({self.failure}); going on without compiling")

@@ -37,6 +37,7 @@ def load_settings(script, argv=None):
     """Settings of `script` (a key of SCRIPTS) from `argv` (default: the command line).
 
     Arguments without `--` are settings files. `--help` prints the script's settings and exits.
+    Its `given` has the names of those that a file or a flag set, be it to their default.
     Raises UserError for an unknown key (naming the nearest known one), a wrong type, a missing file.
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -60,6 +61,7 @@ def load_settings(script, argv=None):
         setattr(settings, key, checked(key, from_text(key, text), "command line"))
         sources[key] = len(argv), "command line"
     prefer_later(settings, sources, script)
+    settings.given = frozenset(sources)
     return settings
 
 

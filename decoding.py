@@ -2,6 +2,7 @@
 
 import torch
 
+from errors import first_line
 from model import KVCache, PromptPass, StepPass
 
 COMPILE_OPTIONS = {
@@ -100,7 +101,7 @@ class Decoder:
                 return self.compiled[kind](*tensors)
             except Exception as error:  # compiled code fails in many ways, and what it wrote is written again
                 del self.compiled[kind]
-                print(f"note: going on without compiling ({type(error).__name__})")
+                print(f"note: going on without compiling ({first_line(error)})")
         return plain(*tensors)
 
     def prompt(self, ids, lengths):

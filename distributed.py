@@ -128,7 +128,7 @@ def exchange_gradients(model, loss, exchanging):
         loss.require_backward_grad_sync = exchanging
 
 
-def local(tensor):
+def local_part(tensor):
     """What this process holds of a tensor: its shard, or all of one that is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 

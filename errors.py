@@ -9,9 +9,17 @@ import socket
 import sys
 import threading
 
+LONGEST_REASON = 200  # characters of an exception's text that are shown
+
 
 class UserError(Exception):
     """A mistake that the user can mend: says what is wrong, where, and what to do, in one line."""
+
+
+def first_line(error):
+    """What an exception of another's code says, for a line of ours: its class and the first line of its text."""
+    text = str(error).strip().splitlines() or ["no reason given"]
+    return f"{type(error).__name__}: {text[0][:LONGEST_REASON]}"
 
 
 class Signals:
@@ -32,10 +40,6 @@ class Signals:
             self._writer.setblocking(False)
             signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
             threading.Thread(target=self._acknowledge, args=(reader, words), name="signals", daemon=True).start()
-
-    def came(self):
-        """Whether a signal came."""
-        return self.asked
 
     def _note(self, *_):
         self.asked = True

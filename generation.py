@@ -11,7 +11,7 @@ import torch
 from checkpoint import open_model
 from decoding import KINDS, Decoder
 from device import pick_device
-from errors import UserError
+from errors import UserError, first_line
 from quantize import prepare
 from sampling import Sampler, sample_tokens
 from streams import TextStream
@@ -319,8 +319,7 @@ class TextGenerator:
             try:
                 self.engine.decoder.compile(kind)
             except Exception as error:  # compilers fail in many ways, and generation goes on without
-                reason = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
-                return say(f"note: not compiled ({type(error).__name__}: {reason})")
+                return say(f"note: not compiled ({first_line(error)})")
         say(f"compiled in {time.perf_counter() - started:.0f} s")
 
 

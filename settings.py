@@ -413,6 +413,8 @@ class Settings:
         "folder",
     )
 
+    given = frozenset()  # no field: names of the settings that a file or a flag set
+
     def to_dict(self, script=""):
         """Plain dict of the settings that a script (a key of SCRIPTS) reads, "": of all, keys and passwords too."""
         of_script = {f.name for f in fields(self) if not script or script in f.metadata["used_by"]}

@@ -27,7 +27,7 @@ if __name__ == "__main__":  # torch takes seconds to load
 
 from tqdm import tqdm
 
-from answered import answered_share, check_asking
+from answered import answered_share
 from checkpoint import BEST, LAST, PREVIOUS
 from configurator import load_settings
 from device import out_of_memory_is_said, peak_flops, show_memory
@@ -42,7 +42,7 @@ STOPPING = "stopping: after the batch in hand the run is saved and ends (Ctrl-C 
 SHOWN_SECONDS = 1.0  # between two showings of how far a step is
 
 
-class Pace:
+class Throughput:
     """Tokens and operations a second of training; what is between `pause` and `resume` is left out."""
 
     def __init__(self):
@@ -83,7 +83,7 @@ class Run:
         self.tracker = Tracker(trainer.out, self.settings, self.progress.step, self.say) if self.is_main else None
         self.curves = RunLog(trainer.out / LOG)
         self.peak = peak_flops(trainer.device)
-        self.pace, self.figures, self.shown = Pace(), "", time.perf_counter()
+        self.pace, self.figures, self.shown = Throughput(), "", time.perf_counter()
         trainer.on_batch = self.show_batch
 
     def loop(self):
@@ -248,12 +248,11 @@ def finite_or_none(number):
 
 
 def main():
-    settings = load_settings("train")
-    check_asking(settings)
-    trainer = Trainer(settings)
+    trainer = Trainer(load_settings("train"))
     run, p = Run(trainer), trainer.progress
     # torchrun passes a signal on, and kills after TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds (30, if it is not set).
-    trainer.asked_to_stop = Signals(STOPPING if trainer.processes.is_main else None).came
+    signals = Signals(STOPPING if trainer.processes.is_main else None)
+    trainer.asked_to_stop = lambda: signals.asked
     try:
         why = run.loop()
         if why == "interrupted":

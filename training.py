@@ -26,7 +26,7 @@ from device import (
     show,
     use_deterministic_algorithms,
 )
-from distributed import averaging_loss, exchange_gradients, local, shard, shard_state, start_processes, whole
+from distributed import averaging_loss, exchange_gradients, local_part, shard, shard_state, start_processes, whole
 from errors import UserError
 from files import replace_file
 from generation import TextGenerator
@@ -76,6 +76,8 @@ def check_settings(settings):
         raise UserError(f"n_embd ({settings.n_embd}) must be a multiple of n_head ({settings.n_head})")
     if 0 < settings.batch_tokens < settings.block_size:
         raise UserError(f"batch_tokens ({settings.batch_tokens}) must hold a row of block_size ({settings.block_size})")
+    if not 0 <= settings.stop_at_answered <= 1:
+        raise UserError(f"stop_at_answered is a share from 0 to 1, not {settings.stop_at_answered}")
     if settings.fsdp and settings.dtype == "float16":
         raise UserError("fsdp does not go with float16 and its loss scaler; take --dtype=bfloat16 or float32")
 
@@ -140,6 +142,11 @@ class Trainer:
         self.device = pick_device(settings.device, self.processes.local_rank if self.processes.count > 1 else None)
         place = self.processes.rank, self.processes.count
         self.data = TrainingData(settings, *place, pinned=self.device.type == "cuda")
+        if settings.stop_at_answered and self.data.meta["stage"] != "sft":
+            raise UserError(
+                f"stop_at_answered is {settings.stop_at_answered}, but {settings.data_dir} holds articles, not "
+                "questions; it is for fine-tuning, leave it out here"
+            )
         self.say(f"{len(self.data.train):,} rows for training, {len(self.data.val):,} for validation")
         torch.set_float32_matmul_precision("high")  # TF32 where the card has it
         torch.manual_seed(settings.seed)
@@ -493,7 +500,7 @@ class Trainer:
         """
         state, failed = {}, None
         p = self.progress
-        (wrong,) = self.processes.total(not all(bool(local(w).isfinite().all()) for w in self.model.parameters()))
+        (wrong,) = self.processes.total(not all(bool(local_part(w).isfinite().all()) for w in self.model.parameters()))
         if wrong:
             raise UserError(f"weights are not finite at step {p.step}, so {self.out / name} was not written")
         p.epoch_batches = len(self.data.order.batches(p.epoch))

@@ -92,7 +92,7 @@ def prepare(settings):
 def main():
     settings = load_settings("prepare")
     files = input_files(settings)
-    refuse_to_replace(settings.data_dir, "data_dir", "input_dir", settings.input_dir, files)
+    refuse_to_replace(settings, "data_dir", "input_dir", files)
     meta = prepare(settings)
     print(dropped_text(meta))
     cleaning = meta["cleaning"]

@@ -112,7 +112,7 @@ def prepare_sft(settings):
 
 def main():
     settings = load_settings("prepare_sft")
-    refuse_to_replace(settings.sft_data_dir, "sft_data_dir", "qa_files", settings.qa_files, settings.qa_files)
+    refuse_to_replace(settings, "sft_data_dir", "qa_files", settings.qa_files)
     meta = prepare_sft(settings)
     print(dropped_text(meta))
     print("rows by form: " + ", ".join(f"{form} {count}" for form, count in meta["forms"].items()))

@@ -1,11 +1,8 @@
 """What a preparation asks before it replaces rows, and says of parts that are too small."""
 
 import json
-import sys
 from pathlib import Path
 
-from assignments import read_assignments
-from configurator import known
 from errors import UserError
 from row_files import META
 from scores import FEWEST_ROWS
@@ -13,21 +10,12 @@ from scores import FEWEST_ROWS
 MOST_SHARE = 0.5  # of the rows, that a warning advises for a part that is not trained on
 
 
-def is_given(name, argv=None):
-    """Whether a setting is given by a flag or in a settings file of the command line, be it as its default is."""
-    argv = sys.argv[1:] if argv is None else argv
-    if any(flag.startswith(f"--{name}=") for flag in argv):
-        return True
-    files = [path for path in argv if not path.startswith("-")]
-    return any(key == name for path in files for key, _ in read_assignments(path, known))
-
-
-def refuse_to_replace(folder, flag, name, value, files):
+def refuse_to_replace(settings, folder_name, name, files):
     """Raise UserError where rows of other sources would be replaced by those of the default, which nobody named.
 
-    folder: of the rows, a setting that is given by `flag`; name, value: the setting of the sources; files: the sources
-    that it comes to.
+    folder_name, name: the settings of the rows' folder and of their sources; files: what the sources come to.
     """
+    folder = getattr(settings, folder_name)
     try:
         meta = json.loads((Path(folder) / META).read_text(encoding="utf-8"))
         there = list(meta.get("sources") or [])
@@ -35,11 +23,12 @@ def refuse_to_replace(folder, flag, name, value, files):
         return
     ours = {Path(file).resolve() for file in files}
     others = [source for source in there if Path(source).resolve() not in ours]
-    if others and not is_given(name):
+    if others and name not in settings.given:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise UserError(
             f"{folder} holds rows made of {others[0]}{more}, which would be replaced by the embedded "
-            f"{', '.join(value)}; name what to prepare with --{name}=…, or another folder with --{flag}=…"
+            f"{', '.join(getattr(settings, name))}; name what to prepare with --{name}=…, or another folder "
+            f"with --{folder_name}=…"
         )
 
 

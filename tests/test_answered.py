@@ -6,7 +6,7 @@ from runs import TINY, log_of, write_stages
 from tiny import EOT, MARK, padded_rows, tiny_meta, tiny_tokenizer
 
 import train
-from answered import answered_share, check_asking
+from answered import answered_share
 from checkpoint import load_checkpoint
 from errors import UserError
 from settings import Settings
@@ -108,11 +108,9 @@ def test_a_model_that_learns_its_questions_stops_early(tuning):
     assert shares[0] < 0.9 <= shares[-1] and all(share < 0.9 for share in shares[:-1])
 
 
-def test_a_share_that_is_none_and_articles_are_refused(tmp_path):
-    folders = write_stages(tmp_path)
+def test_a_share_that_is_none_and_articles_are_refused(tuning, tmp_path):
     with pytest.raises(UserError, match="share from 0 to 1, not 90"):
-        check_asking(Settings(data_dir=folders["sft"], stop_at_answered=90.0))
+        Trainer(tuning(stop_at_answered=90.0))
     with pytest.raises(UserError, match="holds articles, not questions"):
-        check_asking(Settings(data_dir=folders["pretrain"], stop_at_answered=0.9))
-    check_asking(Settings(data_dir=folders["sft"], stop_at_answered=0.9))
-    check_asking(Settings(data_dir=folders["pretrain"]))
+        Trainer(tuning(stop_at_answered=0.9, data_dir=str(tmp_path / "pretrain")))
+    assert not (tmp_path / "out").exists()
