@@ -51,7 +51,7 @@ def reason_of_bad(record):
 
 
 def rows_of(block):
-    """Yields (number, row, None), or (number, None, reason), of each record of a `Block`."""
+    """Yields (number, row, None), or (number, None, reason), of each record of a `FileBlock`."""
     return READERS[block.kind](block)
 
 

@@ -27,7 +27,7 @@ TEXT_ENDING = ".txt"  # texts without fields, read where they are asked for
 
 
 @dataclass
-class Block:
+class FileBlock:
     """Some whole records of a file."""
 
     path: str
@@ -134,9 +134,9 @@ def opened(path):
 
 
 def read_blocks(path):
-    """Yields every `Block` of a file, in order. Raises UserError where it may not be read."""
+    """Yields every `FileBlock` of a file, in order. Raises UserError where it may not be read."""
     if not os.path.isfile(path):
-        yield Block(path, "damage", 1, "the file is gone", 0)
+        yield FileBlock(path, "damage", 1, "the file is gone", 0)
         return
     if not os.access(path, os.R_OK):
         raise UserError(f"{path} cannot be read; see to its permissions")
@@ -146,12 +146,12 @@ def read_blocks(path):
             for kind, number, data, share in records_of(path, stream):
                 now = file.tell() - read if share is None else share
                 read += now
-                yield Block(path, kind, number, data, now)
+                yield FileBlock(path, kind, number, data, now)
             if kind != "table" and file.tell() > read:  # the end of what is packed
-                yield Block(path, "lines", number, b"", file.tell() - read)
+                yield FileBlock(path, "lines", number, b"", file.tell() - read)
     except DAMAGED as error:
         reason = str(error).splitlines() or [type(error).__name__]
-        yield Block(path, "damage", number, f"the file is damaged from here on ({reason[0][:100]})", 0)
+        yield FileBlock(path, "damage", number, f"the file is damaged from here on ({reason[0][:100]})", 0)
 
 
 def records_of(path, stream):

@@ -24,7 +24,7 @@ MORE_TOKENS = 8  # than the longest right sentence has: who needs more has it wr
 
 
 @dataclass(frozen=True)
-class Case:
+class CorrectionPair:
     question: str  # the sentence, perhaps with a mistake
     answer: str  # the right one
     kind: str = ""  # of the mistake, where it is known
@@ -49,12 +49,15 @@ def kinds_of(paths):
 
 
 def cases_of(pairs, kinds):
-    return [Case(question, answer, kinds.get((question.strip(), answer.strip()), "")) for question, answer in pairs]
+    return [
+        CorrectionPair(question, answer, kinds.get((question.strip(), answer.strip()), ""))
+        for question, answer in pairs
+    ]
 
 
 def load_cases(settings):
-    """(asked, pool): `Case`s that are asked, at most max_samples of them, drawn by seed, and those that examples are
-    drawn from: all rows of the file, or the train part. Raises UserError.
+    """(asked, pool): `CorrectionPair`s that are asked, at most max_samples of them, drawn by seed, and those that
+    examples are drawn from: all rows of the file, or the train part. Raises UserError.
 
     The rows are read as text, so that models with other tables can be asked them too.
     """

@@ -77,7 +77,7 @@ def leak_of(content, part_rows=None, meta=None, pairs=None, tokenizer=None, meas
     if content is None:
         leak.notes.append("what a model behind an API was trained on is not known")
         return leak
-    texts = Measured(content, part_rows, meta, pairs, tokenizer)
+    texts = MeasuredTexts(content, part_rows, meta, pairs, tokenizer)
     hit = np.zeros(leak.rows, dtype=bool)
     folders, leak.notes = folders_of(content)
     for folder in folders:
@@ -140,7 +140,7 @@ def folders_of(content):
     return folders, notes
 
 
-class Measured:
+class MeasuredTexts:
     """What is measured, as ids of any table. stage: "sft" where it is questions with answers, else "pretrain"."""
 
     def __init__(self, content, rows, meta, pairs, tokenizer):

@@ -21,7 +21,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """A training run, done once a seed. base: the pretraining run that it starts from, "": none. given: train.py's
     settings. as_long_as: the run whose seconds it has."""
 
@@ -65,30 +65,30 @@ class Plan:
 
     def _runs(self):
         batch = self.settings.batch_size
-        yield Run("base", "plain")
-        yield Run("in_order", "plain", given={"sampling": "traverse"})
+        yield PlannedRun("base", "plain")
+        yield PlannedRun("in_order", "plain", given={"sampling": "traverse"})
         # As many tokens a batch as with one article a row, which making.py counts once the rows are there.
-        yield Run("concatenated", "concatenated", given={"batch_tokens": 1})
-        yield Run("uncleaned", "uncleaned")
+        yield PlannedRun("concatenated", "concatenated", given={"batch_tokens": 1})
+        yield PlannedRun("uncleaned", "uncleaned")
         short = max(8, self.settings.block_size // 3)
-        yield Run("truncated", "truncated", given={"block_size": short})
-        yield Run("split", "split", given={"block_size": short})
+        yield PlannedRun("truncated", "truncated", given={"block_size": short})
+        yield PlannedRun("split", "split", given={"block_size": short})
         gpt2 = {"block_size": self.settings.block_size * GPT2_TOKENS}
-        yield Run("gpt2", "gpt2", given=gpt2, as_long_as="base")
-        yield Run("articles_0.25", "articles_0.25")
-        yield Run("articles_0.5", "articles_0.5")
-        yield Run("pretrained_long", "plain", given={"max_epochs": LONG_EPOCHS}, each_epoch=True)
+        yield PlannedRun("gpt2", "gpt2", given=gpt2, as_long_as="base")
+        yield PlannedRun("articles_0.25", "articles_0.25")
+        yield PlannedRun("articles_0.5", "articles_0.5")
+        yield PlannedRun("pretrained_long", "plain", given={"max_epochs": LONG_EPOCHS}, each_epoch=True)
         all_questions = "questions_1.0"
-        yield Run("tuned", all_questions, "base")
+        yield PlannedRun("tuned", all_questions, "base")
         for base in ("in_order", "concatenated", "uncleaned", "articles_0.25", "articles_0.5", "pretrained_long"):
-            yield Run(f"tuned_{base}", all_questions, base)
+            yield PlannedRun(f"tuned_{base}", all_questions, base)
         for base in ("truncated", "split"):
-            yield Run(f"tuned_{base}", "questions_short", base, {"block_size": short})
-        yield Run("tuned_gpt2", "questions_gpt2", "gpt2", gpt2, as_long_as="tuned")
-        yield Run("tuned_nothing", all_questions, "", {"learning_rate": 4e-3, "muon_learning_rate": 0.04})
+            yield PlannedRun(f"tuned_{base}", "questions_short", base, {"block_size": short})
+        yield PlannedRun("tuned_gpt2", "questions_gpt2", "gpt2", gpt2, as_long_as="tuned")
+        yield PlannedRun("tuned_nothing", all_questions, "", {"learning_rate": 4e-3, "muon_learning_rate": 0.04})
         for share in (0.25, 0.5):
-            yield Run(f"tuned_questions_{share}", f"questions_{share}", "base")
-        yield Run(
+            yield PlannedRun(f"tuned_questions_{share}", f"questions_{share}", "base")
+        yield PlannedRun(
             "tuned_long", all_questions, "base", {"max_epochs": LONG_EPOCHS, "batch_size": batch}, each_epoch=True
         )
 

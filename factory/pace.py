@@ -8,7 +8,7 @@ def pause_after(failures):
     return min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(failures - 1, 20))
 
 
-class Pace:
+class RateLimit:
     """Of all requests together; times are `time.monotonic()`. Its user holds a lock.
 
     A single failure pauses nobody, since the article may be the cause. Two without a success between them do, and the

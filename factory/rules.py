@@ -1,8 +1,8 @@
 """The rules that a reply is held against, each by its name.
 
-A rule about one pair is a function below that is marked `@rule("name")`: it takes the `Case` and the pair, and returns
-what is wrong, in Chinese, as the model is told it, or "". Whatever is registered is asked, counted and reported. Rules
-about a whole reply are in `judge`.
+A rule about one pair is a function below that is marked `@rule("name")`: it takes the `ShownArticle` and the pair, and
+returns what is wrong, in Chinese, as the model is told it, or "". Whatever is registered is asked, counted and
+reported. Rules about a whole reply are in `judge`.
 """
 
 import re
@@ -34,7 +34,7 @@ def rule(name):
 
 
 @dataclass
-class Case:
+class ShownArticle:
     """An article as the model saw it, with what the rules ask of it again and again."""
 
     title: str

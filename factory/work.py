@@ -15,7 +15,7 @@ from factory.articles import short_hash
 from factory.pace import pause_after
 from factory.prompt import as_reply, messages_for
 from factory.reply import parse, without_thoughts
-from factory.rules import Case, judge, union
+from factory.rules import ShownArticle, judge, union
 from factory.server import AGAIN, ARTICLE, FATAL, SERVER, blame, gave_up, hint_of
 
 STRIKES = 5  # failures of one article's request, others succeeding between them, from which it is given up
@@ -52,7 +52,7 @@ class Ask:
     """An article on its way: the replies to it so far, and the good ones of all their pairs."""
 
     article: object  # of articles.Shown
-    case: Case
+    case: ShownArticle
     replies: list = field(default_factory=list)
     reasons: list = field(default_factory=list)  # of each reply
     former: str = ""  # the last reply, as it is shown to the model again
@@ -119,7 +119,7 @@ class Factory:
         done = sum(short_hash(article.key) in self.done for article in articles)
         asks = []
         if done < len(articles):
-            asks = [Ask(article, Case(article.title, article.text, self.settings)) for article in articles]
+            asks = [Ask(article, ShownArticle(article.title, article.text, self.settings)) for article in articles]
         with self._changed:
             self._exhausted = exhausted
             self.tally.done_before += done

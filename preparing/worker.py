@@ -74,7 +74,7 @@ class Preparer:
         self._part = (None, None)  # the subject that came last, which often comes again, and whether it is trained on
 
     def prepare(self, block):
-        """The `Prepared` of a `readers.Block`."""
+        """The `Prepared` of a `readers.FileBlock`."""
         done = Prepared(block.path, block.read)
         self.cleaner.changed, self.cleaner.dropped = Counter(), Counter()
         if self.settings.report:

@@ -8,8 +8,8 @@ from flask import Flask, Response, render_template, request
 from werkzeug.exceptions import HTTPException, SecurityError
 
 from serving.counters import Counters
-from serving.fields import Limits, checked_fields, messages_of, prompts_of, sampling_of, schemas
-from serving.openai_format import Answer, model_entry, model_list
+from serving.fields import FieldLimits, checked_fields, messages_of, prompts_of, sampling_of, schemas
+from serving.openai_format import AnswerForm, model_entry, model_list
 from serving.openapi import description
 from serving.replies import ApiError, event, read_json, to_json
 from serving.work import ClientGone, Places, Work
@@ -31,7 +31,7 @@ class Service:
     bodies: dict
     places: Places
     counters: Counters
-    limits: Limits
+    limits: FieldLimits
     request_seconds: float
 
 
@@ -46,7 +46,7 @@ def create_app(models, settings, api_key=""):
     if settings.host in LOOPBACK and not api_key:
         # Else a web page whose name is made to lead to this machine could ask as if it were the server's own.
         app.config["TRUSTED_HOSTS"] = ["localhost", "127.0.0.1", "[::1]", settings.host]
-    limits = Limits(settings.max_prompt_chars, settings.max_tokens_limit, settings.max_batch)
+    limits = FieldLimits(settings.max_prompt_chars, settings.max_tokens_limit, settings.max_batch)
     places = Places(models, settings.max_batch, settings.max_queue)
     app.service = Service(models, schemas(limits), places, Counters(models), limits, settings.request_seconds)
     app.before_request(lambda: check_key(api_key))
@@ -124,7 +124,7 @@ def add_generation(app):
 def openai_answer(service, values, schema, prompts, chat):
     """The response, as OpenAI writes it, to checked fields. prompts(generator): list of prompts."""
     work = start(service, values, schema, prompts)
-    form = Answer(values["model"], chat)
+    form = AnswerForm(values["model"], chat)
     if values.get("stream"):
         include_usage = values.get("stream_options", {}).get("include_usage", False)
         return stream(service, work, form.events(work, include_usage), "text/event-stream; charset=utf-8")

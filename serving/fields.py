@@ -13,7 +13,7 @@ SEED = 2**63  # SamplingParams takes 0 to SEED - 1
 
 
 @dataclass(frozen=True)
-class Limits:
+class FieldLimits:
     """What one request may ask for: characters of prompt, tokens of answer, prompts."""
 
     prompt_chars: int

@@ -6,7 +6,7 @@ import time
 from serving.replies import DONE, event
 
 
-class Answer:
+class AnswerForm:
     """The form of one answer.
 
     chat: whether it is a chat's; model: the id that was asked for.

@@ -21,7 +21,7 @@ from configurator import load_settings
 from corpus import dropped_text
 from errors import Signals, UserError, run_script
 from factory.articles import Source
-from factory.pace import Pace
+from factory.pace import RateLimit
 from factory.saves import Appender, locked, recover, rejects_path
 from factory.server import AGAIN, Server, choose_model, waiting_text
 from factory.work import Factory
@@ -39,7 +39,7 @@ def checked(settings):
     return settings
 
 
-class Progress:
+class GeneratorBar:
     """The bar: bytes read of the articles, pairs, the share accepted, pairs an hour, time left, and what is waited for.
 
     Articles that are done already pass quickly; the time left goes by those that are asked about.
@@ -148,7 +148,7 @@ def key_of_user():
 def generate(settings, signals):
     """Ask about every article that is not done; returns whether all were, not stopped."""
     server = Server(settings, key_of_user())
-    pace = Pace(settings.requests_per_minute, settings.wait_minutes)
+    pace = RateLimit(settings.requests_per_minute, settings.wait_minutes)
     saves, rejects = Appender(settings.saves), Appender(rejects_path(settings))
     done = recover(saves.path) | recover(rejects.path, whole=True)
 
@@ -160,7 +160,7 @@ def generate(settings, signals):
     others = f" (of {models} models; another one with --api_model=…)" if models > 1 else ""
     print(f"asking {model}{others} at {server.base}; {len(done)} articles are done already")
     factory = Factory(settings, server, model, pace, saves, rejects, done)
-    progress = Progress(factory, source)
+    progress = GeneratorBar(factory, source)
     try:
         factory.run(source, lambda: signals.asked, progress)
     finally:

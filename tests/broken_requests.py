@@ -3,9 +3,9 @@
 import json
 import random
 
-from serving.fields import Limits, schemas
+from serving.fields import FieldLimits, schemas
 
-LIMITS = Limits(prompt_chars=1000, new_tokens=100, prompts=4)
+LIMITS = FieldLimits(prompt_chars=1000, new_tokens=100, prompts=4)
 SCHEMAS = schemas(LIMITS)
 VALID = {
     "/generate": {"prompt": "从", "max_new_tokens": 2, "stream": False},

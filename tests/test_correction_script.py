@@ -14,7 +14,7 @@ from checkpoint import save_checkpoint
 from errors import UserError
 from evaluating.corrections import (
     ASK,
-    Case,
+    CorrectionPair,
     Examples,
     chat,
     compared,
@@ -31,15 +31,15 @@ from row_files import RowWriter
 from settings import Settings
 
 CASES = [
-    Case("桥在河河上。", "桥在河上。", "doubled"),
-    Case("桥河上。", "桥在河上。", "dropped"),
-    Case("河在桥下。", "河在桥下。", "unchanged"),
-    Case("山很大。", "山很高。", "wrong"),
-    Case("山很小。", "山很小。", "unchanged"),
+    CorrectionPair("桥在河河上。", "桥在河上。", "doubled"),
+    CorrectionPair("桥河上。", "桥在河上。", "dropped"),
+    CorrectionPair("河在桥下。", "河在桥下。", "unchanged"),
+    CorrectionPair("山很大。", "山很高。", "wrong"),
+    CorrectionPair("山很小。", "山很小。", "unchanged"),
 ]
 ROWS = [{"question": case.question, "answer": case.answer, "kind": case.kind} for case in CASES]
-MANY = [Case(f"第{i}桥在河河上。", f"第{i}桥在河上。") for i in range(9)] + [
-    Case(f"第{i}山。", f"第{i}山。") for i in range(9)
+MANY = [CorrectionPair(f"第{i}桥在河河上。", f"第{i}桥在河上。") for i in range(9)] + [
+    CorrectionPair(f"第{i}山。", f"第{i}山。") for i in range(9)
 ]
 
 
@@ -88,7 +88,8 @@ def test_a_chat_is_the_system_prompt_examples_as_turns_and_the_sentence():
 
 
 def test_examples_are_drawn_by_seed_half_of_them_to_keep_and_never_tell_the_answer():
-    pool = [*MANY, *MANY, Case("第3桥河上。", "第3桥在河上。")]  # a second mistake in a sentence that is asked
+    # The last is a second mistake in a sentence that is asked.
+    pool = [*MANY, *MANY, CorrectionPair("第3桥河上。", "第3桥在河上。")]
     for case in MANY:
         found = Examples(pool, 1).draw(case, 5)
         assert found == Examples(pool, 1).draw(case, 5) and len(set(found)) == 5
@@ -102,9 +103,9 @@ def test_examples_are_drawn_by_seed_half_of_them_to_keep_and_never_tell_the_answ
 
 def test_where_one_sort_of_example_is_scarce_the_other_fills_up_and_too_few_are_said():
     pool = [*MANY[:9], MANY[10]]
-    assert sum(not example.changes for example in Examples(pool, 1).draw(Case("甲。", "乙。"), 8)) == 1
+    assert sum(not example.changes for example in Examples(pool, 1).draw(CorrectionPair("甲。", "乙。"), 8)) == 1
     with pytest.raises(UserError, match="11 examples are wanted, but there are only 10"):
-        Examples(pool, 1).draw(Case("甲。", "乙。"), 11)
+        Examples(pool, 1).draw(CorrectionPair("甲。", "乙。"), 11)
 
 
 def test_system_prompts_are_texts_or_files_and_numbers_of_examples_are_numbers(tmp_path):

@@ -9,10 +9,10 @@ from factory_fakes import FAULTS, good_pairs
 
 from configurator import defaults
 from factory.numbers import arabic_numbers, chinese_numbers, value_of
-from factory.pace import LONGEST_PAUSE, Pace, pause_after
+from factory.pace import LONGEST_PAUSE, RateLimit, pause_after
 from factory.prompt import MAX_FORMER, messages_for, wanted_pairs
 from factory.reply import parse
-from factory.rules import REPLY_RULES, RULES, Case, faults_of, judge
+from factory.rules import REPLY_RULES, RULES, ShownArticle, faults_of, judge
 from factory.server import retry_after
 from factory.wording import names_subject, pronoun_of
 
@@ -27,7 +27,7 @@ def case(**settings):
     limits = defaults("generate")
     for name, value in settings.items():
         setattr(limits, name, value)
-    return Case(TITLE, TEXT, limits)
+    return ShownArticle(TITLE, TEXT, limits)
 
 
 def names_of(question, answer, **settings):
@@ -273,7 +273,7 @@ def test_the_values_of_numerals_are_those_of_a_slow_writer():
 
 
 def test_a_number_with_two_units_may_be_told_in_digits():
-    article = Case(TITLE, TEXT + "全县人口一亿二千万。", defaults("generate"))
+    article = ShownArticle(TITLE, TEXT + "全县人口一亿二千万。", defaults("generate"))
     for number, right in (("1.2亿", True), ("12000万", True), ("1.3亿", False)):
         broken = {name for name, _ in faults_of(article, "青石桥全县有多少人口？", f"全县人口{number}。")}
         assert ("unsupported" not in broken) == right
@@ -304,7 +304,7 @@ def test_equal_answers_to_different_questions_are_kept():
 def test_every_rule_is_broken_by_its_fault_and_says_why_in_chinese():
     assert set(FAULTS) == {*RULES, *REPLY_RULES}
     article = made_up_articles(1)[0]
-    of_town = Case(article["title"], article["text"], defaults("generate"))
+    of_town = ShownArticle(article["title"], article["text"], defaults("generate"))
     pairs = good_pairs("第0镇", "东河", 3)
     assert judge(of_town, parse(json.dumps(pairs)).all()).good
     for name, spoil in FAULTS.items():
@@ -359,7 +359,7 @@ def test_longer_articles_are_worth_more_pairs_within_the_bounds():
 
 
 def test_a_pace_spaces_requests_and_obeys_the_server_for_all():
-    pace = Pace(requests_per_minute=30, wait_minutes=1)
+    pace = RateLimit(requests_per_minute=30, wait_minutes=1)
     pace.start(100)
     assert pace.ready_in(100) == 2 and pace.ready_in(103) < 0
     assert pace.failed(103, 104, asked=7.5, busy=True)
@@ -370,7 +370,7 @@ def test_a_pace_spaces_requests_and_obeys_the_server_for_all():
 
 
 def test_pauses_grow_while_no_reply_comes_and_end_with_the_users_patience():
-    pace, now, pauses = Pace(0, wait_minutes=2), 1000.0, []
+    pace, now, pauses = RateLimit(0, wait_minutes=2), 1000.0, []
     assert pace.failed(now, now) and pace.ready_in(now) <= 0  # a single failure may be its article's
     while pace.failed(now, now):
         assert pace.failed(now - 1, now)  # others that were under way make no longer pause

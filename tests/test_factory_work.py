@@ -13,7 +13,7 @@ import factory.work
 from configurator import defaults
 from errors import UserError
 from factory.articles import Source, key_of, short_hash
-from factory.pace import Pace
+from factory.pace import RateLimit
 from factory.saves import Appender
 from factory.server import Server, choose_model
 from factory.work import Factory
@@ -34,7 +34,7 @@ def worked(folder, about, count=24, **fields):
     for name, value in given.items():
         setattr(settings, name, value)
     saves, rejects = Appender(folder / "saves.jsonl"), Appender(folder / "rejects.jsonl")
-    pace = Pace(0, settings.wait_minutes)
+    pace = RateLimit(0, settings.wait_minutes)
     ours = Factory(settings, Server(settings, ""), settings.api_model, pace, saves, rejects, set())
     try:
         ours.run(Source(settings), lambda: False, lambda: None)
@@ -112,14 +112,14 @@ def test_an_address_that_can_be_none_is_told_at_once(tmp_path, monkeypatch, base
             if api_model:
                 worked(tmp_path, about)
             else:
-                choose_model(Server(settings, ""), settings, Pace(0, 30), lambda: True, None)
+                choose_model(Server(settings, ""), settings, RateLimit(0, 30), lambda: True, None)
 
 
 def test_models_that_write_nothing_are_not_taken():
     settings = defaults("generate")
     with large_model(models=("text-embedding-3", "bge-m3", "good")) as about:
         settings.api_base = about.base
-        assert choose_model(Server(settings, ""), settings, Pace(0, 1), lambda: True, None) == ("good", 3)
+        assert choose_model(Server(settings, ""), settings, RateLimit(0, 1), lambda: True, None) == ("good", 3)
 
 
 def test_an_account_without_quota_ends_the_run_at_once(tmp_path):
