@@ -42,10 +42,10 @@ def main(open_generator=None):
     signals = Signals()
     sock = listening_socket(settings.host, settings.port)  # a taken port is told before the slow imports
     from arena.contest import Arena
-    from page import Server, create_page
+    from page import PageServer, create_page
 
     arena = Arena(settings, **({"open": open_generator} if open_generator else {}))
-    server = Server(create_page(arena), sock, settings.host, auth)
+    server = PageServer(create_page(arena), sock, settings.host, auth)
     if not server.start():
         raise UserError("the page did not start; what stands above says why")
     announce(settings, auth, server.port)

@@ -12,7 +12,7 @@ GOING_ON = 90.0  # seconds after its last line during which a run is taken to be
 KINDS = {"train_loss": "train", "val_loss": "val"}
 
 
-class Runs:
+class RunLogs:
     """Reads each log again only where it has changed."""
 
     def __init__(self, root):

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.common import in_process, machine, run_quietly, write_docs
-from benchmarks.load import Server, load
+from benchmarks.load import ServedModel, load
 from checkpoint import load_checkpoint, load_model
 from data_utils import loss_mask, open_rows, row_lengths
 from decoding import Decoder
@@ -256,7 +256,7 @@ def bench(settings):
         rows, meta = open_rows(f"{folder}/rows", "val")
         best = BEST if device.type == "cpu" else "bf16"
         compiled = () if device.type != "cpu" else (BEST,) if quick else tuple(PRECISIONS)
-        with Server(path, f"--device={settings.device}", f"--precision={best}") as server:
+        with ServedModel(path, f"--device={settings.device}", f"--precision={best}") as server:
             sides = Sides(path, device, compiled)
             server.wait_until_compiled()
             speed, loads = measure(sides, server, prompts_of(rows, max(CLIENTS)), QUICK_ROUNDS if quick else ROUNDS)

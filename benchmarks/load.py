@@ -17,7 +17,7 @@ MODEL = "run/last"  # as the server calls run/last.pt
 START_SECONDS, COMPILE_SECONDS = 120, 900
 
 
-class Server:
+class ServedModel:
     """server.py as a process of its own, on a free port, for as long as the context lasts.
 
     address: its http:// address.

@@ -177,7 +177,7 @@ def look(texts, folder, train, meta):
         return max(FEWEST_TOKENS, round(chars * per_char))
 
     joined = [part[0] if len(part) == 1 else [*part[0], special["answer"], *part[1]] for part in parts]
-    runs = Runs(joined, tokens(RUN_CHARS))
+    runs = TextRuns(joined, tokens(RUN_CHARS))
     if texts.stage == "pretrain":
         short = np.array([len(ids) < runs.n for ids in joined])
         wholes = Wholes(joined, special) if short.any() else None
@@ -191,7 +191,7 @@ def look(texts, folder, train, meta):
         return wholes.found() | (wholes.found(answers=True) & long), runs.share()
     # A sentence that is to be kept as it is may well be one of an article's.
     asked = [[] if question == answer else question for question, answer in parts]
-    questions = Runs(asked, tokens(QUESTION_CHARS), whole=True)
+    questions = TextRuns(asked, tokens(QUESTION_CHARS), whole=True)
     scan(train, special, [runs, questions])
     return questions.shares() == 1, runs.share()
 
@@ -271,7 +271,7 @@ class Known:
         return self.seen[self.places.reshape(-1)]
 
 
-class Runs:
+class TextRuns:
     """The runs of n ids of some texts (lists of ids), and which of them training rows have. whole: take no sample."""
 
     def __init__(self, texts, n, whole=False):

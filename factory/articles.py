@@ -73,7 +73,7 @@ def cut(text, limit):
     return text[: ends[-1]] if ends else text[:limit]
 
 
-class Source:
+class ArticleSource:
     """Iterating gives every article to ask about as `Shown`, in the files' order, and None now and then between.
 
     done: hashes of keys that are passed by, counted in done_before, where each article has a request of its own; in

@@ -51,7 +51,7 @@ class ShownArticle:
 
 
 @dataclass
-class Verdict:
+class ReplyVerdict:
     """What is to be thought of a reply: pairs that are good, and (rule, reason) of what is not."""
 
     pairs: list
@@ -63,7 +63,7 @@ class Verdict:
 
 
 def judge(case, pairs, cut=False):
-    """The `Verdict` on a reply's pairs [(question, answer)]; cut: whether the reply broke off."""
+    """The `ReplyVerdict` on a reply's pairs [(question, answer)]; cut: whether the reply broke off."""
     low, high = case.settings.min_pairs, case.settings.max_pairs
     faults, good, case.earlier = [], [], []
     if cut:
@@ -79,7 +79,7 @@ def judge(case, pairs, cut=False):
             good.append(pair)
             case.earlier.append(pair)
     # Of more than enough the first ones do, whatever is wrong with the others.
-    return Verdict(good[:high], [] if len(good) >= high < len(pairs) else faults)
+    return ReplyVerdict(good[:high], [] if len(good) >= high < len(pairs) else faults)
 
 
 def union(case, kept, pairs):

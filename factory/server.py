@@ -19,7 +19,7 @@ PROBE = [{"role": "user", "content": "请回答“好”。"}]
 AGAIN = "start again with the same command to go on"
 
 
-class Server(ApiClient):
+class LargeModelClient(ApiClient):
     """An `ApiClient` whose failures also say how long the server asks to be left alone (`retry_after`, s, or None)."""
 
     def __init__(self, settings, key):

@@ -28,7 +28,7 @@ END = object()  # of the articles
 
 
 @dataclass
-class Tally:
+class ReplyCounts:
     """Counts of a run."""
 
     accepted: int = 0
@@ -78,7 +78,7 @@ class Factory:
         """saves, rejects: `Appender`s; done: hashes of the keys of articles that are in these files already."""
         self.settings, self.server, self.model, self.pace = settings, server, model, pace
         self.saves, self.rejects, self.done = saves, rejects, done
-        self.tally, self.replies, self.last_failure = Tally(), 0, None
+        self.tally, self.replies, self.last_failure = ReplyCounts(), 0, None
         self._changed = threading.Condition()
         self._fresh, self._later, self._numbers = deque(), [], 0
         self._active, self._streams = [], set()

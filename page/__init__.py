@@ -2,6 +2,6 @@
 
 import page.before_gradio  # noqa: F401 (the first of all)
 from page.build import create_page
-from page.serving import Server
+from page.serving import PageServer
 
-__all__ = ["Server", "create_page"]
+__all__ = ["PageServer", "create_page"]

@@ -18,7 +18,7 @@ CONCURRENT = 64  # events of a kind at once
 
 
 def create_page(arena):
-    """The gr.Blocks of an Arena. Serve it with page.Server."""
+    """The gr.Blocks of an Arena. Serve it with page.PageServer."""
     with GuardedBlocks(
         title="MiniGPT arena", analytics_enabled=False, delete_cache=KEEP_FILES, fill_width=True
     ) as blocks:

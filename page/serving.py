@@ -98,7 +98,7 @@ def checker(auth):
     return lambda user, password: hmac.compare_digest(f"{user}:{password}".encode("utf-8", "replace"), wanted)
 
 
-class Server:
+class PageServer:
     """uvicorn over the page, in a thread of its own.
 
     sock: from sockets.listening_socket; auth: "user:password", or "" for none.

@@ -4,7 +4,7 @@ import altair
 import gradio as gr
 import pandas
 
-from arena.runs import Runs
+from arena.runs import RunLogs
 from page.common import AT_ONCE, QUIET, T, say, status_line, styled, warning
 
 EVERY = 3.0  # seconds between looks at the logs while the tab is open
@@ -16,7 +16,7 @@ class TrainingTab:
     """Built in the Tab that is open; `tab` is that, whose choosing lists the runs anew."""
 
     def __init__(self, page, tab):
-        self.runs = Runs(page.arena.settings.out_root)
+        self.runs = RunLogs(page.arena.settings.out_root)
         names = gr.Dropdown([], multiselect=True, label=T("runs"), elem_id="runs")
         state = status_line("state-training")
         plot = gr.Plot(label=T("loss_plot"), elem_id="loss-plot")

@@ -20,10 +20,10 @@ from tqdm import tqdm
 from configurator import load_settings
 from corpus import dropped_text
 from errors import Signals, UserError, run_script
-from factory.articles import Source
+from factory.articles import ArticleSource
 from factory.pace import RateLimit
 from factory.saves import Appender, locked, recover, rejects_path
-from factory.server import AGAIN, Server, choose_model, waiting_text
+from factory.server import AGAIN, LargeModelClient, choose_model, waiting_text
 from factory.work import Factory
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -147,12 +147,12 @@ def key_of_user():
 
 def generate(settings, signals):
     """Ask about every article that is not done; returns whether all were, not stopped."""
-    server = Server(settings, key_of_user())
+    server = LargeModelClient(settings, key_of_user())
     pace = RateLimit(settings.requests_per_minute, settings.wait_minutes)
     saves, rejects = Appender(settings.saves), Appender(rejects_path(settings))
     done = recover(saves.path) | recover(rejects.path, whole=True)
 
-    source = Source(settings, done)
+    source = ArticleSource(settings, done)
     chosen = choose_model(server, settings, pace, lambda: signals.asked, partial(print, file=sys.stderr))
     if chosen is None:
         return False

@@ -12,7 +12,7 @@ from arena.contest import Arena
 from arena.examples import read_examples
 from arena.match import drawn, judge, play, read_questions, sample_questions
 from arena.problems import Problem
-from arena.runs import POINTS, Runs
+from arena.runs import POINTS, RunLogs
 from sampling import SamplingParams
 
 
@@ -116,7 +116,7 @@ def test_runs_are_read_while_they_grow_and_long_curves_are_thinned(tmp_path):
     log = tmp_path / "out" / "a" / "log.jsonl"
     log.parent.mkdir(parents=True)
     log.write_text(line(1) + '{"step": 2, "tra', encoding="utf-8")
-    runs = Runs(tmp_path / "out")
+    runs = RunLogs(tmp_path / "out")
     assert list(runs.logs()) == ["a"] and runs.curves(["a"]) == [(1, 1.0, "a · train")]
     assert runs.state("a")["going_on"] and runs.state("a")["val_loss"] is None and runs.state("b") is None
     log.write_text(line(1) + line(2, "abc") + line(3, [1], float("nan")), encoding="utf-8")

@@ -99,7 +99,7 @@ def test_the_whole_comparison_prints_and_writes_its_figures(sides, tmp_path, mon
     monkeypatch.setattr(generating, "make_checkpoint", lambda *_: None)
     monkeypatch.setattr(generating, "Sides", lambda *_: sides)
     server = SimpleNamespace(wait_until_compiled=lambda: None)
-    monkeypatch.setattr(generating, "Server", lambda *_: contextlib.nullcontext(server))
+    monkeypatch.setattr(generating, "ServedModel", lambda *_: contextlib.nullcontext(server))
     monkeypatch.setattr(generating, "measure", lambda *_: (SPEED, LOADS))
     monkeypatch.setattr(generating, "demo_perplexities", dict)
     settings = Settings(json=str(tmp_path / "figures.json"), docs=str(tmp_path / "docs.md"), device="cpu")
@@ -127,5 +127,5 @@ def test_clients_count_every_token_and_the_time_of_each_piece(monkeypatch):
 
 
 def test_a_server_that_ends_is_said():
-    with pytest.raises(UserError, match="nowhere"), load.Server("nowhere.pt"):
+    with pytest.raises(UserError, match="nowhere"), load.ServedModel("nowhere.pt"):
         pass

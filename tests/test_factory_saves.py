@@ -8,7 +8,7 @@ from conftest import made_up_articles, write_jsonl
 
 from configurator import defaults
 from errors import UserError
-from factory.articles import Source, key_of, names_of, short_hash
+from factory.articles import ArticleSource, key_of, names_of, short_hash
 from factory.saves import Appender, recover
 
 
@@ -101,15 +101,15 @@ def test_articles_are_known_by_file_and_id_and_the_sample_is_a_share_of_them(tmp
     write_jsonl(tmp_path / "wiki/b.jsonl", [{"id": 1, "text": "另一篇。"}])
     settings = defaults("generate")
     settings.input_dir, settings.article_chars = [str(tmp_path / "wiki")], 50
-    source = Source(settings)
+    source = ArticleSource(settings)
     found = [(article.source, article.id, article.text) for article in source]
     ends = [("wiki/deep/a.jsonl", 1, "甲在乙。" * 12), ("wiki/deep/a.jsonl", "line 2", "没有编号。")]
     assert found == [("wiki/b.jsonl", 1, "另一篇。"), *ends]
     assert source.skipped.total() == 1 and source.problems.counts.total() == 1 and source.read == source.total
     settings.article_sample = 0.3
     write_jsonl(tmp_path / "wiki/b.jsonl", made_up_articles(200, 1))
-    first = [article.key for article in Source(settings) if article]
-    assert 30 < len(first) < 100 and first == [article.key for article in Source(settings) if article]
+    first = [article.key for article in ArticleSource(settings) if article]
+    assert 30 < len(first) < 100 and first == [article.key for article in ArticleSource(settings) if article]
 
 
 def test_two_folders_of_one_name_are_told(tmp_path):

@@ -12,10 +12,10 @@ import factory.pace
 import factory.work
 from configurator import defaults
 from errors import UserError
-from factory.articles import Source, key_of, short_hash
+from factory.articles import ArticleSource, key_of, short_hash
 from factory.pace import RateLimit
 from factory.saves import Appender
-from factory.server import Server, choose_model
+from factory.server import LargeModelClient, choose_model
 from factory.work import Factory
 
 
@@ -35,9 +35,9 @@ def worked(folder, about, count=24, **fields):
         setattr(settings, name, value)
     saves, rejects = Appender(folder / "saves.jsonl"), Appender(folder / "rejects.jsonl")
     pace = RateLimit(0, settings.wait_minutes)
-    ours = Factory(settings, Server(settings, ""), settings.api_model, pace, saves, rejects, set())
+    ours = Factory(settings, LargeModelClient(settings, ""), settings.api_model, pace, saves, rejects, set())
     try:
-        ours.run(Source(settings), lambda: False, lambda: None)
+        ours.run(ArticleSource(settings), lambda: False, lambda: None)
     finally:
         saves.close()
         rejects.close()
@@ -84,7 +84,7 @@ def test_ids_that_are_neither_numbers_nor_texts_become_texts(tmp_path):
     write_jsonl(tmp_path / "wiki/a.jsonl", rows)
     settings = defaults("generate")
     settings.input_dir = [str(tmp_path / "wiki")]
-    found = [article.id for article in Source(settings) if article]
+    found = [article.id for article in ArticleSource(settings) if article]
     assert found and all(type(id) in (int, str) for id in found) and {"x", 7} <= set(found)
 
 
@@ -92,7 +92,7 @@ def test_what_is_done_is_passed_by_uncleaned_and_the_caller_can_look_around(tmp_
     write_jsonl(tmp_path / "wiki/a.jsonl", made_up_articles(400, 1))
     settings = defaults("generate")
     settings.input_dir = [str(tmp_path / "wiki")]
-    source = Source(settings, {short_hash(key_of("wiki/a.jsonl", n)) for n in range(400)})
+    source = ArticleSource(settings, {short_hash(key_of("wiki/a.jsonl", n)) for n in range(400)})
     source.cleaner = None  # nothing is cleaned
     assert set(source) == {None} and source.done_before == 400
 
@@ -112,14 +112,15 @@ def test_an_address_that_can_be_none_is_told_at_once(tmp_path, monkeypatch, base
             if api_model:
                 worked(tmp_path, about)
             else:
-                choose_model(Server(settings, ""), settings, RateLimit(0, 30), lambda: True, None)
+                choose_model(LargeModelClient(settings, ""), settings, RateLimit(0, 30), lambda: True, None)
 
 
 def test_models_that_write_nothing_are_not_taken():
     settings = defaults("generate")
     with large_model(models=("text-embedding-3", "bge-m3", "good")) as about:
         settings.api_base = about.base
-        assert choose_model(Server(settings, ""), settings, RateLimit(0, 1), lambda: True, None) == ("good", 3)
+        client = LargeModelClient(settings, "")
+        assert choose_model(client, settings, RateLimit(0, 1), lambda: True, None) == ("good", 3)
 
 
 def test_an_account_without_quota_ends_the_run_at_once(tmp_path):

@@ -224,7 +224,7 @@ def test_shares_are_those_of_a_plain_loop_over_sets_of_runs(monkeypatch):
         row[:length], row[length] = rng.integers(0, 3, size=length), 8
     known = {tuple(row[i : i + 5]) for row in train.tolist() for i in range(16)}
     monkeypatch.setattr(leaks, "STRETCH", 60)  # three rows at a time
-    runs = leaks.Runs(texts, 5)
+    runs = leaks.TextRuns(texts, 5)
     leaks.scan(train, special, [runs])
     found = [[tuple(ids[i : i + 5]) in known for i in range(len(ids) - 4)] for ids in texts]
     assert runs.shares() == pytest.approx([np.mean(hits) if hits else 0.0 for hits in found])
@@ -237,7 +237,7 @@ def test_a_sample_of_many_runs_gives_the_share_of_all(monkeypatch):
     texts = [rng.integers(0, 5000, size=400).tolist() for _ in range(50)]
     train = np.array([ids[:200] for ids in texts], dtype=np.uint16)
     monkeypatch.setattr(leaks, "MOST_RUNS", 4000)
-    runs = leaks.Runs(texts, 8)
+    runs = leaks.TextRuns(texts, 8)
     assert 1000 < len(runs.owners) < 4500
     leaks.scan(train, {"eot": 8000, "pad": 8001, "answer": 8002}, [runs])
     assert runs.share() == pytest.approx(193 / 393, abs=0.05)
