@@ -3,14 +3,15 @@
 import torch
 
 from device import is_out_of_memory
-from errors import first_line
+from errors import UserError, first_line
 
 
 class CompiledTrunk:
-    """A GPT's `hidden`, compiled for every shape of batch; the plain one after `give_up`.
+    """A GPT's `hidden`, compiled once for batches of every shape: (B, T) ids -> (B, T, C) states.
 
-    A failure in the forward pass is met here. One in the backward pass reaches whoever called `backward`, who has to
-    compute the step's gradients again. failure: why the compiled code was given up, or None.
+    The plain method takes its place from the first failure on. A failure in the forward pass is met here. One in the
+    backward pass reaches the caller of `backward`, who asks `gives_up` and computes the step's gradients again.
+    failure: why the compiled code was given up, or None. say(line): is told so.
     """
 
     def __init__(self, model, say=print):
@@ -22,13 +23,14 @@ class CompiledTrunk:
             try:
                 return self.compiled(idx)
             except Exception as error:  # compilers fail in many ways, and training goes on without
-                if is_out_of_memory(error):
+                if not self.gives_up(error):
                     raise
-                self.give_up(error)
         return self.plain(idx)
 
-    def give_up(self, error):
-        """Run the plain code from now on; say(line) is told the reason."""
-        self.failure = first_line(error)
-        self.compiled = None
+    def gives_up(self, error):
+        """Whether an exception may come from the compiled code, which is then given up. Out of memory does not."""
+        if self.failure or is_out_of_memory(error) or isinstance(error, UserError):
+            return False
+        self.failure, self.compiled = first_line(error), None
         self.say(f"note: compiled code failed ({self.failure}); going on without compiling")
+        return True

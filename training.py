@@ -18,7 +18,6 @@ from compiling import CompiledTrunk
 from data_utils import TrainingData, check_table
 from device import (
     Precision,
-    is_out_of_memory,
     out_of_memory_is_said,
     pick_device,
     pick_precision,
@@ -268,23 +267,20 @@ class Trainer:
                 try:
                     self.backward([t[:few] for t in batch], 1)
                 except Exception as error:
-                    if not self.gives_up_compiling(error):
+                    if not self.model.trunk.gives_up(error):
                         raise
             self.model.zero_grad(set_to_none=True)
         failure = self.model.trunk.failure
         return failure is None, f"it failed: {failure}" if failure else why
 
     def gives_up_compiling(self, error):
-        """Whether an error may be compiled code's, which is then given up, so that the pass can be made again.
+        """Whether an exception may come from compiled code, which is then given up, so that the step can be made again.
 
-        Raises UserError where the other processes of a run have gone on with what cannot be made again here.
+        Raises UserError where other processes share the step: they have gone on, and cannot make it again.
         """
         trunk = self.model.trunk
-        if not isinstance(trunk, CompiledTrunk) or trunk.failure or isinstance(error, UserError):
+        if not isinstance(trunk, CompiledTrunk) or not trunk.gives_up(error):
             return False
-        if is_out_of_memory(error):
-            return False
-        trunk.give_up(error)
         if self.processes.count > 1:
             raise UserError(f"compiled code failed in the middle of a step ({trunk.failure}); give --compile=off")
         return True
@@ -391,10 +387,11 @@ class Trainer:
         return rows, int(kept)
 
     def accumulate(self, batches, kept):
-        """Add up the gradients of a step's batches; returns their summed loss, a tensor.
+        """Add up the gradients of a step's batches; returns their summed loss, a scalar tensor.
 
-        None where a signal came between two of them: nothing is added up then, and no random number was drawn. Of
-        several processes none can leave the others within a step, so that they finish it.
+        batches: list of (x, y, loss_mask), each (B, T); kept: targets with a loss in the whole step, of all processes.
+        Returns None where a signal came between two batches: gradients and generators are as before. Several
+        processes finish the step, since none can leave the others within it.
         """
         before = self.random_states()
 
@@ -422,9 +419,10 @@ class Trainer:
             return add_up()
 
     def update(self, loss_sum):
-        """Clip the gradients and let the optimizers use them, unless the loss or a gradient is not finite.
+        """Clip the gradients and take the optimizers' step, unless the loss or a gradient is not finite.
 
-        Then weights and optimizers stay as they are. Returns whether the step was taken.
+        loss_sum: scalar tensor, the step's summed loss here. A skipped step leaves weights and optimizers as they are.
+        Returns whether the step was taken.
         """
         p = self.progress
         for optimizer in self.optimizers:
