@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from errors import UserError
-from streams import TextStream
+from minigpt.common.errors import UserError
+from minigpt.common.streams import TextStream
 
 MAX_LIST = 1 << 20  # bytes of a list of models
 MAX_MODELS = 100

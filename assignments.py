@@ -4,7 +4,7 @@ import ast
 import operator
 from pathlib import Path
 
-from errors import UserError
+from minigpt.common.errors import UserError
 
 OPERATORS = {
     ast.Add: operator.add,

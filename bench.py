@@ -14,7 +14,7 @@ import sys
 
 from benchmarks import generating, preparing, training
 from configurator import load_settings
-from errors import UserError, run_script
+from minigpt.common.errors import UserError, run_script
 
 BENCHES = {"prepare": preparing.bench, "train": training.bench, "generate": generating.bench}
 

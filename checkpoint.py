@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from errors import UserError
-from files import write_atomic
+from minigpt.common.errors import UserError
+from minigpt.common.files import write_atomic
 from model import GPT, GPTConfig
 from tokenizer import Tokenizer, load_tokenizer
 

@@ -3,7 +3,7 @@
 import torch
 
 from device import is_out_of_memory
-from errors import UserError, first_line
+from minigpt.common.errors import UserError, first_line
 
 
 class CompiledTrunk:

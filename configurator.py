@@ -20,7 +20,7 @@ import typing
 from dataclasses import fields
 
 from assignments import read_assignments
-from errors import UserError
+from minigpt.common.errors import UserError
 from scripts import OWN_DEFAULTS, SCRIPTS
 from settings import Settings
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conversations import chosen_turns, turns_of
-from errors import UserError
 from fields import name_field, text_field
+from minigpt.common.errors import UserError
 from parsing import rows_of
 from readers import is_readable, read_blocks, unit_of
 

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from cleaning import SENTENCE_END
-from errors import UserError
+from minigpt.common.errors import UserError
 
 CLAUSE_END = re.compile(r"[，；]")
 UNSPACED_CHARACTER = re.compile(r"\S(?=\S)", re.DOTALL)  # spaces stay with what follows them, as their tokens do

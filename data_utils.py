@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from errors import UserError
+from minigpt.common.errors import UserError
 from row_files import LAYOUT, META, TABLE
 from tokenizer import GPT2_SHA256, load_tokenizer
 

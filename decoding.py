@@ -2,7 +2,7 @@
 
 import torch
 
-from errors import first_line
+from minigpt.common.errors import first_line
 from model import KVCache, PromptPass, StepPass
 
 COMPILE_OPTIONS = {

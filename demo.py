@@ -21,9 +21,9 @@ from pathlib import Path
 from answered import ASKED
 from configurator import load_settings
 from data_utils import open_rows, split_row
-from errors import UserError, run_script
-from files import write_json
 from generation import open_generator
+from minigpt.common.errors import UserError, run_script
+from minigpt.common.files import write_json
 from sampling import SamplingParams
 from settings import Settings
 from tracking import LOG, log_lines

@@ -20,8 +20,8 @@ from pathlib import Path
 import urllib3
 from filelock import FileLock, Timeout
 
-from errors import UserError
-from files import replace_file, write_json
+from minigpt.common.errors import UserError
+from minigpt.common.files import replace_file, write_json
 
 CHUNK = 1 << 20  # bytes that are read at once, at most
 RECORD, LOCK = ".downloads.json", ".downloads.lock"  # hidden, so that nobody takes them for rows

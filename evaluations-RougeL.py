@@ -19,10 +19,10 @@ import math
 from tqdm import tqdm
 
 from configurator import load_settings
-from errors import UserError, run_script
 from evaluating.asking import ask, clipped, comparisons, ends_of, find_leaks, look, printable
 from evaluating.tables import text_table, write_csv
-from files import write_json
+from minigpt.common.errors import UserError, run_script
+from minigpt.common.files import write_json
 from sampling import SamplingParams
 from scores import too_few, too_few_notes
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from configurator import load_settings
-from errors import run_script
 from evaluating.answerers import find_models, open_answerer
 from evaluating.corrections import (
     GROUPS,
@@ -39,7 +38,8 @@ from evaluating.curves import draw_curves, runs_of
 from evaluating.leak import leak_of
 from evaluating.plots import save_plot
 from evaluating.tables import text_table, write_csv
-from files import write_json
+from minigpt.common.errors import run_script
+from minigpt.common.files import write_json
 from sampling import SamplingParams
 from scores import too_few, too_few_notes
 

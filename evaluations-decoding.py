@@ -13,11 +13,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from configurator import load_settings
-from errors import UserError, run_script
 from evaluating.asking import find_leaks, look, only_one
 from evaluating.decoding_figures import NOTES, save_sweep, sweep, sweep_size, table
 from evaluating.tables import text_table, write_csv
-from files import write_json
+from minigpt.common.errors import UserError, run_script
+from minigpt.common.files import write_json
 from sampling import SamplingParams
 from scores import too_few_notes
 

@@ -19,12 +19,12 @@ from checkpoint import load_checkpoint, load_model
 from configurator import load_settings
 from data_utils import check_rows, load_table, open_rows, read_meta
 from device import pick_device
-from errors import UserError, run_script
 from evaluating.answerers import find_models, is_address, without_weights
 from evaluating.leak import leak_of_part
 from evaluating.tables import text_table, write_csv
-from files import write_json
 from metrics import likelihood_of_rows
+from minigpt.common.errors import UserError, run_script
+from minigpt.common.files import write_json
 from scores import compare, interval, too_few, too_few_notes
 
 START = 20  # characters of a row's text that tell which it is

@@ -19,7 +19,6 @@ from tqdm import tqdm
 from checkpoint import load_checkpoint
 from configurator import load_settings
 from device import pick_device
-from errors import UserError, run_script
 from evaluating import card_figures as measure
 from evaluating.answerers import find_models
 from evaluating.asking import Entrant, only_one
@@ -33,7 +32,8 @@ from evaluating.questions import load_pairs, part_asked
 from evaluating.run_plots import draw_runs
 from evaluating.runs import best_line, overfitting, summary
 from evaluating.tables import write_csv
-from files import write_atomic, write_json
+from minigpt.common.errors import UserError, run_script
+from minigpt.common.files import write_atomic, write_json
 from sampling import SamplingParams
 
 SCRIPT = "evaluations-report.py"

@@ -11,10 +11,10 @@ import torch
 from checkpoint import open_model
 from decoding import KINDS, Decoder
 from device import pick_device
-from errors import UserError, first_line
+from minigpt.common.errors import UserError, first_line
+from minigpt.common.streams import TextStream
 from quantize import prepare
 from sampling import Sampler, sample_tokens
-from streams import TextStream
 from tokenizer import StreamDecoder
 
 PROMPT_TOKENS = 1024  # of padded prompts in one pass; what runs waits for it

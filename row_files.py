@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from errors import UserError
-from files import replace_file, write_json
+from minigpt.common.errors import UserError
+from minigpt.common.files import replace_file, write_json
 
 LAYOUT = "one_per_row"
 META = "meta.json"

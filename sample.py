@@ -12,8 +12,8 @@ import sys
 import threading
 
 from configurator import load_settings
-from errors import run_script
 from generation import open_generator
+from minigpt.common.errors import run_script
 from sampling import SamplingParams
 
 

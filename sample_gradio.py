@@ -10,8 +10,8 @@ import os
 import time
 
 from configurator import load_settings
-from errors import Signals, UserError, run_script
-from sockets import addresses, listening_socket
+from minigpt.common.errors import Signals, UserError, run_script
+from minigpt.common.net import addresses, listening_socket
 
 AUTH_VARIABLE = "MINIGPT_AUTH"
 

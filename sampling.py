@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from errors import UserError
+from minigpt.common.errors import UserError
 
 GREEDY_BELOW = 1e-6  # a temperature that leaves nothing but the likeliest, and whose quotients would not be finite
 

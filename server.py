@@ -14,10 +14,10 @@ import time
 from checkpoint import model_names
 from configurator import load_settings
 from decoding import should_compile
-from errors import Signals, UserError, run_script
 from generation import compile_in_background, open_generator
+from minigpt.common.errors import Signals, UserError, run_script
+from minigpt.common.net import addresses, listening_socket
 from serving import Listener, create_app
-from sockets import addresses, listening_socket
 
 KEY_VARIABLE = "MINIGPT_API_KEY"
 

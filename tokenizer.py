@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from errors import UserError
+from minigpt.common.errors import UserError
 
 ANSWER_TEXT = "##"
 GPT2_PATH = Path(__file__).parent / "data" / "gpt2.tiktoken"

@@ -9,7 +9,7 @@ import json
 import uuid
 from pathlib import Path
 
-from files import write_atomic
+from minigpt.common.files import write_atomic
 
 LOG = "log.jsonl"
 

@@ -31,8 +31,8 @@ from answered import answered_share
 from checkpoint import BEST, LAST, PREVIOUS
 from configurator import load_settings
 from device import out_of_memory_is_said, peak_flops, show_memory
-from errors import Signals, UserError, run_script
 from evaluating.runs import RunLog, overfitting
+from minigpt.common.errors import Signals, UserError, run_script
 from tracking import LOG, Tracker
 from training import Trainer
 

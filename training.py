@@ -26,10 +26,10 @@ from device import (
     use_deterministic_algorithms,
 )
 from distributed import averaging_loss, exchange_gradients, local_part, shard, shard_state, start_processes, whole
-from errors import UserError
-from files import replace_file
 from generation import TextGenerator
 from metrics import likelihood
+from minigpt.common.errors import UserError
+from minigpt.common.files import replace_file
 from model import GPT, GPTConfig
 from optim import lr_scale, make_optimizers, set_learning_rate
 from sampling import SamplingParams

@@ -4,7 +4,7 @@ import contextlib
 import threading
 import time
 
-from streams import all_ready
+from minigpt.common.streams import all_ready
 
 EVERY = 0.04  # seconds between two looks of a reader, so that a fast model's tokens do not each cost a message
 PATIENCE = 0.02  # seconds that one answer may keep the others of its round waiting

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from api_client import ApiClient, ApiFailure, Limits, base_url
 from arena.problems import Problem, printable
-from errors import UserError
-from files import write_json
+from minigpt.common.errors import UserError
+from minigpt.common.files import write_json
 
 NAME_CHARS = 40
 MOST_PEERS = 64

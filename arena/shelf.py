@@ -9,8 +9,8 @@ import torch
 
 from arena.problems import Problem, printable
 from checkpoint import BEST, PREVIOUS, load_checkpoint
-from errors import UserError
 from generation import open_generator
+from minigpt.common.errors import UserError
 from model import GPT, GPTConfig
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from errors import UserError
-from files import write_atomic
+from minigpt.common.errors import UserError
+from minigpt.common.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 

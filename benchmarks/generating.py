@@ -21,9 +21,9 @@ from checkpoint import load_checkpoint, load_model
 from data_utils import loss_mask, open_rows, row_lengths
 from decoding import Decoder
 from device import pick_device, wait_for
-from errors import UserError
-from files import write_json
 from generation import TextGenerator
+from minigpt.common.errors import UserError
+from minigpt.common.files import write_json
 from quantize import PRECISIONS, set_precision
 from sampling import SamplingParams
 

@@ -11,7 +11,7 @@ import time
 from urllib.parse import urlsplit
 
 from benchmarks.common import ROOT
-from errors import UserError
+from minigpt.common.errors import UserError
 
 MODEL = "run/last"  # as the server calls run/last.pt
 START_SECONDS, COMPILE_SECONDS = 120, 900

@@ -41,7 +41,7 @@ from downloads import (
     is_of,
     read_dict,
 )
-from errors import UserError, run_script
+from minigpt.common.errors import UserError, run_script
 
 ENDPOINT, MIRROR = "https://huggingface.co", "https://hf-mirror.com"
 MAX_PAGE = 1 << 24  # bytes of a page of a dataset's list

@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from corpus import hash_share
-from errors import UserError, run_script
-from files import write_atomic
+from minigpt.common.errors import UserError, run_script
+from minigpt.common.files import write_atomic
 
 FACTS = ROOT / "data" / "sample_facts"
 ARTICLES = ROOT / "data" / "wiki_sample"

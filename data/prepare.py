@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from configurator import load_settings
 from corpus import dropped_text, find_files
-from errors import Signals, UserError, run_script
+from minigpt.common.errors import Signals, UserError, run_script
 from preparing.checks import refuse_to_replace, small_parts
 from preparing.mixing import file_weights
 from preparing.tally import Tally, fingerprint

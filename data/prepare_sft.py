@@ -21,7 +21,7 @@ from tqdm import tqdm
 from cleaning import Cleaner
 from configurator import load_settings
 from corpus import Problems, dropped_text, read_heldout, read_questions, sft_part, subjects_by_id
-from errors import UserError, run_script
+from minigpt.common.errors import UserError, run_script
 from preparing.checks import refuse_to_replace, small_parts
 from row_files import RowWriter
 from tokenizer import load_tokenizer

@@ -12,12 +12,12 @@ from checkpoint import load_checkpoint, load_model, model_names
 from configurator import FIELDS
 from data_utils import check_rows, check_table, open_rows, read_meta
 from device import pick_device
-from errors import UserError
 from evaluating.asking import ask
 from evaluating.corrections import cases_of, figures, kinds_of
 from evaluating.decoding_figures import sweep, sweep_size
 from evaluating.runs import RunLog
 from metrics import likelihood_of_rows
+from minigpt.common.errors import UserError
 from sampling import SamplingParams
 from scores import interval, rouge_l
 from settings import Settings

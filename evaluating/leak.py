@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from checkpoint import load_checkpoint
 from data_utils import load_table, open_rows, split_row
-from errors import UserError
+from minigpt.common.errors import UserError
 from tokenizer import Tokenizer, load_tokenizer
 
 RUN_CHARS, QUESTION_CHARS, FEWEST_TOKENS = 16, 8, 4  # lengths of the runs that are looked for

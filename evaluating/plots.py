@@ -9,8 +9,8 @@ matplotlib.use("Agg")  # draws files, needs no screen
 import matplotlib.pyplot as plt
 from matplotlib import font_manager
 
-from errors import UserError
-from files import write_atomic
+from minigpt.common.errors import UserError
+from minigpt.common.files import write_atomic
 
 # Families that draw Chinese, as the systems name them.
 CHINESE = (

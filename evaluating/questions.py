@@ -8,7 +8,7 @@ import numpy as np
 
 from corpus import Problems, read_questions
 from data_utils import check_rows, load_table, open_rows, read_meta, split_row
-from errors import UserError
+from minigpt.common.errors import UserError
 
 CLAUSE_END = re.compile(r"[，。；：！？]")
 

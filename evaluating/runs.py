@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import UserError
+from minigpt.common.errors import UserError
 from tracking import LOG
 
 FIELDS = ("step", "epoch", "train_loss", "val_loss", "lr", "tokens", "seconds")

@@ -4,8 +4,8 @@ import csv
 import io
 import unicodedata
 
-from errors import UserError
-from files import write_atomic
+from minigpt.common.errors import UserError
+from minigpt.common.files import write_atomic
 
 
 def write_csv(path, names, rows):

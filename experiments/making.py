@@ -21,9 +21,9 @@ from corpus import (
     sft_part,
     subjects_by_id,
 )
-from errors import UserError
 from experiments.arms import arguments, spec_of
-from files import write_atomic, write_json
+from minigpt.common.errors import UserError
+from minigpt.common.files import write_atomic, write_json
 from row_files import META
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,7 +7,7 @@ import numpy as np
 from evaluating.plots import COLOURS, plt, save_plot
 from evaluating.tables import markdown_table
 from experiments.findings import ASKED, EXPERIMENTS, NUMBERS, SEEN, TRAINED, judge, values_of
-from files import write_atomic
+from minigpt.common.files import write_atomic
 
 SAID = {
     True: ("every seed says so", "每个种子都如此"),

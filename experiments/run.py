@@ -17,13 +17,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from configurator import defaults, help_text, load_settings
-from errors import UserError, run_script
 from experiments import making
 from experiments.arms import Plan, arguments
 from experiments.findings import EXPERIMENTS
 from experiments.page import chosen, table, verdict_lines, write_page
 from experiments.scheduling import make_all
-from files import write_json
+from minigpt.common.errors import UserError, run_script
+from minigpt.common.files import write_json
 
 
 def head(plan, counts, seeds, seconds):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cleaning import SENTENCE_END, Cleaner
 from corpus import Problems, find_files, hash_share, read_articles
-from errors import UserError
+from minigpt.common.errors import UserError
 
 PASSED = 50  # articles that are passed by before a None is given, so that the caller can look around
 

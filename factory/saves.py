@@ -13,8 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from errors import UserError
 from factory.articles import key_of, short_hash
+from minigpt.common.errors import UserError
 
 KEYS = {"question", "answer", "id", "source", "pair", "pairs"}
 

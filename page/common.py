@@ -13,7 +13,7 @@ from pathlib import Path
 import gradio as gr
 
 from arena.problems import in_words
-from errors import UserError
+from minigpt.common.errors import UserError
 from page.texts import PREFIX, TEXTS, language_of, text
 
 # By these a proxy or tunnel on this machine tells that the request came from elsewhere.

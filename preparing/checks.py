@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from errors import UserError
+from minigpt.common.errors import UserError
 from row_files import META
 from scores import FEWEST_ROWS
 

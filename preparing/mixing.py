@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from errors import UserError
+from minigpt.common.errors import UserError
 
 
 def input_of(path, inputs):

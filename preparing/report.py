@@ -7,7 +7,7 @@ from string import Template
 import matplotlib
 from matplotlib.figure import Figure
 
-from files import write_atomic
+from minigpt.common.files import write_atomic
 from preparing.statistics import BINS_A_DECADE
 from settings import CLEANING
 

@@ -11,7 +11,7 @@ import numpy as np
 from cleaning import Cleaner
 from configurator import FIELDS
 from corpus import Problems, read_heldout
-from files import replace_file, write_atomic
+from minigpt.common.files import replace_file, write_atomic
 from preparing.keys import KeySet
 from preparing.mixing import input_of
 from preparing.near import NearDuplicates

@@ -20,7 +20,7 @@ import numpy as np
 from cleaning import Cleaner
 from corpus import article_of, pretrain_part, read_heldout
 from cutting import cut_all, last_sentence_end
-from errors import UserError
+from minigpt.common.errors import UserError
 from parsing import rows_of
 from preparing.near import signatures
 from preparing.statistics import Statistics

@@ -3,8 +3,8 @@
 import threading
 import time
 
+from minigpt.common.streams import all_ready
 from serving.replies import ApiError
-from streams import all_ready
 
 # Seconds between looks at whether the client is still there.
 LOOK = 0.25

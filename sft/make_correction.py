@@ -24,8 +24,8 @@ from tqdm import tqdm
 from cleaning import Cleaner
 from configurator import load_settings
 from corpus import Problems, article_of, dropped_text, find_files, hash_share, read_rows
-from errors import UserError, run_script
-from files import write_atomic
+from minigpt.common.errors import UserError, run_script
+from minigpt.common.files import write_atomic
 from mistakes import KINDS, UNCHANGED, han_places, is_whole, most_frequent, sentences_of, spoilt
 
 FEWEST = 4  # Han characters of a sentence that is used

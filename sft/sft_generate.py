@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 from configurator import load_settings
 from corpus import dropped_text
-from errors import Signals, UserError, run_script
 from factory.articles import ArticleSource
 from factory.pace import RateLimit
 from factory.saves import Appender, locked, recover, rejects_path
 from factory.server import AGAIN, LargeModelClient, choose_model, waiting_text
 from factory.work import Factory
+from minigpt.common.errors import Signals, UserError, run_script
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 REFRESH_SECONDS = 0.5

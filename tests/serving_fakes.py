@@ -21,7 +21,7 @@ from types import SimpleNamespace
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from streams import TextStream
+from minigpt.common.streams import TextStream
 
 
 class FakeStream(TextStream):
@@ -208,7 +208,7 @@ def open_fake(ckpt, settings):
 
 if __name__ == "__main__":
     import server
-    from errors import run_script
+    from minigpt.common.errors import run_script
     from serving import listening
 
     listening.RECEIVE_SECONDS = 2

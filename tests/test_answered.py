@@ -8,7 +8,7 @@ from tiny import EOT, MARK, padded_rows, tiny_meta, tiny_tokenizer
 import train
 from answered import answered_share
 from checkpoint import load_checkpoint
-from errors import UserError
+from minigpt.common.errors import UserError
 from settings import Settings
 from train import Run
 from training import Trainer

@@ -6,9 +6,9 @@ import pytest
 from evaluation_fakes import add_picky, make_project, save_tiny
 from peer_fakes import peer
 
-from errors import UserError
 from evaluating import answerers
 from evaluating.answerers import LocalModel, find_models, is_address, open_answerer
+from minigpt.common.errors import UserError
 from sampling import SamplingParams
 from settings import Settings
 

@@ -19,7 +19,7 @@ from arena.contest import Arena
 from arena.peers import Peers
 from arena.problems import Problem, printable
 from arena.shelf import Shelf
-from errors import UserError
+from minigpt.common.errors import UserError
 from sampling import SamplingParams
 
 

@@ -10,7 +10,7 @@ from tiny import random_ids, tiny_model, tiny_tokenizer
 
 from checkpoint import load_checkpoint, load_model, newest_checkpoint, newest_intact, save_checkpoint
 from configurator import FIELDS, load_settings
-from errors import UserError
+from minigpt.common.errors import UserError
 from settings import Settings
 from tokenizer import load_tokenizer
 

@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 
 import training
 from checkpoint import load_checkpoint
-from errors import UserError
+from minigpt.common.errors import UserError
 from settings import Settings
 from train import Run
 from training import Trainer

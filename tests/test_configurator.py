@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 from configurator import FIELDS, checked, defaults, load_settings
-from errors import UserError
+from minigpt.common.errors import UserError
 from scripts import SCRIPTS
 from settings import Settings
 

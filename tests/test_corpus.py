@@ -16,7 +16,7 @@ from corpus import (
     sft_part,
     subjects_by_id,
 )
-from errors import UserError
+from minigpt.common.errors import UserError
 
 GOOD = {"id": 1, "title": "桥", "text": "桥在河上。"}
 BROKEN = [

@@ -11,7 +11,6 @@ from peer_fakes import peer
 from tiny import tiny_model
 
 from checkpoint import save_checkpoint
-from errors import UserError
 from evaluating.corrections import (
     ASK,
     CorrectionPair,
@@ -27,6 +26,7 @@ from evaluating.corrections import (
     verdict,
 )
 from evaluating.curves import draw_curves, read_curves
+from minigpt.common.errors import UserError
 from row_files import RowWriter
 from settings import Settings
 

@@ -20,7 +20,7 @@ from data_utils import (
     row_lengths,
     split_row,
 )
-from errors import UserError
+from minigpt.common.errors import UserError
 from row_files import RowWriter
 from settings import Settings
 from tokenizer import load_tokenizer

@@ -8,7 +8,7 @@ from tiny import tiny_model
 
 import device
 from device import OUT_OF_MEMORY, Precision, fastest_of, out_of_memory_is_said, peak_of_card
-from errors import UserError
+from minigpt.common.errors import UserError
 
 
 @pytest.mark.parametrize(

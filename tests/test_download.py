@@ -21,7 +21,7 @@ from test_prepare import done, error_of
 import downloads
 from data.download import Web, named, read_urls
 from downloads import LOCK, RECORD, Failure, Fetcher, Patience, Source
-from errors import UserError
+from minigpt.common.errors import UserError
 
 SUM = sha256(DATA)
 

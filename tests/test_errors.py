@@ -9,7 +9,7 @@ from conftest import ROOT
 
 PROGRAM = """
 import hashlib
-from errors import Signals
+from minigpt.common.errors import Signals
 signals = Signals("stopping soon")
 print("ready", flush=True)
 hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # half an hour, in which no Python code runs in this thread

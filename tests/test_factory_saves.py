@@ -7,9 +7,9 @@ import pytest
 from conftest import made_up_articles, write_jsonl
 
 from configurator import defaults
-from errors import UserError
 from factory.articles import ArticleSource, key_of, names_of, short_hash
 from factory.saves import Appender, recover
+from minigpt.common.errors import UserError
 
 
 def rows_about(ids, pairs=3):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny import EOT, MARK, PAD, VOCAB, random_ids, tiny_model, tiny_tokenizer
 
-from errors import UserError
 from generation import StopText, TextGenerator, compile_in_background
+from minigpt.common.errors import UserError
 from model import GPTConfig, PromptPass
 from sampling import SamplingParams
 

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 import pytest
 from conftest import ROOT, made_up_articles, write_jsonl
 
-from errors import UserError
+from minigpt.common.errors import UserError
 from mistakes import FREQUENT, KINDS, is_whole, most_frequent, sentences_of, spoilt
 
 HAN = re.compile("[\u4e00-\u9fff]")

@@ -15,7 +15,7 @@ from tiny import EOT, tiny_tokenizer, write_rows
 
 from checkpoint import load_checkpoint, load_model
 from data_utils import open_rows
-from errors import UserError
+from minigpt.common.errors import UserError
 from row_files import META, RowWriter
 from settings import Settings
 from training import Trainer

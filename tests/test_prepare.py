@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import byte_tokenizer, made_up_articles, made_up_questions, write_jsonl
 
-from errors import UserError
+from minigpt.common.errors import UserError
 from row_files import RowWriter
 from tokenizer import load_tokenizer
 

@@ -9,9 +9,9 @@ from tiny import padded_rows, random_ids, tiny_meta, tiny_model, tiny_tokenizer
 from torch._inductor.exc import InvalidCxxCompiler
 
 from decoding import KINDS, Decoder, should_compile
-from errors import UserError
 from generation import TextGenerator
 from metrics import likelihood
+from minigpt.common.errors import UserError
 from model import GPT, GPTConfig
 from quantize import (
     FEW_LEVELS,

@@ -11,10 +11,10 @@ from evaluation_fakes import load_script, make_project, run_here
 from tiny import tiny_model
 
 from checkpoint import load_checkpoint, save_checkpoint
-from errors import UserError
 from evaluating.card import as_text
 from evaluating.card_figures import changed_settings, shown_path
 from evaluating.card_words import glance
+from minigpt.common.errors import UserError
 from row_files import RowWriter
 from settings import Settings
 

@@ -11,9 +11,9 @@ from evaluation_fakes import QUESTIONS, add_picky, load_script, make_project, ru
 from peer_fakes import peer
 from tiny import EOT, MARK, padded_rows, tiny_meta, tiny_tokenizer
 
-from errors import UserError
 from evaluating.asking import clipped, ends_of, printable
 from evaluating.questions import pairs_of_rows
+from minigpt.common.errors import UserError
 
 SCRIPT = load_script("evaluations-RougeL.py")
 TUNED, BASE = "--ckpt=out/tuned/ckpt.pt", "--ckpt=out/base/ckpt.pt"

@@ -13,8 +13,8 @@ import pytest
 from serving_fakes import __file__ as fake
 from serving_fakes import serving
 
-from errors import UserError
-from sockets import listening_socket
+from minigpt.common.errors import UserError
+from minigpt.common.net import listening_socket
 
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "你好"}]}
 

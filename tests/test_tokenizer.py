@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, byte_tokenizer, made_up_articles, write_jsonl
 
-from errors import UserError
+from minigpt.common.errors import UserError
 from tokenizer import GPT2_PATH, GPT2_PATTERN, StreamDecoder, load_tokenizer, parse_table, table_bytes
 
 VOCAB, MAX_TOKEN_CHARS = 600, 3

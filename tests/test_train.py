@@ -16,8 +16,8 @@ import train
 import training
 from checkpoint import load_checkpoint, load_model
 from data_utils import loss_mask
-from errors import UserError
 from evaluating.runs import RunLog, overfitting
+from minigpt.common.errors import UserError
 from settings import Settings
 from train import Run
 from training import Trainer

@@ -19,12 +19,12 @@ from matplotlib.colors import to_rgb
 
 import visualize
 from configurator import load_settings
-from errors import UserError
 from evaluating import plots, runs
 from evaluating.curves import draw_curves
 from evaluating.plots import drawable, plot_files, save_plot, style
 from evaluating.run_plots import POINTS, draw_runs
 from evaluating.runs import RunLog, best_line, find_runs, gaps, overfitting, pace, run_names, smoothed, thinned
+from minigpt.common.errors import UserError
 from tracking import cut_log
 
 
@@ -371,7 +371,7 @@ def test_a_plot_that_cannot_be_written_leaves_the_older_one_whole(tmp_path, monk
     def held(source, target):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("files.replace_file", held)
+    monkeypatch.setattr("minigpt.common.files.replace_file", held)
     with pytest.raises(UserError, match=r"a\.b\.png could not be written \(Permission denied\)"):
         save_plot(draw_runs([some_run(tmp_path, 40)]), png)
     assert png.read_bytes() == before and not list(tmp_path.glob("*.partial"))

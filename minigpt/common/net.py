@@ -4,7 +4,7 @@ import errno
 import socket
 import sys
 
-from errors import UserError
+from minigpt.common.errors import UserError
 
 
 def listening_socket(host, port):

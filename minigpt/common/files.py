@@ -5,6 +5,7 @@ import os
 import time
 from pathlib import Path
 
+PROJECT = Path(__file__).resolve().parents[2]  # the folder that the scripts lie in
 RETRY_SECONDS = 3.0
 
 
