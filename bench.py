@@ -13,8 +13,8 @@ Every figure is of the same machine and run. The table is printed and, unless --
 import sys
 
 from benchmarks import generating, preparing, training
-from configurator import load_settings
 from minigpt.common.errors import UserError, run_script
+from minigpt.settings.parse import load_settings
 
 BENCHES = {"prepare": preparing.bench, "train": training.bench, "generate": generating.bench}
 

@@ -10,7 +10,7 @@ import sys
 import unicodedata
 from collections import Counter
 
-from settings import CLEANING
+from minigpt.settings.record import CLEANING
 from tokenizer import bounded_spaces
 
 # The report's list of what a wiki dump leaves behind where a link or template was taken out.

@@ -19,13 +19,13 @@ import sys
 from pathlib import Path
 
 from answered import ASKED
-from configurator import load_settings
 from data_utils import open_rows, split_row
 from generation import open_generator
 from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_json
+from minigpt.settings.parse import load_settings
+from minigpt.settings.record import Settings
 from sampling import SamplingParams
-from settings import Settings
 from tracking import LOG, log_lines
 
 try:

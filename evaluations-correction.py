@@ -18,7 +18,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from configurator import load_settings
 from evaluating.answerers import find_models, open_answerer
 from evaluating.corrections import (
     GROUPS,
@@ -40,6 +39,7 @@ from evaluating.plots import save_plot
 from evaluating.tables import text_table, write_csv
 from minigpt.common.errors import run_script
 from minigpt.common.files import write_json
+from minigpt.settings.parse import load_settings
 from sampling import SamplingParams
 from scores import too_few, too_few_notes
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from configurator import load_settings
 from evaluating.asking import find_leaks, look, only_one
 from evaluating.decoding_figures import NOTES, save_sweep, sweep, sweep_size, table
 from evaluating.tables import text_table, write_csv
 from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_json
+from minigpt.settings.parse import load_settings
 from sampling import SamplingParams
 from scores import too_few_notes
 

@@ -16,7 +16,6 @@ import torch
 from tqdm import tqdm
 
 from checkpoint import load_checkpoint, load_model
-from configurator import load_settings
 from data_utils import check_rows, load_table, open_rows, read_meta
 from device import pick_device
 from evaluating.answerers import find_models, is_address, without_weights
@@ -25,6 +24,7 @@ from evaluating.tables import text_table, write_csv
 from metrics import likelihood_of_rows
 from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_json
+from minigpt.settings.parse import load_settings
 from scores import compare, interval, too_few, too_few_notes
 
 START = 20  # characters of a row's text that tell which it is

@@ -17,7 +17,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from checkpoint import load_checkpoint
-from configurator import load_settings
 from device import pick_device
 from evaluating import card_figures as measure
 from evaluating.answerers import find_models
@@ -34,6 +33,7 @@ from evaluating.runs import best_line, overfitting, summary
 from evaluating.tables import write_csv
 from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_atomic, write_json
+from minigpt.settings.parse import load_settings
 from sampling import SamplingParams
 
 SCRIPT = "evaluations-report.py"

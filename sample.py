@@ -11,9 +11,9 @@ import queue
 import sys
 import threading
 
-from configurator import load_settings
 from generation import open_generator
 from minigpt.common.errors import run_script
+from minigpt.settings.parse import load_settings
 from sampling import SamplingParams
 
 

@@ -9,9 +9,9 @@ Checkpoints under out/ are offered by themselves; friends' models stand in confi
 import os
 import time
 
-from configurator import load_settings
 from minigpt.common.errors import Signals, UserError, run_script
 from minigpt.common.net import addresses, listening_socket
+from minigpt.settings.parse import load_settings
 
 AUTH_VARIABLE = "MINIGPT_AUTH"
 

@@ -12,11 +12,11 @@ import os
 import time
 
 from checkpoint import model_names
-from configurator import load_settings
 from decoding import should_compile
 from generation import compile_in_background, open_generator
 from minigpt.common.errors import Signals, UserError, run_script
 from minigpt.common.net import addresses, listening_socket
+from minigpt.settings.parse import load_settings
 from serving import Listener, create_app
 
 KEY_VARIABLE = "MINIGPT_API_KEY"

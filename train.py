@@ -29,10 +29,10 @@ from tqdm import tqdm
 
 from answered import answered_share
 from checkpoint import BEST, LAST, PREVIOUS
-from configurator import load_settings
 from device import out_of_memory_is_said, peak_flops, show_memory
 from evaluating.runs import RunLog, overfitting
 from minigpt.common.errors import Signals, UserError, run_script
+from minigpt.settings.parse import load_settings
 from tracking import LOG, Tracker
 from training import Trainer
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from configurator import load_settings
 from evaluating.curves import read_curves
 from evaluating.plots import save_plot
 from evaluating.run_plots import draw_runs
 from evaluating.runs import RunLog, find_runs, run_names, summary
 from minigpt.common.errors import UserError, run_script
+from minigpt.settings.parse import load_settings
 
 LIVE_SECONDS = 5.0  # between looks at the log; more where drawing takes long:
 REST = 4  # times what the last drawing took, so that it takes little from the training beside it

@@ -19,8 +19,8 @@ from data_utils import load_table, loss_mask, open_rows, row_lengths
 from device import peak_flops, peak_memory, pick_device, should_compile, wait_for
 from metrics import likelihood
 from minigpt.common.files import write_json
+from minigpt.settings.record import Settings
 from model import GPT, GPTConfig
-from settings import Settings
 from training import Trainer
 
 BLOCK, ROWS = 512, 12  # nanoGPT's batch for a CPU, in rows; ours holds as many tokens

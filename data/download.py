@@ -26,7 +26,6 @@ import urllib3
 from tqdm import tqdm
 
 from api_client import is_near, reason_of
-from configurator import load_settings
 from downloads import (
     NOTES,
     PARTIAL,
@@ -42,6 +41,7 @@ from downloads import (
     read_dict,
 )
 from minigpt.common.errors import UserError, run_script
+from minigpt.settings.parse import load_settings
 
 ENDPOINT, MIRROR = "https://huggingface.co", "https://hf-mirror.com"
 MAX_PAGE = 1 << 24  # bytes of a page of a dataset's list

@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from configurator import load_settings
 from corpus import dropped_text, find_files
 from minigpt.common.errors import Signals, UserError, run_script
+from minigpt.settings.parse import load_settings
 from preparing.checks import refuse_to_replace, small_parts
 from preparing.mixing import file_weights
 from preparing.tally import Tally, fingerprint

@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
 from cleaning import Cleaner
-from configurator import load_settings
 from corpus import Problems, dropped_text, read_heldout, read_questions, sft_part, subjects_by_id
 from minigpt.common.errors import UserError, run_script
+from minigpt.settings.parse import load_settings
 from preparing.checks import refuse_to_replace, small_parts
 from row_files import RowWriter
 from tokenizer import load_tokenizer

@@ -17,10 +17,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from tqdm import tqdm
 
 from cleaning import Cleaner
-from configurator import load_settings
 from corpus import Problems, find_files, read_articles, read_heldout, read_questions
 from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_atomic
+from minigpt.settings.parse import load_settings
 from tokenizer import load_tokenizer, table_bytes
 
 SPECIALS = 3  # EOT, PAD, the answer mark

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from checkpoint import load_checkpoint, load_model, model_names
-from configurator import FIELDS
 from data_utils import check_rows, check_table, open_rows, read_meta
 from device import pick_device
 from evaluating.asking import ask
@@ -18,9 +17,10 @@ from evaluating.decoding_figures import sweep, sweep_size
 from evaluating.runs import RunLog
 from metrics import likelihood_of_rows
 from minigpt.common.errors import UserError
+from minigpt.settings.parse import FIELDS
+from minigpt.settings.record import Settings
 from sampling import SamplingParams
 from scores import interval, rouge_l
-from settings import Settings
 from tracking import LOG
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")

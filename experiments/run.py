@@ -16,7 +16,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from configurator import defaults, help_text, load_settings
 from experiments import making
 from experiments.arms import Plan, arguments
 from experiments.findings import EXPERIMENTS
@@ -24,6 +23,7 @@ from experiments.page import chosen, table, verdict_lines, write_page
 from experiments.scheduling import make_all
 from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_json
+from minigpt.settings.parse import defaults, help_text, load_settings
 
 
 def head(plan, counts, seeds, seconds):

@@ -9,16 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from cleaning import Cleaner
-from configurator import FIELDS
 from corpus import Problems, read_heldout
 from minigpt.common.files import replace_file, write_atomic
+from minigpt.settings.parse import FIELDS
+from minigpt.settings.record import CLEANING
 from preparing.keys import KeySet
 from preparing.mixing import input_of
 from preparing.near import NearDuplicates
 from preparing.statistics import Statistics
 from readers import unit_of
 from row_files import padded_rows
-from settings import CLEANING
 
 DUPLICATE, NEAR_DUPLICATE = "exact duplicate", "near duplicate"
 STATE, SYNCED, REPORT = "state.json", "synced.json", "report.html"

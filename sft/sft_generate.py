@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from configurator import load_settings
 from corpus import dropped_text
 from factory.articles import ArticleSource
 from factory.pace import RateLimit
@@ -25,6 +24,7 @@ from factory.saves import Appender, locked, recover, rejects_path
 from factory.server import AGAIN, LargeModelClient, choose_model, waiting_text
 from factory.work import Factory
 from minigpt.common.errors import Signals, UserError, run_script
+from minigpt.settings.parse import load_settings
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 REFRESH_SECONDS = 0.5

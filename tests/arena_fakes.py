@@ -10,7 +10,7 @@ from pathlib import Path
 from serving_fakes import FakeGenerator
 
 from checkpoint import save_checkpoint
-from configurator import defaults
+from minigpt.settings.parse import defaults
 
 STAGES = {"alpha": "sft", "beta": "sft", "base": "pretrain"}
 

@@ -8,7 +8,7 @@ from conftest import ROOT, write_jsonl
 from tiny import EOT, MARK, tiny_model, tiny_tokenizer, write_rows
 
 from checkpoint import save_checkpoint
-from settings import Settings
+from minigpt.settings.record import Settings
 
 BLOCK = 96
 QUESTIONS = [("第1镇位于哪里？", "东河。"), ("第2镇有几座桥？", "12座桥。"), ("3?", "3?"), ("河的名字？", "河的名字？")]

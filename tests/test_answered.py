@@ -9,7 +9,7 @@ import train
 from answered import answered_share
 from checkpoint import load_checkpoint
 from minigpt.common.errors import UserError
-from settings import Settings
+from minigpt.settings.record import Settings
 from train import Run
 from training import Trainer
 

@@ -13,7 +13,7 @@ from benchmarks import generating, load
 from checkpoint import save_checkpoint
 from metrics import likelihood
 from minigpt.common.errors import UserError
-from settings import Settings
+from minigpt.settings.record import Settings
 
 
 def speed(rates):

@@ -15,9 +15,9 @@ from cleaning import (
     plain_widths,
     simplify,
 )
-from configurator import defaults
 from corpus import Article
-from settings import CLEANING
+from minigpt.settings.parse import defaults
+from minigpt.settings.record import CLEANING
 
 
 def cleaner(*steps, **settings):

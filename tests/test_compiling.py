@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 import training
 from checkpoint import load_checkpoint
 from minigpt.common.errors import UserError
-from settings import Settings
+from minigpt.settings.record import Settings
 from train import Run
 from training import Trainer
 

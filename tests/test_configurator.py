@@ -5,10 +5,10 @@ import json
 import pytest
 from conftest import ROOT
 
-from configurator import FIELDS, checked, defaults, load_settings
 from minigpt.common.errors import UserError
-from scripts import SCRIPTS
-from settings import Settings
+from minigpt.settings.parse import FIELDS, checked, defaults, load_settings
+from minigpt.settings.record import Settings
+from minigpt.settings.scripts import SCRIPTS
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import pytest
 from conftest import made_up_articles
 from factory_fakes import FAULTS, good_pairs
 
-from configurator import defaults
 from factory.numbers import arabic_numbers, chinese_numbers, value_of
 from factory.pace import LONGEST_PAUSE, RateLimit, pause_after
 from factory.prompt import MAX_FORMER, messages_for, wanted_pairs
@@ -15,6 +14,7 @@ from factory.reply import parse
 from factory.rules import REPLY_RULES, RULES, ShownArticle, faults_of, judge
 from factory.server import retry_after
 from factory.wording import names_subject, pronoun_of
+from minigpt.settings.parse import defaults
 
 TITLE = "青石桥"
 TEXT = (

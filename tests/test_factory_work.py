@@ -10,13 +10,13 @@ from factory_fakes import LONG, large_model
 
 import factory.pace
 import factory.work
-from configurator import defaults
 from factory.articles import ArticleSource, key_of, short_hash
 from factory.pace import RateLimit
 from factory.saves import Appender
 from factory.server import LargeModelClient, choose_model
 from factory.work import Factory
 from minigpt.common.errors import UserError
+from minigpt.settings.parse import defaults
 
 
 @pytest.fixture

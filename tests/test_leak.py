@@ -10,8 +10,8 @@ from corpus import Problems, pretrain_part, read_articles, sft_part
 from data_utils import open_rows
 from evaluating import leak as leaks
 from evaluating.leak import leak_of
+from minigpt.settings.record import Settings
 from row_files import RowWriter
-from settings import Settings
 from tokenizer import load_tokenizer
 
 BLOCK = 512

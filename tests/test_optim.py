@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny import tiny_model
 
+from minigpt.settings.record import Settings
 from optim import Muon, lr_scale, make_optimizers, orthogonalize, set_learning_rate
-from settings import Settings
 
 pytestmark = pytest.mark.numeric
 

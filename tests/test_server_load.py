@@ -15,8 +15,8 @@ from tiny import tiny_model, tiny_tokenizer
 
 from checkpoint import save_checkpoint
 from generation import TextGenerator
+from minigpt.settings.record import Settings
 from sampling import SamplingParams
-from settings import Settings
 
 ANSWER_TOKENS = 40
 

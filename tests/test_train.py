@@ -18,7 +18,7 @@ from checkpoint import load_checkpoint, load_model
 from data_utils import loss_mask
 from evaluating.runs import RunLog, overfitting
 from minigpt.common.errors import UserError
-from settings import Settings
+from minigpt.settings.record import Settings
 from train import Run
 from training import Trainer
 

@@ -18,13 +18,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 
 import visualize
-from configurator import load_settings
 from evaluating import plots, runs
 from evaluating.curves import draw_curves
 from evaluating.plots import drawable, plot_files, save_plot, style
 from evaluating.run_plots import POINTS, draw_runs
 from evaluating.runs import RunLog, best_line, find_runs, gaps, overfitting, pace, run_names, smoothed, thinned
 from minigpt.common.errors import UserError
+from minigpt.settings.parse import load_settings
 from tracking import cut_log
 
 

@@ -19,10 +19,10 @@ import sys
 import typing
 from dataclasses import fields
 
-from assignments import read_assignments
 from minigpt.common.errors import UserError
-from scripts import OWN_DEFAULTS, SCRIPTS
-from settings import Settings
+from minigpt.settings.assignments import read_assignments
+from minigpt.settings.record import Settings
+from minigpt.settings.scripts import OWN_DEFAULTS, SCRIPTS
 
 FIELDS = {f.name: f for f in fields(Settings)}
 TYPES = typing.get_type_hints(Settings)

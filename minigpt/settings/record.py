@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields
 
-from scripts import ANSWERS, ASKING, GENERATION, MEASURING, ON_DEVICE, ON_MODEL, setting
+from minigpt.settings.scripts import ANSWERS, ASKING, GENERATION, MEASURING, ON_DEVICE, ON_MODEL, setting
 
 # The cleaning steps in the order that they are taken, and what each does.
 CLEANING = {
