@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from minigpt.common.errors import UserError
-from row_files import LAYOUT, META, TABLE
+from minigpt.corpus.row_files import LAYOUT, META, TABLE
 from tokenizer import GPT2_SHA256, load_tokenizer
 
 LENGTH_MULTIPLE = 8

@@ -6,7 +6,7 @@ A mistake falls on Han characters alone: punctuation, numbers and Latin letters 
 import itertools
 import re
 
-from cleaning import HAN_RUN, SENTENCE_END
+from minigpt.corpus.cleaning import HAN_RUN, SENTENCE_END
 from scores import cut_words
 
 UNCHANGED = "unchanged"

@@ -10,12 +10,12 @@ from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
-import corpus
 from api_client import clean_text
 from arena.answers import follow
 from arena.contest import SEPARATOR
 from arena.problems import Problem
 from arena.records import now, vote_of
+from minigpt.corpus import records as corpus
 from scores import exact_match, rouge_l
 
 ROOT = Path(__file__).resolve().parent.parent

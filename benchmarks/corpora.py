@@ -5,7 +5,7 @@ import json
 import random
 from pathlib import Path
 
-from cleaning import SENTENCE_END, drop_title
+from minigpt.corpus.cleaning import SENTENCE_END, drop_title
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data" / "wiki_sample"
 

@@ -17,9 +17,9 @@ import torch
 
 from benchmarks.common import ROOT, in_process, machine, write_docs
 from benchmarks.corpora import varied_articles, write_varied
-from cleaning import clean, drop_title
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_json
+from minigpt.corpus.cleaning import clean, drop_title
 from tokenizer import load_tokenizer
 
 BYTES, QUICK_BYTES = 10**9, 2 * 10**8

@@ -26,7 +26,8 @@ import urllib3
 from tqdm import tqdm
 
 from api_client import is_near, reason_of
-from downloads import (
+from minigpt.common.errors import UserError, run_script
+from minigpt.corpus.fetch import (
     NOTES,
     PARTIAL,
     RECORD,
@@ -40,7 +41,6 @@ from downloads import (
     is_of,
     read_dict,
 )
-from minigpt.common.errors import UserError, run_script
 from minigpt.settings.parse import load_settings
 
 ENDPOINT, MIRROR = "https://huggingface.co", "https://hf-mirror.com"

@@ -23,9 +23,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from corpus import hash_share
 from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_atomic
+from minigpt.corpus.records import hash_share
 
 FACTS = ROOT / "data" / "sample_facts"
 ARTICLES = ROOT / "data" / "wiki_sample"

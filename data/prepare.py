@@ -17,15 +17,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from corpus import dropped_text, find_files
 from minigpt.common.errors import Signals, UserError, run_script
+from minigpt.corpus.checks import refuse_to_replace, small_parts
+from minigpt.corpus.mixing import file_weights
+from minigpt.corpus.pipeline import prepared_blocks
+from minigpt.corpus.progress import Tally, fingerprint
+from minigpt.corpus.readers import read_blocks
+from minigpt.corpus.records import dropped_text, find_files
+from minigpt.corpus.row_files import RowWriter
 from minigpt.settings.parse import load_settings
-from preparing.checks import refuse_to_replace, small_parts
-from preparing.mixing import file_weights
-from preparing.tally import Tally, fingerprint
-from preparing.worker import prepared_blocks
-from readers import read_blocks
-from row_files import RowWriter
 from tokenizer import load_tokenizer
 
 SAVE_SECONDS = 10.0  # of work that a kill costs at most

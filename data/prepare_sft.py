@@ -18,12 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from cleaning import Cleaner
-from corpus import Problems, dropped_text, read_heldout, read_questions, sft_part, subjects_by_id
 from minigpt.common.errors import UserError, run_script
+from minigpt.corpus.checks import refuse_to_replace, small_parts
+from minigpt.corpus.cleaning import Cleaner
+from minigpt.corpus.records import Problems, dropped_text, read_heldout, read_questions, sft_part, subjects_by_id
+from minigpt.corpus.row_files import RowWriter
 from minigpt.settings.parse import load_settings
-from preparing.checks import refuse_to_replace, small_parts
-from row_files import RowWriter
 from tokenizer import load_tokenizer
 
 TOO_LONG, DUPLICATE, EMPTY = "longer than the block", "exact duplicate", "nothing left after cleaning"

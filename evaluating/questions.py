@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from corpus import Problems, read_questions
 from data_utils import check_rows, load_table, open_rows, read_meta, split_row
 from minigpt.common.errors import UserError
+from minigpt.corpus.records import Problems, read_questions
 
 CLAUSE_END = re.compile(r"[，。；：！？]")
 

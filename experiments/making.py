@@ -11,7 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from corpus import (
+from experiments.arms import arguments, spec_of
+from minigpt.common.errors import UserError
+from minigpt.common.files import write_atomic, write_json
+from minigpt.corpus.records import (
     Problems,
     find_files,
     hash_share,
@@ -21,10 +24,7 @@ from corpus import (
     sft_part,
     subjects_by_id,
 )
-from experiments.arms import arguments, spec_of
-from minigpt.common.errors import UserError
-from minigpt.common.files import write_atomic, write_json
-from row_files import META
+from minigpt.corpus.row_files import META
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = "result.json"

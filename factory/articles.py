@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from cleaning import SENTENCE_END, Cleaner
-from corpus import Problems, find_files, hash_share, read_articles
 from minigpt.common.errors import UserError
+from minigpt.corpus.cleaning import SENTENCE_END, Cleaner
+from minigpt.corpus.records import Problems, find_files, hash_share, read_articles
 
 PASSED = 50  # articles that are passed by before a None is given, so that the caller can look around
 

@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from cleaning import Cleaner
-from corpus import Problems, article_of, dropped_text, find_files, hash_share, read_rows
 from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_atomic
+from minigpt.corpus.cleaning import Cleaner
+from minigpt.corpus.records import Problems, article_of, dropped_text, find_files, hash_share, read_rows
 from minigpt.settings.parse import load_settings
 from mistakes import KINDS, UNCHANGED, han_places, is_whole, most_frequent, sentences_of, spoilt
 

@@ -17,13 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from corpus import dropped_text
 from factory.articles import ArticleSource
 from factory.pace import RateLimit
 from factory.saves import Appender, locked, recover, rejects_path
 from factory.server import AGAIN, LargeModelClient, choose_model, waiting_text
 from factory.work import Factory
 from minigpt.common.errors import Signals, UserError, run_script
+from minigpt.corpus.records import dropped_text
 from minigpt.settings.parse import load_settings
 
 KEY_VARIABLE = "OPENAI_API_KEY"

@@ -13,7 +13,7 @@ except ModuleNotFoundError:  # Windows
 
 from conftest import ROOT, byte_tokenizer, made_up_articles, made_up_questions
 
-from row_files import RowWriter
+from minigpt.corpus.row_files import RowWriter
 
 TINY = {
     "block_size": 96,

@@ -5,7 +5,7 @@ import unicodedata
 import pytest
 from conftest import write_jsonl
 
-from cleaning import (
+from minigpt.corpus.cleaning import (
     Cleaner,
     chinese_share,
     clean,
@@ -15,7 +15,7 @@ from cleaning import (
     plain_widths,
     simplify,
 )
-from corpus import Article
+from minigpt.corpus.records import Article
 from minigpt.settings.parse import defaults
 from minigpt.settings.record import CLEANING
 

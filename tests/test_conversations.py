@@ -5,8 +5,8 @@ import json
 import pytest
 from conftest import write_jsonl
 
-from conversations import chosen_turns, turns_of
 from data_utils import open_rows
+from minigpt.corpus.conversations import chosen_turns, turns_of
 from tokenizer import load_tokenizer
 
 

@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 from conftest import made_up_articles, write_jsonl
 
-from corpus import (
+from minigpt.common.errors import UserError
+from minigpt.corpus.records import (
     Problems,
     find_files,
     hash_share,
@@ -16,7 +17,6 @@ from corpus import (
     sft_part,
     subjects_by_id,
 )
-from minigpt.common.errors import UserError
 
 GOOD = {"id": 1, "title": "桥", "text": "桥在河上。"}
 BROKEN = [

@@ -27,8 +27,8 @@ from evaluating.corrections import (
 )
 from evaluating.curves import draw_curves, read_curves
 from minigpt.common.errors import UserError
+from minigpt.corpus.row_files import RowWriter
 from minigpt.settings.record import Settings
-from row_files import RowWriter
 
 CASES = [
     CorrectionPair("桥在河河上。", "桥在河上。", "doubled"),

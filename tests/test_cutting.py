@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from conftest import byte_tokenizer
 
-from cleaning import clean, drop_title
-from cutting import CUTS, cut_all, cut_split, cut_truncate, last_sentence_end
+from minigpt.corpus.cleaning import clean, drop_title
+from minigpt.corpus.cutting import CUTS, cut_all, cut_split, cut_truncate, last_sentence_end
 from tokenizer import load_tokenizer
 
 # Cleaning

@@ -21,8 +21,8 @@ from data_utils import (
     split_row,
 )
 from minigpt.common.errors import UserError
+from minigpt.corpus.row_files import RowWriter
 from minigpt.settings.record import Settings
-from row_files import RowWriter
 from tokenizer import load_tokenizer
 
 M, E, P = 2235, 50256, 50257  # GPT-2's answer mark, EOT, PAD

@@ -18,10 +18,10 @@ from download_fakes import DATA, DATASET, OTHER, files, hub, sha256
 from filelock import FileLock
 from test_prepare import done, error_of
 
-import downloads
 from data.download import Web, named, read_urls
-from downloads import LOCK, RECORD, Failure, Fetcher, Patience, Source
 from minigpt.common.errors import UserError
+from minigpt.corpus import fetch as downloads
+from minigpt.corpus.fetch import LOCK, RECORD, Failure, Fetcher, Patience, Source
 
 SUM = sha256(DATA)
 

@@ -6,12 +6,12 @@ from conftest import ROOT, byte_tokenizer, made_up_articles, made_up_questions
 from tiny import tiny_model
 
 from checkpoint import load_checkpoint, save_checkpoint
-from corpus import Problems, pretrain_part, read_articles, sft_part
 from data_utils import open_rows
 from evaluating import leak as leaks
 from evaluating.leak import leak_of
+from minigpt.corpus.records import Problems, pretrain_part, read_articles, sft_part
+from minigpt.corpus.row_files import RowWriter
 from minigpt.settings.record import Settings
-from row_files import RowWriter
 from tokenizer import load_tokenizer
 
 BLOCK = 512

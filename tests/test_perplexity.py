@@ -16,8 +16,8 @@ from tiny import EOT, tiny_tokenizer, write_rows
 from checkpoint import load_checkpoint, load_model
 from data_utils import open_rows
 from minigpt.common.errors import UserError
+from minigpt.corpus.row_files import META, RowWriter
 from minigpt.settings.record import Settings
-from row_files import META, RowWriter
 from training import Trainer
 
 SCRIPT = load_script("evaluations-perplexity.py")

@@ -9,7 +9,7 @@ import pytest
 from conftest import byte_tokenizer, made_up_articles, made_up_questions, write_jsonl
 
 from minigpt.common.errors import UserError
-from row_files import RowWriter
+from minigpt.corpus.row_files import RowWriter
 from tokenizer import load_tokenizer
 
 OLD = {"meta.json": b"old meta", "train.bin": b"old rows"}

@@ -19,16 +19,17 @@ from conftest import ROOT, byte_tokenizer, made_up_articles, write_jsonl
 
 from benchmarks.corpora import varied_articles, write_varied
 from benchmarks.preparing import resident_mb
-from preparing.keys import KeySet
-from preparing.near import NearDuplicates, band_rows, signatures
-from row_files import padded_rows
+from minigpt.corpus.keys import KeySet
+from minigpt.corpus.near import NearDuplicates, band_rows, signatures
+from minigpt.corpus.row_files import padded_rows
 
 # Runs data/prepare.py in small blocks, saving after each; with a number, it is killed before it takes that block.
 DRIVER = """
 import os, signal, sys
 sys.path[:0] = [{root!r}, {root!r} + "/data"]
-import prepare, readers
-from preparing.tally import Tally
+import prepare
+from minigpt.corpus import readers
+from minigpt.corpus.progress import Tally
 
 readers.BLOCK_BYTES, readers.TABLE_ROWS, prepare.SAVE_SECONDS = 20_000, 100, 0.0
 if __name__ == "__main__":
@@ -96,7 +97,8 @@ def test_two_processes_and_three_kills_give_the_bytes_of_one_undisturbed_process
 KILLED_AT_THE_END = """
 import os, signal, sys
 sys.path[:0] = [{root!r}, {root!r} + "/data"]
-import prepare, row_files
+import prepare
+from minigpt.corpus import row_files
 
 prepare.SAVE_SECONDS = 0.0
 moved = row_files.replace_file

@@ -13,9 +13,8 @@ import pytest
 import zstandard
 from conftest import write_jsonl
 
-import parsing
-import readers
-from corpus import Problems, find_files, read_articles, read_rows
+from minigpt.corpus import parsing, readers
+from minigpt.corpus.records import Problems, find_files, read_articles, read_rows
 
 ROWS = [
     {"id": i, "title": f"第{i}镇", "text": f'第{i}镇，\n"有"{{括号}}]、\\反斜线、<和&，还有 {i} 座桥。'}

@@ -15,8 +15,8 @@ from evaluating.card import as_text
 from evaluating.card_figures import changed_settings, shown_path
 from evaluating.card_words import glance
 from minigpt.common.errors import UserError
+from minigpt.corpus.row_files import RowWriter
 from minigpt.settings.record import Settings
-from row_files import RowWriter
 
 QUICK = ["--max_new_tokens=4", "--sweep=temperature", "--resamples=50", "--max_samples=24"]
 

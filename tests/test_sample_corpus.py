@@ -7,7 +7,7 @@ import json
 import pytest
 from conftest import ROOT
 
-from cleaning import LITTER, SENTENCE_END, drop_title
+from minigpt.corpus.cleaning import LITTER, SENTENCE_END, drop_title
 
 ARTICLES = sorted((ROOT / "data" / "wiki_sample").glob("*.jsonl"))
 

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
+from minigpt.corpus.row_files import RowWriter
 from model import GPT, GPTConfig
-from row_files import RowWriter
 from tokenizer import Tokenizer, table_bytes
 
 torch.set_num_threads(1)  # models so small only lose by more

@@ -8,7 +8,7 @@
 | openai | messages: [{"role": "user" or "assistant" or "system", "content"}, …] |
 """
 
-from fields import text_field
+from minigpt.corpus.fields import text_field
 
 ROLES = {
     "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "bot": "assistant",

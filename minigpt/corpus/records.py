@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from conversations import chosen_turns, turns_of
-from fields import name_field, text_field
 from minigpt.common.errors import UserError
-from parsing import rows_of
-from readers import is_readable, read_blocks, unit_of
+from minigpt.corpus.conversations import chosen_turns, turns_of
+from minigpt.corpus.fields import name_field, text_field
+from minigpt.corpus.parsing import rows_of
+from minigpt.corpus.readers import is_readable, read_blocks, unit_of
 
 SHOWN_PROBLEMS = 10
 

@@ -4,7 +4,7 @@ import html
 import json
 import re
 
-import readers
+from minigpt.corpus import readers
 
 
 class DuplicateKey(ValueError):

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from json_array import array_blocks
 from minigpt.common.errors import UserError
+from minigpt.corpus.json_array import array_blocks
 
 BLOCK_BYTES = 1 << 20
 MAX_RECORD = 8 << 20  # bytes; a longer one is no article, and is passed over without being held in memory

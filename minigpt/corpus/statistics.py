@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 
-from cleaning import SENTENCE_END
+from minigpt.corpus.cleaning import SENTENCE_END
 
 BINS_A_DECADE = 10  # of lengths
 EXAMPLES = 10  # of each reason

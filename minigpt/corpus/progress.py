@@ -8,17 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from cleaning import Cleaner
-from corpus import Problems, read_heldout
 from minigpt.common.files import replace_file, write_atomic
+from minigpt.corpus.cleaning import Cleaner
+from minigpt.corpus.keys import KeySet
+from minigpt.corpus.mixing import input_of
+from minigpt.corpus.near import NearDuplicates
+from minigpt.corpus.readers import unit_of
+from minigpt.corpus.records import Problems, read_heldout
+from minigpt.corpus.row_files import padded_rows
+from minigpt.corpus.statistics import Statistics
 from minigpt.settings.parse import FIELDS
 from minigpt.settings.record import CLEANING
-from preparing.keys import KeySet
-from preparing.mixing import input_of
-from preparing.near import NearDuplicates
-from preparing.statistics import Statistics
-from readers import unit_of
-from row_files import padded_rows
 
 DUPLICATE, NEAR_DUPLICATE = "exact duplicate", "near duplicate"
 STATE, SYNCED, REPORT = "state.json", "synced.json", "report.html"
@@ -268,7 +268,7 @@ class Tally:
         )
         page, page_place = self.writer.partial / REPORT, self.writer.folder / REPORT
         if self.statistics:
-            from preparing.report import write_report  # matplotlib takes its time
+            from minigpt.corpus.report import write_report  # matplotlib takes its time
 
             write_report(page, self.statistics, meta)
         # From here on the rows leave the folder of what is unfinished: a run that is killed now begins anew.

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from minigpt.common.errors import UserError
-from row_files import META
+from minigpt.corpus.row_files import META
 from scores import FEWEST_ROWS
 
 MOST_SHARE = 0.5  # of the rows, that a warning advises for a part that is not trained on

@@ -13,8 +13,8 @@ from functools import cached_property
 
 import numpy as np
 
-from cleaning import SENTENCE_END
 from minigpt.common.errors import UserError
+from minigpt.corpus.cleaning import SENTENCE_END
 
 CLAUSE_END = re.compile(r"[，；]")
 UNSPACED_CHARACTER = re.compile(r"\S(?=\S)", re.DOTALL)  # spaces stay with what follows them, as their tokens do

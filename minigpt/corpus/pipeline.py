@@ -17,14 +17,14 @@ from multiprocessing import get_context, parent_process
 
 import numpy as np
 
-from cleaning import Cleaner
-from corpus import article_of, pretrain_part, read_heldout
-from cutting import cut_all, last_sentence_end
 from minigpt.common.errors import UserError
-from parsing import rows_of
-from preparing.near import signatures
-from preparing.statistics import Statistics
-from readers import unit_of
+from minigpt.corpus.cleaning import Cleaner
+from minigpt.corpus.cutting import cut_all, last_sentence_end
+from minigpt.corpus.near import signatures
+from minigpt.corpus.parsing import rows_of
+from minigpt.corpus.readers import unit_of
+from minigpt.corpus.records import article_of, pretrain_part, read_heldout
+from minigpt.corpus.statistics import Statistics
 from tokenizer import load_tokenizer
 
 NO_END, TOO_LONG = "no sentence end", "first sentence longer than the block"
