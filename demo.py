@@ -18,15 +18,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from answered import ASKED
 from data_utils import open_rows, split_row
 from generation import open_generator
 from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_json
 from minigpt.settings.parse import load_settings
 from minigpt.settings.record import Settings
+from minigpt.training.answered import ASKED
+from minigpt.training.tracking import LOG, log_lines
 from sampling import SamplingParams
-from tracking import LOG, log_lines
 
 try:
     import resource

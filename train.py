@@ -27,14 +27,14 @@ if __name__ == "__main__":  # torch takes seconds to load
 
 from tqdm import tqdm
 
-from answered import answered_share
 from checkpoint import BEST, LAST, PREVIOUS
 from device import out_of_memory_is_said, peak_flops, show_memory
 from evaluating.runs import RunLog, overfitting
 from minigpt.common.errors import Signals, UserError, run_script
 from minigpt.settings.parse import load_settings
-from tracking import LOG, Tracker
-from training import Trainer
+from minigpt.training.answered import answered_share
+from minigpt.training.tracking import LOG, Tracker
+from minigpt.training.trainer import Trainer
 
 WARM_STEPS, PACE_STEPS = 5, 20  # steps that are not timed, and then between fittings into max_seconds
 MOST_SKIPPED = 5  # steps in a row whose loss or gradient is not finite, after which a run ends

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from arena.problems import printable
-from tracking import LOG, log_lines
+from minigpt.training.tracking import LOG, log_lines
 
 POINTS = 400  # of a curve; a longer one is thinned
 GOING_ON = 90.0  # seconds after its last line during which a run is taken to be going on

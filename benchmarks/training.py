@@ -20,8 +20,8 @@ from device import peak_flops, peak_memory, pick_device, should_compile, wait_fo
 from metrics import likelihood
 from minigpt.common.files import write_json
 from minigpt.settings.record import Settings
+from minigpt.training.trainer import Trainer
 from model import GPT, GPTConfig
-from training import Trainer
 
 BLOCK, ROWS = 512, 12  # nanoGPT's batch for a CPU, in rows; ours holds as many tokens
 TABLE_IDS = 8192

@@ -19,9 +19,9 @@ from metrics import likelihood_of_rows
 from minigpt.common.errors import UserError
 from minigpt.settings.parse import FIELDS
 from minigpt.settings.record import Settings
+from minigpt.training.tracking import LOG
 from sampling import SamplingParams
 from scores import interval, rouge_l
-from tracking import LOG
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 MOST_ROWS = 2000  # of a part whose perplexity is measured, spread over it

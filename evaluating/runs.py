@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from minigpt.common.errors import UserError
-from tracking import LOG
+from minigpt.training.tracking import LOG
 
 FIELDS = ("step", "epoch", "train_loss", "val_loss", "lr", "tokens", "seconds")
 RISE = 0.02  # share of the best validation loss by which it must have risen for over-fitting

@@ -12,9 +12,9 @@ from evaluating.questions import pairs_of_rows
 from experiments.making import SETS, questions_of
 from generation import TextGenerator
 from metrics import likelihood
+from minigpt.training.tracking import LOG, log_lines
 from sampling import SamplingParams
 from scores import rouge_l, score_pairs
-from tracking import LOG, log_lines
 
 VERSION = 1  # another number measures all runs anew
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=48)

@@ -6,12 +6,12 @@ from runs import TINY, log_of, write_stages
 from tiny import EOT, MARK, padded_rows, tiny_meta, tiny_tokenizer
 
 import train
-from answered import answered_share
 from checkpoint import load_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.settings.record import Settings
+from minigpt.training.answered import answered_share
+from minigpt.training.trainer import Trainer
 from train import Run
-from training import Trainer
 
 
 class Parrot:

@@ -6,12 +6,12 @@ from runs import TINY
 from tiny import random_ids, write_rows
 from torch._dynamo.utils import counters
 
-import training
 from checkpoint import load_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.settings.record import Settings
+from minigpt.training import trainer as training
+from minigpt.training.trainer import Trainer
 from train import Run
-from training import Trainer
 
 compile_it = torch.compile
 

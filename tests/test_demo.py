@@ -13,7 +13,7 @@ from conftest import ROOT
 
 import demo
 from minigpt.settings.record import Settings
-from tracking import LOG
+from minigpt.training.tracking import LOG
 
 FIGURES = {"exact_match": 0.5, "rouge_l_f": 0.6, "perplexity": 1.5, "bits_per_char": 3.0, "pairs": 400}
 

@@ -5,7 +5,7 @@ import torch
 from tiny import tiny_model
 
 from minigpt.settings.record import Settings
-from optim import Muon, lr_scale, make_optimizers, orthogonalize, set_learning_rate
+from minigpt.training.optim import Muon, lr_scale, make_optimizers, orthogonalize, set_learning_rate
 
 pytestmark = pytest.mark.numeric
 

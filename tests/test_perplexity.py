@@ -18,7 +18,7 @@ from data_utils import open_rows
 from minigpt.common.errors import UserError
 from minigpt.corpus.row_files import META, RowWriter
 from minigpt.settings.record import Settings
-from training import Trainer
+from minigpt.training.trainer import Trainer
 
 SCRIPT = load_script("evaluations-perplexity.py")
 FIGURES = ("perplexity", "loss", "bits_per_token", "bits_per_char")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from minigpt.settings.record import Settings
-from tracking import Tracker, cut_log, log_lines
+from minigpt.training.tracking import Tracker, cut_log, log_lines
 
 LINE = {"step": 3, "epoch": 0.5, "train_loss": 2.0, "val_loss": None, "lr": 1e-3, "tokens": 90, "seconds": 1.5}
 

@@ -13,14 +13,14 @@ from conftest import ROOT
 from runs import TINY, log_of, write_stages
 
 import train
-import training
 from checkpoint import load_checkpoint, load_model
 from data_utils import loss_mask
 from evaluating.runs import RunLog, overfitting
 from minigpt.common.errors import UserError
 from minigpt.settings.record import Settings
+from minigpt.training import trainer as training
+from minigpt.training.trainer import Trainer
 from train import Run
-from training import Trainer
 
 
 @pytest.fixture

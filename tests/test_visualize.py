@@ -25,7 +25,7 @@ from evaluating.run_plots import POINTS, draw_runs
 from evaluating.runs import RunLog, best_line, find_runs, gaps, overfitting, pace, run_names, smoothed, thinned
 from minigpt.common.errors import UserError
 from minigpt.settings.parse import load_settings
-from tracking import cut_log
+from minigpt.training.tracking import cut_log
 
 
 def line(step, train=2.0, val=None, **more):

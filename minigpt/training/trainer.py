@@ -14,7 +14,6 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from checkpoint import LAST, load_checkpoint, load_model, newest_intact, save_checkpoint
-from compiling import CompiledTrunk
 from data_utils import TrainingData, check_table
 from device import (
     Precision,
@@ -25,15 +24,24 @@ from device import (
     show,
     use_deterministic_algorithms,
 )
-from distributed import averaging_loss, exchange_gradients, local_part, shard, shard_state, start_processes, whole
 from generation import TextGenerator
 from metrics import likelihood
 from minigpt.common.errors import UserError
 from minigpt.common.files import replace_file
+from minigpt.training.compiling import CompiledTrunk
+from minigpt.training.distributed import (
+    averaging_loss,
+    exchange_gradients,
+    local_part,
+    shard,
+    shard_state,
+    start_processes,
+    whole,
+)
+from minigpt.training.optim import lr_scale, make_optimizers, set_learning_rate
+from minigpt.training.tracking import LOG, cut_log
 from model import GPT, GPTConfig
-from optim import lr_scale, make_optimizers, set_learning_rate
 from sampling import SamplingParams
-from tracking import LOG, cut_log
 
 SAMPLE = SamplingParams(temperature=0.0, max_new_tokens=40)
 SAMPLE_PROMPT_TOKENS = 8
