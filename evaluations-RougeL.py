@@ -22,8 +22,8 @@ from evaluating.asking import ask, clipped, comparisons, ends_of, find_leaks, lo
 from evaluating.tables import text_table, write_csv
 from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_json
+from minigpt.inference.sampling import SamplingParams
 from minigpt.settings.parse import load_settings
-from sampling import SamplingParams
 from scores import too_few, too_few_notes
 
 COLUMNS = {

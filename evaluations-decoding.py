@@ -17,8 +17,8 @@ from evaluating.decoding_figures import NOTES, save_sweep, sweep, sweep_size, ta
 from evaluating.tables import text_table, write_csv
 from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_json
+from minigpt.inference.sampling import SamplingParams
 from minigpt.settings.parse import load_settings
-from sampling import SamplingParams
 from scores import too_few_notes
 
 

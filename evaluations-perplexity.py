@@ -21,9 +21,9 @@ from device import pick_device
 from evaluating.answerers import find_models, is_address, without_weights
 from evaluating.leak import leak_of_part
 from evaluating.tables import text_table, write_csv
-from metrics import likelihood_of_rows
 from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_json
+from minigpt.inference.likelihood import likelihood_of_rows
 from minigpt.settings.parse import load_settings
 from scores import compare, interval, too_few, too_few_notes
 

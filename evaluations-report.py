@@ -33,8 +33,8 @@ from evaluating.runs import best_line, overfitting, summary
 from evaluating.tables import write_csv
 from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_atomic, write_json
+from minigpt.inference.sampling import SamplingParams
 from minigpt.settings.parse import load_settings
-from sampling import SamplingParams
 
 SCRIPT = "evaluations-report.py"
 SMOOTH = 0.9  # of the training loss that is drawn

@@ -11,10 +11,10 @@ import queue
 import sys
 import threading
 
-from generation import open_generator
 from minigpt.common.errors import run_script
+from minigpt.inference.engine import open_generator
+from minigpt.inference.sampling import SamplingParams
 from minigpt.settings.parse import load_settings
-from sampling import SamplingParams
 
 
 def prompts_of(settings, stage):

@@ -12,10 +12,10 @@ import os
 import time
 
 from checkpoint import model_names
-from decoding import should_compile
-from generation import compile_in_background, open_generator
 from minigpt.common.errors import Signals, UserError, run_script
 from minigpt.common.net import addresses, listening_socket
+from minigpt.inference.engine import compile_in_background, open_generator
+from minigpt.inference.model_runner import should_compile
 from minigpt.settings.parse import load_settings
 from serving import Listener, create_app
 

@@ -14,8 +14,8 @@ from arena.problems import Problem, printable
 from arena.records import Battles, Votes
 from arena.shelf import Shelf
 from checkpoint import BEST
-from generation import open_generator
-from sampling import SamplingParams
+from minigpt.inference.engine import open_generator
+from minigpt.inference.sampling import SamplingParams
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples.csv"
 SEPARATOR = " @ "  # between a remote model and its peer

@@ -9,8 +9,8 @@ import torch
 
 from arena.problems import Problem, printable
 from checkpoint import BEST, PREVIOUS, load_checkpoint
-from generation import open_generator
 from minigpt.common.errors import UserError
+from minigpt.inference.engine import open_generator
 from model import GPT, GPTConfig
 
 

@@ -19,13 +19,13 @@ from benchmarks.common import in_process, machine, run_quietly, write_docs
 from benchmarks.load import ServedModel, load
 from checkpoint import load_checkpoint, load_model
 from data_utils import loss_mask, open_rows, row_lengths
-from decoding import Decoder
 from device import pick_device, wait_for
-from generation import TextGenerator
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_json
-from quantize import PRECISIONS, set_precision
-from sampling import SamplingParams
+from minigpt.inference.engine import TextGenerator
+from minigpt.inference.model_runner import Decoder
+from minigpt.inference.quantize import PRECISIONS, set_precision
+from minigpt.inference.sampling import SamplingParams
 
 TABLE_IDS = 8192  # of a table of the articles' own, whose every token is whole characters; the output layer is GPT-2's
 SHAPE = ["--n_layer=12", "--n_head=12", "--n_embd=768", "--block_size=512", "--vocab_size=50304", "--batch_tokens=1024"]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from api_client import ApiClient, ApiFailure
 from checkpoint import BEST, LAST, PREVIOUS, load_checkpoint, model_names, newest_checkpoint
-from generation import open_generator
 from minigpt.common.errors import UserError
+from minigpt.inference.engine import open_generator
 
 OURS = "minigpt"  # the owner that server.py tells of its models
 AT_ONCE = 8  # requests to a server

@@ -15,12 +15,12 @@ from evaluating.asking import ask
 from evaluating.corrections import cases_of, figures, kinds_of
 from evaluating.decoding_figures import sweep, sweep_size
 from evaluating.runs import RunLog
-from metrics import likelihood_of_rows
 from minigpt.common.errors import UserError
+from minigpt.inference.likelihood import likelihood_of_rows
+from minigpt.inference.sampling import SamplingParams
 from minigpt.settings.parse import FIELDS
 from minigpt.settings.record import Settings
 from minigpt.training.tracking import LOG
-from sampling import SamplingParams
 from scores import interval, rouge_l
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")

@@ -10,10 +10,10 @@ from data_utils import open_rows
 from evaluating.answerers import checkpoints_of
 from evaluating.questions import pairs_of_rows
 from experiments.making import SETS, questions_of
-from generation import TextGenerator
-from metrics import likelihood
+from minigpt.inference.engine import TextGenerator
+from minigpt.inference.likelihood import likelihood
+from minigpt.inference.sampling import SamplingParams
 from minigpt.training.tracking import LOG, log_lines
-from sampling import SamplingParams
 from scores import rouge_l, score_pairs
 
 VERSION = 1  # another number measures all runs anew

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import gradio as gr
 
 from arena.records import flag
+from minigpt.inference.sampling import SamplingParams
 from page.common import T, explain, reporting, say, session
-from sampling import SamplingParams
 
 SHOWN_TURNS = 20  # of a chat; what is older leaves the page
 

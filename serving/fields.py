@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from sampling import SamplingParams
+from minigpt.inference.sampling import SamplingParams
 from serving.replies import ApiError
 from serving.schema import check, check_object
 

@@ -9,8 +9,8 @@ from peer_fakes import peer
 from evaluating import answerers
 from evaluating.answerers import LocalModel, find_models, is_address, open_answerer
 from minigpt.common.errors import UserError
+from minigpt.inference.sampling import SamplingParams
 from minigpt.settings.record import Settings
-from sampling import SamplingParams
 
 PARAMS = SamplingParams(temperature=1.0, top_k=0, max_new_tokens=12, seed=5)
 PROMPTS = ["第1镇位于哪里？", "a?", "的", "河", "a?", "第2镇有几座桥？", "a?"]

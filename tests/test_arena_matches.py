@@ -13,7 +13,7 @@ from arena.examples import read_examples
 from arena.match import drawn, judge, play, read_questions, sample_questions
 from arena.problems import Problem
 from arena.runs import POINTS, RunLogs
-from sampling import SamplingParams
+from minigpt.inference.sampling import SamplingParams
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from arena.peers import Peers
 from arena.problems import Problem, printable
 from arena.shelf import Shelf
 from minigpt.common.errors import UserError
-from sampling import SamplingParams
+from minigpt.inference.sampling import SamplingParams
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from tiny import padded_rows, random_ids, tiny_meta, tiny_model, tiny_tokenizer,
 
 from benchmarks import generating, load
 from checkpoint import save_checkpoint
-from metrics import likelihood
 from minigpt.common.errors import UserError
+from minigpt.inference.likelihood import likelihood
 from minigpt.settings.record import Settings
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from tiny import EOT, MARK, PAD, VOCAB, random_ids, tiny_model, tiny_tokenizer
 
-from generation import StopText, TextGenerator, compile_in_background
 from minigpt.common.errors import UserError
+from minigpt.inference.engine import StopText, TextGenerator, compile_in_background
+from minigpt.inference.sampling import SamplingParams
 from model import GPTConfig, PromptPass
-from sampling import SamplingParams
 
 pytestmark = pytest.mark.numeric
 
@@ -229,7 +229,9 @@ def test_pad_and_ids_without_text_are_never_drawn(params, stage, monkeypatch):
     for unwanted in (PAD, 263, VOCAB - 1, *([MARK] if stage == "sft" else [])):
         made = generator(Scripted([[unwanted] * 40]), stage)
         drawn = []
-        monkeypatch.setattr("generation.Stream.accept", lambda s, i, *rest, d=drawn: (d.append(i), s.finish("stop")))
+        monkeypatch.setattr(
+            "minigpt.inference.engine.Stream.accept", lambda s, i, *rest, d=drawn: (d.append(i), s.finish("stop"))
+        )
         made.generate([[1]] * 20, params)
         assert len(drawn) == 20
         assert not set(drawn) & {*FORBIDDEN, *([MARK] if stage == "sft" else [])}
@@ -302,7 +304,7 @@ def test_a_step_that_fails_is_told_to_its_readers_and_the_next_request_is_served
 
 
 def test_what_runs_gets_a_token_between_the_prompts_of_a_burst(monkeypatch):
-    monkeypatch.setattr("generation.PROMPT_TOKENS", 20)
+    monkeypatch.setattr("minigpt.inference.engine.PROMPT_TOKENS", 20)
     made = generator(max_batch=8)
     made.engine.eot_id = -1
     params = SamplingParams(temperature=0, max_new_tokens=20)

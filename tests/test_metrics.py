@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny import EOT, MARK, PAD, padded_rows, random_ids, tiny_meta, tiny_model, tiny_tokenizer
 
-from metrics import Likelihood, likelihood, likelihood_of_rows
 from minigpt.common.errors import UserError
+from minigpt.inference.likelihood import Likelihood, likelihood, likelihood_of_rows
 from tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.numeric

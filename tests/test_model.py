@@ -7,7 +7,7 @@ import torch
 from tiny import PAD, VOCAB, padded_rows, random_ids, tiny_meta, tiny_model
 
 from data_utils import make_batch
-from decoding import Decoder
+from minigpt.inference.model_runner import Decoder
 from model import GPT, GPTConfig
 
 pytestmark = pytest.mark.numeric

@@ -8,12 +8,11 @@ import torch
 from tiny import padded_rows, random_ids, tiny_meta, tiny_model, tiny_tokenizer
 from torch._inductor.exc import InvalidCxxCompiler
 
-from decoding import KINDS, Decoder, should_compile
-from generation import TextGenerator
-from metrics import likelihood
 from minigpt.common.errors import UserError
-from model import GPT, GPTConfig
-from quantize import (
+from minigpt.inference.engine import TextGenerator
+from minigpt.inference.likelihood import likelihood
+from minigpt.inference.model_runner import KINDS, Decoder, should_compile
+from minigpt.inference.quantize import (
     FEW_LEVELS,
     LEVELS,
     PRECISIONS,
@@ -25,7 +24,8 @@ from quantize import (
     prepare,
     set_precision,
 )
-from sampling import SamplingParams
+from minigpt.inference.sampling import SamplingParams
+from model import GPT, GPTConfig
 
 pytestmark = pytest.mark.numeric
 
@@ -155,7 +155,7 @@ def test_bf16s_logits_are_float32_products_of_its_states():
 @pytest.mark.parametrize("fast", [False, True])
 def test_a_type_that_the_processor_lacks_is_not_timed(fast, monkeypatch):
     timed, best = [], {"float32": 3.0, "bf16": 1.0, "int8": 2.0}
-    monkeypatch.setattr("quantize.bfloat16_is_fast", lambda: fast)
+    monkeypatch.setattr("minigpt.inference.quantize.bfloat16_is_fast", lambda: fast)
 
     def fastest_of(names, step):
         timed.extend(names)
@@ -164,7 +164,7 @@ def test_a_type_that_the_processor_lacks_is_not_timed(fast, monkeypatch):
         fastest = min(names, key=best.get)
         return fastest, best["float32"] / best[fastest]
 
-    monkeypatch.setattr("quantize.fastest_of", fastest_of)
+    monkeypatch.setattr("minigpt.inference.quantize.fastest_of", fastest_of)
     _, name, why = prepare(tiny_model(), "auto", say=lambda line: 1 / 0)  # a tiny model takes no moment
     assert timed == (["float32", "bf16", "int8"] if fast else ["float32", "int8"])
     assert (name, why[:17]) == (("bf16", "timed: 3.00 times") if fast else ("int8", "timed: 1.50 times"))
@@ -174,7 +174,7 @@ def test_a_type_that_the_processor_lacks_is_not_timed(fast, monkeypatch):
 
 @torch.no_grad()
 def test_what_is_timed_is_a_small_part_and_leaves_the_model_as_it_is(monkeypatch):
-    monkeypatch.setattr("quantize.TIMED_LAYERS", 1)
+    monkeypatch.setattr("minigpt.inference.quantize.TIMED_LAYERS", 1)
     model = tiny_model()
     before = {name: (tensor.clone(), tensor.data_ptr()) for name, tensor in model.state_dict().items()}
     part = first_layers(model)
@@ -188,8 +188,8 @@ def test_what_is_timed_is_a_small_part_and_leaves_the_model_as_it_is(monkeypatch
 
 def test_timing_that_takes_more_than_a_moment_is_said(monkeypatch):
     said = []
-    monkeypatch.setattr("quantize.bfloat16_is_fast", lambda: True)
-    monkeypatch.setattr("quantize.MOMENT", 1000)
+    monkeypatch.setattr("minigpt.inference.quantize.bfloat16_is_fast", lambda: True)
+    monkeypatch.setattr("minigpt.inference.quantize.MOMENT", 1000)
     prepare(tiny_model(), "auto", say=said.append)
     assert said == ["timing a few layers in float32, bf16 and int8 …"]
     prepare(tiny_model(), "int8", say=said.append)
@@ -215,7 +215,7 @@ def forced_perplexity(model, rows):
 @pytest.mark.parametrize("product", [None, few_levels, Int8WeightOnly])
 def test_the_steps_of_generation_have_that_perplexity_too(product, monkeypatch):
     if product:
-        monkeypatch.setattr("quantize.pick_product", lambda linear: product)
+        monkeypatch.setattr("minigpt.inference.quantize.pick_product", lambda linear: product)
     rows = random_ids(8, 32)
     expected = forced_perplexity(tiny_model(), rows)
     assert forced_perplexity(set_precision(tiny_model(), "int8"), rows) == pytest.approx(expected, rel=0.01)

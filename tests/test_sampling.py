@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from sampling import Sampler, SamplingParams, draw, kind_of, sample_tokens
+from minigpt.inference.sampling import Sampler, SamplingParams, draw, kind_of, sample_tokens
 
 pytestmark = pytest.mark.numeric
 

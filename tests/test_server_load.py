@@ -14,9 +14,9 @@ from serving_fakes import serving
 from tiny import tiny_model, tiny_tokenizer
 
 from checkpoint import save_checkpoint
-from generation import TextGenerator
+from minigpt.inference.engine import TextGenerator
+from minigpt.inference.sampling import SamplingParams
 from minigpt.settings.record import Settings
-from sampling import SamplingParams
 
 ANSWER_TOKENS = 40
 

@@ -10,8 +10,8 @@ from serving_fakes import FakeGenerator
 
 from checkpoint import model_names
 from minigpt.common.net import addresses
+from minigpt.inference.sampling import SamplingParams
 from minigpt.settings.record import Settings
-from sampling import SamplingParams
 from serving import create_app
 from serving.fields import SEED, TABLES, FieldLimits, checked_fields, messages_of, prompts_of, sampling_of, schemas
 from serving.replies import ApiError, read_json, to_json

@@ -24,10 +24,11 @@ from device import (
     show,
     use_deterministic_algorithms,
 )
-from generation import TextGenerator
-from metrics import likelihood
 from minigpt.common.errors import UserError
 from minigpt.common.files import replace_file
+from minigpt.inference.engine import TextGenerator
+from minigpt.inference.likelihood import likelihood
+from minigpt.inference.sampling import SamplingParams
 from minigpt.training.compiling import CompiledTrunk
 from minigpt.training.distributed import (
     averaging_loss,
@@ -41,7 +42,6 @@ from minigpt.training.distributed import (
 from minigpt.training.optim import lr_scale, make_optimizers, set_learning_rate
 from minigpt.training.tracking import LOG, cut_log
 from model import GPT, GPTConfig
-from sampling import SamplingParams
 
 SAMPLE = SamplingParams(temperature=0.0, max_new_tokens=40)
 SAMPLE_PROMPT_TOKENS = 8

@@ -9,12 +9,12 @@ from collections import deque
 import torch
 
 from checkpoint import open_model
-from decoding import KINDS, Decoder
 from device import pick_device
 from minigpt.common.errors import UserError, first_line
 from minigpt.common.streams import TextStream
-from quantize import prepare
-from sampling import Sampler, sample_tokens
+from minigpt.inference.model_runner import KINDS, Decoder
+from minigpt.inference.quantize import prepare
+from minigpt.inference.sampling import Sampler, sample_tokens
 from tokenizer import StreamDecoder
 
 PROMPT_TOKENS = 1024  # of padded prompts in one pass; what runs waits for it
