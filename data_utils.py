@@ -16,7 +16,7 @@ import torch
 
 from minigpt.common.errors import UserError
 from minigpt.corpus.row_files import LAYOUT, META, TABLE
-from tokenizer import GPT2_SHA256, load_tokenizer
+from minigpt.tokenizer import GPT2_SHA256, load_tokenizer
 
 LENGTH_MULTIPLE = 8
 DEFAULT_FOLDERS = {"pretrain": "data/processed", "sft": "data/processed_sft"}

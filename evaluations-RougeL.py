@@ -23,8 +23,8 @@ from evaluating.tables import text_table, write_csv
 from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_json
 from minigpt.inference.sampling import SamplingParams
+from minigpt.metrics import too_few, too_few_notes
 from minigpt.settings.parse import load_settings
-from scores import too_few, too_few_notes
 
 COLUMNS = {
     "rouge_l_recall": "Rouge-L recall", "rouge_l_precision": "precision", "rouge_l_f": "F",

@@ -40,8 +40,8 @@ from evaluating.tables import text_table, write_csv
 from minigpt.common.errors import run_script
 from minigpt.common.files import write_json
 from minigpt.inference.sampling import SamplingParams
+from minigpt.metrics import too_few, too_few_notes
 from minigpt.settings.parse import load_settings
-from scores import too_few, too_few_notes
 
 HEADS = ("all 全部", "to change 需改", "to keep 不改")
 HEAD_OF = dict(zip(GROUPS, HEADS, strict=True))

@@ -15,17 +15,17 @@ import math
 import torch
 from tqdm import tqdm
 
-from checkpoint import load_checkpoint, load_model
 from data_utils import check_rows, load_table, open_rows, read_meta
-from device import pick_device
 from evaluating.answerers import find_models, is_address, without_weights
 from evaluating.leak import leak_of_part
 from evaluating.tables import text_table, write_csv
+from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_json
+from minigpt.device import pick_device
 from minigpt.inference.likelihood import likelihood_of_rows
+from minigpt.metrics import compare, interval, too_few, too_few_notes
 from minigpt.settings.parse import load_settings
-from scores import compare, interval, too_few, too_few_notes
 
 START = 20  # characters of a row's text that tell which it is
 COLUMNS = ["perplexity", "loss", "bits_per_token", "bits_per_char"]

@@ -16,8 +16,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from checkpoint import load_checkpoint
-from device import pick_device
 from evaluating import card_figures as measure
 from evaluating.answerers import find_models
 from evaluating.asking import Entrant, only_one
@@ -31,8 +29,10 @@ from evaluating.questions import load_pairs, part_asked
 from evaluating.run_plots import draw_runs
 from evaluating.runs import best_line, overfitting, summary
 from evaluating.tables import write_csv
+from minigpt.checkpoint import load_checkpoint
 from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_atomic, write_json
+from minigpt.device import pick_device
 from minigpt.inference.sampling import SamplingParams
 from minigpt.settings.parse import load_settings
 

@@ -7,7 +7,7 @@ import itertools
 import re
 
 from minigpt.corpus.cleaning import HAN_RUN, SENTENCE_END
-from scores import cut_words
+from minigpt.metrics import cut_words
 
 UNCHANGED = "unchanged"
 FREQUENT = 500  # characters that take the place of another: those that the corpus has most often

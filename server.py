@@ -11,7 +11,7 @@ import logging
 import os
 import time
 
-from checkpoint import model_names
+from minigpt.checkpoint import model_names
 from minigpt.common.errors import Signals, UserError, run_script
 from minigpt.common.net import addresses, listening_socket
 from minigpt.inference.engine import compile_in_background, open_generator

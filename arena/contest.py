@@ -6,16 +6,16 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from api_client import Limits, clean_text
 from arena.answers import Answer, Running
 from arena.examples import read_examples
 from arena.peers import OURS, Peers
 from arena.problems import Problem, printable
 from arena.records import Battles, Votes
 from arena.shelf import Shelf
-from checkpoint import BEST
+from minigpt.checkpoint import BEST
 from minigpt.inference.engine import open_generator
 from minigpt.inference.sampling import SamplingParams
+from minigpt.openai_client import Limits, clean_text
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples.csv"
 SEPARATOR = " @ "  # between a remote model and its peer

@@ -10,13 +10,13 @@ from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
-from api_client import clean_text
 from arena.answers import follow
 from arena.contest import SEPARATOR
 from arena.problems import Problem
 from arena.records import now, vote_of
 from minigpt.corpus import records as corpus
-from scores import exact_match, rouge_l
+from minigpt.metrics import exact_match, rouge_l
+from minigpt.openai_client import clean_text
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_QUESTIONS = 1000

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from api_client import ApiClient, ApiFailure, Limits, base_url
 from arena.problems import Problem, printable
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_json
+from minigpt.openai_client import ApiClient, ApiFailure, Limits, base_url
 
 NAME_CHARS = 40
 MOST_PEERS = 64

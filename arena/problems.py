@@ -1,7 +1,7 @@
 """What goes wrong in the arena, in a form that the page can say in the reader's language."""
 
-from api_client import ApiFailure
 from minigpt.common.errors import UserError
+from minigpt.openai_client import ApiFailure
 
 
 class Problem(UserError):

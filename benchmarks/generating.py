@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from benchmarks.common import in_process, machine, run_quietly, write_docs
 from benchmarks.load import ServedModel, load
-from checkpoint import load_checkpoint, load_model
 from data_utils import loss_mask, open_rows, row_lengths
-from device import pick_device, wait_for
+from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_json
+from minigpt.device import pick_device, wait_for
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.model_runner import Decoder
 from minigpt.inference.quantize import PRECISIONS, set_precision

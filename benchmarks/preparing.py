@@ -20,7 +20,7 @@ from benchmarks.corpora import varied_articles, write_varied
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_json
 from minigpt.corpus.cleaning import clean, drop_title
-from tokenizer import load_tokenizer
+from minigpt.tokenizer import load_tokenizer
 
 BYTES, QUICK_BYTES = 10**9, 2 * 10**8
 STEP_BYTES, NEAR_BYTES = 2 * 10**8, 10**7  # what the further steps are measured on; MinHash takes its time

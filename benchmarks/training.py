@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from benchmarks.common import in_process, machine, run_quietly, write_docs
 from data_utils import load_table, loss_mask, open_rows, row_lengths
-from device import peak_flops, peak_memory, pick_device, should_compile, wait_for
 from minigpt.common.files import write_json
+from minigpt.device import peak_flops, peak_memory, pick_device, should_compile, wait_for
 from minigpt.inference.likelihood import likelihood
 from minigpt.settings.record import Settings
 from minigpt.training.trainer import Trainer

@@ -25,7 +25,6 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from api_client import is_near, reason_of
 from minigpt.common.errors import UserError, run_script
 from minigpt.corpus.fetch import (
     NOTES,
@@ -41,6 +40,7 @@ from minigpt.corpus.fetch import (
     is_of,
     read_dict,
 )
+from minigpt.openai_client import is_near, reason_of
 from minigpt.settings.parse import load_settings
 
 ENDPOINT, MIRROR = "https://huggingface.co", "https://hf-mirror.com"

@@ -26,7 +26,7 @@ from minigpt.corpus.readers import read_blocks
 from minigpt.corpus.records import dropped_text, find_files
 from minigpt.corpus.row_files import RowWriter
 from minigpt.settings.parse import load_settings
-from tokenizer import load_tokenizer
+from minigpt.tokenizer import load_tokenizer
 
 SAVE_SECONDS = 10.0  # of work that a kill costs at most
 BYTES_A_WORKER = 8 << 20  # so little work is done before a process has started

@@ -24,7 +24,7 @@ from minigpt.corpus.cleaning import Cleaner
 from minigpt.corpus.records import Problems, dropped_text, read_heldout, read_questions, sft_part, subjects_by_id
 from minigpt.corpus.row_files import RowWriter
 from minigpt.settings.parse import load_settings
-from tokenizer import load_tokenizer
+from minigpt.tokenizer import load_tokenizer
 
 TOO_LONG, DUPLICATE, EMPTY = "longer than the block", "exact duplicate", "nothing left after cleaning"
 

@@ -21,7 +21,7 @@ from minigpt.common.files import write_atomic
 from minigpt.corpus.cleaning import Cleaner
 from minigpt.corpus.records import Problems, find_files, read_articles, read_heldout, read_questions
 from minigpt.settings.parse import load_settings
-from tokenizer import load_tokenizer, table_bytes
+from minigpt.tokenizer import load_tokenizer, table_bytes
 
 SPECIALS = 3  # EOT, PAD, the answer mark
 # Runs of Han characters apart from Latin words; digits one by one, so that numbers are spelt alike everywhere.

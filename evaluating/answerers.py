@@ -6,10 +6,10 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
-from api_client import ApiClient, ApiFailure
-from checkpoint import BEST, LAST, PREVIOUS, load_checkpoint, model_names, newest_checkpoint
+from minigpt.checkpoint import BEST, LAST, PREVIOUS, load_checkpoint, model_names, newest_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.inference.engine import open_generator
+from minigpt.openai_client import ApiClient, ApiFailure
 
 OURS = "minigpt"  # the owner that server.py tells of its models
 AT_ONCE = 8  # requests to a server

@@ -5,12 +5,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoint import load_checkpoint
 from evaluating.answerers import LocalModel, RemoteModel, find_models, without_weights
 from evaluating.leak import leak_of
 from evaluating.questions import check_fit, load_pairs, part_asked
+from minigpt.checkpoint import load_checkpoint
 from minigpt.common.errors import UserError
-from scores import compare, interval, means, score_each
+from minigpt.metrics import compare, interval, means, score_each
 
 EACH_WITH_EACH = 6  # up to so many models every two are compared; of more, each with the best
 COMPARED = ("rouge_l_f", "exact_match")

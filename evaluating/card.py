@@ -8,7 +8,7 @@ import re
 from evaluating.asking import clipped, ends_of, printable
 from evaluating.card_words import bracket, glance
 from evaluating.tables import markdown_table
-from scores import FEWEST_ROWS
+from minigpt.metrics import FEWEST_ROWS
 
 STAGES = {"pretrain": "预训练 pretrained", "sft": "微调 fine-tuned"}
 ROWS = {"pretrain": "文章 articles", "sft": "问答 questions"}

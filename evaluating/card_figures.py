@@ -8,20 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoint import load_checkpoint, load_model, model_names
 from data_utils import check_rows, check_table, open_rows, read_meta
-from device import pick_device
 from evaluating.asking import ask
 from evaluating.corrections import cases_of, figures, kinds_of
 from evaluating.decoding_figures import sweep, sweep_size
 from evaluating.runs import RunLog
+from minigpt.checkpoint import load_checkpoint, load_model, model_names
 from minigpt.common.errors import UserError
+from minigpt.device import pick_device
 from minigpt.inference.likelihood import likelihood_of_rows
 from minigpt.inference.sampling import SamplingParams
+from minigpt.metrics import interval, rouge_l
 from minigpt.settings.parse import FIELDS
 from minigpt.settings.record import Settings
 from minigpt.training.tracking import LOG
-from scores import interval, rouge_l
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 MOST_ROWS = 2000  # of a part whose perplexity is measured, spread over it

@@ -2,7 +2,7 @@
 
 from evaluating.leak import RUN_CHARS
 from evaluating.runs import RISE
-from scores import FEWEST_ROWS, too_few
+from minigpt.metrics import FEWEST_ROWS, too_few
 
 TEXTS = {
     "leaked": (

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from evaluating.plots import nested, save_plot  # which sees to it that no screen is needed
-from scores import distinct, exact_match, interval, repetition, rouge_l
+from minigpt.metrics import distinct, exact_match, interval, repetition, rouge_l
 
 VALUES = {
     "temperature": [0.0, 0.1, 0.5, 1.0, 1.5],

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from checkpoint import load_checkpoint
 from data_utils import load_table, open_rows, split_row
+from minigpt.checkpoint import load_checkpoint
 from minigpt.common.errors import UserError
-from tokenizer import Tokenizer, load_tokenizer
+from minigpt.tokenizer import Tokenizer, load_tokenizer
 
 RUN_CHARS, QUESTION_CHARS, FEWEST_TOKENS = 16, 8, 4  # lengths of the runs that are looked for
 LONG_ANSWER = 16  # characters from which a common answer is no coincidence

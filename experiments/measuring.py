@@ -5,16 +5,16 @@ import re
 import numpy as np
 import torch
 
-from checkpoint import load_checkpoint, load_model
 from data_utils import open_rows
 from evaluating.answerers import checkpoints_of
 from evaluating.questions import pairs_of_rows
 from experiments.making import SETS, questions_of
+from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.likelihood import likelihood
 from minigpt.inference.sampling import SamplingParams
+from minigpt.metrics import rouge_l, score_pairs
 from minigpt.training.tracking import LOG, log_lines
-from scores import rouge_l, score_pairs
 
 VERSION = 1  # another number measures all runs anew
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=48)

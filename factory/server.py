@@ -5,8 +5,8 @@ import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from api_client import ApiClient, ApiFailure, Limits
 from minigpt.common.errors import UserError
+from minigpt.openai_client import ApiClient, ApiFailure, Limits
 
 CHARS_A_TOKEN = 8  # at the most, so that a reply's text is bounded
 ARTICLE, SERVER, FATAL = "article", "server", "fatal"  # whose fault a failure is

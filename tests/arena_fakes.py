@@ -9,7 +9,7 @@ from pathlib import Path
 
 from serving_fakes import FakeGenerator
 
-from checkpoint import save_checkpoint
+from minigpt.checkpoint import save_checkpoint
 from minigpt.settings.parse import defaults
 
 STAGES = {"alpha": "sft", "beta": "sft", "base": "pretrain"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tokenizer import Tokenizer, table_bytes
+from minigpt.tokenizer import Tokenizer, table_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # a proxy does not lead to this machine

@@ -7,7 +7,7 @@ import peer_fakes
 from conftest import ROOT, write_jsonl
 from tiny import EOT, MARK, tiny_model, tiny_tokenizer, write_rows
 
-from checkpoint import save_checkpoint
+from minigpt.checkpoint import save_checkpoint
 from minigpt.settings.record import Settings
 
 BLOCK = 96

@@ -6,7 +6,7 @@ from runs import TINY, log_of, write_stages
 from tiny import EOT, MARK, padded_rows, tiny_meta, tiny_tokenizer
 
 import train
-from checkpoint import load_checkpoint
+from minigpt.checkpoint import load_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.settings.record import Settings
 from minigpt.training.answered import answered_share

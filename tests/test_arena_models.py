@@ -13,7 +13,6 @@ from peer_fakes import peer
 from serving_fakes import FakeGenerator
 from tiny import tiny_model, tiny_tokenizer
 
-from api_client import ApiFailure
 from arena.answers import Answer, Running, follow
 from arena.contest import Arena
 from arena.peers import Peers
@@ -21,6 +20,7 @@ from arena.problems import Problem, printable
 from arena.shelf import Shelf
 from minigpt.common.errors import UserError
 from minigpt.inference.sampling import SamplingParams
+from minigpt.openai_client import ApiFailure
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import re
 import pytest
 from conftest import ROOT
 
-from api_client import MESSAGES, ApiFailure
 from arena.problems import Problem, in_words
+from minigpt.openai_client import MESSAGES, ApiFailure
 from page.texts import TEXTS, language_of, text, translations
 
 FILES = [path for folder in ("arena", "page") for path in (ROOT / folder).glob("*.py")]

@@ -10,7 +10,7 @@ import torch
 from tiny import padded_rows, random_ids, tiny_meta, tiny_model, tiny_tokenizer, write_rows
 
 from benchmarks import generating, load
-from checkpoint import save_checkpoint
+from minigpt.checkpoint import save_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.inference.likelihood import likelihood
 from minigpt.settings.record import Settings

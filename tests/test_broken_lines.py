@@ -8,7 +8,7 @@ import pytest
 from conftest import write_jsonl
 
 from benchmarks.corpora import varied_articles
-from tokenizer import load_tokenizer
+from minigpt.tokenizer import load_tokenizer
 
 WAYS = {
     "cut JSON": (lambda line: line.decode()[:60].encode(), "bad JSON"),

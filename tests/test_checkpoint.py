@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny import random_ids, tiny_model, tiny_tokenizer
 
-from checkpoint import load_checkpoint, load_model, newest_checkpoint, newest_intact, save_checkpoint
+from minigpt.checkpoint import load_checkpoint, load_model, newest_checkpoint, newest_intact, save_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.settings.parse import FIELDS, load_settings
 from minigpt.settings.record import Settings
-from tokenizer import load_tokenizer
+from minigpt.tokenizer import load_tokenizer
 
 PROGRESS = {"step": 7, "rows_drawn": 70, "tokens": 700, "best_val_loss": 1.5}
 

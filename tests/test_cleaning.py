@@ -172,7 +172,7 @@ def test_questions_are_prepared_in_the_characters_of_the_articles(tmp_path, scri
     run = script("data/prepare_sft.py", *flags)
     assert run.returncode == 0, run.stderr
     from data_utils import open_rows
-    from tokenizer import load_tokenizer
+    from minigpt.tokenizer import load_tokenizer
 
     rows, _ = open_rows(tmp_path / "data/processed_sft", "test")
     assert load_tokenizer().decode(rows[0].tolist()) == "铁桥在哪里？##铁桥在A河上。"

@@ -6,7 +6,7 @@ from runs import TINY
 from tiny import random_ids, write_rows
 from torch._dynamo.utils import counters
 
-from checkpoint import load_checkpoint
+from minigpt.checkpoint import load_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.settings.record import Settings
 from minigpt.training import trainer as training

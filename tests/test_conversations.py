@@ -7,7 +7,7 @@ from conftest import write_jsonl
 
 from data_utils import open_rows
 from minigpt.corpus.conversations import chosen_turns, turns_of
-from tokenizer import load_tokenizer
+from minigpt.tokenizer import load_tokenizer
 
 
 def sharegpt(*turns):

@@ -10,7 +10,6 @@ from conftest import ROOT, byte_tokenizer, write_jsonl
 from peer_fakes import peer
 from tiny import tiny_model
 
-from checkpoint import save_checkpoint
 from evaluating.corrections import (
     ASK,
     CorrectionPair,
@@ -26,6 +25,7 @@ from evaluating.corrections import (
     verdict,
 )
 from evaluating.curves import draw_curves, read_curves
+from minigpt.checkpoint import save_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.corpus.row_files import RowWriter
 from minigpt.settings.record import Settings

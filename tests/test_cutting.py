@@ -10,7 +10,7 @@ from conftest import byte_tokenizer
 
 from minigpt.corpus.cleaning import clean, drop_title
 from minigpt.corpus.cutting import CUTS, cut_all, cut_split, cut_truncate, last_sentence_end
-from tokenizer import load_tokenizer
+from minigpt.tokenizer import load_tokenizer
 
 # Cleaning
 

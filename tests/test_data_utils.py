@@ -23,7 +23,7 @@ from data_utils import (
 from minigpt.common.errors import UserError
 from minigpt.corpus.row_files import RowWriter
 from minigpt.settings.record import Settings
-from tokenizer import load_tokenizer
+from minigpt.tokenizer import load_tokenizer
 
 M, E, P = 2235, 50256, 50257  # GPT-2's answer mark, EOT, PAD
 SPECIAL = {"answer": M, "eot": E, "pad": P}

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny import tiny_model
 
-import device
-from device import OUT_OF_MEMORY, Precision, fastest_of, out_of_memory_is_said, peak_of_card
+from minigpt import device
 from minigpt.common.errors import UserError
+from minigpt.device import OUT_OF_MEMORY, Precision, fastest_of, out_of_memory_is_said, peak_of_card
 
 
 @pytest.mark.parametrize(

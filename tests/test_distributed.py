@@ -4,7 +4,7 @@ import pytest
 import torch
 from runs import arguments, finish, log_of, start, write_stages
 
-from checkpoint import load_checkpoint
+from minigpt.checkpoint import load_checkpoint
 
 # Dropout differs between processes, so it is off. 7 rows a batch do not divide by two.
 STEP = {"dropout": 0.0, "batch_size": 7, "max_iters": 10, "eval_interval": 5}

@@ -9,7 +9,7 @@ from tiny import EOT, MARK, PAD, padded_rows, random_ids, tiny_meta, tiny_model,
 
 from minigpt.common.errors import UserError
 from minigpt.inference.likelihood import Likelihood, likelihood, likelihood_of_rows
-from tokenizer import load_tokenizer
+from minigpt.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.numeric
 

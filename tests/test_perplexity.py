@@ -13,8 +13,8 @@ from evaluation_fakes import BLOCK, load_script, make_project, run_here, save_ti
 from runs import TINY
 from tiny import EOT, tiny_tokenizer, write_rows
 
-from checkpoint import load_checkpoint, load_model
 from data_utils import open_rows
+from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.errors import UserError
 from minigpt.corpus.row_files import META, RowWriter
 from minigpt.settings.record import Settings

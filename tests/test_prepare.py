@@ -10,7 +10,7 @@ from conftest import byte_tokenizer, made_up_articles, made_up_questions, write_
 
 from minigpt.common.errors import UserError
 from minigpt.corpus.row_files import RowWriter
-from tokenizer import load_tokenizer
+from minigpt.tokenizer import load_tokenizer
 
 OLD = {"meta.json": b"old meta", "train.bin": b"old rows"}
 

@@ -10,10 +10,10 @@ from conftest import byte_tokenizer, write_jsonl
 from evaluation_fakes import load_script, make_project, run_here
 from tiny import tiny_model
 
-from checkpoint import load_checkpoint, save_checkpoint
 from evaluating.card import as_text
 from evaluating.card_figures import changed_settings, shown_path
 from evaluating.card_words import glance
+from minigpt.checkpoint import load_checkpoint, save_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.corpus.row_files import RowWriter
 from minigpt.settings.record import Settings

@@ -10,7 +10,7 @@ import pytest
 import torch
 from runs import arguments, finish, log_of, start, write_stages
 
-from checkpoint import load_checkpoint, newest_intact
+from minigpt.checkpoint import load_checkpoint, newest_intact
 
 INTERVAL = 5
 RUN = {"max_iters": 150, "eval_interval": INTERVAL, "keep_every": 50}

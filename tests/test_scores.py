@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from rouge_chinese import Rouge
 
-import scores
-from scores import (
+from minigpt import metrics as scores
+from minigpt.metrics import (
     FEWEST_ROWS,
     char_f1,
     compare,

@@ -13,7 +13,7 @@ from conftest import ROOT
 from serving_fakes import serving
 from tiny import tiny_model, tiny_tokenizer
 
-from checkpoint import save_checkpoint
+from minigpt.checkpoint import save_checkpoint
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.sampling import SamplingParams
 from minigpt.settings.record import Settings

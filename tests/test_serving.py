@@ -8,7 +8,7 @@ import openai.types.completion_create_params as completion_params
 import pytest
 from serving_fakes import FakeGenerator
 
-from checkpoint import model_names
+from minigpt.checkpoint import model_names
 from minigpt.common.net import addresses
 from minigpt.inference.sampling import SamplingParams
 from minigpt.settings.record import Settings

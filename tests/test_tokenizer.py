@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, byte_tokenizer, made_up_articles, write_jsonl
 
 from minigpt.common.errors import UserError
-from tokenizer import GPT2_PATH, GPT2_PATTERN, StreamDecoder, load_tokenizer, parse_table, table_bytes
+from minigpt.tokenizer import GPT2_PATH, GPT2_PATTERN, StreamDecoder, load_tokenizer, parse_table, table_bytes
 
 VOCAB, MAX_TOKEN_CHARS = 600, 3
 SPECIALS = {"eot": 256, "pad": 257, "answer": 258}
@@ -262,7 +262,7 @@ def test_a_damaged_gpt2_table_is_not_used_and_the_command_restores_it(tmp_path, 
     path = tmp_path / "data" / "gpt2.tiktoken"
     path.parent.mkdir()
     path.write_bytes(GPT2_PATH.read_bytes()[:-9])
-    monkeypatch.setattr("tokenizer.GPT2_PATH", path)
+    monkeypatch.setattr("minigpt.tokenizer.GPT2_PATH", path)
     with pytest.raises(UserError, match="damaged") as caught:
         load_tokenizer()
     assert str(caught.value).endswith("data/gpt2.tiktoken")  # as git, run in the root, knows the file

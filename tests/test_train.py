@@ -13,9 +13,9 @@ from conftest import ROOT
 from runs import TINY, log_of, write_stages
 
 import train
-from checkpoint import load_checkpoint, load_model
 from data_utils import loss_mask
 from evaluating.runs import RunLog, overfitting
+from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.errors import UserError
 from minigpt.settings.record import Settings
 from minigpt.training import trainer as training

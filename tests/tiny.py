@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from minigpt.corpus.row_files import RowWriter
+from minigpt.tokenizer import Tokenizer, table_bytes
 from model import GPT, GPTConfig
-from tokenizer import Tokenizer, table_bytes
 
 torch.set_num_threads(1)  # models so small only lose by more
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from minigpt.common.errors import UserError
 from minigpt.corpus.row_files import META
-from scores import FEWEST_ROWS
+from minigpt.metrics import FEWEST_ROWS
 
 MOST_SHARE = 0.5  # of the rows, that a warning advises for a part that is not trained on
 

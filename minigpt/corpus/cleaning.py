@@ -11,7 +11,7 @@ import unicodedata
 from collections import Counter
 
 from minigpt.settings.record import CLEANING
-from tokenizer import bounded_spaces
+from minigpt.tokenizer import bounded_spaces
 
 # The report's list of what a wiki dump leaves behind where a link or template was taken out.
 LITTER = re.compile(r"（[；，\s]*）|\([;,\s]*\)|「」|《》|“”|-\{\}-|</?div\b[^<>]*>|[\r\n]+")

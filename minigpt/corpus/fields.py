@@ -1,6 +1,6 @@
 """Texts in the fields of a row, checked."""
 
-from tokenizer import bounded_spaces
+from minigpt.tokenizer import bounded_spaces
 
 
 def text_field(row, name):

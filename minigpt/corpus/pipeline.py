@@ -25,7 +25,7 @@ from minigpt.corpus.parsing import rows_of
 from minigpt.corpus.readers import unit_of
 from minigpt.corpus.records import article_of, pretrain_part, read_heldout
 from minigpt.corpus.statistics import Statistics
-from tokenizer import load_tokenizer
+from minigpt.tokenizer import load_tokenizer
 
 NO_END, TOO_LONG = "no sentence end", "first sentence longer than the block"
 MOST_WORKERS = 61  # that Windows can wait for

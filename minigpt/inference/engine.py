@@ -8,14 +8,14 @@ from collections import deque
 
 import torch
 
-from checkpoint import open_model
-from device import pick_device
+from minigpt.checkpoint import open_model
 from minigpt.common.errors import UserError, first_line
 from minigpt.common.streams import TextStream
+from minigpt.device import pick_device
 from minigpt.inference.model_runner import KINDS, Decoder
 from minigpt.inference.quantize import prepare
 from minigpt.inference.sampling import Sampler, sample_tokens
-from tokenizer import StreamDecoder
+from minigpt.tokenizer import StreamDecoder
 
 PROMPT_TOKENS = 1024  # of padded prompts in one pass; what runs waits for it
 ROOM = 4  # a prompt that is too long leaves at least this part of the block (a quarter) for the answer

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from data_utils import LENGTH_MULTIPLE, fill_batches, make_batch, row_lengths
-from device import Precision, out_of_memory_is_said
 from minigpt.common.errors import UserError
+from minigpt.device import Precision, out_of_memory_is_said
 
 FLOAT32 = Precision()
 TOKENS_A_PASS = 8192  # more are no faster on a CPU

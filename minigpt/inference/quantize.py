@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from device import bfloat16_is_fast, fastest_of
 from minigpt.common.errors import UserError
+from minigpt.device import bfloat16_is_fast, fastest_of
 from minigpt.inference.model_runner import Decoder
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}

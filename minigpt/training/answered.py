@@ -4,7 +4,7 @@ import numpy as np
 
 from data_utils import split_row
 from minigpt.inference.sampling import SamplingParams
-from scores import exact_match
+from minigpt.metrics import exact_match
 
 ASKED = 200  # questions: 95% of such samples are within 0.04 of a share of 0.90
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from device import is_out_of_memory
 from minigpt.common.errors import UserError, first_line
+from minigpt.device import is_out_of_memory
 
 
 class CompiledTrunk:

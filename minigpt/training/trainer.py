@@ -13,9 +13,11 @@ from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor
 
-from checkpoint import LAST, load_checkpoint, load_model, newest_intact, save_checkpoint
 from data_utils import TrainingData, check_table
-from device import (
+from minigpt.checkpoint import LAST, load_checkpoint, load_model, newest_intact, save_checkpoint
+from minigpt.common.errors import UserError
+from minigpt.common.files import replace_file
+from minigpt.device import (
     Precision,
     out_of_memory_is_said,
     pick_device,
@@ -24,8 +26,6 @@ from device import (
     show,
     use_deterministic_algorithms,
 )
-from minigpt.common.errors import UserError
-from minigpt.common.files import replace_file
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.likelihood import likelihood
 from minigpt.inference.sampling import SamplingParams

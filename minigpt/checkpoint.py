@@ -16,8 +16,8 @@ import torch
 
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic
+from minigpt.tokenizer import Tokenizer, load_tokenizer
 from model import GPT, GPTConfig
-from tokenizer import Tokenizer, load_tokenizer
 
 BEST, LAST, PREVIOUS = "ckpt.pt", "last.pt", "last.prev.pt"
 

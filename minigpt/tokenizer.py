@@ -17,9 +17,10 @@ import numpy as np
 import tiktoken
 
 from minigpt.common.errors import UserError
+from minigpt.common.files import PROJECT
 
 ANSWER_TEXT = "##"
-GPT2_PATH = Path(__file__).parent / "data" / "gpt2.tiktoken"
+GPT2_PATH = PROJECT / "data" / "gpt2.tiktoken"
 GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 # GPT-2's own splitting of text into pieces that merges do not cross (Radford et al. 2019).
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
