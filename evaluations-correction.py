@@ -18,8 +18,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from evaluating.answerers import find_models, open_answerer
-from evaluating.corrections import (
+from minigpt.common.errors import run_script
+from minigpt.common.files import write_json
+from minigpt.evaluation.contamination import leak_of
+from minigpt.evaluation.correction import (
     GROUPS,
     MORE_TOKENS,
     NONE,
@@ -33,12 +35,10 @@ from evaluating.corrections import (
     systems_of,
     verdict,
 )
-from evaluating.curves import draw_curves, runs_of
-from evaluating.leak import leak_of
-from evaluating.plots import save_plot
-from evaluating.tables import text_table, write_csv
-from minigpt.common.errors import run_script
-from minigpt.common.files import write_json
+from minigpt.evaluation.curves import draw_curves, runs_of
+from minigpt.evaluation.models import find_models, open_answerer
+from minigpt.evaluation.plots import save_plot
+from minigpt.evaluation.tables import text_table, write_csv
 from minigpt.inference.sampling import SamplingParams
 from minigpt.metrics import too_few, too_few_notes
 from minigpt.settings.parse import load_settings

@@ -16,13 +16,13 @@ import torch
 from tqdm import tqdm
 
 from data_utils import check_rows, load_table, open_rows, read_meta
-from evaluating.answerers import find_models, is_address, without_weights
-from evaluating.leak import leak_of_part
-from evaluating.tables import text_table, write_csv
 from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_json
 from minigpt.device import pick_device
+from minigpt.evaluation.contamination import leak_of_part
+from minigpt.evaluation.models import find_models, is_address, without_weights
+from minigpt.evaluation.tables import text_table, write_csv
 from minigpt.inference.likelihood import likelihood_of_rows
 from minigpt.metrics import compare, interval, too_few, too_few_notes
 from minigpt.settings.parse import load_settings

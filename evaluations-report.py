@@ -16,23 +16,23 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from evaluating import card_figures as measure
-from evaluating.answerers import find_models
-from evaluating.asking import Entrant, only_one
-from evaluating.card import page_of
-from evaluating.card_figures import shown_path
-from evaluating.card_words import glance
-from evaluating.decoding_figures import NOTES, draw_sweep, table
-from evaluating.leak import gravest, leak_of, leak_of_part
-from evaluating.plots import save_plot
-from evaluating.questions import load_pairs, part_asked
-from evaluating.run_plots import draw_runs
-from evaluating.runs import best_line, overfitting, summary
-from evaluating.tables import write_csv
 from minigpt.checkpoint import load_checkpoint
 from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_atomic, write_json
 from minigpt.device import pick_device
+from minigpt.evaluation import report_figures as measure
+from minigpt.evaluation.asking import Entrant, only_one
+from minigpt.evaluation.contamination import gravest, leak_of, leak_of_part
+from minigpt.evaluation.decoding_sweep import NOTES, draw_sweep, table
+from minigpt.evaluation.models import find_models
+from minigpt.evaluation.plots import save_plot
+from minigpt.evaluation.prompts import load_pairs, part_asked
+from minigpt.evaluation.report_figures import shown_path
+from minigpt.evaluation.report_page import page_of
+from minigpt.evaluation.report_words import glance
+from minigpt.evaluation.run_log import best_line, overfitting, summary
+from minigpt.evaluation.run_plots import draw_runs
+from minigpt.evaluation.tables import write_csv
 from minigpt.inference.sampling import SamplingParams
 from minigpt.settings.parse import load_settings
 

@@ -27,10 +27,10 @@ if __name__ == "__main__":  # torch takes seconds to load
 
 from tqdm import tqdm
 
-from evaluating.runs import RunLog, overfitting
 from minigpt.checkpoint import BEST, LAST, PREVIOUS
 from minigpt.common.errors import Signals, UserError, run_script
 from minigpt.device import out_of_memory_is_said, peak_flops, show_memory
+from minigpt.evaluation.run_log import RunLog, overfitting
 from minigpt.settings.parse import load_settings
 from minigpt.training.answered import answered_share
 from minigpt.training.tracking import LOG, Tracker

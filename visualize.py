@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluating.curves import read_curves
-from evaluating.plots import save_plot
-from evaluating.run_plots import draw_runs
-from evaluating.runs import RunLog, find_runs, run_names, summary
 from minigpt.common.errors import UserError, run_script
+from minigpt.evaluation.curves import read_curves
+from minigpt.evaluation.plots import save_plot
+from minigpt.evaluation.run_log import RunLog, find_runs, run_names, summary
+from minigpt.evaluation.run_plots import draw_runs
 from minigpt.settings.parse import load_settings
 
 LIVE_SECONDS = 5.0  # between looks at the log; more where drawing takes long:

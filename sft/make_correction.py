@@ -25,8 +25,8 @@ from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_atomic
 from minigpt.corpus.cleaning import Cleaner
 from minigpt.corpus.records import Problems, article_of, dropped_text, find_files, hash_share, read_rows
+from minigpt.evaluation.mistakes import KINDS, UNCHANGED, han_places, is_whole, most_frequent, sentences_of, spoilt
 from minigpt.settings.parse import load_settings
-from mistakes import KINDS, UNCHANGED, han_places, is_whole, most_frequent, sentences_of, spoilt
 
 FEWEST = 4  # Han characters of a sentence that is used
 LONG, SHORT, OPEN = "longer than max_sentence_chars", f"fewer than {FEWEST} Han characters", "without an end"

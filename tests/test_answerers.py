@@ -6,9 +6,9 @@ import pytest
 from evaluation_fakes import add_picky, make_project, save_tiny
 from peer_fakes import peer
 
-from evaluating import answerers
-from evaluating.answerers import LocalModel, find_models, is_address, open_answerer
 from minigpt.common.errors import UserError
+from minigpt.evaluation import models as answerers
+from minigpt.evaluation.models import LocalModel, find_models, is_address, open_answerer
 from minigpt.inference.sampling import SamplingParams
 from minigpt.settings.record import Settings
 

@@ -10,7 +10,10 @@ from conftest import ROOT, byte_tokenizer, write_jsonl
 from peer_fakes import peer
 from tiny import tiny_model
 
-from evaluating.corrections import (
+from minigpt.checkpoint import save_checkpoint
+from minigpt.common.errors import UserError
+from minigpt.corpus.row_files import RowWriter
+from minigpt.evaluation.correction import (
     ASK,
     CorrectionPair,
     Examples,
@@ -24,10 +27,7 @@ from evaluating.corrections import (
     systems_of,
     verdict,
 )
-from evaluating.curves import draw_curves, read_curves
-from minigpt.checkpoint import save_checkpoint
-from minigpt.common.errors import UserError
-from minigpt.corpus.row_files import RowWriter
+from minigpt.evaluation.curves import draw_curves, read_curves
 from minigpt.settings.record import Settings
 
 CASES = [

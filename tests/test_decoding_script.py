@@ -6,8 +6,8 @@ import json
 import pytest
 from evaluation_fakes import load_script, make_project, run_here
 
-from evaluating.decoding_figures import VALUES, draw_sweep, plan, save_sweep, sweep, sweep_size, table
 from minigpt.common.errors import UserError
+from minigpt.evaluation.decoding_sweep import VALUES, draw_sweep, plan, save_sweep, sweep, sweep_size, table
 from minigpt.inference.sampling import SamplingParams
 
 SCRIPT = load_script("evaluations-decoding.py")

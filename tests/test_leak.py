@@ -6,11 +6,11 @@ from conftest import ROOT, byte_tokenizer, made_up_articles, made_up_questions
 from tiny import tiny_model
 
 from data_utils import open_rows
-from evaluating import leak as leaks
-from evaluating.leak import leak_of
 from minigpt.checkpoint import load_checkpoint, save_checkpoint
 from minigpt.corpus.records import Problems, pretrain_part, read_articles, sft_part
 from minigpt.corpus.row_files import RowWriter
+from minigpt.evaluation import contamination as leaks
+from minigpt.evaluation.contamination import leak_of
 from minigpt.settings.record import Settings
 from minigpt.tokenizer import load_tokenizer
 

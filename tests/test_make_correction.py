@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, made_up_articles, write_jsonl
 
 from minigpt.common.errors import UserError
-from mistakes import FREQUENT, KINDS, is_whole, most_frequent, sentences_of, spoilt
+from minigpt.evaluation.mistakes import FREQUENT, KINDS, is_whole, most_frequent, sentences_of, spoilt
 
 HAN = re.compile("[\u4e00-\u9fff]")
 FREQUENT_HERE = list("的是在了有")

@@ -10,12 +10,12 @@ from conftest import byte_tokenizer, write_jsonl
 from evaluation_fakes import load_script, make_project, run_here
 from tiny import tiny_model
 
-from evaluating.card import as_text
-from evaluating.card_figures import changed_settings, shown_path
-from evaluating.card_words import glance
 from minigpt.checkpoint import load_checkpoint, save_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.corpus.row_files import RowWriter
+from minigpt.evaluation.report_figures import changed_settings, shown_path
+from minigpt.evaluation.report_page import as_text
+from minigpt.evaluation.report_words import glance
 from minigpt.settings.record import Settings
 
 QUICK = ["--max_new_tokens=4", "--sweep=temperature", "--resamples=50", "--max_samples=24"]
@@ -137,7 +137,7 @@ def test_rows_that_it_was_trained_on_are_said_before_any_figure(project, monkeyp
         def to_dict(self):
             return {"rows": 12, "leaked_rows": 7, "share": 0.5, "verdict": "leaked"}
 
-    monkeypatch.setattr("evaluating.leak.leak_of", lambda *_, **__: Found())
+    monkeypatch.setattr("minigpt.evaluation.contamination.leak_of", lambda *_, **__: Found())
     page, _ = make_card(monkeypatch, project)
     first = page.index(
         "**The figures of data/tuned test do not tell how it does on what is new to it**: 7 of the 12 rows were "
@@ -207,7 +207,7 @@ def test_ctrl_c_leaves_an_older_card_as_it_was(project, monkeypatch, capsys):
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("evaluating.card_figures.sweep", stopped)
+    monkeypatch.setattr("minigpt.evaluation.report_figures.sweep", stopped)
     with pytest.raises(KeyboardInterrupt):
         make_card(monkeypatch, project, "--seed=5")
     assert (project / "cards/my card.md").read_text(encoding="utf-8") == older

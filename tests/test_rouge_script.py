@@ -11,9 +11,9 @@ from evaluation_fakes import QUESTIONS, add_picky, load_script, make_project, ru
 from peer_fakes import peer
 from tiny import EOT, MARK, padded_rows, tiny_meta, tiny_tokenizer
 
-from evaluating.asking import clipped, ends_of, printable
-from evaluating.questions import pairs_of_rows
 from minigpt.common.errors import UserError
+from minigpt.evaluation.asking import clipped, ends_of, printable
+from minigpt.evaluation.prompts import pairs_of_rows
 
 SCRIPT = load_script("evaluations-RougeL.py")
 TUNED, BASE = "--ckpt=out/tuned/ckpt.pt", "--ckpt=out/base/ckpt.pt"

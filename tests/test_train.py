@@ -14,9 +14,9 @@ from runs import TINY, log_of, write_stages
 
 import train
 from data_utils import loss_mask
-from evaluating.runs import RunLog, overfitting
 from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.errors import UserError
+from minigpt.evaluation.run_log import RunLog, overfitting
 from minigpt.settings.record import Settings
 from minigpt.training import trainer as training
 from minigpt.training.trainer import Trainer

@@ -18,12 +18,23 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 
 import visualize
-from evaluating import plots, runs
-from evaluating.curves import draw_curves
-from evaluating.plots import drawable, plot_files, save_plot, style
-from evaluating.run_plots import POINTS, draw_runs
-from evaluating.runs import RunLog, best_line, find_runs, gaps, overfitting, pace, run_names, smoothed, thinned
 from minigpt.common.errors import UserError
+from minigpt.evaluation import plots
+from minigpt.evaluation import run_log as runs
+from minigpt.evaluation.curves import draw_curves
+from minigpt.evaluation.plots import drawable, plot_files, save_plot, style
+from minigpt.evaluation.run_log import (
+    RunLog,
+    best_line,
+    find_runs,
+    gaps,
+    overfitting,
+    pace,
+    run_names,
+    smoothed,
+    thinned,
+)
+from minigpt.evaluation.run_plots import POINTS, draw_runs
 from minigpt.settings.parse import load_settings
 from minigpt.training.tracking import cut_log
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from data_utils import check_rows, check_table, open_rows, read_meta
-from evaluating.asking import ask
-from evaluating.corrections import cases_of, figures, kinds_of
-from evaluating.decoding_figures import sweep, sweep_size
-from evaluating.runs import RunLog
 from minigpt.checkpoint import load_checkpoint, load_model, model_names
 from minigpt.common.errors import UserError
 from minigpt.device import pick_device
+from minigpt.evaluation.asking import ask
+from minigpt.evaluation.correction import cases_of, figures, kinds_of
+from minigpt.evaluation.decoding_sweep import sweep, sweep_size
+from minigpt.evaluation.run_log import RunLog
 from minigpt.inference.likelihood import likelihood_of_rows
 from minigpt.inference.sampling import SamplingParams
 from minigpt.metrics import interval, rouge_l

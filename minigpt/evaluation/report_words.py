@@ -1,7 +1,7 @@
 """The sentences that sum a report card up, in Chinese and English; the figures decide which, and what they say."""
 
-from evaluating.leak import RUN_CHARS
-from evaluating.runs import RISE
+from minigpt.evaluation.contamination import RUN_CHARS
+from minigpt.evaluation.run_log import RISE
 from minigpt.metrics import FEWEST_ROWS, too_few
 
 TEXTS = {

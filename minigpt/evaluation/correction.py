@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_utils import load_table, open_rows, read_meta
-from evaluating.questions import pairs_of_file, pairs_of_rows
 from minigpt.common.errors import UserError
 from minigpt.corpus.records import Problems, read_rows
+from minigpt.evaluation.prompts import pairs_of_file, pairs_of_rows
 from minigpt.metrics import compare, exact_match, interval
 
 ASK = "你是中文校对员。请改正用户句子中的错误，只输出改正后的句子；句子没有错误时，原样输出。"

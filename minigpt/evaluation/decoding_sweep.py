@@ -5,7 +5,7 @@ from dataclasses import astuple, replace
 import matplotlib.pyplot as plt
 import numpy as np
 
-from evaluating.plots import nested, save_plot  # which sees to it that no screen is needed
+from minigpt.evaluation.plots import nested, save_plot  # which sees to it that no screen is needed
 from minigpt.metrics import distinct, exact_match, interval, repetition, rouge_l
 
 VALUES = {

@@ -5,11 +5,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluating.answerers import LocalModel, RemoteModel, find_models, without_weights
-from evaluating.leak import leak_of
-from evaluating.questions import check_fit, load_pairs, part_asked
 from minigpt.checkpoint import load_checkpoint
 from minigpt.common.errors import UserError
+from minigpt.evaluation.contamination import leak_of
+from minigpt.evaluation.models import LocalModel, RemoteModel, find_models, without_weights
+from minigpt.evaluation.prompts import check_fit, load_pairs, part_asked
 from minigpt.metrics import compare, interval, means, score_each
 
 EACH_WITH_EACH = 6  # up to so many models every two are compared; of more, each with the best

@@ -5,9 +5,9 @@ Every number and every sentence of it is made from the figures; what could not b
 
 import re
 
-from evaluating.asking import clipped, ends_of, printable
-from evaluating.card_words import bracket, glance
-from evaluating.tables import markdown_table
+from minigpt.evaluation.asking import clipped, ends_of, printable
+from minigpt.evaluation.report_words import bracket, glance
+from minigpt.evaluation.tables import markdown_table
 from minigpt.metrics import FEWEST_ROWS
 
 STAGES = {"pretrain": "预训练 pretrained", "sft": "微调 fine-tuned"}

@@ -14,8 +14,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from evaluating.plots import COLOURS, drawable, nested
 from minigpt.common.errors import UserError
+from minigpt.evaluation.plots import COLOURS, drawable, nested
 
 # Of 0 to 1, as they are named in a legend, in the order that they are drawn in.
 SHARES = {
