@@ -17,14 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from factory.articles import ArticleSource
-from factory.pace import RateLimit
-from factory.saves import Appender, locked, recover, rejects_path
-from factory.server import AGAIN, LargeModelClient, choose_model, waiting_text
-from factory.work import Factory
 from minigpt.common.errors import Signals, UserError, run_script
 from minigpt.corpus.records import dropped_text
 from minigpt.settings.parse import load_settings
+from minigpt.synth.articles import ArticleSource
+from minigpt.synth.client import AGAIN, LargeModelClient, choose_model, waiting_text
+from minigpt.synth.generator import Factory
+from minigpt.synth.rate_limit import RateLimit
+from minigpt.synth.store import Appender, locked, recover, rejects_path
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 REFRESH_SECONDS = 0.5

@@ -6,8 +6,8 @@ import time
 import pytest
 from peer_fakes import peer
 
-from factory.server import FATAL, blame, hint_of
 from minigpt.openai_client import ApiClient, ApiFailure, Limits, RemoteStream, base_url, is_near
+from minigpt.synth.client import FATAL, blame, hint_of
 
 
 def ended(stream, seconds=10):

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from factory.reply import parse
+from minigpt.synth.reply_parser import parse
 
 PAIR = [("甲桥多长？", "“52”米。")]
 ROW = '{"question": "甲桥多长？", "answer": "“52”米。"}'

@@ -7,14 +7,14 @@ import pytest
 from conftest import made_up_articles
 from factory_fakes import FAULTS, good_pairs
 
-from factory.numbers import arabic_numbers, chinese_numbers, value_of
-from factory.pace import LONGEST_PAUSE, RateLimit, pause_after
-from factory.prompt import MAX_FORMER, messages_for, wanted_pairs
-from factory.reply import parse
-from factory.rules import REPLY_RULES, RULES, ShownArticle, faults_of, judge
-from factory.server import retry_after
-from factory.wording import names_subject, pronoun_of
 from minigpt.settings.parse import defaults
+from minigpt.synth.client import retry_after
+from minigpt.synth.numerals import arabic_numbers, chinese_numbers, value_of
+from minigpt.synth.prompts import MAX_FORMER, messages_for, wanted_pairs
+from minigpt.synth.rate_limit import LONGEST_PAUSE, RateLimit, pause_after
+from minigpt.synth.reply_parser import parse
+from minigpt.synth.rules import REPLY_RULES, RULES, ShownArticle, faults_of, judge
+from minigpt.synth.wording import names_subject, pronoun_of
 
 TITLE = "青石桥"
 TEXT = (

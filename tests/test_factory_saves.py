@@ -6,10 +6,10 @@ import time
 import pytest
 from conftest import made_up_articles, write_jsonl
 
-from factory.articles import ArticleSource, key_of, names_of, short_hash
-from factory.saves import Appender, recover
 from minigpt.common.errors import UserError
 from minigpt.settings.parse import defaults
+from minigpt.synth.articles import ArticleSource, key_of, names_of, short_hash
+from minigpt.synth.store import Appender, recover
 
 
 def rows_about(ids, pairs=3):

@@ -8,21 +8,20 @@ from conftest import made_up_articles, write_jsonl
 from download_fakes import files
 from factory_fakes import LONG, large_model
 
-import factory.pace
-import factory.work
-from factory.articles import ArticleSource, key_of, short_hash
-from factory.pace import RateLimit
-from factory.saves import Appender
-from factory.server import LargeModelClient, choose_model
-from factory.work import Factory
 from minigpt.common.errors import UserError
 from minigpt.settings.parse import defaults
+from minigpt.synth import generator, rate_limit
+from minigpt.synth.articles import ArticleSource, key_of, short_hash
+from minigpt.synth.client import LargeModelClient, choose_model
+from minigpt.synth.generator import Factory
+from minigpt.synth.rate_limit import RateLimit
+from minigpt.synth.store import Appender
 
 
 @pytest.fixture
 def hurried(monkeypatch):
     """Pauses are a hundredth as long."""
-    for module in (factory.pace, factory.work):
+    for module in (rate_limit, generator):
         monkeypatch.setattr(module, "pause_after", lambda failures: 0.002 * 2 ** min(failures, 5))
 
 
@@ -68,7 +67,7 @@ def test_a_fault_of_our_own_ends_the_run_in_one_line_that_names_it(tmp_path, mon
     def broken(*_):
         raise ZeroDivisionError("by naught")
 
-    monkeypatch.setattr(factory.work, "judge", broken)
+    monkeypatch.setattr(generator, "judge", broken)
     with large_model() as about, pytest.raises(UserError, match="ZeroDivisionError: by naught"):
         worked(tmp_path, about)
 

@@ -10,8 +10,8 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 
-from factory.numbers import known_numbers, unknown_numbers, without_numbers
-from factory.wording import bigrams, names_subject, plain, pronoun_of
+from minigpt.synth.numerals import known_numbers, unknown_numbers, without_numbers
+from minigpt.synth.wording import bigrams, names_subject, plain, pronoun_of
 
 RULES = {}
 REPLY_RULES = ("no_json", "cut_off", "pair_count")

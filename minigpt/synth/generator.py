@@ -10,13 +10,13 @@ import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from factory.articles import short_hash
-from factory.pace import pause_after
-from factory.prompt import as_reply, messages_for
-from factory.reply import parse, without_thoughts
-from factory.rules import ShownArticle, judge, union
-from factory.server import AGAIN, ARTICLE, FATAL, SERVER, blame, gave_up, hint_of
 from minigpt.common.errors import UserError
+from minigpt.synth.articles import short_hash
+from minigpt.synth.client import AGAIN, ARTICLE, FATAL, SERVER, blame, gave_up, hint_of
+from minigpt.synth.prompts import as_reply, messages_for
+from minigpt.synth.rate_limit import pause_after
+from minigpt.synth.reply_parser import parse, without_thoughts
+from minigpt.synth.rules import ShownArticle, judge, union
 
 STRIKES = 5  # failures of one article's request, others succeeding between them, from which it is given up
 BUSY_STRIKES = 20  # the same where the server says that it is busy

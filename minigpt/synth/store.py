@@ -13,8 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from factory.articles import key_of, short_hash
 from minigpt.common.errors import UserError
+from minigpt.synth.articles import key_of, short_hash
 
 KEYS = {"question", "answer", "id", "source", "pair", "pairs"}
 
