@@ -16,8 +16,8 @@ from minigpt.common.errors import Signals, UserError, run_script
 from minigpt.common.net import addresses, listening_socket
 from minigpt.inference.engine import compile_in_background, open_generator
 from minigpt.inference.model_runner import should_compile
+from minigpt.serving import Listener, create_app
 from minigpt.settings.parse import load_settings
-from serving import Listener, create_app
 
 KEY_VARIABLE = "MINIGPT_API_KEY"
 

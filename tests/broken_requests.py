@@ -3,7 +3,7 @@
 import json
 import random
 
-from serving.fields import FieldLimits, schemas
+from minigpt.serving.fields import FieldLimits, schemas
 
 LIMITS = FieldLimits(prompt_chars=1000, new_tokens=100, prompts=4)
 SCHEMAS = schemas(LIMITS)

@@ -209,7 +209,7 @@ def open_fake(ckpt, settings):
 if __name__ == "__main__":
     import server
     from minigpt.common.errors import run_script
-    from serving import listening
+    from minigpt.serving import listener as listening
 
     listening.RECEIVE_SECONDS = 2
     run_script(lambda: server.main(open_fake))

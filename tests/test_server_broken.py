@@ -15,8 +15,8 @@ from schemathesis import GenerationMode
 from serving_fakes import FakeGenerator, serving
 from serving_fakes import __file__ as fake
 
+from minigpt.serving import create_app
 from minigpt.settings.record import Settings
-from serving import create_app
 
 SEED = 4
 CLOSED_WITHIN = 10  # seconds; the fake server gives a request 2 s to arrive, and looks every second

@@ -11,11 +11,20 @@ from serving_fakes import FakeGenerator
 from minigpt.checkpoint import model_names
 from minigpt.common.net import addresses
 from minigpt.inference.sampling import SamplingParams
+from minigpt.serving import create_app
+from minigpt.serving.errors import ApiError, read_json, to_json
+from minigpt.serving.fields import (
+    SEED,
+    TABLES,
+    FieldLimits,
+    checked_fields,
+    messages_of,
+    prompts_of,
+    sampling_of,
+    schemas,
+)
+from minigpt.serving.request import Places
 from minigpt.settings.record import Settings
-from serving import create_app
-from serving.fields import SEED, TABLES, FieldLimits, checked_fields, messages_of, prompts_of, sampling_of, schemas
-from serving.replies import ApiError, read_json, to_json
-from serving.work import Places
 
 LIMITS = FieldLimits(prompt_chars=100, new_tokens=50, prompts=3)
 SCHEMAS = schemas(LIMITS)

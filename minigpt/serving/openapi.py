@@ -1,6 +1,6 @@
 """The description of the API that /openapi.json serves, made of the tables that requests are checked by."""
 
-from serving.fields import DEFAULTS
+from minigpt.serving.fields import DEFAULTS
 
 ERROR = {
     "type": "object",

@@ -11,7 +11,7 @@ from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.task import ErrorTask
 from waitress.utilities import BadRequest
 
-from serving.replies import ApiError, to_json
+from minigpt.serving.errors import ApiError, to_json
 
 try:
     import resource

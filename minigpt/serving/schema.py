@@ -6,7 +6,7 @@ properties, required. An object may have no other properties, except where it li
 
 import difflib
 
-from serving.replies import ApiError
+from minigpt.serving.errors import ApiError
 
 NAMES = {
     "number": "a number",

@@ -3,7 +3,7 @@
 import secrets
 import time
 
-from serving.replies import DONE, event
+from minigpt.serving.errors import DONE, event
 
 
 class AnswerForm:

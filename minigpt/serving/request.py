@@ -4,7 +4,7 @@ import threading
 import time
 
 from minigpt.common.streams import all_ready
-from serving.replies import ApiError
+from minigpt.serving.errors import ApiError
 
 # Seconds between looks at whether the client is still there.
 LOOK = 0.25

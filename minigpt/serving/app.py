@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from flask import Flask, Response, render_template, request
 from werkzeug.exceptions import HTTPException, SecurityError
 
-from serving.counters import Counters
-from serving.fields import FieldLimits, checked_fields, messages_of, prompts_of, sampling_of, schemas
-from serving.openai_format import AnswerForm, model_entry, model_list
-from serving.openapi import description
-from serving.replies import ApiError, event, read_json, to_json
-from serving.work import ClientGone, Places, Work
+from minigpt.serving.counters import Counters
+from minigpt.serving.errors import ApiError, event, read_json, to_json
+from minigpt.serving.fields import FieldLimits, checked_fields, messages_of, prompts_of, sampling_of, schemas
+from minigpt.serving.openai_api import AnswerForm, model_entry, model_list
+from minigpt.serving.openapi import description
+from minigpt.serving.request import ClientGone, Places, Work
 
 OPEN = ("/", "/health")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, fields
 
 from minigpt.inference.sampling import SamplingParams
-from serving.replies import ApiError
-from serving.schema import check, check_object
+from minigpt.serving.errors import ApiError
+from minigpt.serving.schema import check, check_object
 
 DEFAULTS = {field.name: field.default for field in fields(SamplingParams)}
 ROLES = ["system", "developer", "user", "assistant"]
