@@ -41,7 +41,7 @@ def main(open_generator=None):
     auth = checked_auth(settings)
     signals = Signals()
     sock = listening_socket(settings.host, settings.port)  # a taken port is told before the slow imports
-    from arena.contest import Arena
+    from minigpt.arena.arena import Arena
     from page import PageServer, create_page
 
     arena = Arena(settings, **({"open": open_generator} if open_generator else {}))

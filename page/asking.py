@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import gradio as gr
 
-from arena.records import flag
+from minigpt.arena.votes import flag
 from minigpt.inference.sampling import SamplingParams
 from page.common import T, explain, reporting, say, session
 

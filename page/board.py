@@ -6,8 +6,8 @@ import altair
 import gradio as gr
 import pandas
 
-from arena.board import countable, head_to_head, standings
-from arena.records import preferences, to_csv
+from minigpt.arena.leaderboard import countable, head_to_head, standings
+from minigpt.arena.votes import preferences, to_csv
 from page.common import AT_ONCE, TABLE, T, may_change, say, status_line, styled, warning
 
 KINDS = ("all", "vote", "match")

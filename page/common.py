@@ -12,7 +12,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from arena.problems import in_words
+from minigpt.arena.problems import in_words
 from minigpt.common.errors import UserError
 from page.texts import PREFIX, TEXTS, language_of, text
 

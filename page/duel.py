@@ -4,9 +4,9 @@ import contextlib
 
 import gradio as gr
 
-from arena.answers import follow
-from arena.problems import Problem
-from arena.records import RESULTS
+from minigpt.arena.answers import follow
+from minigpt.arena.problems import Problem
+from minigpt.arena.votes import RESULTS
 from page.asking import AskingTab, frozen, plain_chat, prompt_row, sampling_dict, sampling_fields, time_line, turn
 from page.common import AT_ONCE, QUIET, T, first_models, model_dropdown, say, status_line, warning
 

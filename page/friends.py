@@ -3,7 +3,7 @@
 import gradio as gr
 import pandas
 
-from arena.problems import Problem
+from minigpt.arena.problems import Problem
 from page.common import AT_ONCE, QUIET, TABLE, T, explain, may_change, model_lists, say, status_line, warning
 
 COLUMNS = ("peer_name", "col_address", "col_answers", "col_models")

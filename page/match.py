@@ -6,10 +6,10 @@ from pathlib import Path
 import gradio as gr
 import pandas
 
-from arena.contest import checked_number
-from arena.match import MOST_QUESTIONS, drawn, judge, play, read_questions, sample_questions
-from arena.problems import Problem, printable
-from arena.records import to_csv
+from minigpt.arena.arena import checked_number
+from minigpt.arena.match import MOST_QUESTIONS, drawn, judge, play, read_questions, sample_questions
+from minigpt.arena.problems import Problem, printable
+from minigpt.arena.votes import to_csv
 from page.asking import AskingTab, sampling_dict, sampling_fields
 from page.common import AT_ONCE, TABLE, T, explain, first_models, model_dropdown, say, status_line, warning
 

@@ -4,8 +4,8 @@ import contextlib
 
 import gradio as gr
 
-from arena.answers import follow
-from arena.problems import Problem
+from minigpt.arena.answers import follow
+from minigpt.arena.problems import Problem
 from page.asking import (
     SHOWN_TURNS,
     AskingTab,

@@ -4,7 +4,7 @@ import altair
 import gradio as gr
 import pandas
 
-from arena.runs import RunLogs
+from minigpt.arena.runs import RunLogs
 from page.common import AT_ONCE, QUIET, T, say, status_line, styled, warning
 
 EVERY = 3.0  # seconds between looks at the logs while the tab is open

@@ -7,12 +7,12 @@ import pytest
 from arena_fakes import arena_settings, open_fake, write_checkpoints
 from peer_fakes import peer
 
-from arena.answers import Ticket
-from arena.contest import Arena
-from arena.examples import read_examples
-from arena.match import drawn, judge, play, read_questions, sample_questions
-from arena.problems import Problem
-from arena.runs import POINTS, RunLogs
+from minigpt.arena.answers import Ticket
+from minigpt.arena.arena import Arena
+from minigpt.arena.examples import read_examples
+from minigpt.arena.match import drawn, judge, play, read_questions, sample_questions
+from minigpt.arena.problems import Problem
+from minigpt.arena.runs import POINTS, RunLogs
 from minigpt.inference.sampling import SamplingParams
 
 

@@ -13,11 +13,11 @@ from peer_fakes import peer
 from serving_fakes import FakeGenerator
 from tiny import tiny_model, tiny_tokenizer
 
-from arena.answers import Answer, Running, follow
-from arena.contest import Arena
-from arena.peers import Peers
-from arena.problems import Problem, printable
-from arena.shelf import Shelf
+from minigpt.arena.answers import Answer, Running, follow
+from minigpt.arena.arena import Arena
+from minigpt.arena.models import Shelf
+from minigpt.arena.peers import Peers
+from minigpt.arena.problems import Problem, printable
 from minigpt.common.errors import UserError
 from minigpt.inference.sampling import SamplingParams
 from minigpt.openai_client import ApiFailure

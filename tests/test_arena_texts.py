@@ -5,7 +5,7 @@ import re
 import pytest
 from conftest import ROOT
 
-from arena.problems import Problem, in_words
+from minigpt.arena.problems import Problem, in_words
 from minigpt.openai_client import MESSAGES, ApiFailure
 from page.texts import TEXTS, language_of, text, translations
 

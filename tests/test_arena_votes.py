@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from arena.board import POINTS, countable, head_to_head, standings, strengths
-from arena.problems import Problem
-from arena.records import Battles, Votes, append, flag, preferences, read_votes, to_csv
+from minigpt.arena.leaderboard import POINTS, countable, head_to_head, standings, strengths
+from minigpt.arena.problems import Problem
+from minigpt.arena.votes import Battles, Votes, append, flag, preferences, read_votes, to_csv
 
 
 def vote(left="a", right="b", result="left", **more):

@@ -10,15 +10,15 @@ from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
-from arena.answers import follow
-from arena.contest import SEPARATOR
-from arena.problems import Problem
-from arena.records import now, vote_of
+from minigpt.arena.answers import follow
+from minigpt.arena.arena import SEPARATOR
+from minigpt.arena.problems import Problem
+from minigpt.arena.votes import now, vote_of
+from minigpt.common.files import PROJECT
 from minigpt.corpus import records as corpus
 from minigpt.metrics import exact_match, rouge_l
 from minigpt.openai_client import clean_text
 
-ROOT = Path(__file__).resolve().parent.parent
 MOST_QUESTIONS = 1000
 MOST_BYTES = 8 << 20
 LONGEST_REFERENCE = 4000  # characters
@@ -85,10 +85,10 @@ def read_questions(path, most_chars):
 def sample_questions():
     """As `read_questions`: those of the embedded corpus about subjects that the demo's training asked nothing about."""
     subjects, heldout = (
-        corpus.subjects_by_id([ROOT / "data/wiki_sample"]),
-        corpus.read_heldout(ROOT / "sft/sample_heldout.txt"),
+        corpus.subjects_by_id([PROJECT / "data/wiki_sample"]),
+        corpus.read_heldout(PROJECT / "sft/sample_heldout.txt"),
     )
-    rows = corpus.read_questions([ROOT / "sft/sample_qa.jsonl"], corpus.Problems())
+    rows = corpus.read_questions([PROJECT / "sft/sample_qa.jsonl"], corpus.Problems())
     return [(row.question, row.answer) for _, row in rows if subjects.get(str(row.id)) in heldout], []
 
 

@@ -6,18 +6,19 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from arena.answers import Answer, Running
-from arena.examples import read_examples
-from arena.peers import OURS, Peers
-from arena.problems import Problem, printable
-from arena.records import Battles, Votes
-from arena.shelf import Shelf
+from minigpt.arena.answers import Answer, Running
+from minigpt.arena.examples import read_examples
+from minigpt.arena.models import Shelf
+from minigpt.arena.peers import OURS, Peers
+from minigpt.arena.problems import Problem, printable
+from minigpt.arena.votes import Battles, Votes
 from minigpt.checkpoint import BEST
+from minigpt.common.files import PROJECT
 from minigpt.inference.engine import open_generator
 from minigpt.inference.sampling import SamplingParams
 from minigpt.openai_client import Limits, clean_text
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples.csv"
+EXAMPLES = PROJECT / "examples.csv"
 SEPARATOR = " @ "  # between a remote model and its peer
 WAIT_FOR_PEERS = 3.5  # seconds, when models are drawn and no peer has been asked yet
 # What a request may set, with its limits; settings limit the rest.

@@ -4,7 +4,7 @@ import math
 import time
 from pathlib import Path
 
-from arena.problems import printable
+from minigpt.arena.problems import printable
 from minigpt.training.tracking import LOG, log_lines
 
 POINTS = 400  # of a curve; a longer one is thinned

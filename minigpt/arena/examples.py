@@ -2,7 +2,7 @@
 
 import csv
 
-from arena.problems import Problem
+from minigpt.arena.problems import Problem
 
 COLUMNS = ("prompt", "kind", "note")
 KINDS = ("pretrain", "sft")

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from arena.problems import Problem, printable
+from minigpt.arena.problems import Problem, printable
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_json
 from minigpt.openai_client import ApiClient, ApiFailure, Limits, base_url

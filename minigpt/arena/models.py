@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from arena.problems import Problem, printable
+from minigpt.arena.problems import Problem, printable
 from minigpt.checkpoint import BEST, PREVIOUS, load_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.inference.engine import open_generator

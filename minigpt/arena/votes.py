@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from arena.problems import Problem
+from minigpt.arena.problems import Problem
 
 LOCK_SECONDS = 20.0
 RESULTS = ("left", "right", "tie", "bad")
