@@ -42,7 +42,7 @@ def main(open_generator=None):
     signals = Signals()
     sock = listening_socket(settings.host, settings.port)  # a taken port is told before the slow imports
     from minigpt.arena.arena import Arena
-    from page import PageServer, create_page
+    from minigpt.arena_ui import PageServer, create_page
 
     arena = Arena(settings, **({"open": open_generator} if open_generator else {}))
     server = PageServer(create_page(arena), sock, settings.host, auth)

@@ -352,7 +352,7 @@ def test_a_reader_who_asks_again_stops_what_was_asked_before():
 def test_only_the_open_tabs_clock_runs_wherever_the_tab_stands(arena):
     import gradio as gr
 
-    from page.build import create_page
+    from minigpt.arena_ui.build import create_page
 
     page = create_page(arena)
     components = page.blocks

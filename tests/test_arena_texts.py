@@ -6,8 +6,8 @@ import pytest
 from conftest import ROOT
 
 from minigpt.arena.problems import Problem, in_words
+from minigpt.arena_ui.i18n import TEXTS, language_of, text, translations
 from minigpt.openai_client import MESSAGES, ApiFailure
-from page.texts import TEXTS, language_of, text, translations
 
 FILES = [path for folder in ("arena", "page") for path in (ROOT / folder).glob("*.py")]
 SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in FILES)

@@ -10,8 +10,8 @@ from minigpt.arena.arena import checked_number
 from minigpt.arena.match import MOST_QUESTIONS, drawn, judge, play, read_questions, sample_questions
 from minigpt.arena.problems import Problem, printable
 from minigpt.arena.votes import to_csv
-from page.asking import AskingTab, sampling_dict, sampling_fields
-from page.common import AT_ONCE, TABLE, T, explain, first_models, model_dropdown, say, status_line, warning
+from minigpt.arena_ui.asking import AskingTab, sampling_dict, sampling_fields
+from minigpt.arena_ui.common import AT_ONCE, TABLE, T, explain, first_models, model_dropdown, say, status_line, warning
 
 SKIPPED_SHOWN = 5
 COLUMNS = ("model", "answered", "rouge", "exact")

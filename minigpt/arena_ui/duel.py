@@ -7,8 +7,17 @@ import gradio as gr
 from minigpt.arena.answers import follow
 from minigpt.arena.problems import Problem
 from minigpt.arena.votes import RESULTS
-from page.asking import AskingTab, frozen, plain_chat, prompt_row, sampling_dict, sampling_fields, time_line, turn
-from page.common import AT_ONCE, QUIET, T, first_models, model_dropdown, say, status_line, warning
+from minigpt.arena_ui.asking import (
+    AskingTab,
+    frozen,
+    plain_chat,
+    prompt_row,
+    sampling_dict,
+    sampling_fields,
+    time_line,
+    turn,
+)
+from minigpt.arena_ui.common import AT_ONCE, QUIET, T, first_models, model_dropdown, say, status_line, warning
 
 NOTHING = {"battle": None, "last": None}
 

@@ -2,13 +2,13 @@
 
 import gradio as gr
 
-from page.board import BoardTab
-from page.common import AT_ONCE, QUIET, Page, T, model_lists, session
-from page.duel import DuelTab
-from page.friends import PeersTab
-from page.match import MatchTab
-from page.single import SingleTab
-from page.training import TrainingTab
+from minigpt.arena_ui.board import BoardTab
+from minigpt.arena_ui.common import AT_ONCE, QUIET, Page, T, model_lists, session
+from minigpt.arena_ui.duel import DuelTab
+from minigpt.arena_ui.match import MatchTab
+from minigpt.arena_ui.peers import PeersTab
+from minigpt.arena_ui.single import SingleTab
+from minigpt.arena_ui.training import TrainingTab
 
 EXAMPLE_HEADERS = ["提示 prompt", "适合 for", "说明 note"]
 EXAMPLES_A_PAGE = 6

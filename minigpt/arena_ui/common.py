@@ -13,8 +13,8 @@ from pathlib import Path
 import gradio as gr
 
 from minigpt.arena.problems import in_words
+from minigpt.arena_ui.i18n import PREFIX, TEXTS, language_of, text
 from minigpt.common.errors import UserError
-from page.texts import PREFIX, TEXTS, language_of, text
 
 # By these a proxy or tunnel on this machine tells that the request came from elsewhere.
 FORWARDED = ("forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip")

@@ -8,7 +8,7 @@ import pandas
 
 from minigpt.arena.leaderboard import countable, head_to_head, standings
 from minigpt.arena.votes import preferences, to_csv
-from page.common import AT_ONCE, TABLE, T, may_change, say, status_line, styled, warning
+from minigpt.arena_ui.common import AT_ONCE, TABLE, T, may_change, say, status_line, styled, warning
 
 KINDS = ("all", "vote", "match")
 COLUMNS = ("rank", "model", "score", "interval", "games", "won", "lost", "tied", "rate", "automatic")

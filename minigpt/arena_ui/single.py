@@ -6,7 +6,7 @@ import gradio as gr
 
 from minigpt.arena.answers import follow
 from minigpt.arena.problems import Problem
-from page.asking import (
+from minigpt.arena_ui.asking import (
     SHOWN_TURNS,
     AskingTab,
     frozen,
@@ -17,7 +17,7 @@ from page.asking import (
     time_line,
     turn,
 )
-from page.common import AT_ONCE, QUIET, T, first_models, model_dropdown, say, status_line, warning
+from minigpt.arena_ui.common import AT_ONCE, QUIET, T, first_models, model_dropdown, say, status_line, warning
 
 NOTHING = {"chat": [], "last": None}
 

@@ -12,10 +12,10 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
-from page.before_gradio import FOLDER
-from page.common import LOCAL_NAMES
-from page.language import ChineseForAll
-from page.texts import translations
+from minigpt.arena_ui.bootstrap import FOLDER
+from minigpt.arena_ui.common import LOCAL_NAMES
+from minigpt.arena_ui.i18n import translations
+from minigpt.arena_ui.language import ChineseForAll
 
 THREADS = 256  # handlers that may wait at once: each answer on its way has one
 UPLOAD = "8mb"

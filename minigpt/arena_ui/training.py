@@ -5,7 +5,7 @@ import gradio as gr
 import pandas
 
 from minigpt.arena.runs import RunLogs
-from page.common import AT_ONCE, QUIET, T, say, status_line, styled, warning
+from minigpt.arena_ui.common import AT_ONCE, QUIET, T, say, status_line, styled, warning
 
 EVERY = 3.0  # seconds between looks at the logs while the tab is open
 PIXELS = 360

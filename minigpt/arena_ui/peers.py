@@ -4,7 +4,18 @@ import gradio as gr
 import pandas
 
 from minigpt.arena.problems import Problem
-from page.common import AT_ONCE, QUIET, TABLE, T, explain, may_change, model_lists, say, status_line, warning
+from minigpt.arena_ui.common import (
+    AT_ONCE,
+    QUIET,
+    TABLE,
+    T,
+    explain,
+    may_change,
+    model_lists,
+    say,
+    status_line,
+    warning,
+)
 
 COLUMNS = ("peer_name", "col_address", "col_answers", "col_models")
 EVERY = 5.0  # seconds between checks while the tab is open
