@@ -12,7 +12,7 @@ Every figure is of the same machine and run. The table is printed and, unless --
 
 import sys
 
-from benchmarks import generating, preparing, training
+from minigpt.bench import generating, preparing, training
 from minigpt.common.errors import UserError, run_script
 from minigpt.settings.parse import load_settings
 

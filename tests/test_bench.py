@@ -7,7 +7,7 @@ import torch
 from conftest import ROOT, byte_tokenizer
 from tiny import write_rows
 
-from benchmarks import common, training
+from minigpt.bench import common, training
 
 FIGURES = {"tokens_per_second": 10.0, "characters_per_second": 5.0, "peak_memory_mb": 300, "mfu": None}
 SPEED = {

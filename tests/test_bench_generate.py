@@ -9,7 +9,7 @@ import serving_fakes
 import torch
 from tiny import padded_rows, random_ids, tiny_meta, tiny_model, tiny_tokenizer, write_rows
 
-from benchmarks import generating, load
+from minigpt.bench import generating, load
 from minigpt.checkpoint import save_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.inference.likelihood import likelihood

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import write_jsonl
 
-from benchmarks.corpora import varied_articles
+from minigpt.bench.corpora import varied_articles
 from minigpt.tokenizer import load_tokenizer
 
 WAYS = {

@@ -17,8 +17,8 @@ import pyarrow.parquet
 import pytest
 from conftest import ROOT, byte_tokenizer, made_up_articles, write_jsonl
 
-from benchmarks.corpora import varied_articles, write_varied
-from benchmarks.preparing import resident_mb
+from minigpt.bench.corpora import varied_articles, write_varied
+from minigpt.bench.preparing import resident_mb
 from minigpt.corpus.keys import KeySet
 from minigpt.corpus.near import NearDuplicates, band_rows, signatures
 from minigpt.corpus.row_files import padded_rows

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from benchmarks.common import in_process, machine, run_quietly, write_docs
 from data_utils import load_table, loss_mask, open_rows, row_lengths
+from minigpt.bench.common import in_process, machine, run_quietly, write_docs
 from minigpt.common.files import write_json
 from minigpt.device import peak_flops, peak_memory, pick_device, should_compile, wait_for
 from minigpt.inference.likelihood import likelihood

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from benchmarks.common import in_process, machine, run_quietly, write_docs
-from benchmarks.load import ServedModel, load
 from data_utils import loss_mask, open_rows, row_lengths
+from minigpt.bench.common import in_process, machine, run_quietly, write_docs
+from minigpt.bench.load import ServedModel, load
 from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_json

@@ -13,9 +13,7 @@ from pathlib import Path
 import torch
 
 from minigpt.common.errors import UserError
-from minigpt.common.files import write_atomic
-
-ROOT = Path(__file__).resolve().parent.parent
+from minigpt.common.files import PROJECT, write_atomic
 
 
 def in_process(function, *arguments):
@@ -54,7 +52,7 @@ def run_quietly(script, *arguments):
     """Seconds that one of the project's scripts took. Raises UserError with its own message when it fails."""
     started = time.perf_counter()
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
-    command = [sys.executable, str(ROOT / script), *arguments]
+    command = [sys.executable, str(PROJECT / script), *arguments]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=environment)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]

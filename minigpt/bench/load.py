@@ -10,8 +10,8 @@ import threading
 import time
 from urllib.parse import urlsplit
 
-from benchmarks.common import ROOT
 from minigpt.common.errors import UserError
+from minigpt.common.files import PROJECT
 
 MODEL = "run/last"  # as the server calls run/last.pt
 START_SECONDS, COMPILE_SECONDS = 120, 900
@@ -24,7 +24,14 @@ class ServedModel:
     """
 
     def __init__(self, ckpt, *flags):
-        self.command = [sys.executable, str(ROOT / "server.py"), f"--ckpt={ckpt}", "--port=0", "--compile=on", *flags]
+        self.command = [
+            sys.executable,
+            str(PROJECT / "server.py"),
+            f"--ckpt={ckpt}",
+            "--port=0",
+            "--compile=on",
+            *flags,
+        ]
         self.lines, self.changed = [], threading.Condition()
 
     def __enter__(self):

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import ROOT, in_process, machine, write_docs
-from benchmarks.corpora import varied_articles, write_varied
+from minigpt.bench.common import in_process, machine, write_docs
+from minigpt.bench.corpora import varied_articles, write_varied
 from minigpt.common.errors import UserError
-from minigpt.common.files import write_json
+from minigpt.common.files import PROJECT, write_json
 from minigpt.corpus.cleaning import clean, drop_title
 from minigpt.tokenizer import load_tokenizer
 
@@ -60,7 +60,7 @@ def run_prepare(folder, corpus, workers, steps):
     flags = [f"--input_dir={corpus}", f"--data_dir={folder}/rows", f"--workers={workers}", f"--clean={','.join(steps)}"]
     started, most = time.perf_counter(), None
     with tempfile.TemporaryFile() as said:
-        run = subprocess.Popen([sys.executable, str(ROOT / "data/prepare.py"), *flags], stdout=said, stderr=said)
+        run = subprocess.Popen([sys.executable, str(PROJECT / "data/prepare.py"), *flags], stdout=said, stderr=said)
         while run.poll() is None:
             most = max(filter(None, (most, resident_mb(run.pid))), default=None)
             time.sleep(0.1)

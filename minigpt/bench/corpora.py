@@ -5,9 +5,10 @@ import json
 import random
 from pathlib import Path
 
+from minigpt.common.files import PROJECT
 from minigpt.corpus.cleaning import SENTENCE_END, drop_title
 
-SAMPLE = Path(__file__).resolve().parent.parent / "data" / "wiki_sample"
+SAMPLE = PROJECT / "data" / "wiki_sample"
 
 
 def varied_articles(seed=0):
