@@ -16,13 +16,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from experiments import making
-from experiments.arms import Plan, arguments
-from experiments.findings import EXPERIMENTS
-from experiments.page import chosen, table, verdict_lines, write_page
-from experiments.scheduling import make_all
 from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_json
+from minigpt.experiments import build as making
+from minigpt.experiments.claims import EXPERIMENTS
+from minigpt.experiments.plan import Plan, arguments
+from minigpt.experiments.report import chosen, table, verdict_lines, write_page
+from minigpt.experiments.scheduling import make_all
 from minigpt.settings.parse import defaults, help_text, load_settings
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from conftest import ROOT, made_up_articles, made_up_questions, write_jsonl
 
-from experiments.arms import Plan
-from experiments.findings import ASKED, EXPERIMENTS, LOSS, Claim, judge, values_of
-from experiments.making import concatenate
-from experiments.page import summary, table, verdict_lines, write_page
-from experiments.scheduling import is_ready
+from minigpt.experiments.build import concatenate
+from minigpt.experiments.claims import ASKED, EXPERIMENTS, LOSS, Claim, judge, values_of
+from minigpt.experiments.plan import Plan
+from minigpt.experiments.report import summary, table, verdict_lines, write_page
+from minigpt.experiments.scheduling import is_ready
 from minigpt.settings.parse import defaults
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.findings import ASKED, EXPERIMENTS, NUMBERS, SEEN, TRAINED, judge, values_of
 from minigpt.common.files import write_atomic
 from minigpt.evaluation.plots import COLOURS, plt, save_plot
 from minigpt.evaluation.tables import markdown_table
+from minigpt.experiments.claims import ASKED, EXPERIMENTS, NUMBERS, SEEN, TRAINED, judge, values_of
 
 SAID = {
     True: ("every seed says so", "每个种子都如此"),

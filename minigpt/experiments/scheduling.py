@@ -5,7 +5,7 @@ from multiprocessing import get_context
 
 from tqdm import tqdm
 
-from experiments import making
+from minigpt.experiments import build as making
 
 
 def make_all(plan, names, seeds, workers, threads):

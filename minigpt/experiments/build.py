@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.arms import arguments, spec_of
 from minigpt.common.errors import UserError
-from minigpt.common.files import write_atomic, write_json
+from minigpt.common.files import PROJECT, write_atomic, write_json
 from minigpt.corpus.records import (
     Problems,
     find_files,
@@ -25,8 +24,8 @@ from minigpt.corpus.records import (
     subjects_by_id,
 )
 from minigpt.corpus.row_files import META
+from minigpt.experiments.plan import arguments, spec_of
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULT = "result.json"
 NEVER_ASKED = 6  # of so many subjects one is pretrained on and never asked about
 SETS = ("trained", "never_asked", "never_seen")
@@ -45,7 +44,7 @@ def command(*parts, log, threads=0):
     with open(log, "w", encoding="utf-8") as file:
         file.write(f"$ python {' '.join(parts)}\n")
         file.flush()
-        script = [sys.executable, str(ROOT / parts[0]), *parts[1:]]
+        script = [sys.executable, str(PROJECT / parts[0]), *parts[1:]]
         status = subprocess.run(script, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
     if status:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-LAST_LINES:]
@@ -205,7 +204,7 @@ def tokens_a_batch(plan, batch_size):
 
 def make_run(plan, run, seed, threads):
     """Train a run with a seed, unless that was done, and measure it; returns its figures."""
-    from experiments import measuring  # torch, where it is needed first
+    from minigpt.experiments import measuring  # torch, where it is needed first
 
     place = plan.place(run.name, seed)
     given = training_settings(plan, run, seed)
