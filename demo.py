@@ -22,7 +22,7 @@ from data_utils import open_rows, split_row
 from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_json
 from minigpt.inference.engine import open_generator
-from minigpt.inference.sampling import SamplingParams
+from minigpt.inference.params import SamplingParams
 from minigpt.settings.parse import load_settings
 from minigpt.settings.record import Settings
 from minigpt.training.answered import ASKED

@@ -22,7 +22,7 @@ from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_json
 from minigpt.evaluation.asking import ask, clipped, comparisons, ends_of, find_leaks, look, printable
 from minigpt.evaluation.tables import text_table, write_csv
-from minigpt.inference.sampling import SamplingParams
+from minigpt.inference.params import SamplingParams
 from minigpt.metrics import too_few, too_few_notes
 from minigpt.settings.parse import load_settings
 

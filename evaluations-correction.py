@@ -39,7 +39,7 @@ from minigpt.evaluation.curves import draw_curves, runs_of
 from minigpt.evaluation.models import find_models, open_answerer
 from minigpt.evaluation.plots import save_plot
 from minigpt.evaluation.tables import text_table, write_csv
-from minigpt.inference.sampling import SamplingParams
+from minigpt.inference.params import SamplingParams
 from minigpt.metrics import too_few, too_few_notes
 from minigpt.settings.parse import load_settings
 

@@ -17,7 +17,7 @@ from minigpt.common.files import write_json
 from minigpt.evaluation.asking import find_leaks, look, only_one
 from minigpt.evaluation.decoding_sweep import NOTES, save_sweep, sweep, sweep_size, table
 from minigpt.evaluation.tables import text_table, write_csv
-from minigpt.inference.sampling import SamplingParams
+from minigpt.inference.params import SamplingParams
 from minigpt.metrics import too_few_notes
 from minigpt.settings.parse import load_settings
 

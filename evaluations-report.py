@@ -33,7 +33,7 @@ from minigpt.evaluation.report_words import glance
 from minigpt.evaluation.run_log import best_line, overfitting, summary
 from minigpt.evaluation.run_plots import draw_runs
 from minigpt.evaluation.tables import write_csv
-from minigpt.inference.sampling import SamplingParams
+from minigpt.inference.params import SamplingParams
 from minigpt.settings.parse import load_settings
 
 SCRIPT = "evaluations-report.py"

@@ -13,7 +13,7 @@ import threading
 
 from minigpt.common.errors import run_script
 from minigpt.inference.engine import open_generator
-from minigpt.inference.sampling import SamplingParams
+from minigpt.inference.params import SamplingParams
 from minigpt.settings.parse import load_settings
 
 

@@ -9,7 +9,7 @@ from peer_fakes import peer
 from minigpt.common.errors import UserError
 from minigpt.evaluation import models as answerers
 from minigpt.evaluation.models import LocalModel, find_models, is_address, open_answerer
-from minigpt.inference.sampling import SamplingParams
+from minigpt.inference.params import SamplingParams
 from minigpt.settings.record import Settings
 
 PARAMS = SamplingParams(temperature=1.0, top_k=0, max_new_tokens=12, seed=5)

@@ -13,7 +13,7 @@ from minigpt.arena.examples import read_examples
 from minigpt.arena.match import drawn, judge, play, read_questions, sample_questions
 from minigpt.arena.problems import Problem
 from minigpt.arena.runs import POINTS, RunLogs
-from minigpt.inference.sampling import SamplingParams
+from minigpt.inference.params import SamplingParams
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from minigpt.arena.models import Shelf
 from minigpt.arena.peers import Peers
 from minigpt.arena.problems import Problem, printable
 from minigpt.common.errors import UserError
-from minigpt.inference.sampling import SamplingParams
+from minigpt.inference.params import SamplingParams
 from minigpt.openai_client import ApiFailure
 
 

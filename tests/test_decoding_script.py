@@ -8,7 +8,7 @@ from evaluation_fakes import load_script, make_project, run_here
 
 from minigpt.common.errors import UserError
 from minigpt.evaluation.decoding_sweep import VALUES, draw_sweep, plan, save_sweep, sweep, sweep_size, table
-from minigpt.inference.sampling import SamplingParams
+from minigpt.inference.params import SamplingParams
 
 SCRIPT = load_script("evaluations-decoding.py")
 PAIRS = [("甲", "天地玄黄"), ("乙", "宇宙洪荒"), ("丙", "日月")]

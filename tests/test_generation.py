@@ -9,7 +9,7 @@ from tiny import EOT, MARK, PAD, VOCAB, random_ids, tiny_model, tiny_tokenizer
 
 from minigpt.common.errors import UserError
 from minigpt.inference.engine import StopText, TextGenerator, compile_in_background
-from minigpt.inference.sampling import SamplingParams
+from minigpt.inference.params import SamplingParams
 from model import GPTConfig, PromptPass
 
 pytestmark = pytest.mark.numeric

@@ -12,6 +12,7 @@ from minigpt.common.errors import UserError
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.likelihood import likelihood
 from minigpt.inference.model_runner import KINDS, Decoder, should_compile
+from minigpt.inference.params import SamplingParams
 from minigpt.inference.quantize import (
     FEW_LEVELS,
     LEVELS,
@@ -24,7 +25,6 @@ from minigpt.inference.quantize import (
     prepare,
     set_precision,
 )
-from minigpt.inference.sampling import SamplingParams
 from model import GPT, GPTConfig
 
 pytestmark = pytest.mark.numeric

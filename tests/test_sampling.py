@@ -5,7 +5,8 @@ import random
 import pytest
 import torch
 
-from minigpt.inference.sampling import Sampler, SamplingParams, draw, kind_of, sample_tokens
+from minigpt.inference.params import SamplingParams
+from minigpt.inference.sampling import Sampler, draw, kind_of, sample_tokens
 
 pytestmark = pytest.mark.numeric
 

@@ -15,7 +15,7 @@ from tiny import tiny_model, tiny_tokenizer
 
 from minigpt.checkpoint import save_checkpoint
 from minigpt.inference.engine import TextGenerator
-from minigpt.inference.sampling import SamplingParams
+from minigpt.inference.params import SamplingParams
 from minigpt.settings.record import Settings
 
 ANSWER_TOKENS = 40

@@ -10,7 +10,7 @@ from serving_fakes import FakeGenerator
 
 from minigpt.checkpoint import model_names
 from minigpt.common.net import addresses
-from minigpt.inference.sampling import SamplingParams
+from minigpt.inference.params import SamplingParams
 from minigpt.serving import create_app
 from minigpt.serving.errors import ApiError, read_json, to_json
 from minigpt.serving.fields import (

@@ -15,7 +15,7 @@ from minigpt.arena.votes import Battles, Votes
 from minigpt.checkpoint import BEST
 from minigpt.common.files import PROJECT
 from minigpt.inference.engine import open_generator
-from minigpt.inference.sampling import SamplingParams
+from minigpt.inference.params import SamplingParams
 from minigpt.openai_client import Limits, clean_text
 
 EXAMPLES = PROJECT / "examples.csv"

@@ -8,7 +8,7 @@ import gradio as gr
 
 from minigpt.arena.votes import flag
 from minigpt.arena_ui.common import T, explain, reporting, say, session
-from minigpt.inference.sampling import SamplingParams
+from minigpt.inference.params import SamplingParams
 
 SHOWN_TURNS = 20  # of a chat; what is older leaves the page
 

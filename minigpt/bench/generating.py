@@ -24,8 +24,8 @@ from minigpt.common.files import write_json
 from minigpt.device import pick_device, wait_for
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.model_runner import Decoder
+from minigpt.inference.params import SamplingParams
 from minigpt.inference.quantize import PRECISIONS, set_precision
-from minigpt.inference.sampling import SamplingParams
 
 TABLE_IDS = 8192  # of a table of the articles' own, whose every token is whole characters; the output layer is GPT-2's
 SHAPE = ["--n_layer=12", "--n_head=12", "--n_embd=768", "--block_size=512", "--vocab_size=50304", "--batch_tokens=1024"]

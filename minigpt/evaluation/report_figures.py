@@ -17,7 +17,7 @@ from minigpt.evaluation.correction import cases_of, figures, kinds_of
 from minigpt.evaluation.decoding_sweep import sweep, sweep_size
 from minigpt.evaluation.run_log import RunLog
 from minigpt.inference.likelihood import likelihood_of_rows
-from minigpt.inference.sampling import SamplingParams
+from minigpt.inference.params import SamplingParams
 from minigpt.metrics import interval, rouge_l
 from minigpt.settings.parse import FIELDS
 from minigpt.settings.record import Settings

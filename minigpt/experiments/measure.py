@@ -12,7 +12,7 @@ from minigpt.evaluation.prompts import pairs_of_rows
 from minigpt.experiments.build import SETS, questions_of
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.likelihood import likelihood
-from minigpt.inference.sampling import SamplingParams
+from minigpt.inference.params import SamplingParams
 from minigpt.metrics import rouge_l, score_pairs
 from minigpt.training.tracking import LOG, log_lines
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-from minigpt.inference.sampling import SamplingParams
+from minigpt.inference.params import SamplingParams
 from minigpt.serving.errors import ApiError
 from minigpt.serving.schema import check, check_object
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from data_utils import split_row
-from minigpt.inference.sampling import SamplingParams
+from minigpt.inference.params import SamplingParams
 from minigpt.metrics import exact_match
 
 ASKED = 200  # questions: 95% of such samples are within 0.04 of a share of 0.90

@@ -28,7 +28,7 @@ from minigpt.device import (
 )
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.likelihood import likelihood
-from minigpt.inference.sampling import SamplingParams
+from minigpt.inference.params import SamplingParams
 from minigpt.training.compiling import CompiledTrunk
 from minigpt.training.distributed import (
     averaging_loss,
