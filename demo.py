@@ -23,10 +23,10 @@ from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_json
 from minigpt.inference.engine import open_generator
 from minigpt.inference.params import SamplingParams
+from minigpt.run_log import LOG, log_lines
 from minigpt.settings.parse import load_settings
 from minigpt.settings.record import Settings
 from minigpt.training.answered import ASKED
-from minigpt.training.tracking import LOG, log_lines
 
 try:
     import resource

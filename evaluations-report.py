@@ -30,10 +30,10 @@ from minigpt.evaluation.prompts import load_pairs, part_asked
 from minigpt.evaluation.report_figures import shown_path
 from minigpt.evaluation.report_page import page_of
 from minigpt.evaluation.report_words import glance
-from minigpt.evaluation.run_log import best_line, overfitting, summary
 from minigpt.evaluation.run_plots import draw_runs
 from minigpt.evaluation.tables import write_csv
 from minigpt.inference.params import SamplingParams
+from minigpt.run_log import best_line, overfitting, summary
 from minigpt.settings.parse import load_settings
 
 SCRIPT = "evaluations-report.py"

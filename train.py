@@ -30,10 +30,10 @@ from tqdm import tqdm
 from minigpt.checkpoint import BEST, LAST, PREVIOUS
 from minigpt.common.errors import Signals, UserError, run_script
 from minigpt.device import out_of_memory_is_said, peak_flops, show_memory
-from minigpt.evaluation.run_log import RunLog, overfitting
+from minigpt.run_log import LOG, RunLog, overfitting
 from minigpt.settings.parse import load_settings
 from minigpt.training.answered import answered_share
-from minigpt.training.tracking import LOG, Tracker
+from minigpt.training.tracking import Tracker
 from minigpt.training.trainer import Trainer
 
 WARM_STEPS, PACE_STEPS = 5, 20  # steps that are not timed, and then between fittings into max_seconds

@@ -17,8 +17,8 @@ import numpy as np
 from minigpt.common.errors import UserError, run_script
 from minigpt.evaluation.curves import read_curves
 from minigpt.evaluation.plots import save_plot
-from minigpt.evaluation.run_log import RunLog, find_runs, run_names, summary
 from minigpt.evaluation.run_plots import draw_runs
+from minigpt.run_log import RunLog, find_runs, run_names, summary
 from minigpt.settings.parse import load_settings
 
 LIVE_SECONDS = 5.0  # between looks at the log; more where drawing takes long:

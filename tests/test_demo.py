@@ -12,8 +12,8 @@ import pytest
 from conftest import ROOT
 
 import demo
+from minigpt.run_log import LOG
 from minigpt.settings.record import Settings
-from minigpt.training.tracking import LOG
 
 FIGURES = {"exact_match": 0.5, "rouge_l_f": 0.6, "perplexity": 1.5, "bits_per_char": 3.0, "pairs": 400}
 

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from minigpt.run_log import cut_log, log_lines
 from minigpt.settings.record import Settings
-from minigpt.training.tracking import Tracker, cut_log, log_lines
+from minigpt.training.tracking import Tracker
 
 LINE = {"step": 3, "epoch": 0.5, "train_loss": 2.0, "val_loss": None, "lr": 1e-3, "tokens": 90, "seconds": 1.5}
 

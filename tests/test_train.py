@@ -16,7 +16,7 @@ import train
 from data_utils import loss_mask
 from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.errors import UserError
-from minigpt.evaluation.run_log import RunLog, overfitting
+from minigpt.run_log import RunLog, overfitting
 from minigpt.settings.record import Settings
 from minigpt.training import trainer as training
 from minigpt.training.trainer import Trainer

@@ -18,14 +18,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 
 import visualize
+from minigpt import run_log as runs
 from minigpt.common.errors import UserError
 from minigpt.evaluation import plots
-from minigpt.evaluation import run_log as runs
 from minigpt.evaluation.curves import draw_curves
 from minigpt.evaluation.plots import drawable, plot_files, save_plot, style
-from minigpt.evaluation.run_log import (
+from minigpt.evaluation.run_plots import POINTS, draw_runs
+from minigpt.run_log import (
     RunLog,
     best_line,
+    cut_log,
     find_runs,
     gaps,
     overfitting,
@@ -34,9 +36,7 @@ from minigpt.evaluation.run_log import (
     smoothed,
     thinned,
 )
-from minigpt.evaluation.run_plots import POINTS, draw_runs
 from minigpt.settings.parse import load_settings
-from minigpt.training.tracking import cut_log
 
 
 def line(step, train=2.0, val=None, **more):

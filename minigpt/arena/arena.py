@@ -10,7 +10,7 @@ from minigpt.arena.answers import Answer, Running
 from minigpt.arena.examples import read_examples
 from minigpt.arena.models import Shelf
 from minigpt.arena.peers import OURS, Peers
-from minigpt.arena.problems import Problem, printable
+from minigpt.arena.problems import Problem, checked_number
 from minigpt.arena.votes import Battles, Votes
 from minigpt.checkpoint import BEST
 from minigpt.common.files import PROJECT
@@ -164,18 +164,3 @@ class Arena:
 def whole_number(text):
     """The number that a text of digits is; anything else as it came."""
     return int(text) if isinstance(text, str) and text.strip().isascii() and text.strip().isdigit() else text
-
-
-def checked_number(name, value, low, high):
-    """A number from low to high, whole where low is. Raises Problem naming the field."""
-    whole = isinstance(low, int)
-    right = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
-    if not right or (whole and value != int(value)):
-        raise Problem(
-            "bad_whole_number" if whole else "bad_number",
-            field=name,
-            value=printable(str(value), 20),
-            low=low,
-            high=high,
-        )
-    return int(value) if whole else float(value)

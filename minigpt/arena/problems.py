@@ -5,7 +5,7 @@ from minigpt.openai_client import ApiFailure
 
 
 class Problem(UserError):
-    """Something that a person can mend. key: of page/texts.toml; values: what its text is filled with."""
+    """Something that a person can mend. key: of arena_ui/i18n.toml; values: what its text is filled with."""
 
     def __init__(self, key, **values):
         super().__init__(f"{key} {values}" if values else key)
@@ -27,3 +27,18 @@ def in_words(error, say):
 def printable(text, most=80):
     """A name as it is safe to show: no line breaks, no controls (of direction, colour, width), `most` characters."""
     return "".join(c for c in text if c.isprintable()).strip()[:most]
+
+
+def checked_number(name, value, low, high):
+    """A number from low to high, whole where low is. Raises Problem naming the field."""
+    whole = isinstance(low, int)
+    right = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+    if not right or (whole and value != int(value)):
+        raise Problem(
+            "bad_whole_number" if whole else "bad_number",
+            field=name,
+            value=printable(str(value), 20),
+            low=low,
+            high=high,
+        )
+    return int(value) if whole else float(value)

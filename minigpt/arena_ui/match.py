@@ -6,9 +6,8 @@ from pathlib import Path
 import gradio as gr
 import pandas
 
-from minigpt.arena.arena import checked_number
 from minigpt.arena.match import MOST_QUESTIONS, drawn, judge, play, read_questions, sample_questions
-from minigpt.arena.problems import Problem, printable
+from minigpt.arena.problems import Problem, checked_number, printable
 from minigpt.arena.votes import to_csv
 from minigpt.arena_ui.asking import AskingTab, sampling_dict, sampling_fields
 from minigpt.arena_ui.common import AT_ONCE, TABLE, T, explain, first_models, model_dropdown, say, status_line, warning

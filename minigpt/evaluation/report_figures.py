@@ -15,13 +15,12 @@ from minigpt.device import pick_device
 from minigpt.evaluation.asking import ask
 from minigpt.evaluation.correction import cases_of, figures, kinds_of
 from minigpt.evaluation.decoding_sweep import sweep, sweep_size
-from minigpt.evaluation.run_log import RunLog
 from minigpt.inference.likelihood import likelihood_of_rows
 from minigpt.inference.params import SamplingParams
 from minigpt.metrics import interval, rouge_l
+from minigpt.run_log import LOG, RunLog
 from minigpt.settings.parse import FIELDS
 from minigpt.settings.record import Settings
-from minigpt.training.tracking import LOG
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 MOST_ROWS = 2000  # of a part whose perplexity is measured, spread over it

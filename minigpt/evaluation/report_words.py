@@ -1,8 +1,8 @@
 """The sentences that sum a report card up, in Chinese and English; the figures decide which, and what they say."""
 
 from minigpt.evaluation.contamination import RUN_CHARS
-from minigpt.evaluation.run_log import RISE
 from minigpt.metrics import FEWEST_ROWS, too_few
+from minigpt.run_log import RISE
 
 TEXTS = {
     "leaked": (

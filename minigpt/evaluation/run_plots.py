@@ -9,7 +9,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 from minigpt.common.errors import UserError
 from minigpt.evaluation.curves import draw_block
 from minigpt.evaluation.plots import COLOURS, drawable, style
-from minigpt.evaluation.run_log import best_line, fitting_weight, gaps, overfitting, pace, smoothed, thinned
+from minigpt.run_log import best_line, fitting_weight, gaps, overfitting, pace, smoothed, thinned
 
 RAW, TRAIN, VAL, MARK = COLOURS[4], COLOURS[0], COLOURS[1], COLOURS[2]
 POINTS = 2000  # drawn of a curve

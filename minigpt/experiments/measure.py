@@ -14,7 +14,7 @@ from minigpt.inference.engine import TextGenerator
 from minigpt.inference.likelihood import likelihood
 from minigpt.inference.params import SamplingParams
 from minigpt.metrics import rouge_l, score_pairs
-from minigpt.training.tracking import LOG, log_lines
+from minigpt.run_log import LOG, log_lines
 
 VERSION = 1  # another number measures all runs anew
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=48)

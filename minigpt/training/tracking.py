@@ -4,30 +4,11 @@ A line of log.jsonl is {"step", "epoch", "train_loss", "val_loss" (or null), "lr
 Trackers are never needed: one that is not installed, or that fails, is said once and left out.
 """
 
-import contextlib
 import json
 import uuid
 from pathlib import Path
 
-from minigpt.common.files import write_atomic
-
-LOG = "log.jsonl"
-
-
-def log_lines(path):
-    """The whole lines of a log, as dicts; one that a crash or a full disk cut short is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows
-
-
-def cut_log(folder, step):
-    """Take the lines after a step off a run's log: they are about to be written again."""
-    path = Path(folder) / LOG
-    text = "".join(json.dumps(line) + "\n" for line in log_lines(path) if line["step"] <= step)
-    write_atomic(path, lambda file: file.write(text.encode()))
+from minigpt.run_log import LOG
 
 
 class TensorBoard:

@@ -29,6 +29,7 @@ from minigpt.device import (
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.likelihood import likelihood
 from minigpt.inference.params import SamplingParams
+from minigpt.run_log import LOG, cut_log
 from minigpt.training.compiling import CompiledTrunk
 from minigpt.training.distributed import (
     averaging_loss,
@@ -40,7 +41,6 @@ from minigpt.training.distributed import (
     whole,
 )
 from minigpt.training.optim import lr_scale, make_optimizers, set_learning_rate
-from minigpt.training.tracking import LOG, cut_log
 from model import GPT, GPTConfig
 
 SAMPLE = SamplingParams(temperature=0.0, max_new_tokens=40)

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from minigpt.common.errors import UserError
-from minigpt.training.tracking import LOG
+from minigpt.common.files import write_atomic
 
+LOG = "log.jsonl"
 FIELDS = ("step", "epoch", "train_loss", "val_loss", "lr", "tokens", "seconds")
 RISE = 0.02  # share of the best validation loss by which it must have risen for over-fitting
 COMPARED_LINES = 10  # of the log, whose mean training loss is compared
@@ -148,6 +149,19 @@ class RunLog:
         if missing_lines := len(gaps(columns["step"])):
             notes.append(f"{_count(missing_lines, 'gap')} between its lines")
         return [f"{self.path}: {note}" for note in notes]
+
+
+def log_lines(path):
+    """The whole lines of a log, as dicts; one that a crash or a full disk cut short is left out."""
+    lines = Path(path).read_bytes().splitlines() if Path(path).exists() else []
+    return [row for row in map(_parsed, lines) if row]
+
+
+def cut_log(folder, step):
+    """Take the lines after a step off a run's log: they are about to be written again."""
+    path = Path(folder) / LOG
+    text = "".join(json.dumps(line) + "\n" for line in log_lines(path) if line["step"] <= step)
+    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def _stat(file):
