@@ -42,6 +42,7 @@ arena: $(VENV)/ready
 lint: $(VENV)/ready-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports --no-logo
 
 corpus: $(VENV)/ready
 	$(RUN) data/make_sample.py

@@ -1,4 +1,4 @@
-"""answered.py, and fine-tuning that stops once enough of its questions are answered."""
+"""minigpt/training/answered.py, and fine-tuning that stops once enough of its questions are answered."""
 
 import pytest
 import torch

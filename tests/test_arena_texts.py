@@ -9,7 +9,7 @@ from minigpt.arena.problems import Problem, in_words
 from minigpt.arena_ui.i18n import TEXTS, language_of, text, translations
 from minigpt.openai_client import MESSAGES, ApiFailure
 
-FILES = [path for folder in ("arena", "page") for path in (ROOT / folder).glob("*.py")]
+FILES = [path for folder in ("arena", "arena_ui") for path in (ROOT / "minigpt" / folder).glob("*.py")]
 SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in FILES)
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,62 +10,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FLOORS = {
-    "errors": -1,
-    "files": -1,
-    "assignments": -0.5,
-    "streams": -0.5,
-    "sockets": -0.5,
-    "scripts": -0.7,
-    "settings": -0.5,
-    "configurator": 0,
-    "tokenizer": 0,
-    "model": 0,
-    "sampling": 0,
-    "checkpoint": 1,
-    "data_utils": 1,
-    "row_files": 0.5,
-    "cleaning": 0.5,
-    "json_array": 0.3,
-    "readers": 0.5,
-    "parsing": 0.6,
-    "fields": 0.5,
-    "conversations": 0.7,
-    "cutting": 0.7,
-    "corpus": 1,
-    "preparing": 1.5,
-    "downloads": 1.5,
-    "factory": 2,
-    "optim": 1,
-    "compiling": 1.5,
-    "device": 1,
-    "decoding": 1,
-    "quantize": 1.5,
-    "distributed": 1,
-    "tracking": 1,
-    "generation": 2,
-    "metrics": 2,
-    "answered": 2.1,
-    "scores": 0.5,
-    "mistakes": 1,
-    "evaluating": 2.6,
-    "training": 2.5,
-    "api_client": 1,
-    "arena": 2.6,
-    "serving": 2.7,
-    "page": 2.7,
-    "benchmarks": 2.8,
-    "experiments": 2.9,
-}
-SCRIPT_FLOOR = 3
-PACKAGES = ["arena", "benchmarks", "evaluating", "experiments", "factory", "page", "preparing", "serving"]
-FOLDERS = ["data", "sft", *PACKAGES]
-SOURCES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/*.py"))])
-
-
-def module_of(path):
-    """The name under which the rest imports a file: a package's files count as the package."""
-    return path.parent.name if path.parent.name in PACKAGES else path.stem
+CHAPTERS = ("model", "data_utils")  # files of the root that are no scripts: rooms import them
+SCRIPTS = sorted(
+    path
+    for folder in ("", "data", "sft", "experiments")
+    for path in (ROOT / folder).glob("*.py")
+    if path.stem not in CHAPTERS
+)
 
 
 def imports_of(path):
@@ -75,24 +27,49 @@ def imports_of(path):
         yield from (name.split(".")[0] for name in names)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)
-def test_imports_run_downward_only(path):
-    modules = {module_of(p) for p in SOURCES} - {module_of(path)}
-    floor = FLOORS.get(module_of(path), SCRIPT_FLOOR)
-    for name in modules.intersection(imports_of(path)):
-        assert FLOORS.get(name, SCRIPT_FLOOR) < floor, f"{path.name} imports {name}"
+def lint_imports(folder):
+    """The finished `lint-imports` of a folder, by its pyproject.toml."""
+    program = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
+    program = f"import sys; sys.path.insert(0, ''); {program}"
+    return subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, encoding="utf-8")
 
 
-def test_the_http_side_knows_no_torch_and_nothing_else_knows_flask():
-    for path in SOURCES:
-        unknown = {"torch", "model"} if module_of(path) == "serving" else {"flask", "waitress"}
-        assert not unknown & set(imports_of(path)), path.name
+def test_rooms_import_by_the_contracts_of_pyproject():
+    done = lint_imports(ROOT)
+    assert done.returncode == 0, done.stdout
 
 
-def test_the_page_knows_no_torch_and_nothing_else_knows_gradio():
-    for path in SOURCES:
-        unknown = {"torch", "model"} if module_of(path) == "page" else {"gradio", "altair", "uvicorn", "fastapi"}
-        assert not unknown & set(imports_of(path)), path.name
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("corpus/wrong.py", "from minigpt.training import optim"),  # upwards
+        ("serving/wrong.py", "from minigpt.arena_ui import build"),  # to a room of its own level
+        ("serving/wrong.py", "from minigpt.inference import engine"),  # torch, through another module
+        ("arena/wrong.py", "import flask"),
+        ("evaluation/wrong.py", "import train"),
+        ("wrong.py", "import json"),  # a room that no layer names
+    ],
+)
+def test_a_module_put_against_the_rules_fails(tmp_path, module, line):
+    shutil.copytree(ROOT / "minigpt", tmp_path / "minigpt", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "minigpt" / module).write_text(line + "\n", encoding="utf-8")
+    done = lint_imports(tmp_path)
+    assert done.returncode == 1 and "wrong" in done.stdout
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
+def test_no_script_imports_another(path):
+    others = {other.stem for other in SCRIPTS} - {path.stem}
+    assert not others & set(imports_of(path))
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_chapter_imports_the_lower_rooms_only(name):
+    tree = ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"))
+    modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    rooms = {module.split(".")[1] for module in modules if module.startswith("minigpt.")}
+    assert rooms <= {"common", "settings", "tokenizer", "metrics", "corpus"}
 
 
 def test_what_prepares_data_starts_without_torch():

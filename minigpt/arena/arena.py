@@ -9,7 +9,7 @@ from pathlib import Path
 from minigpt.arena.answers import Answer, Running
 from minigpt.arena.examples import read_examples
 from minigpt.arena.models import Shelf
-from minigpt.arena.peers import OURS, Peers
+from minigpt.arena.peers import OURS, SEPARATOR, Peers
 from minigpt.arena.problems import Problem, checked_number
 from minigpt.arena.votes import Battles, Votes
 from minigpt.checkpoint import BEST
@@ -19,7 +19,6 @@ from minigpt.inference.params import SamplingParams
 from minigpt.openai_client import Limits, clean_text
 
 EXAMPLES = PROJECT / "examples.csv"
-SEPARATOR = " @ "  # between a remote model and its peer
 WAIT_FOR_PEERS = 3.5  # seconds, when models are drawn and no peer has been asked yet
 # What a request may set, with its limits; settings limit the rest.
 RANGES = {"temperature": (0.0, 2.0), "top_k": (0, 100_000), "top_p": (0.0, 1.0), "frequency_penalty": (-2.0, 2.0)}

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from minigpt.arena.answers import follow
-from minigpt.arena.arena import SEPARATOR
+from minigpt.arena.peers import SEPARATOR
 from minigpt.arena.problems import Problem
 from minigpt.arena.votes import now, vote_of
 from minigpt.common.files import PROJECT

@@ -1,6 +1,6 @@
 """`data/prepare.py` on a corpus of a gigabyte, beside the rate at which tiktoken alone encodes the same text.
 
-The corpus is the embedded one, varied (`benchmarks.corpora`). tiktoken's rate is that of one process that has the
+The corpus is the embedded one, varied (`minigpt.bench.corpora`). tiktoken's rate is that of one process that has the
 cleaned texts in memory, before and after our runs. Ours begin with starting the script and end with the files in place.
 """
 

@@ -107,7 +107,7 @@ class Tally:
             self.near.close()
 
     def add(self, block, files):
-        """Take the next `preparing.Prepared`."""
+        """Take the next `Prepared`."""
         new = self._new_ones(block)
         self.articles += block.articles
         self.kept += int(new.sum())

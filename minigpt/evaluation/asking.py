@@ -20,7 +20,7 @@ CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 class Entrant:
     """A model before it is asked. What its checkpoint says is known, but it takes no memory yet; a server is there.
 
-    As evaluating/questions.py takes a model: stage, content.
+    As prompts.py takes a model: stage, content.
     """
 
     def __init__(self, name, path):

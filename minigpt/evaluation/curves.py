@@ -145,7 +145,7 @@ def draw_block(block, content, title="", say=print):
 
 
 def draw_curves(content, title="", say=print):
-    """A Figure of the curves, as `draw_block` draws them; `evaluating.plots.save_plot` writes it."""
+    """A Figure of the curves, as `draw_block` draws them; `minigpt.evaluation.plots.save_plot` writes it."""
     runs = runs_of(content)
     columns = min(MOST_COLUMNS, max(1, len(runs)))
     deep = -(-len(runs) // columns) * max(1, len(rows_of(runs)))

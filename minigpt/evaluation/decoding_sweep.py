@@ -53,7 +53,7 @@ def sweep_size(params, names):
 def sweep(model, pairs, params, names, progress=None, resamples=1000, seed=0):
     """[{"setting", "value", "given", "temperature", "rouge_l_f", …}], a row for each value of each setting.
 
-    model: as evaluating/answerers.py has them; pairs: [(prompt, reference)]; names: settings, keys of VALUES;
+    model: as models.py has them; pairs: [(prompt, reference)]; names: settings, keys of VALUES;
     progress(n): n more prompts are done, of sweep_size × len(pairs). "rouge_l_f_low", "rouge_l_f_high" and their
     like are the 95% interval, or None. Raises UserError where nothing was answered.
     """
@@ -86,7 +86,7 @@ def figures(predictions, pairs, resamples, seed):
 
 
 def table(rows):
-    """(names, rows of cells) of a sweep, as evaluating/tables.py takes them."""
+    """(names, rows of cells) of a sweep, as tables.py takes them."""
     cells = []
     for row in rows:
         value = f"{row['value']:g}{'*' if row['given'] else ''}"

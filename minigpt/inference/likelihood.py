@@ -1,4 +1,4 @@
-"""What a model thinks of given text: perplexity, bits per character. (Of what it writes: scores.py.)"""
+"""What a model thinks of given text: perplexity, bits per character. (Of what it writes: minigpt/metrics.py.)"""
 
 import math
 from collections import deque

@@ -1,7 +1,7 @@
-"""Reads the settings of a script, each checked against the typed record in settings.py.
+"""Reads the settings of a script, each checked against the typed record in record.py.
 
 A setting is given, from weakest to strongest, by
-  1. the default in settings.py,
+  1. the default in record.py,
   2. a file of plain assignments:       python train.py config/train_config.py
   3. a flag on the command line:        python train.py --batch_size=8 --compile=off
 

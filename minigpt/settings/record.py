@@ -1,4 +1,4 @@
-"""Every setting: its default, its unit and what it means, in one place. How they are given: configurator.py."""
+"""Every setting: its default, its unit and what it means, in one place. How they are given: parse.py."""
 
 from dataclasses import asdict, dataclass, fields
 

@@ -1,4 +1,4 @@
-"""The scripts that have settings, and what a setting is made of. The settings themselves: settings.py."""
+"""The scripts that have settings, and what a setting is made of. The settings themselves: record.py."""
 
 from dataclasses import field
 
