@@ -47,7 +47,7 @@ def at_home(text):
 
 
 class Card:
-    """What is known of a checkpoint so far; `found` is what minigpt/evaluation/report_page.py takes, and what goes into the JSON."""
+    """What is known of a checkpoint so far; `found` goes into the JSON and to report_page.py."""
 
     def __init__(self, entrant, settings):
         self.entrant, self.settings, self.found = entrant, settings, {"missing": [], "plots": {}, "perplexity": []}

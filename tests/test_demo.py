@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from corpora import ROOT
 
 import demo
 from minigpt.run_log import LOG

@@ -1,179 +1,338 @@
-"""Figures against figures worked out by hand or by plain loops."""
+"""Scores of texts against figures worked out by hand, by plain loops, and by the measures' own programs."""
 
 import math
+import random
+import re
 
 import numpy as np
 import pytest
-import torch
-from tiny import EOT, MARK, PAD, padded_rows, random_ids, tiny_meta, tiny_model, tiny_tokenizer
+from rouge_chinese import Rouge
 
-from minigpt.common.errors import UserError
-from minigpt.inference.likelihood import Likelihood, likelihood, likelihood_of_rows
-from minigpt.tokenizer import load_tokenizer
-
-pytestmark = pytest.mark.numeric
-
-
-def plain_likelihood(model, lists, first_target):
-    """(nats, tokens, nats without EOT) of lists of ids, each alone; `first_target(ids)`: where its loss begins."""
-    nats, tokens, text_nats = 0.0, 0, 0.0
-    for ids in lists:
-        log_probs = model(torch.tensor([ids[:-1]]))[0].double().log_softmax(dim=-1)
-        for t in range(first_target(ids), len(ids)):
-            nat = -log_probs[t - 1, ids[t]].item()
-            nats, tokens, text_nats = nats + nat, tokens + 1, text_nats + nat * (ids[t] != EOT)
-    return nats, tokens, text_nats
-
-
-def first_target_of(stage):
-    return lambda ids: ids.index(MARK) + 1 if stage == "sft" else 1
-
-
-def lists_of(stage):
-    """Texts of unlike length, with EOT; questions and answers in stage sft."""
-    lists = [random_ids(n, below=200, seed=n).tolist() for n in (5, 31, 12, 2, 20, 20, 8)]
-    if stage == "sft":
-        lists = [[*ids[: len(ids) // 2], MARK, *ids[len(ids) // 2 + 1 :]] for ids in lists]
-    return [[*ids, EOT] for ids in lists]
+from minigpt import metrics as scores
+from minigpt.metrics import (
+    FEWEST_ROWS,
+    char_f1,
+    compare,
+    cut_words,
+    distinct,
+    exact_match,
+    interval,
+    means,
+    numbers,
+    numbers_right,
+    repetition,
+    rouge_l,
+    score_each,
+    score_pair,
+    score_pairs,
+    too_few,
+    too_few_notes,
+)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 64, 0])
-@pytest.mark.parametrize("stage", ["pretrain", "sft"])
-@torch.inference_mode()
-def test_likelihood_equals_a_plain_loop_at_any_batch_size(stage, batch_size):
-    model, lists, done = tiny_model(), lists_of(stage), []
-    expected = plain_likelihood(model, lists, first_target_of(stage))
-    rows = padded_rows(lists, 32)
-    figures = likelihood(model, rows, tiny_meta(stage), batch_size, tiny_tokenizer(), progress=done.append)
-    assert (figures.nats, figures.tokens, figures.text_nats) == pytest.approx(expected, rel=1e-5)
-    assert figures.loss == pytest.approx(expected[0] / expected[1], rel=1e-5)
-    assert figures.perplexity == pytest.approx(math.exp(expected[0] / expected[1]), rel=1e-4)
-    assert sum(done) == len(lists)
-    one_by_one = likelihood(model, rows, tiny_meta(stage), 1, tiny_tokenizer())
-    assert figures.characters == one_by_one.characters > 0
+def test_the_reports_pair_has_three_times_the_same_figure():
+    assert rouge_l("羊侃的字是公祖。", "羊侃的字是祖忻。") == (0.875, 0.875, 0.875)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 64, 0])
-@pytest.mark.parametrize("stage", ["pretrain", "sft"])
-def test_each_row_has_its_own_figures_in_the_order_of_the_rows(stage, batch_size):
-    model, lists = tiny_model(), lists_of(stage)
-    found = likelihood_of_rows(model, padded_rows(lists, 32), tiny_meta(stage), batch_size, tiny_tokenizer())
-    for i, ids in enumerate(lists):
-        with torch.no_grad():
-            expected = plain_likelihood(model, [ids], first_target_of(stage))
-        assert (found.nats[i], found.tokens[i], found.text_nats[i]) == pytest.approx(expected, rel=1e-5)
-        alone = likelihood(model, padded_rows([ids], 32), tiny_meta(stage), 1, tiny_tokenizer())
-        assert found.characters[i] == alone.characters
-    assert found.total().nats == pytest.approx(found.nats.sum())
+def plain_lcs(a, b):
+    """Length of the longest common subsequence, a row of the table at a time."""
+    row = [0] * (len(b) + 1)
+    for x in a:
+        left_above = 0
+        for j, y in enumerate(b, start=1):
+            left_above, row[j] = row[j], left_above + 1 if x == y else max(row[j], row[j - 1])
+    return row[-1]
 
 
-def test_processes_that_share_a_measurement_have_every_row_once():
-    model, rows, meta = tiny_model(), padded_rows(lists_of("pretrain"), 32), tiny_meta("pretrain")
-    whole = likelihood_of_rows(model, rows, meta, 3)
-    parts = [likelihood_of_rows(model, rows, meta, 3, rank=rank, count=4) for rank in range(4)]
-    assert sum(part.nats for part in parts) == pytest.approx(whole.nats, rel=1e-5)
-    assert (sum(part.tokens for part in parts) == whole.tokens).all()
+def random_pairs(alphabet, count=60, longest=25, seed=0):
+    rng = random.Random(seed)
+    return [["".join(rng.choices(alphabet, k=rng.randint(1, longest))) for _ in range(2)] for _ in range(count)]
 
 
-def short_of_memory(most, kind=torch.OutOfMemoryError):
-    """A tiny model that runs out of memory over more than so many tokens, and the sizes that it was given."""
-    model, sizes = tiny_model(), []
-    plain = model.token_losses
-
-    def token_losses(x, y, mask):
-        sizes.append(tuple(x.shape))
-        if x.numel() > most:
-            raise kind("out of memory")
-        return plain(x, y, mask)
-
-    model.token_losses = token_losses
-    return model, sizes
+@pytest.mark.parametrize("alphabet", ["天地", "天地玄黄宇宙", "天地。！？”’“….?,ab1"])
+def test_rouge_l_is_the_longest_common_subsequence_of_characters(alphabet):
+    for prediction, reference in random_pairs(alphabet):
+        common = plain_lcs(prediction, reference)
+        expected = (common / len(reference), common / len(prediction), 2 * common / len(prediction + reference))
+        assert rouge_l(prediction, reference) == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, MemoryError, RuntimeError])
-def test_a_batch_size_found_by_itself_halves_where_memory_runs_out_and_goes_on(kind):
-    lists, done = lists_of("pretrain") * 4, []
-    rows, meta = padded_rows(lists, 32), tiny_meta("pretrain")
-    model, sizes = short_of_memory(150, kind)
-    found = likelihood_of_rows(model, rows, meta, 0, tiny_tokenizer(), progress=done.append)
-    whole = likelihood_of_rows(tiny_model(), rows, meta, 4, tiny_tokenizer())
-    assert found.nats == pytest.approx(whole.nats, rel=1e-5)
-    assert (found.characters == whole.characters).all()
-    refused = [shape for shape in sizes if shape[0] * shape[1] > 150]
-    assert [rows for rows, _ in refused] == [28, 14, 7] and sizes[: len(refused)] == refused
-    assert sum(rows for rows, _ in sizes[len(refused) :]) == sum(done) == 28  # no row is measured twice
+def theirs(prediction, reference):
+    """Rouge-L of rouge-chinese over characters, which it wants parted by spaces: (recall, precision, F)."""
+    texts = [" ".join("".join(text.split())) for text in (prediction, reference)]
+    found = Rouge(metrics=["rouge-l"]).get_scores(*texts)[0]["rouge-l"]
+    return found["r"], found["p"], found["f"]
 
 
-def test_memory_that_is_short_for_one_row_or_for_the_size_asked_for_is_said():
-    rows, meta = padded_rows(lists_of("pretrain"), 32), tiny_meta("pretrain")
-    with pytest.raises(UserError, match="out of memory"):
-        likelihood_of_rows(short_of_memory(16)[0], rows, meta, 0)
-    with pytest.raises(UserError, match="batch_size"):
-        likelihood_of_rows(short_of_memory(150)[0], rows, meta, 7)
+TRICKY = [
+    ("羊侃的字是公祖。", "羊侃的字是祖忻。"),
+    ("天天天天", "天"),
+    ("天地天地天地", "地天地天"),
+    (" 天 地\n玄", "天地\u3000玄"),
+    ("他说：“好。”她走了。", "他说：“好！”她走了。"),
+    ("……", "…"),
+    ("1,234.5米", "1234.5 米"),
+    ("😀𠮷", "𠮷😀"),
+    ("a b", "ab"),
+]
 
 
-def test_an_error_that_is_not_of_memory_stays_what_it_is():
-    model, rows = tiny_model(), padded_rows(lists_of("pretrain"), 32)
-    model.token_losses = lambda *batch: 1 / 0
-    with pytest.raises(ZeroDivisionError):
-        likelihood_of_rows(model, rows, tiny_meta("pretrain"), 0)
+@pytest.mark.parametrize("pair", TRICKY, ids=range(len(TRICKY)))
+def test_rouge_l_is_rouge_chineses_on_tricky_texts(pair):
+    assert rouge_l(*pair) == pytest.approx(theirs(*pair), abs=2e-8)  # theirs adds 1e-8 to the divisor of F
 
 
-@torch.inference_mode()
-def test_likelihood_without_eot_as_a_target_leaves_it_out():
-    model, rows = tiny_model(), padded_rows(lists_of("pretrain"), 32)
-    whole = likelihood(model, rows, tiny_meta("pretrain"), 4)
-    without = likelihood(model, rows, tiny_meta("pretrain"), 4, train_on_eot=False)
-    assert without.tokens == whole.tokens - len(rows)
-    assert without.nats == pytest.approx(whole.text_nats, rel=1e-5)
+@pytest.mark.parametrize("alphabet", ["天地", "天地玄黄。！？", "天地玄黄宇宙洪荒a1 \n"])
+def test_rouge_l_is_rouge_chineses_on_random_texts(alphabet):
+    for prediction, reference in random_pairs(alphabet):
+        if prediction.strip() and reference.strip():
+            assert rouge_l(prediction, reference) == pytest.approx(theirs(prediction, reference), abs=2e-8)
 
 
-def test_a_model_that_knows_nothing_has_the_vocabularys_size_as_perplexity():
-    model = tiny_model()
-    torch.nn.init.zeros_(model.lm_head.weight)  # every id is as likely as another
-    text = "河a的b桥c"  # 1 + 1 + 1 + 1 + 3 + 1 tokens, of which the first has no loss
-    rows = padded_rows([[*tiny_tokenizer().encode(text), EOT]], 32)
-    figures = likelihood(model, rows, tiny_meta("pretrain"), 1, tiny_tokenizer())
-    assert figures.perplexity == pytest.approx(320, rel=1e-4)
-    assert (figures.tokens, figures.characters) == (8, 5)
-    assert figures.bits_per_char == pytest.approx(7 * math.log2(320) / 5, rel=1e-4)
+def test_an_empty_text_scores_zero_where_rouge_chinese_raises():
+    for pair in (("", "天"), ("天", ""), ("", ""), (" \n", "天")):
+        assert rouge_l(*pair) == (0.0, 0.0, 0.0)
+        with pytest.raises(ValueError, match="at least 1 sentence"):
+            theirs(*pair)
+    assert rouge_l("地", "天") == (0.0, 0.0, 0.0) == pytest.approx(theirs("地", "天"))
 
 
-def test_bits_per_char_is_nats_of_text_over_ln2_and_characters():
-    figures = Likelihood(nats=99.0, tokens=3, text_nats=10 * math.log(2), characters=4)
-    assert figures.bits_per_char == pytest.approx(2.5)
+def test_rouge_l_names_recall_and_precision_rightly():
+    assert rouge_l("天地玄黄", "天地") == pytest.approx((1.0, 0.5, 2 / 3))
+    assert rouge_l("天地。", "地。天地玄。") == pytest.approx((0.5, 1.0, 2 / 3))
 
 
-TEXTS = {
-    "rare characters, each of several tokens": ("魑魅魍魉。", 5),
-    "emoji and characters beyond the basic plane": ("😀𠮷氏。👍🏽", 6),
-    "a first character of one token, which has no loss": ("A魑魅", 2),
-    "Latin letters": ("hello 世界", 3),
-    "one token alone": ("A", 0),
+def test_rouge_l_over_words_counts_words():
+    assert cut_words("我们 在北京大学") == ["我们", "在", "北京大学"]
+    assert rouge_l("我们在北京大学", "他们在北京大学", words=True) == pytest.approx((2 / 3, 2 / 3, 2 / 3))
+    assert rouge_l("我们在北京大学", "他们在北京大学") == pytest.approx((6 / 7, 6 / 7, 6 / 7))
+
+
+def test_exact_match_ignores_space_around_and_nothing_else():
+    assert exact_match(" 东河。\n", "东河。")
+    for other in ("东河", "东 河。", "东河。。", "", "東河。"):
+        assert not exact_match(other, "东河。")
+
+
+# CMRC 2018's F1, by its published script but for NLTK, whose place words and single signs take.
+CMRC_SIGNS = ["-", ":", "_", "*", "^", "/", "\\", "~", "`", "+", "=", "，", "。", "：", "？", "！", "“", "”", "；", "’"]
+CMRC_SIGNS += ["《", "》", "……", "·", "、", "「", "」", "（", "）", "－", "～", "『", "』"]  # no character is "……"
+
+
+def cmrc_segments(text):
+    found, other = [], ""
+    for char in text.lower().strip():
+        if char in CMRC_SIGNS:
+            continue
+        if "\u4e00" <= char <= "\u9fa5":
+            found, other = [*found, *re.findall(r"[a-z0-9]+|[^a-z0-9\s]", other), char], ""
+        else:
+            other += char
+    return found + re.findall(r"[a-z0-9]+|[^a-z0-9\s]", other)
+
+
+def cmrc_f1(prediction, reference):
+    a, b = cmrc_segments(prediction), cmrc_segments(reference)
+    runs = ((i, j, n) for i in range(len(a)) for j in range(len(b)) for n in range(1, min(len(a) - i, len(b) - j) + 1))
+    longest = max((n for i, j, n in runs if a[i : i + n] == b[j : j + n]), default=0)
+    if not longest:
+        return 0.0
+    precision, recall = longest / len(a), longest / len(b)
+    return 2 * precision * recall / (precision + recall)
+
+
+CMRC = {
+    "a stretch in the middle": (("天地玄黄", "日地玄月"), 2 / 4),
+    "the stretch and not the subsequence": (("天月地日玄", "天地玄"), 2 * 1 / 8),
+    "punctuation is left out": (("《天地》，玄。", "天地玄"), 1.0),
+    "a Latin word is one": (("卫星Triton。", "卫星triton"), 1.0),
+    "part of a Latin word is nothing": (("Triton", "Trito"), 0.0),
+    "a year is one": (("1801年", "1802年"), 2 * 1 / 4),
+    "an ellipsis is a sign like others": (("天…地", "天地"), 2 * 1 / 5),
+    "nothing": (("", "天"), 0.0),
+    "only punctuation": (("，。", "。"), 0.0),
 }
 
 
-@pytest.mark.parametrize("name", TEXTS)
-def test_characters_are_counted_where_gpt2s_tokens_are_parts_of_them(name):
-    text, expected = TEXTS[name]
-    gpt2 = load_tokenizer()
-    special, ids = gpt2.special_ids(), gpt2.encode(text)
-    model = tiny_model(vocab_size=50304)
-
-    def characters(stage, rows):
-        rows = np.array([[*r, *[gpt2.pad_id] * (32 - len(r))] for r in rows], dtype=np.uint16)
-        return likelihood(model, rows, {"stage": stage, "special_ids": special}, 2, gpt2).characters
-
-    row = [*ids, gpt2.eot_id]
-    assert characters("pretrain", [row]) == expected
-    assert characters("pretrain", [row, [*gpt2.encode("魑。"), gpt2.eot_id]]) == expected + 2
-    assert characters("sft", [[*gpt2.encode("谁？"), gpt2.answer_id, *row]]) == len(text)  # an answer's all count
+@pytest.mark.parametrize("case", CMRC)
+def test_character_f1_of_cases_worked_out_by_hand(case):
+    pair, expected = CMRC[case]
+    assert char_f1(*pair) == pytest.approx(expected)
+    assert cmrc_f1(*pair) == pytest.approx(expected)
 
 
-def test_padding_and_row_order_leave_the_figures_as_they_are():
-    model, lists = tiny_model(), lists_of("pretrain")
-    narrow = likelihood(model, padded_rows(lists, 32), tiny_meta("pretrain"), 2, tiny_tokenizer())
-    reverse = likelihood(model, padded_rows(lists[::-1], 33), tiny_meta("pretrain"), 5, tiny_tokenizer())
-    assert (narrow.tokens, narrow.characters) == (reverse.tokens, reverse.characters)
-    assert narrow.nats == pytest.approx(reverse.nats, rel=1e-5)
-    assert (padded_rows(lists, 32) == PAD).any()
+@pytest.mark.parametrize("alphabet", ["天地", "天地玄黄，。", "天地ab1 ，。…!’‘（"])
+def test_character_f1_is_cmrc_2018s(alphabet):
+    for pair in random_pairs(alphabet, longest=14):
+        assert char_f1(*pair) == pytest.approx(cmrc_f1(*pair)), pair
+
+
+NUMBERS = {
+    "公元1801年1月2日": {"1801", "1", "2"},
+    "１８０１年，长３．５米": {"1801", "3.5"},
+    "有1,234,567人和12,345人": {"1234567", "12345"},
+    "1998,2002和1,23": {"1998", "2002", "1", "23"},
+    "分别是100，200，300": {"100", "200", "300"},  # a Chinese comma parts them
+    "3.14和0.5": {"3.14", "0.5"},
+    "2020年01月05日08时": {"2020", "1", "5", "8"},  # a date is the same with the zero
+    "区号010，邮编010000": {"010", "010000"},  # a code is not
+    "010月": {"010"},
+    "0": {"0"},
+    "一百二十三、十": set(),
+    "面积5㎡，第①章，x²": {"5"},
+    "H2O与T34": {"2", "34"},
+    "": set(),
+}
+
+
+@pytest.mark.parametrize("text", NUMBERS)
+def test_numbers_of_a_text(text):
+    assert numbers(text) == NUMBERS[text]
+
+
+def test_numbers_are_right_where_all_are_told_and_no_other():
+    assert numbers_right("它发现于1801年。", "谷神星发现于１８０１年。") is True
+    assert numbers_right("桥有1234座", "1,234座") is True
+    assert numbers_right("电话区号是10。", "电话区号是010。") is False
+    assert numbers_right("1801年1月", "1801年") is False
+    assert numbers_right("", "1801年") is False
+    assert numbers_right("1801年", "一八〇一年") is None
+
+
+def test_repetition_by_hand():
+    assert repetition("天地玄黄天地玄黄") == pytest.approx(1 / 5)  # of five 4-grams, the last stood there before
+    assert repetition("天天天天天天") == pytest.approx(2 / 3)
+    assert repetition("天地玄黄") == repetition("天地") == repetition("") == 0.0
+    assert repetition("天 地天地", n=2) == pytest.approx(1 / 3)
+
+
+def test_distinct_by_hand():
+    assert distinct(["天地天地", "天地"], 2) == pytest.approx(2 / 4)
+    assert distinct(["天地", "地天"], 1) == pytest.approx(2 / 4)
+    assert distinct(["天"], 2) == distinct([], 2) == 0.0
+
+
+def test_scores_are_means_over_the_pairs():
+    found = score_pairs(["天地", "天地玄黄", "宇"], ["天地", "天地", "天"])
+    expected = {"rouge_l_recall": 2 / 3, "rouge_l_precision": 0.5, "rouge_l_f": 5 / 9, "exact_match": 1 / 3}
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert (found["pairs"], found["pairs_with_numbers"], found["numbers"]) == (3, 0, None)
+
+
+def test_a_missing_prediction_is_in_no_mean():
+    each = score_each(["1年", None, "天"], ["1年", "2年", "地"], words=True)
+    assert all(math.isnan(values[1]) for values in each.values())
+    found = means(each)
+    assert (found["pairs"], found["exact_match"], found["numbers"], found["pairs_with_numbers"]) == (2, 0.5, 1.0, 1)
+    assert found["rouge_l_words_recall"] == 0.5
+
+
+def test_a_long_answer_is_scored_as_a_short_one():
+    rng = random.Random(0)
+    reference = "".join(rng.sample([chr(0x4E00 + i) for i in range(800)], k=300))
+    for answer in (reference * 100, "天" * 15_000 + reference + "地" * 14_700):  # plain tables take ten seconds
+        found = score_pair(answer, reference)
+        assert (found["rouge_l_recall"], found["rouge_l_precision"]) == pytest.approx((1.0, 0.01))
+        assert found["char_f1"] == found["rouge_l_f"] == pytest.approx(2 / 101)
+
+
+# How sure a figure is
+
+
+def test_the_interval_of_a_mean_is_the_normal_one_on_a_large_sample():
+    rows = np.random.default_rng(1).normal(0.6, 0.2, 4000)
+    low, high = interval(rows, resamples=2000)
+    half = 1.96 * rows.std() / math.sqrt(len(rows))
+    assert (low, high) == pytest.approx((rows.mean() - half, rows.mean() + half), abs=0.1 * half)
+
+
+def test_the_interval_of_a_share_is_the_binomial_one():
+    low, high = interval([1.0] * 300 + [0.0] * 700, resamples=2000)
+    half = 1.96 * math.sqrt(0.3 * 0.7 / 1000)
+    assert (low, high) == pytest.approx((0.3 - half, 0.3 + half), abs=0.1 * half)
+
+
+def test_the_interval_of_a_ratio_is_of_sums():
+    rng = np.random.default_rng(2)
+    tokens = rng.integers(1, 100, 3000).astype(float)
+    nats = 2.5 * tokens + rng.normal(0, 5, 3000)
+    ratio = nats.sum() / tokens.sum()
+    half = 1.96 * (nats - ratio * tokens).std() / tokens.mean() / math.sqrt(3000)  # by the delta method
+    assert interval(nats, tokens, resamples=2000) == pytest.approx((ratio - half, ratio + half), abs=0.1 * half)
+
+
+MANY = FEWEST_ROWS  # just enough rows
+
+
+def test_intervals_of_little_are_what_they_can_be():
+    assert interval([0.25] * MANY) == (0.25, 0.25)
+    assert interval([]) is interval([math.nan]) is interval([0.5] * MANY, resamples=0) is None
+    assert interval([0.1, math.nan, 0.7, math.nan] * MANY) == interval([0.1, 0.7] * MANY)
+    below = [0.0, *[4.0] * (MANY - 1)]
+    low, high = interval([1.0, *[2.0] * (MANY - 1)], below, resamples=4000)
+    assert low == 0.5 < high < 0.75  # the row with nothing below the line only adds
+    assert interval([0.1, 0.9, 0.4] * MANY, seed=3) == interval([0.1, 0.9, 0.4] * MANY, seed=3)
+
+
+def test_a_few_rows_have_no_interval_and_no_comparison_and_it_is_said_why():
+    few = [0.1, 0.9] * MANY
+    assert interval(few[: MANY - 1]) is None and interval(few[:MANY])
+    assert interval([*few[: MANY - 1], math.nan]) is None  # nan is no row
+    found = compare([1.0] * (MANY - 1), [0.5] * (MANY - 1))
+    assert found == {"difference": 0.5, "low": None, "high": None, "a_better": None, "rows": MANY - 1}
+    assert too_few(MANY) == "" and too_few(1) == "too few rows (1) for an interval; give at least 20"
+    notes = too_few_notes({"a": 3, "b": MANY, "c": 3, "d": 0})
+    assert notes == [f"note: a, c: {too_few(3)}"]  # of no rows there is no figure either
+
+
+def test_one_is_better_by_hand():
+    always = compare([1.0, 0.9, 0.8] * MANY, [0.5, 0.4, 0.3] * MANY)
+    assert always == pytest.approx({"difference": 0.5, "low": 0.5, "high": 0.5, "a_better": 1.0, "rows": 3 * MANY})
+    same = compare([0.3, 0.7] * MANY, [0.3, 0.7] * MANY)
+    assert same == {"difference": 0.0, "low": 0.0, "high": 0.0, "a_better": 0.5, "rows": 2 * MANY}
+    assert compare([], []) is compare([math.nan], [1.0]) is None
+    assert compare([1.0, math.nan, 1.0], [0.0, 1.0, math.nan])["rows"] == 1
+    with pytest.raises(ValueError, match="shapes"):
+        compare([1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+def test_of_as_many_rows_each_way_each_is_better_in_half_of_the_resamples_ties_being_halves():
+    found = compare([1.0, 0.0] * (MANY // 2), [0.0, 1.0] * (MANY // 2), resamples=4000)
+    assert found["difference"] == 0.0 and found["low"] == pytest.approx(-found["high"], abs=0.11)
+    assert found["a_better"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_comparison_is_the_other_way_round_turned_over():
+    rng = np.random.default_rng(5)
+    a, b = rng.random(200), rng.random(200)
+    ab, ba = compare(a, b, seed=7), compare(b, a, seed=7)
+    assert ab["a_better"] == pytest.approx(1 - ba["a_better"])
+    assert (ab["difference"], ab["low"], ab["high"]) == pytest.approx((-ba["difference"], -ba["high"], -ba["low"]))
+
+
+def test_a_comparison_is_paired():
+    rng = np.random.default_rng(6)
+    hard = rng.random(300)  # rows differ far more than models do
+    found = compare(hard + 0.01, hard + rng.normal(0, 0.01, 300))
+    assert found["a_better"] > 0.999 and found["high"] - found["low"] < 0.005
+
+
+def test_many_rows_are_drawn_a_part_at_a_time_and_the_same(monkeypatch):
+    rows = np.random.default_rng(0).random(1000)
+    whole, drawn = interval(rows, resamples=100, seed=1), []
+    monkeypatch.setattr(scores, "RESAMPLES_AT_ONCE", 3000)
+
+    class Watched:
+        """As numpy's generator; notes how many numbers are drawn together."""
+
+        def __init__(self, seed):
+            self.rng = original(seed)
+
+        def integers(self, n, size):
+            drawn.append(size)
+            return self.rng.integers(n, size=size)
+
+    original = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", Watched)
+    assert interval(rows, resamples=100, seed=1) == whole
+    assert {size[0] for size in drawn} == {1, 3} and sum(size[0] for size in drawn) == 100

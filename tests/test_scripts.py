@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, made_up_articles, made_up_questions, write_jsonl
+from corpora import ROOT, made_up_articles, made_up_questions, write_jsonl
 
 MODEL = ["--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=64", "--warmup_iters=2", "--dtype=float32"]
 TRAIN = ["train.py", "config.py", *MODEL, "--batch_size=8", "--eval_interval=10"]

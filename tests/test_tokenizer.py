@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, byte_tokenizer, made_up_articles, write_jsonl
+from corpora import ROOT, byte_tokenizer, made_up_articles, write_jsonl
 
 from minigpt.common.errors import UserError
 from minigpt.tokenizer import GPT2_PATH, GPT2_PATTERN, StreamDecoder, load_tokenizer, parse_table, table_bytes

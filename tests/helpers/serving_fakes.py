@@ -1,0 +1,215 @@
+"""The server over a generator without a model, and what its tests need: run as a script it is that server.
+
+The fake answers a prompt with the prompt's own characters, one a token, round and round, until max_new_tokens. A
+prompt may order otherwise: "slow" waits 50 ms before each token, "slowly" 300, "never" makes none, "fail" breaks after
+two, and "full stop" ends by itself. (`obeys=False`: never.)
+"""
+
+import http.client
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from minigpt.common.streams import TextStream
+
+
+class FakeStream(TextStream):
+    """As generation.Stream, of the characters of its prompt."""
+
+    def __init__(self, prompt, params, obeys=True, block_size=512):
+        self.text = prompt if isinstance(prompt, str) else "".join(map(chr, prompt))
+        super().__init__(max(1, len(self.text)))
+        self.orders = self.text if obeys else ""
+        self.params, self.cancelled, self.prompt_cut = params, False, self.prompt_tokens > block_size
+
+    def cancel(self):
+        self.cancelled = True
+
+    def step(self):
+        """Make one token; returns whether the stream is done."""
+        if self.cancelled:
+            return self.ended("cancelled")
+        if "never" in self.orders:
+            return False
+        if "fail" in self.orders and self.completion_tokens == 2:
+            return self.ended("error", RuntimeError("as ordered"))
+        if "full stop" in self.orders and self.completion_tokens == len(self.text):
+            return self.ended("stop")
+        self.first_token = self.first_token or time.perf_counter()
+        self.put(self.text[self.completion_tokens % len(self.text)] if self.text else "。")
+        self.completion_tokens += 1
+        return self.completion_tokens >= self.params.max_new_tokens and self.ended("length")
+
+    def ended(self, *how):
+        self.finish(*how)
+        return True
+
+
+class FakeGenerator:
+    """As generation.TextGenerator, in a thread that makes a token for each running stream in turn."""
+
+    def __init__(self, stage="sft", max_batch=32, obeys=True):
+        self.stage, self.max_batch, self.obeys, self.about = stage, max_batch, obeys, "a fake"
+        self.tokenizer = SimpleNamespace(n_vocab=1000)
+        self.model = SimpleNamespace(config=SimpleNamespace(block_size=512))
+        self.rows, self.queue, self.seen = [], [], []
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def prompt_ids(self, prompt):
+        text = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+        return [ord(c) for c in text]
+
+    def submit(self, prompt, params):
+        stream = FakeStream(prompt, params, self.obeys)
+        self.seen.append(params)
+        self.queue.append(stream)
+        return stream
+
+    running = property(lambda self: len(self.rows))
+    waiting = property(lambda self: len(self.queue))
+
+    def close(self, grace=0.0):
+        for stream in [*self.queue, *self.rows]:
+            stream.cancel()
+
+    def _run(self):
+        while True:
+            while self.queue and len(self.rows) < self.max_batch:
+                self.rows.append(self.queue.pop(0))
+            orders = "".join(stream.orders for stream in self.rows)
+            time.sleep(0.3 if "slowly" in orders else 0.05 if "slow" in orders else 0.0005)
+            self.rows = [stream for stream in self.rows if not stream.step()]
+
+
+class Server:
+    """A running server: its process, port and first lines. key: sent with every request, "": none."""
+
+    def __init__(self, process, key):
+        self.process, self.lines, self.key = process, [], key
+        while "stops" not in (line := process.stdout.readline()):
+            assert line, "".join(self.lines)
+            self.lines.append(line)
+        self.port = int(re.search(r"http://127\.0\.0\.1:(\d+)", "".join(self.lines))[1])
+        # What it goes on to write is read, since a full pipe would hold it up.
+        self._later, self._reader = [], threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def _read(self):
+        self._later.extend(self.process.stdout)
+
+    def ended(self, seconds=60):
+        """(exit code, what it wrote since it started to serve) of a process that ends within so many seconds."""
+        self.process.wait(seconds)
+        self._reader.join(seconds)
+        return self.process.returncode, "".join(self._later)
+
+    @property
+    def authorization(self):
+        """The header's value, None without a key. Its bytes go through http.client as latin-1."""
+        return f"Bearer {self.key}".encode().decode("latin-1") if self.key else None
+
+    def ask(self, method, path, body=None, headers=None, timeout=30):
+        """(status, headers, bytes); a body that is no bytes goes as JSON."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", "Authorization": self.authorization, **(headers or {})}
+        try:
+            connection.request(method, path, body, {k: v for k, v in headers.items() if v is not None})
+            response = connection.getresponse()
+            return response.status, response.headers, response.read()
+        finally:
+            connection.close()
+
+    def post(self, path, timeout=30, **fields):
+        """(status, parsed JSON) of a posted JSON."""
+        status, _, body = self.ask("POST", path, fields, timeout=timeout)
+        return status, json.loads(body)
+
+    def open(self, path, **fields):
+        """A socket that has sent a request and read nothing."""
+        body = json.dumps(fields).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
+        head += "Content-Type: application/json\r\n"
+        head += f"Authorization: {self.authorization}\r\n" if self.key else ""
+        return self.send(head.encode() + b"\r\n" + body)
+
+    def send(self, data):
+        """A socket that has sent raw bytes."""
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        sock.sendall(data)
+        return sock
+
+    def health(self):
+        return json.loads(self.ask("GET", "/health")[2])
+
+    def wait_until(self, seconds=5, **health):
+        """Wait until /health says so; returns the seconds that it took."""
+        started = time.monotonic()
+        while any(self.health()[key] != value for key, value in health.items()):
+            assert time.monotonic() - started < seconds, f"{self.health()}, not {health}"
+            time.sleep(0.02)
+        return time.monotonic() - started
+
+    def memory(self):
+        """Bytes that the process has in memory (Linux only)."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
+        return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024
+
+    def stop(self):
+        """End it as Ctrl-C or a service manager would; returns (exit code, what it wrote)."""
+        self.process.terminate()
+        return self.ended()
+
+
+def serving(script, *flags, key=""):
+    """A `Server` on a free port; script: this file for the fake, or server.py."""
+    return started(script, "--port=0", "--compile=off", *flags, key=key)
+
+
+@contextmanager
+def started(script, *flags, key="", cwd=ROOT, **environment):
+    """The `Server` that a script is once it has said that Ctrl-C stops it; killed in the end."""
+    command = [sys.executable, str(script), *flags]
+    environment = {
+        **os.environ,
+        "PYTHONIOENCODING": "utf-8",
+        "OMP_NUM_THREADS": "1",
+        "MINIGPT_API_KEY": key,
+        **environment,
+    }
+    process = subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", env=environment
+    )
+    try:
+        yield Server(process, key)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def open_fake(ckpt, settings):
+    """As generation.open_generator; a name with "base" in it is a pretrained model's."""
+    return ckpt or "out/fake/ckpt.pt", {}, FakeGenerator("pretrain" if "base" in ckpt else "sft", settings.max_batch)
+
+
+if __name__ == "__main__":
+    import server
+    from minigpt.common.errors import run_script
+    from minigpt.serving import listener as listening
+
+    listening.RECEIVE_SECONDS = 2
+    run_script(lambda: server.main(open_fake))
