@@ -204,16 +204,16 @@ def tokens_a_batch(plan, batch_size):
 
 def make_run(plan, run, seed, threads):
     """Train a run with a seed, unless that was done, and measure it; returns its figures."""
-    from minigpt.experiments import measuring  # torch, where it is needed first
+    from minigpt.experiments import measure  # torch, where it is needed first
 
     place = plan.place(run.name, seed)
     given = training_settings(plan, run, seed)
     base = known_spec(plan, run.base, seed)
-    spec = spec_of(given, base, measuring.VERSION, ASKED, sources(plan))
+    spec = spec_of(given, base, measure.VERSION, ASKED, sources(plan))
     if (figures := known_result(place / RESULT, spec)) is not None:
         return figures
     command("train.py", *arguments(given), log=place / "train.log", threads=threads)
-    figures = measuring.measure(plan, run, place, threads)
+    figures = measure.measure(plan, run, place, threads)
     write_json(place / RESULT, {"spec": spec, "figures": figures})
     return figures
 
