@@ -26,7 +26,7 @@ from minigpt.inference.params import SamplingParams
 from minigpt.run_log import LOG, log_lines
 from minigpt.settings.parse import load_settings
 from minigpt.settings.record import Settings
-from minigpt.training.answered import ASKED
+from minigpt.training.validation import QUESTIONS_ASKED
 
 try:
     import resource
@@ -164,7 +164,9 @@ def floor_words(logs, trainings):
     if not trainings[1].stop_at_answered:
         return f"Whether the floor is reached is not known: stop_at_answered is 0 in {SETTINGS[1]}."
     share = next((line["answered"] for line in reversed(logs[1]) if "answered" in line), 0.0)
-    said = f"{share:.3f} of {ASKED} trained questions were answered at the last check; the floor is {FLOOR:.2f}"
+    said = (
+        f"{share:.3f} of {QUESTIONS_ASKED} trained questions were answered at the last check; the floor is {FLOOR:.2f}"
+    )
     if share >= FLOOR:
         return f"The floor is reached: {said}."
     made = [f"{share_done(lines[-1], training):.0%}" for lines, training in zip(logs, trainings, strict=True)]

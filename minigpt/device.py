@@ -131,7 +131,7 @@ def bfloat16_is_fast():
     return fastest == torch.bfloat16
 
 
-def pick_precision(name, device, model, positions, say=print):
+def choose_precision(name, device, model, positions, say=print):
     """`Precision` of training by the dtype setting.
 
     Where the hardware's speed is known it is not timed: bfloat16 on cards that compute in it. Elsewhere a block of
@@ -148,12 +148,12 @@ def pick_precision(name, device, model, positions, say=print):
         return Precision(torch.bfloat16, why="this card computes in it")
     else:  # a card before Volta is several times slower in float16
         tried = [Precision(torch.float32), Precision(torch.float16)]
-    say(f"timing a block in {', '.join(map(show, tried))} …")
+    say(f"timing a block in {', '.join(map(precision_text, tried))} …")
     x = torch.randn(max(1, TIMED_TOKENS // positions), positions, model.config.n_embd, device=device)
-    with out_of_memory_is_said(device):
+    with explain_out_of_memory(device):
         picked, times = fastest_of(tried, lambda precision: time_block(model, x, precision))
         seconds = time_block(model, x, picked)
-    picked.why = f"timed: {times:.2f} times as fast as {show(tried[0])}"
+    picked.why = f"timed: {times:.2f} times as fast as {precision_text(tried[0])}"
     picked.flops = model.block_training_flops(x[..., 0].numel()) / seconds
     return picked
 
@@ -170,7 +170,7 @@ def time_block(model, x, precision):
     return time.perf_counter() - started
 
 
-def show(precision):
+def precision_text(precision):
     """Short name of a precision."""
     return dtype_name(precision.dtype) + (" with plain attention" if precision.plain_attention else "")
 
@@ -225,7 +225,7 @@ def peak_memory(device):
     return used, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def show_memory(device):
+def memory_text(device):
     """A phrase that tells the peak memory, or that it is not told here."""
     used, there = peak_memory(device)
     return f"{used / 2**30:.2f} of {there / 2**30:.1f} GB of memory used" if used else "memory not told"
@@ -239,7 +239,7 @@ def is_out_of_memory(error):
 
 
 @contextlib.contextmanager
-def out_of_memory_is_said(device):
+def explain_out_of_memory(device):
     """Turn running out of memory into a UserError that names the settings to lower."""
     try:
         yield
@@ -247,7 +247,7 @@ def out_of_memory_is_said(device):
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            f"out of memory on {device} ({show_memory(device)}); lower batch_tokens "
+            f"out of memory on {device} ({memory_text(device)}); lower batch_tokens "
             "(or batch_size): with gradient_accumulation_steps raised as much the run learns the same; "
             "or lower block_size"
         ) from None

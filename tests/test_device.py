@@ -8,7 +8,7 @@ from tiny import tiny_model
 
 from minigpt import device
 from minigpt.common.errors import UserError
-from minigpt.device import OUT_OF_MEMORY, Precision, fastest_of, out_of_memory_is_said, peak_of_card
+from minigpt.device import OUT_OF_MEMORY, Precision, explain_out_of_memory, fastest_of, peak_of_card
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_training_times_a_block_in_the_types_that_the_processor_has(monkeypatch,
         return candidates[-1], 2.0
 
     monkeypatch.setattr(device, "fastest_of", fastest)
-    picked = device.pick_precision("auto", torch.device("cpu"), model, 31, said.append)
+    picked = device.choose_precision("auto", torch.device("cpu"), model, 31, said.append)
     assert {precision.dtype for precision in tried} == {torch.float32, *([torch.bfloat16] if fast else [])}
     assert picked is tried[-1] and picked.plain_attention and picked.flops > 0
     assert "timing a block in float32, float32 with plain attention" in said[0]
@@ -103,5 +103,5 @@ def test_training_times_a_block_in_the_types_that_the_processor_has(monkeypatch,
 
 @pytest.mark.parametrize("words", OUT_OF_MEMORY)
 def test_running_out_of_memory_is_known_by_what_torch_says(words):
-    with pytest.raises(UserError, match="batch_tokens"), out_of_memory_is_said(torch.device("cpu")):
+    with pytest.raises(UserError, match="batch_tokens"), explain_out_of_memory(torch.device("cpu")):
         raise RuntimeError(f"[enforce fail] {words}: you tried to allocate 99 bytes")

@@ -20,8 +20,9 @@ from minigpt.common.files import write_json
 from minigpt.device import peak_flops, peak_memory, pick_device, should_compile, wait_for
 from minigpt.inference.likelihood import likelihood
 from minigpt.settings.record import Settings
-from minigpt.training.trainer import Trainer
+from minigpt.training.setup import TrainingRun
 from model import GPT, GPTConfig
+from train import train_step
 
 BLOCK, ROWS = 512, 12  # nanoGPT's batch for a CPU, in rows; ours holds as many tokens
 TABLE_IDS = 8192
@@ -93,13 +94,13 @@ class Ours:
             data_dir=str(folder), out_dir=f"{folder}/run", block_size=BLOCK, batch_tokens=ROWS * BLOCK,
             max_iters=10**6, warmup_iters=WARMUP, decay_lr=False, device=device, **SIZES[size],
         )  # fmt: skip
-        self.trainer = Trainer(settings)
-        self.device, self.model, data = self.trainer.device, self.trainer.model, self.trainer.data
+        self.run = TrainingRun(settings)
+        self.device, self.model, data = self.run.device, self.run.model, self.run.data
         self.meta, self.tokenizer = data.meta, data.tokenizer
 
     def step(self):
         """One optimizer step; returns (useful tokens, operations on them)."""
-        rows, kept = self.trainer.step()
+        rows, kept = train_step(self.run)
         return rows.tokens, self.model.training_flops(rows.tokens, kept, rows.squares)
 
 

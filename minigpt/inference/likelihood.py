@@ -9,7 +9,7 @@ import torch
 
 from data_utils import LENGTH_MULTIPLE, fill_batches, make_batch, row_lengths
 from minigpt.common.errors import UserError
-from minigpt.device import Precision, out_of_memory_is_said
+from minigpt.device import Precision, explain_out_of_memory
 
 FLOAT32 = Precision()
 TOKENS_A_PASS = 8192  # more are no faster on a CPU
@@ -99,7 +99,7 @@ def likelihood_of_rows(
         batch = left.popleft()
         mine = batch[rank::count]
         try:
-            with out_of_memory_is_said(device):
+            with explain_out_of_memory(device):
                 note_rows(found, mine, model, rows, meta, tokenizer, precision, train_on_eot)
         except UserError:
             if not by_itself or len(batch) == 1:

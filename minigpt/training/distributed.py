@@ -128,22 +128,27 @@ def exchange_gradients(model, loss, exchanging):
         loss.require_backward_grad_sync = exchanging
 
 
+def full_value(tensor):
+    """A scalar tensor as a float; one that is sharded is summed up over the processes first."""
+    return float(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
+
+
 def local_part(tensor):
     """What this process holds of a tensor: its shard, or all of one that is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(value, processes):
-    """Tensors that are sharded made whole in the main process's memory, through dicts and lists.
+def gather_tensors(value, processes):
+    """A value with its sharded tensors gathered in the main process's memory, within dicts and lists too.
 
-    Every process has to call it; the others get None for them. One tensor at a time is whole on a card.
+    Every process must call it; in the others those tensors are None. Only one tensor at a time is whole on a GPU.
     """
     if isinstance(value, DTensor):
         full = value.full_tensor()
         return full.cpu() if processes.is_main else None
     if isinstance(value, dict):
-        return {key: whole(item, processes) for key, item in value.items()}
-    return [whole(item, processes) for item in value] if isinstance(value, list) else value
+        return {key: gather_tensors(item, processes) for key, item in value.items()}
+    return [gather_tensors(item, processes) for item in value] if isinstance(value, list) else value
 
 
 def shard_state(state, optimizer):

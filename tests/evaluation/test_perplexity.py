@@ -18,7 +18,9 @@ from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.errors import UserError
 from minigpt.corpus.row_files import META, RowWriter
 from minigpt.settings.record import Settings
-from minigpt.training.trainer import Trainer
+from minigpt.training.setup import TrainingRun
+from minigpt.training.state import save_run
+from train import train_step
 
 SCRIPT = load_script("evaluations-perplexity.py")
 FIGURES = ("perplexity", "loss", "bits_per_token", "bits_per_char")
@@ -209,9 +211,9 @@ def test_models_trained_on_the_validation_part_are_found_out_from_end_to_end(tmp
             for part, ids in [("train", ids) for ids in rows] + [("val", ids) for ids in val]:
                 writer.add(part, ids, len(tokenizer.decode(ids)))
             writer.finish({"stage": "pretrain"})
-        trainer = Trainer(Settings(**TINY, data_dir=str(folder), out_dir=str(tmp_path / "out" / name)))
-        trainer.step()
-        trainer.save("ckpt.pt")
+        trainer = TrainingRun(Settings(**TINY, data_dir=str(folder), out_dir=str(tmp_path / "out" / name)))
+        train_step(trainer)
+        save_run(trainer, "ckpt.pt")
         trainer.close()
     ckpt = "--ckpt=" + ",".join(f"out/{name}" for name in runs)
     run_here(monkeypatch, tmp_path, SCRIPT, ckpt, f"--data_dir={tmp_path / 'clean'}", "--json=f.json")

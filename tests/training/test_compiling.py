@@ -9,9 +9,12 @@ from torch._dynamo.utils import counters
 from minigpt.checkpoint import load_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.settings.record import Settings
-from minigpt.training import trainer as training
-from minigpt.training.trainer import Trainer
-from train import Run
+from minigpt.training import compiling
+from minigpt.training.compiling import compute_or_undo
+from minigpt.training.monitor import Monitor
+from minigpt.training.setup import TrainingRun
+from minigpt.training.validation import validate
+from train import add_gradients, train, train_step
 
 compile_it = torch.compile
 
@@ -70,30 +73,30 @@ def shapes_of_an_epoch(trainer):
     """The shapes of the batches that a whole epoch trains on, each trained on."""
     shapes = set()
     while trainer.progress.epoch == 0:
-        rows, _ = trainer.step()
+        rows, _ = train_step(trainer)
         shapes.update(tuple(x.shape) for x, _, _ in rows.batches)
     return shapes
 
 
 def test_all_shapes_of_an_epoch_share_one_graph_without_a_break(settings, backend):
-    trainer = Trainer(settings(n_layer=3))
+    trainer = TrainingRun(settings(n_layer=3))
     assert len(backend.graphs) == 1
     shapes = shapes_of_an_epoch(trainer)
     assert len(shapes) > 15 and not counters["graph_break"]
     assert len(backend.graphs) == 1, "the graph that was tried is the one that trains"
-    trainer.validate()
+    validate(trainer)
     assert len(backend.graphs) == 2  # without gradients, another one
     x, y, mask = trainer.data.step((0, 0)).batches[0]
-    trainer.backward((x[:1], y[:1], mask[:1]), 1)
+    add_gradients(trainer, [(x[:1], y[:1], mask[:1])], 1)
     assert len(backend.graphs) == 3  # to the compiler, one row is no size but a constant
     shapes_of_an_epoch(trainer)
-    trainer.validate()
+    validate(trainer)
     assert len(backend.graphs) == 3 and not counters["graph_break"]
 
 
 def test_long_rows_are_tried_two_at_a_time(settings, backend, monkeypatch):
-    monkeypatch.setattr(training, "TRIAL_TOKENS", 100)
-    trainer = Trainer(settings(batch_tokens=0, batch_size=2))
+    monkeypatch.setattr(compiling, "TRIAL_TOKENS", 100)
+    trainer = TrainingRun(settings(batch_tokens=0, batch_size=2))
     shapes_of_an_epoch(trainer)
     assert len(backend.graphs) == 1
 
@@ -101,25 +104,22 @@ def test_long_rows_are_tried_two_at_a_time(settings, backend, monkeypatch):
 @pytest.mark.parametrize("fails_in", ["forward", "backward"])
 @pytest.mark.parametrize("at_start", [True, False])
 def test_compiled_code_that_fails_is_given_up_with_the_reason_and_costs_nothing(
-    settings, backend, capsys, tmp_path, fails_in, at_start
+    settings, backend, capsys, tmp_path, monkeypatch, fails_in, at_start
 ):
     plain = settings(compile="off", out_dir=str(tmp_path / "plain"), gradient_accumulation_steps=2)
-    run = Run(Trainer(plain))
-    run.loop()
-    run.close()
+    train(TrainingRun(plain))
     backend.fails_in = fails_in if at_start else None
-    trainer = Trainer(settings(gradient_accumulation_steps=2))
+    trainer = TrainingRun(settings(gradient_accumulation_steps=2))
     assert ("compile True" in capsys.readouterr().out) != at_start
-    run, done = Run(trainer), []
+    done = []
 
-    def fail_within_a_step(i, count):
+    def fail_within_a_step(monitor, i, count):
         done.append(i)
         if len(done) == 5:  # after the first batch of the third step
             backend.fails_in = fails_in
 
-    trainer.on_batch = fail_within_a_step
-    run.loop()
-    run.close()
+    monkeypatch.setattr(Monitor, "show_batch", fail_within_a_step)
+    train(trainer)
     assert "RuntimeError: no kernel for this" in trainer.model.trunk.failure
     out = capsys.readouterr().out
     assert at_start or "note: compiled code failed (RuntimeError: no kernel for this); going on without" in out
@@ -129,19 +129,23 @@ def test_compiled_code_that_fails_is_given_up_with_the_reason_and_costs_nothing(
 
 
 def test_a_lack_of_memory_in_compiled_code_is_said_as_such(settings, backend, monkeypatch):
-    trainer = Trainer(settings())
+    trainer = TrainingRun(settings())
 
     def full(idx):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(trainer.model.trunk, "compiled", full)
     with pytest.raises(UserError, match="batch_tokens"):
-        trainer.step()
+        train_step(trainer)
     assert trainer.model.trunk.failure is None
 
 
 def test_in_one_of_several_processes_a_failing_backward_pass_ends_the_run(settings, backend):
-    trainer = Trainer(settings())
+    trainer = TrainingRun(settings())
     trainer.processes.count = 2
+
+    def broken():
+        raise RuntimeError("no kernel for this")
+
     with pytest.raises(UserError, match=r"no kernel for this.*--compile=off"):
-        trainer.gives_up_compiling(RuntimeError("no kernel for this"))
+        compute_or_undo(trainer, broken)

@@ -18,9 +18,12 @@ from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.errors import UserError
 from minigpt.run_log import RunLog, overfitting
 from minigpt.settings.record import Settings
-from minigpt.training import trainer as training
-from minigpt.training.trainer import Trainer
-from train import Run
+from minigpt.training import monitor, state
+from minigpt.training.monitor import Monitor
+from minigpt.training.setup import TrainingRun
+from minigpt.training.state import save_run
+from minigpt.training.validation import sample_line, validate
+from train import add_gradients, train_step, validate_and_save
 
 
 @pytest.fixture
@@ -44,11 +47,8 @@ def settings(folders, tmp_path):
 
 def finish(trainer):
     """Train to the end; returns why that was early, or None."""
-    run = Run(trainer)
-    try:
-        return run.loop()
-    finally:
-        run.close()
+    train.train(trainer)
+    return trainer.stopped_by
 
 
 def weights(settings, name="last.pt"):
@@ -64,18 +64,18 @@ def assert_same(left, right):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_stopped_and_resumed_run_equals_one_never_stopped(settings, tmp_path, optimizer):
     whole = settings(out_dir=str(tmp_path / "whole"), optimizer=optimizer)
-    finish(Trainer(whole))
+    finish(TrainingRun(whole))
     stopped = settings(out_dir=str(tmp_path / "stopped"), optimizer=optimizer)
-    trainer = Trainer(stopped)
-    loop = Run(trainer)
+    trainer = TrainingRun(stopped)
+    monitor = Monitor(trainer)
     for _ in range(6):
-        trainer.step()
-        loop.log()
-    trainer.save("last.pt", resumable=True)
-    trainer.step()  # lost with the crash, like the line that it logs
-    loop.log()
+        train_step(trainer)
+        monitor.log()
+    save_run(trainer, "last.pt", resumable=True)
+    train_step(trainer)  # lost with the crash, like the line that it logs
+    monitor.log()
     stopped.init_from = "resume"
-    finish(Trainer(stopped))
+    finish(TrainingRun(stopped))
     assert [line["train_loss"] for line in log_of(stopped.out_dir)] == [
         line["train_loss"] for line in log_of(whole.out_dir)
     ]
@@ -88,15 +88,15 @@ def test_accumulated_batches_give_the_step_of_one_large_batch(settings, tmp_path
     one = settings(out_dir=str(tmp_path / "one"), batch_size=8, sampling="traverse", dropout=0.0, max_iters=3)
     four = settings(out_dir=str(tmp_path / "four"), batch_size=2, sampling="traverse", dropout=0.0, max_iters=3)
     four.gradient_accumulation_steps = 4
-    finish(Trainer(one))
-    finish(Trainer(four))
+    finish(TrainingRun(one))
+    finish(TrainingRun(four))
     for name, weight in weights(one).items():
         torch.testing.assert_close(weights(four)[name], weight, rtol=0, atol=1e-5)
 
 
 def test_loss_falls_and_log_and_checkpoints_are_written(settings, tmp_path):
     run = settings(max_iters=40, eval_interval=20, learning_rate=3e-3, keep_every=20)
-    finish(Trainer(run))
+    finish(TrainingRun(run))
     log = log_of(run.out_dir)
     assert log[-1]["train_loss"] < log[0]["train_loss"] - 1
     assert set(log[0]) == {"step", "epoch", "train_loss", "val_loss", "lr", "tokens"}
@@ -109,7 +109,7 @@ def test_loss_falls_and_log_and_checkpoints_are_written(settings, tmp_path):
 
 def test_tokens_are_the_real_ones_and_epochs_set_the_length(settings, folders):
     run = settings(max_epochs=2.0, batch_size=10)
-    trainer = Trainer(run)
+    trainer = TrainingRun(run)
     finish(trainer)
     meta = json.loads(Path(folders["pretrain"], "meta.json").read_text(encoding="utf-8"))
     assert trainer.progress.max_iters == 8  # 2 epochs of 40 rows, 10 a step
@@ -117,36 +117,35 @@ def test_tokens_are_the_real_ones_and_epochs_set_the_length(settings, folders):
 
 
 def test_patience_ends_a_run_that_no_longer_gets_better(settings):
-    trainer = Trainer(settings(learning_rate=0.0, weight_decay=0.0, patience=2, max_iters=100, eval_interval=2))
+    trainer = TrainingRun(settings(learning_rate=0.0, weight_decay=0.0, patience=2, max_iters=100, eval_interval=2))
     assert "2 checks" in finish(trainer)
     assert trainer.progress.step == 6  # the first check is the best, two more are not
 
 
 def test_max_seconds_shortens_a_run_and_its_schedule(settings):
-    trainer = Trainer(settings(max_iters=10_000, max_seconds=0.001, eval_interval=100_000))
+    trainer = TrainingRun(settings(max_iters=10_000, max_seconds=0.001, eval_interval=100_000))
     finish(trainer)
     assert trainer.progress.step == trainer.progress.max_iters == 26
     assert trainer.lr < 0.2 * trainer.settings.learning_rate
 
 
 def test_an_earlier_run_is_put_aside_and_not_lost(settings, tmp_path):
-    finish(Trainer(settings()))
+    finish(TrainingRun(settings()))
     before = weights(settings())
-    finish(Trainer(settings(seed=5)))
+    finish(TrainingRun(settings(seed=5)))
     second = weights(settings())
-    finish(Trainer(settings(seed=6)))
+    finish(TrainingRun(settings(seed=6)))
     assert_same(load_checkpoint(tmp_path / "out" / "old" / "last.pt")["model"], before)
     assert_same(load_checkpoint(tmp_path / "out" / "old-2" / "last.pt")["model"], second)
     assert (tmp_path / "out" / "old" / "log.jsonl").exists()
 
 
 def test_an_overflow_in_float16_skips_the_step_of_every_optimizer(settings):
-    trainer = Trainer(settings(optimizer="muon"))
+    trainer = TrainingRun(settings(optimizer="muon"))
     trainer.scaler = torch.amp.GradScaler("cpu")
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-    trainer.backward(trainer.data.step((0, 0)).batches[0], 1)
-    trainer.model.ln_f.weight.grad[0] = torch.inf  # AdamW's; Muon's are finite
-    trainer.update(torch.tensor(1.0))
+    trainer.model.ln_f.weight.register_hook(lambda grad: grad * torch.inf)  # AdamW's; Muon's are finite
+    train_step(trainer)
     assert_same(before, trainer.model.state_dict())
     assert trainer.progress.skipped == 0  # that is how the loss scale is found
     assert trainer.scaler.get_scale() < torch.amp.GradScaler("cpu").get_scale()
@@ -163,15 +162,15 @@ def state_of(trainer):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("wrong", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_is_skipped_and_leaves_every_bit(settings, monkeypatch, capsys, dtype, wrong):
-    trainer = Trainer(settings(optimizer="muon", dtype=dtype, max_iters=8, eval_interval=8))
+    trainer = TrainingRun(settings(optimizer="muon", dtype=dtype, max_iters=8, eval_interval=8))
     for _ in range(2):
-        trainer.step()
+        train_step(trainer)
     before, right = {name: tensor.clone() for name, tensor in state_of(trainer)}, trainer.loss
     if wrong == "loss":  # with gradients that are finite
         monkeypatch.setattr(trainer, "loss", lambda *batch: right(*batch) + torch.inf)
     else:
         trainer.model.ln_f.weight.register_hook(lambda grad: grad * torch.nan)
-    trainer.step()
+    train_step(trainer)
     after = dict(state_of(trainer))
     assert before.keys() == after.keys()
     assert_same(before, after)
@@ -187,7 +186,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_leaves_every_bit(settings, mon
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_five_steps_in_a_row_that_are_not_finite_end_the_run(settings, dtype):
-    trainer = Trainer(settings(dtype=dtype, max_iters=100, eval_interval=4))
+    trainer = TrainingRun(settings(dtype=dtype, max_iters=100, eval_interval=4))
     right, steps = trainer.loss, []
 
     def broken_later(*batch):
@@ -204,38 +203,37 @@ def test_five_steps_in_a_row_that_are_not_finite_end_the_run(settings, dtype):
 
 def test_weights_that_are_not_finite_reach_no_checkpoint(settings, capsys):
     """A rate so high that a single step, whose loss and gradient are finite, ends the weights."""
-    trainer = Trainer(settings(learning_rate=1e39, grad_clip=0.0, warmup_iters=0, eval_interval=2, max_iters=50))
+    trainer = TrainingRun(settings(learning_rate=1e39, grad_clip=0.0, warmup_iters=0, eval_interval=2, max_iters=50))
     with pytest.raises(UserError, match=r"5 steps in a row.*last.pt is of step 0"):
         finish(trainer)
     assert "nothing was saved" in capsys.readouterr().out
     assert {path.name for path in trainer.out.glob("*.pt")} == {"last.pt"}
     assert all(weight.isfinite().all() for weight in load_checkpoint(trainer.out / "last.pt")["model"].values())
     with pytest.raises(UserError, match="weights are not finite"):
-        trainer.save("last.pt", resumable=True)
+        save_run(trainer, "last.pt", resumable=True)
 
 
 def test_a_signal_between_two_batches_gives_up_the_step_and_the_run_goes_on_exactly(settings, tmp_path):
     changes = {"gradient_accumulation_steps": 4, "batch_size": 2}
     whole, stopped = (settings(out_dir=str(tmp_path / name), **changes) for name in ("whole", "stopped"))
-    finish(Trainer(whole))
-    trainer = Trainer(stopped)
+    finish(TrainingRun(whole))
+    trainer = TrainingRun(stopped)
     batches = []
     trainer.on_batch = lambda done, count: batches.append(done)
-    trainer.asked_to_stop = lambda: len(batches) == 5 * 4 + 3
+    trainer.stop_requested = lambda: len(batches) == 5 * 4 + 3
     steps = 0
-    while trainer.step():
+    while train_step(trainer):
         steps += 1
     assert (steps, trainer.progress.step, trainer.stopped_by) == (5, 5, "interrupted")
-    trainer.save("last.pt", resumable=True)
+    save_run(trainer, "last.pt", resumable=True)
     stopped.init_from = "resume"
-    finish(Trainer(stopped))
+    finish(TrainingRun(stopped))
     assert_same(weights(stopped), weights(whole))
 
 
 def test_validations_time_is_not_in_tokens_a_second(settings, monkeypatch):
-    trainer, clock, figures = Trainer(settings(max_iters=4, eval_interval=2, log_interval=1)), [0.0], []
-    monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
-    run = Run(trainer)
+    trainer, clock, figures = TrainingRun(settings(max_iters=4, eval_interval=2, log_interval=1)), [0.0], []
+    monkeypatch.setattr(monitor.time, "perf_counter", lambda: clock[0])
 
     def later(seconds, call):
         def timed(*arguments):
@@ -244,11 +242,10 @@ def test_validations_time_is_not_in_tokens_a_second(settings, monkeypatch):
 
         return timed
 
-    monkeypatch.setattr(trainer, "step", later(1.0, trainer.step))
-    monkeypatch.setattr(trainer, "validate", later(1000.0, trainer.validate))
-    monkeypatch.setattr(run.tracker, "add", lambda line, more: figures.append((line["tokens"], more)))
-    run.loop()
-    run.close()
+    monkeypatch.setattr(train, "train_step", later(1.0, train_step))
+    monkeypatch.setattr(train, "validate", later(1000.0, validate))
+    monkeypatch.setattr(monitor.Tracker, "add", lambda self, line, more: figures.append((line["tokens"], more)))
+    finish(trainer)
     assert [more["tokens_per_second"] for _, more in figures] == [
         after - before for (after, _), (before, _) in zip(figures, [(0, None), *figures], strict=False)
     ]
@@ -256,9 +253,9 @@ def test_validations_time_is_not_in_tokens_a_second(settings, monkeypatch):
 
 def test_deterministic_kernels_give_a_cpus_numbers(settings, tmp_path):
     plain, deterministic = settings(), settings(out_dir=str(tmp_path / "deterministic"), deterministic=True)
-    finish(Trainer(plain))
+    finish(TrainingRun(plain))
     try:
-        trainer = Trainer(deterministic)
+        trainer = TrainingRun(deterministic)
         assert torch.are_deterministic_algorithms_enabled()
         finish(trainer)
     finally:
@@ -267,44 +264,44 @@ def test_deterministic_kernels_give_a_cpus_numbers(settings, tmp_path):
 
 
 def test_a_sharded_models_sample_goes_by_the_main_processs_choice(settings, monkeypatch):
-    trainer = Trainer(settings(sample_prompt="第"))
-    own, asked = trainer.sample(), []
+    trainer = TrainingRun(settings(sample_prompt="第"))
+    own, asked = sample_line(trainer), []
 
     def from_main(chosen):
         asked.append(chosen)
         return [ord("m")] * len(chosen)
 
     monkeypatch.setattr(trainer.processes, "from_main", from_main)
-    assert trainer.sample() == own and not asked
+    assert sample_line(trainer) == own and not asked
     trainer.sharded = True
-    assert trainer.sample() == f"第 → {'m' * len(asked)}" and asked
+    assert sample_line(trainer) == f"第 → {'m' * len(asked)}" and asked
 
 
 def test_resuming_with_settings_that_end_before_is_said(settings):
-    finish(Trainer(settings()))
+    finish(TrainingRun(settings()))
     with pytest.raises(
         UserError, match=r"at step 12, and would end at step 3 by .*max_iters=3.*begun with .*max_iters=12"
     ):
-        Trainer(settings(init_from="resume", max_iters=3))
+        TrainingRun(settings(init_from="resume", max_iters=3))
 
 
 def test_a_finished_run_says_that_it_is_at_its_end(settings, capsys):
-    finish(Trainer(settings()))
-    finish(Trainer(settings(init_from="resume")))
+    finish(TrainingRun(settings()))
+    finish(TrainingRun(settings(init_from="resume")))
     assert "at its end, step 12; more max_iters" in capsys.readouterr().out
 
 
 def test_a_run_of_very_few_steps_is_warned_of(settings, capsys):
-    Trainer(settings(max_epochs=2.0, gradient_accumulation_steps=8))
+    TrainingRun(settings(max_epochs=2.0, gradient_accumulation_steps=8))
     out = capsys.readouterr().out
     assert "40 rows and max_epochs=2 make 2 optimizer steps" in out
     assert "lower batch_size (8) and gradient_accumulation_steps (8), or raise max_epochs" in out
-    Trainer(settings(max_epochs=40.0))
+    TrainingRun(settings(max_epochs=40.0))
     assert "warning" not in capsys.readouterr().out
 
 
 def test_a_disk_that_is_full_once_does_not_end_the_run(settings, monkeypatch, capsys):
-    trainer, real, failed = Trainer(settings()), training.save_checkpoint, []
+    trainer, real, failed = TrainingRun(settings()), state.save_checkpoint, []
 
     def full_at_first(*arguments, **state):
         if len(failed) < 2 and trainer.progress.step:
@@ -312,7 +309,7 @@ def test_a_disk_that_is_full_once_does_not_end_the_run(settings, monkeypatch, ca
             raise UserError("ckpt.pt could not be written")
         real(*arguments, **state)
 
-    monkeypatch.setattr(training, "save_checkpoint", full_at_first)
+    monkeypatch.setattr(state, "save_checkpoint", full_at_first)
     finish(trainer)
     assert capsys.readouterr().out.count("could not be written") == 2
     assert load_checkpoint(trainer.out / "last.pt")["progress"]["step"] == 12
@@ -322,8 +319,8 @@ def test_a_disk_that_is_full_at_the_start_is_found_out_before_any_training(setti
     def full(*arguments, **state):
         raise UserError("last.pt could not be written")
 
-    monkeypatch.setattr(training, "save_checkpoint", full)
-    trainer = Trainer(settings())
+    monkeypatch.setattr(state, "save_checkpoint", full)
+    trainer = TrainingRun(settings())
     with pytest.raises(UserError, match="could not be written"):
         finish(trainer)
     assert trainer.progress.step == 0
@@ -331,10 +328,10 @@ def test_a_disk_that_is_full_at_the_start_is_found_out_before_any_training(setti
 
 def test_fine_tuning_starts_from_the_checkpoint_and_keeps_its_shape(settings, folders, tmp_path):
     base = settings(out_dir=str(tmp_path / "base"))
-    finish(Trainer(base))
+    finish(TrainingRun(base))
     path = f"{base.out_dir}/ckpt.pt"
     tuned = settings(data_dir=folders["sft"], out_dir=str(tmp_path / "sft"), init_from=path, n_layer=7, max_iters=2)
-    trainer = Trainer(tuned)
+    trainer = TrainingRun(tuned)
     assert_same(trainer.model.state_dict(), weights(base, "ckpt.pt"))
     finish(trainer)
     content = load_checkpoint(f"{tuned.out_dir}/ckpt.pt")
@@ -357,7 +354,7 @@ def test_fine_tuning_starts_from_the_checkpoint_and_keeps_its_shape(settings, fo
 )
 def test_what_cannot_be_trained_is_said(settings, changes, said):
     with pytest.raises(UserError) as error:
-        Trainer(settings(**changes))
+        TrainingRun(settings(**changes))
     for words in said:
         assert words in str(error.value)
 
@@ -388,8 +385,8 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_run_goes_on(folders, tmp_path):
 
 
 def test_a_fresh_run_can_be_resumed_before_its_first_check(settings):
-    Trainer(settings()).save("last.pt", resumable=True)
-    again = Trainer(settings(init_from="resume"))
+    save_run(TrainingRun(settings()), "last.pt", resumable=True)
+    again = TrainingRun(settings(init_from="resume"))
     assert again.progress.step == 0
     finish(again)
     assert again.progress.step == 12
@@ -401,8 +398,8 @@ def logged_line(step, train_loss, val_loss):
 
 
 def test_overfitting_is_said_once_after_a_best_and_as_the_log_shows_it(settings, capsys):
-    trainer = Trainer(settings())
-    run = Run(trainer)
+    trainer = TrainingRun(settings())
+    run = Monitor(trainer)
     # Three rises in a row are none while they are small or training loss rises too; a climb that wavers is one.
     losses = [
         (3.0, 3.0), (2.9, 2.5), (2.8, 2.51), (2.7, 2.52), (2.6, 2.53), (3.5, 2.7), (2.1, 2.6), (2.0, 2.52), (1.9, 2.8),
@@ -412,7 +409,7 @@ def test_overfitting_is_said_once_after_a_best_and_as_the_log_shows_it(settings,
     for step, (train_loss, val_loss) in enumerate(losses, start=1):
         run.tracker.add(logged_line(step, train_loss, val_loss), {})
         capsys.readouterr()
-        run.look_for_overfitting(best=val_loss == min(val for _, val in losses[:step]))
+        run.warn_of_overfitting(best=val_loss == min(val for _, val in losses[:step]))
         told[step] = capsys.readouterr().out
         log = RunLog(trainer.out / "log.jsonl")
         log.read()
@@ -425,39 +422,37 @@ def test_overfitting_is_said_once_after_a_best_and_as_the_log_shows_it(settings,
 
 
 def test_a_check_notes_overfitting_of_the_line_that_it_has_just_logged(settings, monkeypatch, capsys):
-    trainer = Trainer(settings(eval_interval=1, max_iters=3))
-    run = Run(trainer)
+    trainer = TrainingRun(settings(eval_interval=1, max_iters=3))
     losses = iter([(3.0, 2.0), (2.5, 2.5), (2.0, 3.0)])
     current = []
-    monkeypatch.setattr(trainer, "validate", lambda: current.append(next(losses)) or current[-1][1])
-    monkeypatch.setattr(trainer, "train_loss", lambda: current[-1][0])
-    run.loop()
-    run.close()
+    monkeypatch.setattr(train, "validate", lambda run: current.append(next(losses)) or current[-1][1])
+    monkeypatch.setattr(Monitor, "take_train_loss", lambda self: current[-1][0])
+    finish(trainer)
     said = capsys.readouterr().out
     assert said.count("over-fits after step 1: validation loss 2.0000 → 2.5000") == said.count("over-fits") == 1
     assert trainer.progress.last_losses == (2.0, 3.0)
 
 
 def test_out_of_memory_names_the_settings_to_lower(settings, monkeypatch):
-    trainer = Trainer(settings())
+    trainer = TrainingRun(settings())
 
     def full(*batch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(trainer, "loss", full)
     with pytest.raises(UserError, match=r"batch_tokens.*batch_size.*gradient_accumulation_steps.*block_size"):
-        trainer.step()
+        train_step(trainer)
 
 
 def test_another_error_in_a_step_is_not_taken_for_a_lack_of_memory(settings, monkeypatch):
-    trainer = Trainer(settings())
+    trainer = TrainingRun(settings())
 
     def broken(*batch):
         raise RuntimeError("shapes do not fit")
 
     monkeypatch.setattr(trainer, "loss", broken)
     with pytest.raises(RuntimeError, match="shapes"):
-        trainer.step()
+        train_step(trainer)
 
 
 @pytest.mark.numeric
@@ -465,9 +460,9 @@ def test_another_error_in_a_step_is_not_taken_for_a_lack_of_memory(settings, mon
 @pytest.mark.parametrize("batch_tokens", [0, 300])
 def test_training_on_trimmed_batches_is_training_on_padded_rows(settings, folders, stage, batch_tokens):
     """Loss and gradient of a step against whole rows and logits at every position, to 1e-5 in float32."""
-    trainer = Trainer(settings(data_dir=folders[stage], batch_tokens=batch_tokens, dropout=0.0))
+    trainer = TrainingRun(settings(data_dir=folders[stage], batch_tokens=batch_tokens, dropout=0.0))
     data, step = trainer.data, trainer.data.step((0, 0))
-    total = sum(trainer.backward(batch, 0.01) for batch in step.batches)
+    total = add_gradients(trainer, step.batches, 100)
     ours = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
     trainer.model.zero_grad()
     rows = data.train[data.order.batches(0)[0]]
@@ -492,9 +487,9 @@ def test_training_on_trimmed_batches_is_training_on_padded_rows(settings, folder
     ],
 )
 def test_a_run_resumed_with_other_batches_is_as_far_in_its_epoch(settings, changes, capsys):
-    trainer = Trainer(settings(batch_size=4, max_iters=17))  # 10 batches an epoch
+    trainer = TrainingRun(settings(batch_size=4, max_iters=17))  # 10 batches an epoch
     finish(trainer)
-    again = Trainer(settings(init_from="resume", max_iters=22, **{"batch_size": 4, **changes}))
+    again = TrainingRun(settings(init_from="resume", max_iters=22, **{"batch_size": 4, **changes}))
     assert again.epochs == pytest.approx(1.7, abs=0.2)
     assert "come in another order" in capsys.readouterr().out
     finish(again)
@@ -503,45 +498,45 @@ def test_a_run_resumed_with_other_batches_is_as_far_in_its_epoch(settings, chang
 
 def test_a_run_shortened_by_its_time_can_be_lengthened(settings):
     short = {"max_iters": 10_000, "eval_interval": 100_000}
-    finish(Trainer(settings(max_seconds=0.001, **short)))
-    assert Trainer(settings(max_seconds=0.001, init_from="resume", **short)).progress.max_iters == 26
-    assert Trainer(settings(max_seconds=50.0, init_from="resume", **short)).progress.max_iters == 10_000
+    finish(TrainingRun(settings(max_seconds=0.001, **short)))
+    assert TrainingRun(settings(max_seconds=0.001, init_from="resume", **short)).progress.max_iters == 26
+    assert TrainingRun(settings(max_seconds=50.0, init_from="resume", **short)).progress.max_iters == 10_000
 
 
 def test_rates_and_betas_given_on_resuming_count(settings):
-    finish(Trainer(settings()))
-    again = Trainer(settings(init_from="resume", beta2=0.5, learning_rate=0.125, max_iters=20))
+    finish(TrainingRun(settings()))
+    again = TrainingRun(settings(init_from="resume", beta2=0.5, learning_rate=0.125, max_iters=20))
     assert all(g["betas"] == (0.9, 0.5) and g["peak_lr"] == 0.125 for g in again.optimizers[0].param_groups)
 
 
 @pytest.mark.parametrize(("first", "then"), [("adamw", "muon"), ("muon", "adamw")])
 def test_resuming_with_another_optimizer_is_said(settings, first, then):
-    finish(Trainer(settings(optimizer=first)))
+    finish(TrainingRun(settings(optimizer=first)))
     with pytest.raises(UserError, match=rf"optimizer={first}.*{then}"):
-        Trainer(settings(optimizer=then, init_from="resume"))
+        TrainingRun(settings(optimizer=then, init_from="resume"))
 
 
 def test_resuming_from_a_checkpoint_without_optimizers_is_said(settings, tmp_path):
-    finish(Trainer(settings()))
+    finish(TrainingRun(settings()))
     (tmp_path / "out" / "ckpt.pt").replace(tmp_path / "out" / "last.pt")
     with pytest.raises(UserError, match=r"--init_from=.*last\.pt"):
-        Trainer(settings(init_from="resume"))
+        TrainingRun(settings(init_from="resume"))
 
 
 def test_a_best_checkpoint_that_could_not_be_written_is_not_the_best(settings, monkeypatch):
-    trainer, real = Trainer(settings()), training.save_checkpoint
+    trainer, real = TrainingRun(settings()), state.save_checkpoint
 
     def full_for_the_best(path, *arguments, **state):
         if path.name == "ckpt.pt" and trainer.progress.step == 8:
             raise UserError("ckpt.pt could not be written")
         real(path, *arguments, **state)
 
-    monkeypatch.setattr(training, "save_checkpoint", full_for_the_best)
-    run = Run(trainer)
+    monkeypatch.setattr(state, "save_checkpoint", full_for_the_best)
+    run = Monitor(trainer)
     for step, val_loss in ((4, 3.0), (8, 2.0), (12, 2.5)):
         trainer.progress.step, trainer.lr = step, 0.0
-        monkeypatch.setattr(trainer, "validate", lambda loss=val_loss: loss)
-        run.check()
+        monkeypatch.setattr(train, "validate", lambda run, loss=val_loss: loss)
+        validate_and_save(trainer, run)
         assert load_checkpoint(trainer.out / "ckpt.pt")["progress"]["best_val_loss"] == (3.0 if step < 12 else 2.5)
     run.close()
 
@@ -549,7 +544,7 @@ def test_a_best_checkpoint_that_could_not_be_written_is_not_the_best(settings, m
 def test_a_folder_that_cannot_be_made_is_said(settings, tmp_path):
     (tmp_path / "file").write_text("here")
     with pytest.raises(UserError, match=r"--out_dir"):
-        Trainer(settings(out_dir=str(tmp_path / "file" / "run")))
+        TrainingRun(settings(out_dir=str(tmp_path / "file" / "run")))
 
 
 def test_processes_without_torchrun_are_said(settings, monkeypatch):
@@ -557,4 +552,4 @@ def test_processes_without_torchrun_are_said(settings, monkeypatch):
     for name in ("RANK", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=r"RANK, LOCAL_RANK.*torchrun"):
-        Trainer(settings())
+        TrainingRun(settings())

@@ -1,4 +1,4 @@
-"""minigpt/training/answered.py, and fine-tuning that stops once enough of its questions are answered."""
+"""answered_share, and fine-tuning that stops once enough of its questions are answered."""
 
 import pytest
 import torch
@@ -9,9 +9,9 @@ import train
 from minigpt.checkpoint import load_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.settings.record import Settings
-from minigpt.training.answered import answered_share
-from minigpt.training.trainer import Trainer
-from train import Run
+from minigpt.training import validation
+from minigpt.training.setup import TrainingRun
+from minigpt.training.validation import answered_share
 
 
 class Parrot:
@@ -61,18 +61,15 @@ def tuning(tmp_path):
 
 
 def finish(settings):
-    trainer = Trainer(settings)
-    run = Run(trainer)
-    try:
-        return run.loop()
-    finally:
-        run.close()
+    run = TrainingRun(settings)
+    train.train(run)
+    return run.stopped_by
 
 
 def test_a_run_stops_at_the_check_that_reaches_the_share_and_ckpt_is_that_model(tuning, monkeypatch, capsys):
     settings, shares, losses = tuning(stop_at_answered=0.9), iter([0.4, 0.9, 1.0]), iter([1.0, 2.0, 0.5])
-    monkeypatch.setattr(train, "answered_share", lambda *_: next(shares))
-    monkeypatch.setattr(Trainer, "validate", lambda self: next(losses))
+    monkeypatch.setattr(validation, "answered_share", lambda *_: next(shares))
+    monkeypatch.setattr(train, "validate", lambda run: next(losses))
     assert finish(settings) == "answered 0.900 of the training questions"
     checks = [line for line in log_of(settings.out_dir) if line["val_loss"] is not None]
     assert [(line["step"], line["answered"]) for line in checks] == [(4, 0.4), (8, 0.9)]
@@ -83,15 +80,15 @@ def test_a_run_stops_at_the_check_that_reaches_the_share_and_ckpt_is_that_model(
 
 def test_a_run_that_never_reaches_it_goes_to_its_end_and_keeps_the_best_validation_loss(tuning, monkeypatch):
     settings, losses = tuning(stop_at_answered=0.9), iter([2.0, 1.0, 3.0])
-    monkeypatch.setattr(train, "answered_share", lambda *_: 0.5)
-    monkeypatch.setattr(Trainer, "validate", lambda self: next(losses))
+    monkeypatch.setattr(validation, "answered_share", lambda *_: 0.5)
+    monkeypatch.setattr(train, "validate", lambda run: next(losses))
     assert finish(settings) is None
     assert load_checkpoint(f"{settings.out_dir}/ckpt.pt")["progress"]["step"] == 8
     assert log_of(settings.out_dir)[-1]["step"] == settings.max_iters
 
 
 def test_nothing_is_asked_without_the_setting(tuning, monkeypatch):
-    monkeypatch.setattr(train, "answered_share", None)
+    monkeypatch.setattr(validation, "answered_share", None)
     settings = tuning()
     assert finish(settings) is None
     assert not any("answered" in line for line in log_of(settings.out_dir))
@@ -110,7 +107,7 @@ def test_a_model_that_learns_its_questions_stops_early(tuning):
 
 def test_a_share_that_is_none_and_articles_are_refused(tuning, tmp_path):
     with pytest.raises(UserError, match="share from 0 to 1, not 90"):
-        Trainer(tuning(stop_at_answered=90.0))
+        TrainingRun(tuning(stop_at_answered=90.0))
     with pytest.raises(UserError, match="holds articles, not questions"):
-        Trainer(tuning(stop_at_answered=0.9, data_dir=str(tmp_path / "pretrain")))
+        TrainingRun(tuning(stop_at_answered=0.9, data_dir=str(tmp_path / "pretrain")))
     assert not (tmp_path / "out").exists()

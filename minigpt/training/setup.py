@@ -1,0 +1,258 @@
+"""Everything that a training run consists of, set up from its settings: data, model, precision, optimizers, folder.
+
+Several processes (torchrun) share a run, which learns what one process would: a step's loss is the sum over its
+kept targets, divided by the kept targets of all processes.
+"""
+
+import dataclasses
+import itertools
+import math
+from pathlib import Path
+
+import torch
+
+from data_utils import TrainingData, check_table
+from minigpt.checkpoint import LAST, load_checkpoint, load_model, newest_intact
+from minigpt.common.errors import UserError
+from minigpt.common.files import replace_file
+from minigpt.device import (
+    Precision,
+    choose_precision,
+    explain_out_of_memory,
+    pick_device,
+    precision_text,
+    use_deterministic_algorithms,
+)
+from minigpt.run_log import LOG
+from minigpt.training.compiling import compile_trunk
+from minigpt.training.distributed import averaging_loss, shard, start_processes
+from minigpt.training.optim import make_optimizers
+from minigpt.training.state import Progress, check_resumable, restore_run
+from model import GPT, GPTConfig
+
+FEW_STEPS = 100  # a run of fewer steps learns little
+LONG_STEP_SECONDS = 10
+SLOW_COUNT_ROWS = 2_000_000  # rows whose batches take seconds to count
+
+
+class TrainingRun:
+    """The parts of one training run, and where it stands.
+
+    device, precision, data, model, loss (a callable: x, y, loss_mask -> summed loss), optimizers, scaler: what a step
+    needs; progress: a `Progress`; processes: a `Processes`; out: the run's folder; say(text): prints a line, in the
+    main process only; sharded: whether the model is sharded (FSDP2).
+    """
+
+    def __init__(self, settings, say=print):
+        check_settings(settings)
+        if settings.deterministic:
+            use_deterministic_algorithms()
+        self.settings = settings
+        self.progress = Progress()
+        self.out = Path(settings.out_dir)
+
+        # Processes and devices.
+        self.processes = start_processes(settings.device)
+        self.say = say if self.processes.is_main else lambda text: None
+        self.sharded = settings.fsdp and self.processes.count > 1
+        self.device = pick_device(settings.device, self.processes.local_rank if self.processes.count > 1 else None)
+
+        # Data.
+        place = self.processes.rank, self.processes.count
+        self.data = TrainingData(settings, *place, pinned=self.device.type == "cuda")
+        if settings.stop_at_answered and self.data.meta["stage"] != "sft":
+            raise UserError(
+                f"stop_at_answered is {settings.stop_at_answered}, but {settings.data_dir} holds articles, not "
+                "questions; it is for fine-tuning, leave it out here"
+            )
+        self.say(f"{len(self.data.train):,} rows for training, {len(self.data.val):,} for validation")
+
+        # Model. One that is sharded may be too large for one GPU, so it goes there in shards only.
+        torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
+        torch.manual_seed(settings.seed)
+        self.model, resumed = make_model(settings, self.data)
+        if not self.sharded:
+            with explain_out_of_memory(self.device):
+                self.model.to(self.device)
+        self.model.train()
+
+        # Precision and compiling, before the model is wrapped for several processes.
+        batch = self.data.step((0, 0)).batches[0]
+        self.precision = self.processes.from_main(choose_run_precision(self, resumed, batch[0].shape[1]))
+        self.model.use_plain_attention(self.precision.plain_attention)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.dtype == torch.float16)
+        compiled, why = compile_trunk(self, batch)
+        self.say(speed_text(self, compiled, why))
+        if self.sharded:
+            shard(self.model, self.device)
+        self.loss = averaging_loss(self.model, self.processes, self.device)
+
+        # Optimizers.
+        self.optimizers = make_optimizers(
+            self.model,
+            settings,
+            fused=self.device.type in ("cuda", "cpu"),
+            muon_dtype=torch.bfloat16 if self.precision.dtype == torch.bfloat16 else torch.float32,
+        )
+        self.lr = 0.0  # AdamW's learning rate of the last step
+
+        # What the loop asks and sets.
+        self.stop_requested = lambda: False  # whether this process got a signal; all processes stop at the same step
+        self.stopped_by = None  # why the run ends early
+        self.on_batch = lambda done, count: None  # called after each micro-batch of a step
+        self.saved_step = None  # step of the last.pt on disk
+
+        # Where the run begins.
+        self.progress.max_iters = planned_steps(self)
+        if resumed:
+            restore_run(self, resumed)
+        else:
+            warn_of_few_steps(self)
+            torch.manual_seed(settings.seed + 1 + self.processes.rank)  # dropout differs between processes
+            if self.processes.is_main:
+                put_earlier_run_aside(self.out, self.say)
+        say_duration(self)
+        if self.processes.is_main:
+            for unfinished in self.out.glob("*.partial"):  # a save that was killed
+                unfinished.unlink(missing_ok=True)
+
+    @property
+    def epochs(self):
+        """Passes over the rows so far, with the done share of the current one."""
+        p = self.progress
+        return p.epoch + (p.batch / len(self.data.order.batches(p.epoch)) if p.batch else 0)
+
+    def close(self):
+        """Leave the process group. Everything that refers to it is deleted first."""
+        self.model = self.loss = self.optimizers = None
+        self.processes.stop()
+
+
+def check_settings(settings):
+    """Raise UserError for settings that contradict each other."""
+    if settings.max_iters < 1 and settings.max_epochs <= 0:
+        raise UserError("give max_iters (steps) or max_epochs")
+    if not settings.batch_size:
+        raise UserError("batch_size is 0; it must be at least 1 in training")
+    if settings.n_embd % settings.n_head:
+        raise UserError(f"n_embd ({settings.n_embd}) must be a multiple of n_head ({settings.n_head})")
+    if 0 < settings.batch_tokens < settings.block_size:
+        raise UserError(f"batch_tokens ({settings.batch_tokens}) must hold a row of block_size ({settings.block_size})")
+    if not 0 <= settings.stop_at_answered <= 1:
+        raise UserError(f"stop_at_answered is a share from 0 to 1, not {settings.stop_at_answered}")
+    if settings.fsdp and settings.dtype == "float16":
+        raise UserError("fsdp does not go with float16 and its loss scaler; take --dtype=bfloat16 or float32")
+
+
+def make_model(settings, data):
+    """(model, the checkpoint's dict where the run is resumed, else None), by the setting init_from."""
+    if settings.init_from == "scratch":
+        padded = -(-data.tokenizer.n_vocab // 64) * 64
+        vocab_size = settings.vocab_size or padded
+        if vocab_size < data.tokenizer.n_vocab:
+            raise UserError(
+                f"vocab_size is {vocab_size}, tokenizer {data.tokenizer.name} has {data.tokenizer.n_vocab} ids"
+            )
+        names = [f.name for f in dataclasses.fields(GPTConfig) if f.name != "vocab_size"]
+        return GPT(GPTConfig(vocab_size=vocab_size, **{n: getattr(settings, n) for n in names})), None
+
+    # From a checkpoint: it must fit the data.
+    resume = settings.init_from == "resume"
+    path = Path(settings.out_dir) / LAST if resume else settings.init_from
+    content = newest_intact(settings.out_dir) if resume else load_checkpoint(path)
+    check_table(settings.data_dir, data.meta, content["tokenizer"], f"the table of {path}")
+    if resume:
+        check_resumable(content, path, settings, data.meta["stage"])
+    block_size = content["model_args"]["block_size"]
+    if block_size < settings.block_size:
+        raise UserError(
+            f"block_size is {settings.block_size}, but the checkpoint {path} has {block_size}; prepare with that"
+        )
+
+    # The model has the checkpoint's shape, and the settings are made to say so.
+    content["model_args"]["dropout"] = settings.dropout
+    for name in ("n_layer", "n_head", "n_embd", "bias", "vocab_size"):
+        setattr(settings, name, content["model_args"][name])
+    if resume:
+        settings.init_from = content["settings"]["init_from"]
+    model, _ = load_model(content)
+    return model, content if resume else None
+
+
+def choose_run_precision(run, resumed, positions):
+    """The `Precision` of a `TrainingRun`. A resumed run computes as before, so that it has the same numbers.
+
+    resumed: the checkpoint's dict or None; positions: T of a typical micro-batch, for timing.
+    """
+    before = resumed and Precision.from_dict(resumed["precision"], run.device)
+    if before and run.sharded and before.dtype == torch.float16:
+        before = None  # float16's scaler does not work with sharding
+    if before and run.settings.dtype == "auto":
+        return before
+    if run.sharded and run.settings.dtype == "auto" and run.device.type == "cuda":
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Precision(torch.bfloat16 if bf16 else torch.float32, why="what sharding can use here")
+    return choose_precision(run.settings.dtype, run.device, run.model, positions, run.say)
+
+
+def speed_text(run, compiled, why):
+    """The line that says what the run computes with. compiled, why: as `compile_trunk` returns them."""
+    processes = ""
+    if run.processes.count > 1:
+        processes = f" x {run.processes.count} processes ({'FSDP2' if run.sharded else 'DDP'})"
+    return (
+        f"number of parameters: {run.model.num_params() / 1e6:.2f}M; {run.device}{processes}, "
+        f"{precision_text(run.precision)} ({run.precision.why}), compile {compiled} ({why})"
+    )
+
+
+def planned_steps(run):
+    """Optimizer steps of the whole run, by max_epochs or max_iters."""
+    settings, data = run.settings, run.data
+    if settings.max_epochs <= 0:
+        return settings.max_iters
+    if settings.max_epochs * len(data.train) > SLOW_COUNT_ROWS:
+        run.say(f"counting the batches of {settings.max_epochs:g} epochs …")
+    return math.ceil(data.order.count(settings.max_epochs) / data.batches_a_step)
+
+
+def put_earlier_run_aside(out, say):
+    """Move an earlier run's files to a folder old, old-2, … within its folder; nothing is ever deleted."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        files = [*out.glob("*.pt"), *out.glob(LOG)]
+        if files:
+            numbered = (out / f"old-{number}" for number in itertools.count(2))
+            old = next(path for path in itertools.chain([out / "old"], numbered) if not path.exists())
+            old.mkdir()
+            say(f"note: the run that was in {out} is now in {old} (--init_from=resume goes on with a run)")
+            for file in files:
+                replace_file(file, old / file.name)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written to ({error.strerror}); give another --out_dir") from None
+
+
+def warn_of_few_steps(run):
+    """Warn where max_epochs over few rows makes so few steps that little is learned."""
+    settings, steps = run.settings, run.progress.max_iters
+    if settings.max_epochs > 0 and steps < FEW_STEPS:
+        size = "batch_tokens" if settings.batch_tokens else "batch_size"
+        lower = f"lower {size} ({getattr(settings, size)})"
+        if settings.gradient_accumulation_steps > 1:
+            lower += f" and gradient_accumulation_steps ({settings.gradient_accumulation_steps})"
+        run.say(
+            f"warning: {len(run.data.train):,} rows and max_epochs={settings.max_epochs:g} make {steps} "
+            f"optimizer steps, in which little is learned; {lower}, or raise max_epochs"
+        )
+
+
+def say_duration(run):
+    """Say how long a step and the run take, where a step takes long, by the speed of the block that was timed."""
+    flops, p = run.precision.flops, run.progress
+    if not flops:
+        return
+    rows = run.data.step((p.epoch, p.batch))
+    seconds = run.model.training_flops(rows.tokens, rows.tokens, rows.squares) / flops / run.processes.count
+    if seconds > LONG_STEP_SECONDS:
+        hours = seconds * (p.max_iters - p.step) / 3600
+        run.say(f"a step takes about {seconds:.0f} s here (estimated from one block), the whole run {hours:.1f} hours")

@@ -1,0 +1,160 @@
+"""Where a training run stands: its counters, and how it is saved and restored so that it goes on exactly."""
+
+import dataclasses
+import math
+
+import torch
+
+from minigpt.checkpoint import LAST, save_checkpoint
+from minigpt.common.errors import UserError
+from minigpt.run_log import cut_log
+from minigpt.training.distributed import gather_tensors, local_part, shard_state
+
+RUN_LENGTHS = ("max_seconds", "max_iters", "max_epochs")  # settings that say how long a run is
+
+
+@dataclasses.dataclass
+class Progress:
+    """The counters of a run. Checkpoints contain them."""
+
+    step: int = 0  # optimizer steps taken
+    epoch: int = 0  # the current epoch
+    batch: int = 0  # index of its next batch
+    epoch_batches: int = 0  # number of its batches
+    tokens: int = 0  # tokens trained on, without PAD
+    seconds: float = 0.0
+    best_val_loss: float = math.inf
+    best_step: int = 0
+    checks_without_best: int = 0  # validations since the best one
+    max_iters: int = 0  # steps of the whole run; 0 until they are known
+    loss_sum: float = 0.0  # since the last line of the log
+    loss_tokens: int = 0
+    last_losses: tuple = (math.inf, math.inf)  # training and validation loss of the last validation
+    checks_overfitting: int = 0  # validations since the best one that showed over-fitting
+    skipped: int = 0  # steps whose loss or gradient was not finite
+    skipped_in_a_row: int = 0
+
+
+def check_resumable(content, path, settings, stage):
+    """Raise UserError unless a run can be resumed from a checkpoint's dict."""
+    if content["stage"] != stage:
+        raise UserError(f"{path} is a {content['stage']} run, {settings.data_dir} holds {stage} data")
+    known = {f.name for f in dataclasses.fields(Progress)}
+    if "optimizers" not in content or not set(content["progress"]) <= known:
+        raise UserError(f"{path} is not a last.pt of this version: start from it with --init_from={path}")
+    before = content["settings"]["optimizer"]
+    if before != settings.optimizer:
+        raise UserError(f"{path} was trained with optimizer={before}, whose state {settings.optimizer} cannot use")
+
+
+def save_run(run, name, resumable=False, previous=None):
+    """Write a checkpoint of a `TrainingRun` into its folder.
+
+    resumable: add optimizers, random states and precision, which resuming needs; previous: the name that an older
+    file of that name is moved to. Every process must call this. Raises UserError, in every process, where the main
+    process cannot write or a weight is not finite.
+    """
+    p = run.progress
+    (wrong,) = run.processes.total(not all(bool(local_part(w).isfinite().all()) for w in run.model.parameters()))
+    if wrong:
+        raise UserError(f"weights are not finite at step {p.step}, so {run.out / name} was not written")
+
+    # The loss is summed over all processes, the tensors are gathered in the main one.
+    p.epoch_batches = len(run.data.order.batches(p.epoch))
+    (loss_sum,) = run.processes.total(float(p.loss_sum))
+    progress = dataclasses.asdict(dataclasses.replace(p, loss_sum=loss_sum))
+    state = {}
+    if resumable:
+        state = {
+            "optimizers": [gather_tensors(o.state_dict(), run.processes) for o in run.optimizers],
+            "scaler": run.scaler.state_dict(),
+            "random": run.processes.gather(random_states(run.device)),
+            "precision": run.precision.to_dict(run.device),
+        }
+    weights = gather_tensors(run.model.state_dict(), run.processes)
+    weights["wte.weight"] = weights["lm_head.weight"]  # gathering copied the shared matrix
+
+    # Only the main process writes. All processes must learn whether it failed.
+    failure = None
+    if run.processes.is_main:
+        about = run.model.config, run.settings, run.data.meta["stage"], run.data.tokenizer, progress
+        try:
+            save_checkpoint(run.out / name, weights, *about, previous, **state)
+        except UserError as error:
+            failure = str(error)
+    if failure := run.processes.from_main(failure):
+        raise UserError(failure)
+    if name == LAST:
+        run.saved_step = p.step
+
+
+def restore_run(run, content):
+    """Put a `TrainingRun` where a resumable checkpoint's dict was: optimizers, random states, counters, log.
+
+    Raises UserError where the settings end the run before the step that it has reached.
+    """
+    settings, before = run.settings, content["settings"]
+    for name in ("seed", "batch_size", "batch_tokens", "gradient_accumulation_steps", "sampling"):
+        then, now = before.get(name), getattr(settings, name)
+        if then != now:
+            run.say(f"note: {name} was {then!r} and is {now!r}, so the rows come in another order from here on")
+    planned_steps = run.progress.max_iters
+    run.progress = p = Progress(**content["progress"])
+
+    # With other batch sizes the epoch has another number of batches; the run goes on at the same share of it.
+    batches = len(run.data.order.batches(p.epoch))
+    if p.epoch_batches and batches != p.epoch_batches:
+        p.batch = min(batches - 1, round(p.batch / p.epoch_batches * batches))
+    if not run.processes.is_main:  # the saved sum is that of all processes, so only one takes it over
+        p.loss_sum = 0.0
+
+    # A run that max_seconds shortened keeps its length, unless one of the settings of length has changed.
+    if any(before[name] != getattr(settings, name) for name in RUN_LENGTHS):
+        p.max_iters = planned_steps
+    if p.step > p.max_iters:
+        now = ", ".join(f"{name}={getattr(settings, name):g}" for name in RUN_LENGTHS)
+        then = ", ".join(f"{name}={before[name]:g}" for name in RUN_LENGTHS)
+        raise UserError(
+            f"the run in {run.out} is at step {p.step}, and would end at step {p.max_iters} by {now}; it was "
+            f"begun with {then}: give that again, or more"
+        )
+
+    restore_optimizers(run.optimizers, content["optimizers"])
+    if content["scaler"] and run.scaler.is_enabled():
+        run.scaler.load_state_dict(content["scaler"])
+    if len(content["random"]) == run.processes.count:
+        set_random_states(run.device, content["random"][run.processes.rank])
+    else:  # with another number of processes the generators start anew, in a way that the step determines
+        torch.manual_seed(settings.seed + 1 + run.processes.rank + 1000 * p.step)
+    if run.processes.is_main:
+        cut_log(run.out, p.step)
+    run.saved_step = p.step
+    if p.step == p.max_iters:
+        run.say(f"the run is at its end, step {p.step}; more max_iters or max_epochs would go on with it")
+    else:
+        run.say(f"going on at step {p.step} of {p.max_iters}")
+
+
+def restore_optimizers(optimizers, states):
+    """Load the optimizers' state dicts. Rates, decay and betas stay as the settings of now give them."""
+    for optimizer, state in zip(optimizers, states, strict=True):
+        kept = ("peak_lr", "weight_decay", "betas")
+        given = [{key: group[key] for key in kept if key in group} for group in optimizer.param_groups]
+        optimizer.load_state_dict(shard_state(state, optimizer))
+        for group, values in zip(optimizer.param_groups, given, strict=True):
+            group.update(values)
+
+
+def random_states(device):
+    """The states of the random generators that a step uses: {"cpu": …}, and the device's if it has its own."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type in ("cuda", "mps"):
+        states[device.type] = getattr(torch, device.type).get_rng_state()
+    return states
+
+
+def set_random_states(device, states):
+    """Give the random generators the states that `random_states` returned."""
+    torch.set_rng_state(states["cpu"])
+    if device.type in states and device.type != "cpu":
+        getattr(torch, device.type).set_rng_state(states[device.type])
