@@ -29,7 +29,8 @@ if __name__ == "__main__":  # torch takes seconds to load
 import torch
 
 from minigpt.checkpoint import BEST, LAST, PREVIOUS
-from minigpt.common.errors import Signals, UserError, run_script
+from minigpt.common.cli import Signals, run_script
+from minigpt.common.errors import UserError
 from minigpt.device import explain_out_of_memory, memory_text
 from minigpt.settings.parse import load_settings
 from minigpt.training.compiling import compute_or_undo
