@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import subprocess
 import sys
 import time
@@ -24,12 +23,10 @@ from minigpt.corpus.records import (
     subjects_by_id,
 )
 from minigpt.corpus.row_files import META
-from minigpt.experiments.plan import arguments, spec_of
+from minigpt.experiments.plan import ASKED, SETS, arguments, spec_of
 
 RESULT = "result.json"
 NEVER_ASKED = 6  # of so many subjects one is pretrained on and never asked about
-SETS = ("trained", "never_asked", "never_seen")
-ASKED = 200  # questions of each set
 TUNING_SHARES = (0.25, 0.5, 1.0)  # of the questions
 TUNING_VAL_SHARE = 0.03
 LAST_LINES = 5
@@ -116,13 +113,6 @@ def share_of(row):
 def write_rows(path, rows):
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_atomic(path, lambda file: file.write(text.encode()))
-
-
-def questions_of(plan, name):
-    """[(question, answer)] of a set, at most ASKED, always the same."""
-    rows = [qa for _, qa in read_questions([plan.folder / "questions" / f"{name}.jsonl"], Problems())]
-    drawn = random.Random(0).sample(rows, min(ASKED, len(rows)))
-    return [(qa.question, qa.answer) for qa in drawn]
 
 
 # Rows

@@ -9,7 +9,7 @@ from data_utils import open_rows
 from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.evaluation.models import checkpoints_of
 from minigpt.evaluation.prompts import pairs_of_rows
-from minigpt.experiments.build import SETS, questions_of
+from minigpt.experiments.plan import SETS, questions_of
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.likelihood import likelihood
 from minigpt.inference.params import SamplingParams

@@ -1,9 +1,14 @@
 """What is compared: rows, pretraining runs and fine-tuning runs, each by the settings in which it differs."""
 
 import json
+import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from minigpt.corpus.records import Problems, read_questions
+
+SETS = ("trained", "never_asked", "never_seen")
+ASKED = 200  # questions of each set
 TABLE = "table.tiktoken"
 UNCLEANED = ["controls", "widths", "title"]  # all usual steps but the one that takes empty brackets out
 LONG_EPOCHS = 10  # of pretraining and of fine-tuning that are meant to over-fit
@@ -119,3 +124,10 @@ def arguments(given):
 def spec_of(*parts):
     """A plain value that is the same exactly when the parts are: what a result is known by."""
     return json.loads(json.dumps(parts, ensure_ascii=False, default=str))
+
+
+def questions_of(plan, name):
+    """[(question, answer)] of a set, at most ASKED, always the same."""
+    rows = [qa for _, qa in read_questions([plan.folder / "questions" / f"{name}.jsonl"], Problems())]
+    drawn = random.Random(0).sample(rows, min(ASKED, len(rows)))
+    return [(qa.question, qa.answer) for qa in drawn]
