@@ -17,7 +17,7 @@ from minigpt.common.cli import Signals, run_script
 from minigpt.common.errors import UserError
 from minigpt.common.net import announce_server, listening_socket
 from minigpt.inference.engine import compile_in_background, open_generator
-from minigpt.inference.model_runner import should_compile
+from minigpt.inference.model_runner import should_compile_steps
 from minigpt.serving import Listener, create_app
 from minigpt.settings.parse import load_settings
 
@@ -55,7 +55,7 @@ def main(open_generator=open_generator):
     announce_server(title, settings.host, listener.port, bool(key), f"a key with --api_key= or {KEY_VARIABLE}")
     to_compile = []
     for generator in generators:
-        compiling, why = should_compile(settings.compile, generator.model)
+        compiling, why = should_compile_steps(settings.compile, generator.model)
         print(f"compile {compiling} ({why})", flush=True)
         if compiling:
             to_compile.append(generator)

@@ -7,7 +7,7 @@ import torch
 from tiny import PAD, VOCAB, padded_rows, random_ids, tiny_meta, tiny_model
 
 from data_utils import make_batch
-from minigpt.inference.model_runner import Decoder
+from minigpt.inference.model_runner import ModelRunner
 from model import GPT, GPTConfig
 
 pytestmark = pytest.mark.numeric
@@ -41,9 +41,9 @@ def test_a_fresh_model_is_about_as_uncertain_as_can_be():
 @torch.inference_mode()
 def test_logits_from_the_cache_equal_the_full_forward(bias, prompt_length):
     model, ids = tiny_model(bias=bias), random_ids(3, 32)
-    full, decoder = model(ids), Decoder(model, max_batch=3)
-    logits = [decoder.prefill(ids[:, :prompt_length].tolist())]
-    logits += [decoder.step(ids[:, t].tolist(), [t] * 3) for t in range(prompt_length, 32)]
+    full, runner = model(ids), ModelRunner(model, max_batch=3)
+    logits = [runner.prefill(ids[:, :prompt_length].tolist())]
+    logits += [runner.step(ids[:, t].tolist(), [t] * 3) for t in range(prompt_length, 32)]
     torch.testing.assert_close(torch.stack(logits, dim=1), full[:, prompt_length - 1 :], atol=1e-5, rtol=0)
 
 

@@ -23,9 +23,9 @@ from minigpt.common.errors import UserError
 from minigpt.common.files import write_json
 from minigpt.device import pick_device, wait_for
 from minigpt.inference.engine import TextGenerator
-from minigpt.inference.model_runner import Decoder
+from minigpt.inference.model_runner import ModelRunner
 from minigpt.inference.params import SamplingParams
-from minigpt.inference.quantize import PRECISIONS, set_precision
+from minigpt.inference.quantize import WEIGHT_TYPES, convert_weights
 
 TABLE_IDS = 8192  # of a table of the articles' own, whose every token is whole characters; the output layer is GPT-2's
 SHAPE = ["--n_layer=12", "--n_head=12", "--n_embd=768", "--block_size=512", "--vocab_size=50304", "--batch_tokens=1024"]
@@ -113,10 +113,10 @@ class Sides:
             half = to_hugging_face(model).to(device, torch.bfloat16)
             self.ways["Hugging Face, bf16"] = lambda prompts, n_new: hugging_face(half, prompts, n_new)
         self.models = {}
-        for name in PRECISIONS:
+        for name in WEIGHT_TYPES:
             if name == "int8" and device.type != "cpu":
                 continue
-            self.models[name] = set_precision(load_model(content, device)[0], name)
+            self.models[name] = convert_weights(load_model(content, device)[0], name)
             self.add(f"ours, {name}", self.models[name], None, say)
             if name in compiled:
                 self.add(f"ours, {name}, compiled", self.models[name], True, say)
@@ -182,12 +182,12 @@ def perplexity(model, rows, meta):
     rows = rows[:, : int(row_lengths(rows, meta["special_ids"]["pad"]).max())]
     mask = torch.from_numpy(loss_mask(rows, meta["special_ids"], meta["stage"], train_on_eot=False))
     ids, nats, kept = torch.from_numpy(rows.astype(np.int64)), 0.0, 0
-    decoder = Decoder(model, len(ids))
-    logits = decoder.prefill(ids[:, :1].tolist())
+    runner = ModelRunner(model, len(ids))
+    logits = runner.prefill(ids[:, :1].tolist())
     for t in range(1, ids.shape[1]):
         losses = F.cross_entropy(logits.float().cpu(), ids[:, t], reduction="none")
         nats, kept = nats + float(losses[mask[:, t - 1]].sum()), kept + int(mask[:, t - 1].sum())
-        logits = decoder.step(ids[:, t].tolist(), [t] * len(ids))
+        logits = runner.step(ids[:, t].tolist(), [t] * len(ids))
     return math.exp(nats / kept)
 
 
@@ -197,7 +197,7 @@ def demo_perplexities():
     if not Path(path).exists() or not Path(folder).exists():
         return {}
     rows, meta = open_rows(folder, "test")
-    models = {name: set_precision(load_model(load_checkpoint(path))[0], name) for name in PRECISIONS}
+    models = {name: convert_weights(load_model(load_checkpoint(path))[0], name) for name in WEIGHT_TYPES}
     return {name: perplexity(model, rows[:SCORED_ROWS], meta) for name, model in models.items()}
 
 
@@ -255,7 +255,7 @@ def bench(settings):
         path = make_checkpoint(folder, settings, QUICK_TRAIN_STEPS if quick else TRAIN_STEPS)
         rows, meta = open_rows(f"{folder}/rows", "val")
         best = BEST if device.type == "cpu" else "bf16"
-        compiled = () if device.type != "cpu" else (BEST,) if quick else tuple(PRECISIONS)
+        compiled = () if device.type != "cpu" else (BEST,) if quick else tuple(WEIGHT_TYPES)
         with ServedModel(path, f"--device={settings.device}", f"--precision={best}") as server:
             sides = Sides(path, device, compiled)
             server.wait_until_compiled()

@@ -12,7 +12,7 @@ from minigpt.checkpoint import open_model
 from minigpt.common.errors import UserError, first_line
 from minigpt.common.streams import TextStream
 from minigpt.device import pick_device
-from minigpt.inference.model_runner import KINDS, Decoder
+from minigpt.inference.model_runner import KINDS, ModelRunner
 from minigpt.inference.quantize import prepare
 from minigpt.inference.sampling import Sampler, sample_tokens
 from minigpt.tokenizer import StreamDecoder
@@ -95,11 +95,11 @@ class Engine:
     """
 
     def __init__(self, model, eot_id, n_vocab, forbidden, max_batch):
-        self.decoder, self.eot_id = Decoder(model, max_batch), eot_id
+        self.runner, self.eot_id = ModelRunner(model, max_batch), eot_id
         self.block_size, self.max_batch = model.config.block_size, max_batch
         self.n_vocab, self.forbidden = n_vocab, [token_id for token_id in forbidden if token_id < n_vocab]
         self.waiting, self.cancellations = deque(), deque()  # other threads may append to them
-        self.rows = []  # the running streams, in the order of the decoder's rows
+        self.rows = []  # the running streams, in the order of the runner's rows
         self.choose = sample_tokens
 
     @property
@@ -114,7 +114,7 @@ class Engine:
         self.admit()
         if self.rows:
             ids, positions = [s.last_id for s in self.rows], [s.position for s in self.rows]
-            self.accept(self.rows, self.decoder.step(ids, positions))
+            self.accept(self.rows, self.runner.step(ids, positions))
             self.drop_ended()
 
     def admit(self):
@@ -122,7 +122,7 @@ class Engine:
         run_already = bool(self.rows)
         while group := self.next_group():
             self.rows += group
-            self.accept(group, self.decoder.prefill([stream.prompt for stream in group]))
+            self.accept(group, self.runner.prefill([stream.prompt for stream in group]))
             self.drop_ended()
             if run_already:
                 return
@@ -161,7 +161,7 @@ class Engine:
             stream = self.rows[row]
             if stream.finish_reason:
                 last = self.rows.pop()
-                self.decoder.drop(row, last.position)
+                self.runner.drop(row, last.position)
                 if last is not stream:
                     self.rows[row] = last
 
@@ -172,7 +172,7 @@ class Engine:
         while self.rows:
             self.rows.pop().finish(reason, error)
         self.cancellations.clear()
-        self.decoder.n = 0
+        self.runner.n = 0
 
 
 class TextGenerator:
@@ -307,7 +307,7 @@ class TextGenerator:
     @property
     def compiled(self):
         """Whether all that can be is compiled code."""
-        return set(self.engine.decoder.compiled) == set(KINDS)
+        return set(self.engine.runner.compiled) == set(KINDS)
 
     def compile(self, say=print):
         """Compile the model's passes; until that is done, and where it fails, they run as they are.
@@ -317,7 +317,7 @@ class TextGenerator:
         started = time.perf_counter()
         for kind in KINDS:
             try:
-                self.engine.decoder.compile(kind)
+                self.engine.runner.compile(kind)
             except Exception as error:  # compilers fail in many ways, and generation goes on without
                 return say(f"note: not compiled ({first_line(error)})")
         say(f"compiled in {time.perf_counter() - started:.0f} s")
@@ -350,6 +350,6 @@ def open_generator(ckpt, settings, exact=False):
     generator = TextGenerator(model, tokenizer, content["stage"], settings.max_batch)
     generator.about = (
         f"{path}: {content['stage']}, step {content['progress']['step']}, {size / 1e6:.2f}M parameters, "
-        f"{name} ({why}) on {generator.engine.decoder.device}"
+        f"{name} ({why}) on {generator.engine.runner.device}"
     )
     return path, content, generator

@@ -14,7 +14,7 @@ COMPILE_CONFIG = {
     "autotune_num_choices_displayed": 0,
     "max_autotune_report_choices_stats": False,
 }
-MODELS = 64  # that one process may compile
+MAX_COMPILED_MODELS = 64  # that one process may compile
 KINDS = ("one", "several", "prompt")  # a step of one row, of several; a prompt alone
 TRACED_ROWS = 8
 TRACED_POSITIONS = 48  # any number above 1 and below the block's: those are special to the compiler
@@ -22,7 +22,7 @@ TRACED_POSITIONS = 48  # any number above 1 and below the block's: those are spe
 WORTH_COMPILING = 10e6  # parameters: a smaller model's steps take a millisecond or two as they are
 
 
-def should_compile(setting, model):
+def should_compile_steps(setting, model):
     """(bool, why): whether a model that serves should have its steps compiled, which takes minutes of a CPU."""
     if setting != "auto":
         return setting == "on", "as set"
@@ -41,7 +41,7 @@ def should_compile(setting, model):
     return True, "the default for a model of this size"
 
 
-class Decoder:
+class ModelRunner:
     """The rows 0 … n - 1 of sequences that are being generated, as the model sees them.
 
     A sequence takes the row behind the last one (`prefill`); when one leaves, the last takes its place (`drop`), so
@@ -123,7 +123,7 @@ class Decoder:
     def compile(self, kind):
         """Compile the pass of a kind (one of KINDS); from then on it is used."""
         end = min(TRACED_POSITIONS, self.model.config.block_size - 1)
-        limit = torch._dynamo.config.patch(recompile_limit=MODELS * len(KINDS))
+        limit = torch._dynamo.config.patch(recompile_limit=MAX_COMPILED_MODELS * len(KINDS))
         with torch._inductor.config.patch(COMPILE_CONFIG), limit:
             if kind == "prompt":
                 self.compiled[kind] = self.traced_prompt(end)

@@ -21,9 +21,9 @@ from torch.nn import functional as F
 
 from minigpt.common.errors import UserError
 from minigpt.device import bfloat16_is_fast, fastest_of
-from minigpt.inference.model_runner import Decoder
+from minigpt.inference.model_runner import ModelRunner
 
-PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
+WEIGHT_TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
 LEVELS = 127  # -128 is left out, so that both signs have one scale
 FEW_LEVELS = 64  # of weights: two products with unsigned inputs, 2 * 255 * 64, are below 2**15
 ZERO = 128  # what is added to a row's levels, which makes them unsigned
@@ -138,8 +138,8 @@ def is_right(product, linear):
 
 
 @torch.no_grad()
-def set_precision(model, name):
-    """Put a GPT's weights into a precision (a key of PRECISIONS), in place; returns the model.
+def convert_weights(model, name):
+    """Put a GPT's weights into a precision (a key of WEIGHT_TYPES), in place; returns the model.
 
     Logits are float32 in each. The table of embeddings stays float under int8: only a row of it is read a token.
     """
@@ -168,28 +168,28 @@ def prepare(model, name, say=print):
     """
     device, why = model.wte.weight.device, "as set"
     if name == "auto" and device.type == "cpu":
-        name, why = fastest_precision(model, say)
+        name, why = fastest_weight_type(model, say)
     elif name == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         name, why = "bf16", "this card computes in it"
     elif name == "auto":
         name, why = "float32", f"the default on {device.type}"
-    return set_precision(model, name), name, why
+    return convert_weights(model, name), name, why
 
 
 @torch.no_grad()
-def fastest_precision(model, say):
+def fastest_weight_type(model, say):
     """(name, why) of the precision that a CPU makes steps fastest in; the model stays as it is.
 
     Timed are a few layers and the output layer, which may share its weights; bfloat16 where the processor has it.
     """
-    names = [name for name in PRECISIONS if name != "bf16" or bfloat16_is_fast()]
+    names = [name for name in WEIGHT_TYPES if name != "bf16" or bfloat16_is_fast()]
     parts = {name: first_layers(model) for name in names}
     if sum(p.numel() for p in parts["float32"].parameters()) > MOMENT:
         say(f"timing a few layers in {', '.join(names[:-1])} and {names[-1]} …")
-    decoders = {name: Decoder(set_precision(part, name), TIMED_ROWS) for name, part in parts.items()}
-    for decoder in decoders.values():
-        decoder.prefill([[0]] * TIMED_ROWS)
-    picked, times = fastest_of(names, lambda name: time_steps(decoders[name]))
+    runners = {name: ModelRunner(convert_weights(part, name), TIMED_ROWS) for name, part in parts.items()}
+    for runner in runners.values():
+        runner.prefill([[0]] * TIMED_ROWS)
+    picked, times = fastest_of(names, lambda name: time_decode_steps(runners[name]))
     if picked == "float32":
         return picked, "timed: the fastest"
     if times < WORTH_ROUNDING:
@@ -206,7 +206,7 @@ def first_layers(model):
     return copy.deepcopy(part, {id(p): nn.Parameter(p.detach()) for p in model.parameters()})
 
 
-def time_steps(decoder):
+def time_decode_steps(runner):
     """A step of one row and one of TIMED_ROWS, for timing: some products are fast for few rows only."""
-    for decoder.n in (1, TIMED_ROWS):
-        decoder.step([0] * decoder.n, [1] * decoder.n)
+    for runner.n in (1, TIMED_ROWS):
+        runner.step([0] * runner.n, [1] * runner.n)

@@ -262,8 +262,8 @@ def test_a_chats_last_question_is_what_the_model_was_trained_on_and_earlier_turn
 def test_a_cancelled_request_ends_at_once_and_the_others_go_on():
     made = generator(max_batch=2)
     made.engine.eot_id = -1
-    release, step = threading.Event(), made.engine.decoder.step
-    made.engine.decoder.step = lambda *values: (release.wait(10), time.sleep(0.01), step(*values))[-1]
+    release, step = threading.Event(), made.engine.runner.step
+    made.engine.runner.step = lambda *values: (release.wait(10), time.sleep(0.01), step(*values))[-1]
     params = SamplingParams(temperature=1.0, max_new_tokens=25, seed=3)
     streams = [made.submit("河", params) for _ in range(4)]
     streams[0].cancel()
@@ -283,8 +283,8 @@ def test_closing_finishes_what_runs_within_the_grace_and_cancels_the_rest():
     for grace, reason in ((10, "length"), (0.05, "cancelled")):
         made = generator()
         made.engine.eot_id = -1
-        step = made.engine.decoder.step
-        made.engine.decoder.step = lambda *values, step=step: (time.sleep(0.02), step(*values))[-1]
+        step = made.engine.runner.step
+        made.engine.runner.step = lambda *values, step=step: (time.sleep(0.02), step(*values))[-1]
         stream = made.submit("河", SamplingParams(max_new_tokens=20))
         assert next(iter(stream))
         made.close(grace)
@@ -294,11 +294,11 @@ def test_closing_finishes_what_runs_within_the_grace_and_cancels_the_rest():
 def test_a_step_that_fails_is_told_to_its_readers_and_the_next_request_is_served():
     made = generator()
     expected = made.generate(["河"], GREEDY)
-    step = made.engine.decoder.step
-    made.engine.decoder.step = lambda *values: 1 / 0
+    step = made.engine.runner.step
+    made.engine.runner.step = lambda *values: 1 / 0
     with pytest.raises(RuntimeError, match="division by zero"):
         list(made.submit("河", GREEDY))
-    made.engine.decoder.step = step
+    made.engine.runner.step = step
     assert ["".join(made.submit("河", GREEDY))] == expected
     made.close()
 
@@ -334,11 +334,11 @@ def test_a_request_that_is_cancelled_too_late_harms_nothing():
 def test_generating_that_is_broken_off_leaves_nothing_behind():
     made = generator()
     expected = made.generate(QUESTIONS, GREEDY)
-    step = made.engine.decoder.step
-    made.engine.decoder.step = lambda *values: 1 / 0
+    step = made.engine.runner.step
+    made.engine.runner.step = lambda *values: 1 / 0
     with pytest.raises(ZeroDivisionError):
         made.generate(QUESTIONS, GREEDY)
-    made.engine.decoder.step = step
+    made.engine.runner.step = step
     assert made.generate(QUESTIONS, GREEDY) == expected
 
 
@@ -387,7 +387,7 @@ def test_models_are_compiled_one_after_the_other_in_one_thread(monkeypatch, caps
         return compile
 
     for number, generator in enumerate(generators):
-        monkeypatch.setattr(generator.engine.decoder, "compile", compiles(number))
+        monkeypatch.setattr(generator.engine.runner, "compile", compiles(number))
     thread = compile_in_background(generators)
     thread.join()
     assert [event[0] for event in events] == ["begin", "end"] * (len(events) // 2)

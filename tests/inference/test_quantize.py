@@ -11,19 +11,19 @@ from torch._inductor.exc import InvalidCxxCompiler
 from minigpt.common.errors import UserError
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.likelihood import likelihood
-from minigpt.inference.model_runner import KINDS, Decoder, should_compile
+from minigpt.inference.model_runner import KINDS, ModelRunner, should_compile_steps
 from minigpt.inference.params import SamplingParams
 from minigpt.inference.quantize import (
     FEW_LEVELS,
     LEVELS,
-    PRECISIONS,
+    WEIGHT_TYPES,
     Int8Dynamic,
     Int8WeightOnly,
     Int8Weights,
     first_layers,
     pick_product,
     prepare,
-    set_precision,
+    convert_weights,
 )
 from model import GPT, GPTConfig
 
@@ -109,16 +109,16 @@ def test_perplexity_is_within_1_percent_of_float32s(name, bias):
     rows = padded_rows([random_ids(32, seed=i).tolist() for i in range(64)], 32)
     model = tiny_model(bias=bias)
     expected = likelihood(model, rows, tiny_meta("pretrain"), 16).perplexity
-    rounded = set_precision(copy.deepcopy(model), name)
+    rounded = convert_weights(copy.deepcopy(model), name)
     assert likelihood(rounded, rows, tiny_meta("pretrain"), 16).perplexity == pytest.approx(expected, rel=0.01)
-    assert rounded.wte.weight.dtype == PRECISIONS[name]
+    assert rounded.wte.weight.dtype == WEIGHT_TYPES[name]
     assert any(tensor.dtype == torch.int8 for tensor in rounded.buffers()) or name == "bf16"
 
 
-@pytest.mark.parametrize("name", ["auto", *PRECISIONS])
+@pytest.mark.parametrize("name", ["auto", *WEIGHT_TYPES])
 def test_a_model_in_any_precision_answers(name):
     model, picked, why = prepare(tiny_model(), name)
-    assert picked == name if name != "auto" else picked in PRECISIONS
+    assert picked == name if name != "auto" else picked in WEIGHT_TYPES
     assert why == "as set" if name != "auto" else why.startswith("timed")
     generator = TextGenerator(model, tiny_tokenizer(), "sft", max_batch=2)
     params = SamplingParams(temperature=0, max_new_tokens=10)
@@ -130,12 +130,12 @@ def test_a_model_in_any_precision_answers(name):
     assert any(texts)
 
 
-@pytest.mark.parametrize("name", PRECISIONS)
+@pytest.mark.parametrize("name", WEIGHT_TYPES)
 @torch.no_grad()
 def test_logits_of_generation_are_float32(name):
-    decoder = Decoder(set_precision(tiny_model(), name), 4)
-    assert decoder.prefill(random_ids(4, 9).tolist()).dtype == torch.float32
-    assert decoder.step([1, 2, 3, 4], [9] * 4).dtype == torch.float32
+    runner = ModelRunner(convert_weights(tiny_model(), name), 4)
+    assert runner.prefill(random_ids(4, 9).tolist()).dtype == torch.float32
+    assert runner.step([1, 2, 3, 4], [9] * 4).dtype == torch.float32
 
 
 @torch.no_grad()
@@ -144,7 +144,7 @@ def test_bf16s_logits_are_float32_products_of_its_states():
     model, prompts = tiny_model(), random_ids(4, 9)
     model.lm_head.weight *= 10
     weight = model.lm_head.weight.clone()
-    logits = Decoder(set_precision(model, "bf16"), 4).prefill(prompts.tolist())
+    logits = ModelRunner(convert_weights(model, "bf16"), 4).prefill(prompts.tolist())
     states = model.hidden(prompts)[:, -1]
     expected = states.float() @ weight.T
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
@@ -180,8 +180,8 @@ def test_what_is_timed_is_a_small_part_and_leaves_the_model_as_it_is(monkeypatch
     part = first_layers(model)
     assert (len(part.h), part.config.n_layer, len(model.h), model.config.n_layer) == (1, 1, 2, 2)
     assert {p.data_ptr() for p in part.parameters()} <= {p.data_ptr() for p in model.parameters()}  # shared
-    for name in PRECISIONS:
-        set_precision(first_layers(model), name)
+    for name in WEIGHT_TYPES:
+        convert_weights(first_layers(model), name)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name][0]) and tensor.data_ptr() == before[name][1]
 
@@ -198,17 +198,17 @@ def test_timing_that_takes_more_than_a_moment_is_said(monkeypatch):
 
 def test_int8_on_a_card_is_refused_with_what_to_take():
     with pytest.raises(UserError, match="bf16"):
-        set_precision(tiny_model().to("meta"), "int8")
+        convert_weights(tiny_model().to("meta"), "int8")
 
 
 @torch.no_grad()
 def forced_perplexity(model, rows):
     """Perplexity of rows (n, T) by the steps that generation takes, with its cache."""
-    decoder, nats = Decoder(model, len(rows)), []
-    logits = decoder.prefill(rows[:, :1].tolist())
+    runner, nats = ModelRunner(model, len(rows)), []
+    logits = runner.prefill(rows[:, :1].tolist())
     for t in range(1, rows.shape[1]):
         nats.append(torch.nn.functional.cross_entropy(logits.float(), rows[:, t]))
-        logits = decoder.step(rows[:, t].tolist(), [t] * len(rows))
+        logits = runner.step(rows[:, t].tolist(), [t] * len(rows))
     return torch.stack(nats).mean().exp().item()
 
 
@@ -218,13 +218,13 @@ def test_the_steps_of_generation_have_that_perplexity_too(product, monkeypatch):
         monkeypatch.setattr("minigpt.inference.quantize.pick_product", lambda linear: product)
     rows = random_ids(8, 32)
     expected = forced_perplexity(tiny_model(), rows)
-    assert forced_perplexity(set_precision(tiny_model(), "int8"), rows) == pytest.approx(expected, rel=0.01)
+    assert forced_perplexity(convert_weights(tiny_model(), "int8"), rows) == pytest.approx(expected, rel=0.01)
 
 
 def test_a_step_whose_compiled_code_fails_goes_on_without(capsys):
     expected = TextGenerator(tiny_model(), tiny_tokenizer(), "sft").generate(["河", "a"], GREEDY)
     generator = TextGenerator(tiny_model(), tiny_tokenizer(), "sft")
-    generator.engine.decoder.compiled = {kind: lambda *values: 1 / 0 for kind in ("one", "several")}
+    generator.engine.runner.compiled = {kind: lambda *values: 1 / 0 for kind in ("one", "several")}
     assert generator.generate(["河", "a"], GREEDY) == expected
     assert capsys.readouterr().out.count("ZeroDivisionError") == 1
     assert not generator.compiled
@@ -234,7 +234,7 @@ def test_a_compiler_that_fails_or_is_not_there_is_said_and_generation_goes_on(mo
     generator, said = TextGenerator(tiny_model(), tiny_tokenizer(), "sft"), []
     expected = generator.generate(["河"], GREEDY)
     for error in (AssertionError(), RuntimeError("no room\nat all")):
-        monkeypatch.setattr(Decoder, "compile", lambda self, kind, error=error: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(ModelRunner, "compile", lambda self, kind, error=error: (_ for _ in ()).throw(error))
         generator.compile(said.append)
     reasons = ["AssertionError: no reason given", "RuntimeError: no room"]
     assert said == [f"note: not compiled ({reason})" for reason in reasons]
@@ -242,16 +242,16 @@ def test_a_compiler_that_fails_or_is_not_there_is_said_and_generation_goes_on(mo
 
     large = GPT(GPTConfig(block_size=8, vocab_size=2**18, n_layer=1, n_head=1, n_embd=48))
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: 1 / 0)
-    assert should_compile("auto", tiny_model()) == (False, "the model is small")
-    assert (should_compile("on", large)[0], should_compile("off", large)[0]) == (True, False)
+    assert should_compile_steps("auto", tiny_model()) == (False, "the model is small")
+    assert (should_compile_steps("on", large)[0], should_compile_steps("off", large)[0]) == (True, False)
 
     def none():
         raise InvalidCxxCompiler
 
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none)
-    assert should_compile("auto", large) == (False, "no C++ compiler is there")
+    assert should_compile_steps("auto", large) == (False, "no C++ compiler is there")
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", lambda: "g++")
-    assert should_compile("auto", large)[0]
+    assert should_compile_steps("auto", large)[0]
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no compiler for torch.compile")
@@ -261,21 +261,21 @@ def test_a_compiler_that_fails_or_is_not_there_is_said_and_generation_goes_on(mo
 )
 @torch.no_grad()
 def test_compiled_steps_equal_plain_ones(name):
-    model = set_precision(tiny_model(), name)
-    plain, compiled = Decoder(model, max_batch=4), Decoder(model, max_batch=4)
+    model = convert_weights(tiny_model(), name)
+    plain, compiled = ModelRunner(model, max_batch=4), ModelRunner(model, max_batch=4)
     for kind in KINDS:
         compiled.compile(kind)
     for length in (1, 2, 9, 30):
         prompt = random_ids(1, length, seed=length).tolist()
         tolerance = 1e-4 if name == "float32" else 0.05 * plain.prefill(prompt).abs().max().item()
         torch.testing.assert_close(compiled.prefill(prompt), plain.prefill(prompt), atol=tolerance, rtol=0)
-        for decoder in (plain, compiled):
-            decoder.n = 0
+        for runner in (plain, compiled):
+            runner.n = 0
     for n in (1, 3, 4):
-        for decoder in (plain, compiled):
-            while decoder.n:
-                decoder.drop(decoder.n - 1, 0)
-            decoder.prefill(random_ids(n, 5, seed=n).tolist())
+        for runner in (plain, compiled):
+            while runner.n:
+                runner.drop(runner.n - 1, 0)
+            runner.prefill(random_ids(n, 5, seed=n).tolist())
         for t in range(5, 20):
             ids, positions = random_ids(n, seed=t).tolist(), [t - i % 2 for i in range(n)]
             expected, logits = plain.step(ids, positions), compiled.step(ids, positions)
