@@ -16,6 +16,7 @@ from minigpt.bench import generating, preparing, training
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
 from minigpt.settings.parse import load_settings
+from minigpt.settings.stages import BenchSettings
 
 BENCHES = {"prepare": preparing.bench, "train": training.bench, "generate": generating.bench}
 
@@ -24,7 +25,7 @@ def main():
     asked = sys.argv[1] if len(sys.argv) > 1 else ""
     if asked not in BENCHES and asked not in ("--help", "-h"):
         raise UserError(f"say what to measure: python bench.py {' | '.join(BENCHES)}")
-    settings = load_settings("bench", sys.argv[2:] if asked in BENCHES else sys.argv[1:])
+    settings = load_settings(BenchSettings, sys.argv[2:] if asked in BENCHES else sys.argv[1:])
     BENCHES[asked](settings)
 
 

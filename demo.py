@@ -26,7 +26,7 @@ from minigpt.inference.engine import open_generator
 from minigpt.inference.params import SamplingParams
 from minigpt.run_log import LOG, log_lines
 from minigpt.settings.parse import load_settings
-from minigpt.settings.record import Settings
+from minigpt.settings.stages import SampleSettings, TrainSettings
 from minigpt.training.validation import QUESTIONS_ASKED
 
 try:
@@ -200,7 +200,7 @@ def peak_memory_mb():
 
 def show_answers():
     """Print five held-out questions with the model's answers."""
-    _, _, generator = open_generator(TUNED, Settings())
+    _, _, generator = open_generator(TUNED, SampleSettings())
     rows, meta = open_rows("data/processed_demo_sft", "test")
     print(f"\n{SHOWN} questions about subjects that no training question was about:")
     for row in rows[:: max(1, len(rows) // SHOWN)][:SHOWN]:
@@ -247,7 +247,7 @@ def print_figures(metrics, pairs, asked):
 
 
 def main():
-    trainings = [load_settings("train", [path]) for path in SETTINGS]
+    trainings = [load_settings(TrainSettings, [path]) for path in SETTINGS]
     stage = STEPS[0][0]
     try:
         for stage, *arguments in STEPS:

@@ -26,6 +26,7 @@ from minigpt.evaluation.tables import text_table, write_csv
 from minigpt.inference.params import SamplingParams
 from minigpt.metrics import too_few, too_few_notes
 from minigpt.settings.parse import load_settings
+from minigpt.settings.stages import RougeSettings
 
 COLUMNS = {
     "rouge_l_recall": "Rouge-L recall", "rouge_l_precision": "precision", "rouge_l_f": "F",
@@ -142,7 +143,7 @@ def write_answers(path, asked, pairs):
 
 
 def main():
-    settings = load_settings("rouge")
+    settings = load_settings(RougeSettings)
     params = SamplingParams.from_settings(settings)
     entrants, pairs = look(settings)
     if settings.check_leak:

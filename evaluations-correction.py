@@ -30,7 +30,6 @@ from minigpt.evaluation.correction import (
     compared,
     figures,
     load_cases,
-    shots_of,
     shown,
     systems_of,
     verdict,
@@ -42,6 +41,7 @@ from minigpt.evaluation.tables import text_table, write_csv
 from minigpt.inference.params import SamplingParams
 from minigpt.metrics import too_few, too_few_notes
 from minigpt.settings.parse import load_settings
+from minigpt.settings.stages import CorrectionSettings
 
 HEADS = ("all 全部", "to change 需改", "to keep 不改")
 HEAD_OF = dict(zip(GROUPS, HEADS, strict=True))
@@ -78,10 +78,9 @@ def run_labels(models):
 
 def last_of_runs(models, ckpt):
     """The paths that get a row in the table: those named themselves, and of a run's folder the last."""
-    named = {part.strip() for part in ckpt.split(",")}
     last = {path.parent: path for _, path in models if isinstance(path, Path)}
     return {path for _, path in models if not isinstance(path, Path) or last[path.parent] == path} | {
-        path for _, path in models if path in map(Path, named)
+        path for _, path in models if path in map(Path, ckpt)
     }
 
 
@@ -100,7 +99,7 @@ def check_leak(model, cases, settings, done):
 
 def measure(models, cases, pool, settings):
     """Ask every model; returns (entries, cells of the table, lines of the CSV, {name: predictions})."""
-    systems, shots = systems_of(settings.systems), shots_of(settings.shots)
+    systems, shots = systems_of(settings.systems), list(dict.fromkeys(settings.shots))
     in_table = last_of_runs(models, settings.ckpt) if shots else ()
     examples, runs, leaks = Examples(pool, settings.seed), run_labels(models), {}
     for case in cases:  # too few are said before anything is asked
@@ -189,8 +188,8 @@ def difference(found):
 
 
 def main():
-    settings = load_settings("correction")
-    systems_of(settings.systems), shots_of(settings.shots)  # what is wrong with them is said before anything is asked
+    settings = load_settings(CorrectionSettings)
+    systems_of(settings.systems)  # what is wrong with them is said before anything is asked
     models, (cases, pool) = find_models(settings.ckpt, settings.out_root), load_cases(settings)
     changed = sum(case.changes for case in cases)
     print(f"{len(cases)} sentences: {changed} to change, {len(cases) - changed} to keep")

@@ -21,10 +21,11 @@ from minigpt.evaluation.tables import text_table, write_csv
 from minigpt.inference.params import SamplingParams
 from minigpt.metrics import too_few_notes
 from minigpt.settings.parse import load_settings
+from minigpt.settings.stages import DecodingSettings
 
 
 def main():
-    settings = load_settings("decoding")
+    settings = load_settings(DecodingSettings)
     params, names = SamplingParams.from_settings(settings), settings.sweep
     if not names:
         raise UserError("--sweep names nothing to vary; such as --sweep=temperature,top_p")

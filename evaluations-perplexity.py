@@ -27,6 +27,7 @@ from minigpt.evaluation.tables import text_table, write_csv
 from minigpt.inference.likelihood import likelihood_of_rows
 from minigpt.metrics import compare, interval, too_few, too_few_notes
 from minigpt.settings.parse import load_settings
+from minigpt.settings.stages import PerplexitySettings
 
 START = 20  # characters of a row's text that tell which it is
 COLUMNS = ["perplexity", "loss", "bits_per_token", "bits_per_char"]
@@ -172,7 +173,7 @@ def lines_of_rows(models, rows, meta, tokenizer):
 
 
 def main():
-    settings = load_settings("perplexity")
+    settings = load_settings(PerplexitySettings)
     models = [Measured(*found) for found in find_models(settings.ckpt, settings.out_root)]
     part, meta = settings.split or "val", read_meta(settings.data_dir)
     for model in models:

@@ -36,6 +36,7 @@ from minigpt.evaluation.tables import write_csv
 from minigpt.inference.params import SamplingParams
 from minigpt.run_log import best_line, overfitting, summary
 from minigpt.settings.parse import load_settings
+from minigpt.settings.stages import ReportSettings
 
 SCRIPT = "evaluations-report.py"
 SMOOTH = 0.9  # of the training loss that is drawn
@@ -82,7 +83,7 @@ class Card:
         told["settings"] = measure.changed_settings(content)
         given = dataclasses.asdict(SamplingParams.from_settings(self.settings))
         told["params"] = ", ".join(f"{name} {value}" for name, value in given.items() if value != ())
-        precision = "float32" if self.settings.precision == "auto" else self.settings.precision
+        precision = "float32" if self.settings.dtype == "auto" else self.settings.dtype
         told["made_by"] = f"MiniGPT, {SCRIPT}; {precision}, {pick_device(self.settings.device).type}"
         self.found.update(told)
 
@@ -190,7 +191,7 @@ def find_entrant(settings):
 
 
 def main():
-    settings = load_settings("card")
+    settings = load_settings(ReportSettings)
     entrant = find_entrant(settings)
     settings.data_dir = measure.folder_of(settings, entrant.content)
     print(f"the card of {entrant.path}, on {settings.data_dir}")

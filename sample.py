@@ -12,9 +12,11 @@ import sys
 import threading
 
 from minigpt.common.cli import run_script
+from minigpt.common.errors import UserError
 from minigpt.inference.engine import open_generator
 from minigpt.inference.params import SamplingParams
 from minigpt.settings.parse import load_settings
+from minigpt.settings.stages import SampleSettings
 
 
 def prompts_of(settings, stage):
@@ -53,9 +55,16 @@ def streams_of(prompts, generator, params, settings):
     yield from iter(asked.get, None)
 
 
+def one_checkpoint(settings):
+    """The checkpoint that the settings name; "" where they name none. Raises UserError for several."""
+    if len(settings.ckpt) > 1:
+        raise UserError(f"sample.py asks one model, and ckpt names {len(settings.ckpt)}; server.py serves several")
+    return settings.ckpt[0] if settings.ckpt else ""
+
+
 def main():
-    settings = load_settings("sample")
-    _, _, generator = open_generator(settings.ckpt, settings)
+    settings = load_settings(SampleSettings)
+    _, _, generator = open_generator(one_checkpoint(settings), settings)
     print(f"{generator.about}. Ctrl-C ends.", file=sys.stderr)
     params = SamplingParams.from_settings(settings)
     for prompt, stream in streams_of(prompts_of(settings, generator.stage), generator, params, settings):

@@ -13,6 +13,7 @@ from minigpt.common.cli import Signals, run_script
 from minigpt.common.errors import UserError
 from minigpt.common.net import announce_server, listening_socket
 from minigpt.settings.parse import load_settings
+from minigpt.settings.stages import ArenaSettings
 
 AUTH_VARIABLE = "MINIGPT_AUTH"
 
@@ -28,7 +29,7 @@ def checked_auth(settings):
 
 def main(open_generator=None):
     """open_generator: as generation.open_generator, for tests."""
-    settings = load_settings("arena")
+    settings = load_settings(ArenaSettings)
     auth = checked_auth(settings)
     signals = Signals()
     sock = listening_socket(settings.host, settings.port)  # a taken port is told before the slow imports

@@ -20,6 +20,7 @@ from minigpt.inference.engine import compile_in_background, open_generator
 from minigpt.inference.model_runner import should_compile_steps
 from minigpt.serving import Listener, create_app
 from minigpt.settings.parse import load_settings
+from minigpt.settings.stages import ServerSettings
 
 KEY_VARIABLE = "MINIGPT_API_KEY"
 
@@ -38,11 +39,11 @@ def stop(settings, app, listener, generators):
 
 
 def main(open_generator=open_generator):
-    settings = load_settings("server")
+    settings = load_settings(ServerSettings)
     signals = Signals()
     sock = listening_socket(settings.host, settings.port)  # before the models, so that a taken port is reported at once
-    checkpoints = [part for part in settings.ckpt.split(",") if part] or [""]
-    paths, _, generators = zip(*(open_generator(checkpoint, settings) for checkpoint in checkpoints), strict=True)
+    opened = [open_generator(checkpoint, settings) for checkpoint in settings.ckpt or [""]]
+    paths, _, generators = zip(*opened, strict=True)
     for generator in generators:
         print(generator.about, flush=True)
     models = dict(zip(model_names(paths), generators, strict=True))

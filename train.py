@@ -33,6 +33,7 @@ from minigpt.common.cli import Signals, run_script
 from minigpt.common.errors import UserError
 from minigpt.device import explain_out_of_memory, memory_text
 from minigpt.settings.parse import load_settings
+from minigpt.settings.stages import TrainSettings
 from minigpt.training.compiling import compute_or_undo
 from minigpt.training.distributed import exchange_gradients, full_value
 from minigpt.training.monitor import Monitor
@@ -203,7 +204,7 @@ def save_checkpoints(run, best_loss, say):
 
 
 def main():
-    run = TrainingRun(load_settings("train"))
+    run = TrainingRun(load_settings(TrainSettings))
     # torchrun passes a signal on, and kills after TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds (default 30).
     signals = Signals(STOPPING if run.processes.is_main else None)
     run.stop_requested = lambda: signals.asked

@@ -21,6 +21,7 @@ from minigpt.evaluation.plots import save_plot
 from minigpt.evaluation.run_plots import draw_runs
 from minigpt.run_log import RunLog, find_runs, run_names, summary
 from minigpt.settings.parse import load_settings
+from minigpt.settings.stages import VisualizeSettings
 
 LIVE_SECONDS = 5.0  # between looks at the log; more where drawing takes long:
 REST = 4  # times what the last drawing took, so that it takes little from the training beside it
@@ -123,7 +124,7 @@ def tell_validations(watcher, runs):
 
 
 def main():
-    settings = load_settings("visualize")
+    settings = load_settings(VisualizeSettings)
     watcher = Watcher(settings)
     (watch if settings.live else draw_once)(watcher)
 

@@ -43,6 +43,7 @@ from minigpt.corpus.fetch import (
 )
 from minigpt.openai_client import is_near, reason_of
 from minigpt.settings.parse import load_settings
+from minigpt.settings.stages import DownloadSettings
 
 ENDPOINT, MIRROR = "https://huggingface.co", "https://hf-mirror.com"
 MAX_PAGE = 1 << 24  # bytes of a page of a dataset's list
@@ -281,7 +282,7 @@ def download(settings):
 
 
 def main():
-    settings = load_settings("download")
+    settings = load_settings(DownloadSettings)
     folder = settings.download_dir
     try:
         fetcher = download(settings)

@@ -27,6 +27,7 @@ from minigpt.corpus.readers import read_blocks
 from minigpt.corpus.records import dropped_text, find_files
 from minigpt.corpus.row_files import RowWriter
 from minigpt.settings.parse import load_settings
+from minigpt.settings.stages import PrepareSettings
 from minigpt.tokenizer import load_tokenizer
 
 SAVE_SECONDS = 10.0  # of work that a kill costs at most
@@ -91,7 +92,7 @@ def prepare(settings):
 
 
 def main():
-    settings = load_settings("prepare")
+    settings = load_settings(PrepareSettings)
     files = input_files(settings)
     refuse_to_replace(settings, "data_dir", "input_dir", files)
     meta = prepare(settings)

@@ -21,10 +21,11 @@ from tqdm import tqdm
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
 from minigpt.corpus.checks import refuse_to_replace, small_parts
-from minigpt.corpus.cleaning import Cleaner
+from minigpt.corpus.cleaning import CharacterCleaner
 from minigpt.corpus.records import Problems, dropped_text, read_heldout, read_questions, sft_part, subjects_by_id
 from minigpt.corpus.row_files import RowWriter
 from minigpt.settings.parse import load_settings
+from minigpt.settings.stages import PrepareSftSettings
 from minigpt.tokenizer import load_tokenizer
 
 TOO_LONG, DUPLICATE, EMPTY = "longer than the block", "exact duplicate", "nothing left after cleaning"
@@ -47,7 +48,7 @@ class SftPreparer:
 
     def __init__(self, settings, tokenizer, writer):
         self.settings, self.tokenizer, self.writer = settings, tokenizer, writer
-        self.cleaner = Cleaner(settings)
+        self.cleaner = CharacterCleaner(settings.clean)
         self.heldout = {self.cleaner.text(subject) for subject in read_heldout(settings.heldout)}
         self.subjects, self.problems = articles_of(settings), Problems()
         self.keys, self.found, self.forms, self.notes = set(), set(), Counter(), Counter()
@@ -112,7 +113,7 @@ def prepare_sft(settings):
 
 
 def main():
-    settings = load_settings("prepare_sft")
+    settings = load_settings(PrepareSftSettings)
     refuse_to_replace(settings, "sft_data_dir", "qa_files", settings.qa_files)
     meta = prepare_sft(settings)
     print(dropped_text(meta))

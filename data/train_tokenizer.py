@@ -22,6 +22,7 @@ from minigpt.common.files import write_atomic
 from minigpt.corpus.cleaning import Cleaner
 from minigpt.corpus.records import Problems, find_files, read_articles, read_heldout, read_questions
 from minigpt.settings.parse import load_settings
+from minigpt.settings.stages import TokenizerSettings
 from minigpt.tokenizer import load_tokenizer, table_bytes
 
 SPECIALS = 3  # EOT, PAD, the answer mark
@@ -74,7 +75,7 @@ def training_texts(settings, problems):
 
 
 def main():
-    settings = load_settings("tokenizer")
+    settings = load_settings(TokenizerSettings)
     if settings.max_token_chars < 1:
         raise UserError(f"max_token_chars is {settings.max_token_chars}; it must be at least 1")
     for file in settings.tokenizer_qa:

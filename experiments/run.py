@@ -24,7 +24,8 @@ from minigpt.experiments.claims import EXPERIMENTS
 from minigpt.experiments.plan import Plan, arguments
 from minigpt.experiments.report import chosen, table, verdict_lines, write_page
 from minigpt.experiments.scheduling import make_all
-from minigpt.settings.parse import defaults, help_text, load_settings
+from minigpt.settings.parse import help_text, load_settings
+from minigpt.settings.stages import ExperimentSettings
 
 
 def head(plan, counts, seeds, seconds):
@@ -32,7 +33,7 @@ def head(plan, counts, seeds, seconds):
     settings = plan.settings
     files = ", ".join(f"`{Path(f).name}`" for f in settings.input_dir)
     shape = f"{settings.n_layer} layers, width {settings.n_embd}, blocks of {settings.block_size} tokens"
-    usual = defaults("experiments").to_dict()
+    usual = ExperimentSettings().to_dict()
     changed = {k: v for k, v in settings.to_dict().items() if v != usual[k] and k not in ("docs", "out_dir", "workers")}
     called = " ".join(["python experiments/run.py", *arguments(changed)])
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
@@ -54,13 +55,6 @@ def head(plan, counts, seeds, seconds):
     ]
 
 
-def numbers(texts):
-    try:
-        return [int(text) for text in texts]
-    except ValueError:
-        raise UserError(f"seeds are whole numbers, such as --seeds=1,2,3, not {', '.join(texts)}") from None
-
-
 def names_text():
     """Lines that name the experiments."""
     width = max(len(experiment.name) for experiment in EXPERIMENTS)
@@ -72,14 +66,14 @@ def names_text():
 
 def main():
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(help_text("experiments") + "\n\n" + names_text())
+        print(help_text(ExperimentSettings) + "\n\n" + names_text())
         return
     names = [a for a in sys.argv[1:] if not a.startswith("-") and not a.endswith(".py")]
-    settings = load_settings("experiments", [a for a in sys.argv[1:] if a not in names])
+    settings = load_settings(ExperimentSettings, [a for a in sys.argv[1:] if a not in names])
     known = [e.name for e in EXPERIMENTS]
     if wrong := [name for name in names if name not in known]:
         raise UserError(f"no experiment {wrong[0]!r}; there are {', '.join(known)}")
-    plan, seeds = Plan(settings), numbers(settings.seeds)
+    plan, seeds = Plan(settings), settings.seeds
     workers = settings.workers or os.cpu_count()
     started = time.perf_counter()
     counts = making.write_questions(plan)

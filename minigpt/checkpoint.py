@@ -32,7 +32,7 @@ def save_checkpoint(path, weights, config, settings, stage, tokenizer, progress,
     content = {
         "model": weights,
         "model_args": asdict(config),
-        "settings": settings.to_dict("train"),  # no others: a settings file may also bear a key or a password
+        "settings": settings.to_dict(),  # no others: a settings file may also bear a key or a password
         "stage": stage,
         "tokenizer": {
             "name": tokenizer.name,

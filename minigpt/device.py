@@ -131,6 +131,18 @@ def bfloat16_is_fast():
     return fastest == torch.bfloat16
 
 
+def dtype_by_device(device):
+    """(name, why) of the compute type that a kind of device decides; None where it has to be timed or set.
+
+    bfloat16 on GPUs that compute in it, float32 on MPS; a CPU and older GPUs differ too much.
+    """
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bfloat16", "this GPU computes in it"
+        return None
+    return None if device.type == "cpu" else ("float32", f"the default on {device.type}")
+
+
 def choose_precision(name, device, model, positions, say=print):
     """`Precision` of training by the dtype setting.
 
@@ -142,11 +154,9 @@ def choose_precision(name, device, model, positions, say=print):
     if device.type == "cpu":
         dtypes = (torch.float32, torch.bfloat16) if bfloat16_is_fast() else (torch.float32,)
         tried = [Precision(dtype, plain_attention) for dtype in dtypes for plain_attention in (False, True)]
-    elif device.type != "cuda":
-        return Precision(why=f"the default on {device.type}")
-    elif torch.cuda.is_bf16_supported(including_emulation=False):
-        return Precision(torch.bfloat16, why="this card computes in it")
-    else:  # a card before Volta is several times slower in float16
+    elif known := dtype_by_device(device):
+        return Precision(DTYPES[known[0]], why=known[1])
+    else:  # a GPU before Volta is several times slower in float16
         tried = [Precision(torch.float32), Precision(torch.float16)]
     say(f"timing a block in {', '.join(map(precision_text, tried))} …")
     x = torch.randn(max(1, TIMED_TOKENS // positions), positions, model.config.n_embd, device=device)

@@ -28,6 +28,7 @@ from minigpt.corpus.cleaning import Cleaner
 from minigpt.corpus.records import Problems, article_of, dropped_text, find_files, hash_share, read_rows
 from minigpt.evaluation.mistakes import KINDS, UNCHANGED, han_places, is_whole, most_frequent, sentences_of, spoilt
 from minigpt.settings.parse import load_settings
+from minigpt.settings.stages import CorrectionDataSettings
 
 FEWEST = 4  # Han characters of a sentence that is used
 LONG, SHORT, OPEN = "longer than max_sentence_chars", f"fewer than {FEWEST} Han characters", "without an end"
@@ -149,7 +150,7 @@ def make(settings):
 
 
 def main():
-    settings = load_settings("correction_data")
+    settings = load_settings(CorrectionDataSettings)
     sentences, counts = make(settings)
     print(dropped_text(sentences.problems.about()))
     left_out = ", ".join(f"{n} {reason}" for reason, n in sentences.left_out.most_common()) or "none"

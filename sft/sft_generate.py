@@ -21,6 +21,7 @@ from minigpt.common.cli import Signals, run_script
 from minigpt.common.errors import UserError
 from minigpt.corpus.records import dropped_text
 from minigpt.settings.parse import load_settings
+from minigpt.settings.stages import GenerateSettings
 from minigpt.synth.articles import ArticleSource
 from minigpt.synth.client import AGAIN, LargeModelClient, choose_model, waiting_text
 from minigpt.synth.generator import Factory
@@ -173,7 +174,7 @@ def generate(settings, signals):
 
 
 def main():
-    settings = checked(load_settings("generate"))
+    settings = checked(load_settings(GenerateSettings))
     signals = Signals()
     with locked(settings.saves):
         finished = generate(settings, signals)

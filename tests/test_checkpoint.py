@@ -10,8 +10,8 @@ from tiny import random_ids, tiny_model, tiny_tokenizer
 
 from minigpt.checkpoint import load_checkpoint, load_model, newest_checkpoint, newest_intact, save_checkpoint
 from minigpt.common.errors import UserError
-from minigpt.settings.parse import FIELDS, load_settings
-from minigpt.settings.record import Settings
+from minigpt.settings.parse import load_settings
+from minigpt.settings.stages import TrainSettings
 from minigpt.tokenizer import load_tokenizer
 
 PROGRESS = {"step": 7, "rows_drawn": 70, "tokens": 700, "best_val_loss": 1.5}
@@ -26,7 +26,7 @@ def save(path, seed=0, tokenizer=None, step=7, **state):
         path,
         model.state_dict(),
         model.config,
-        Settings(n_layer=2),
+        TrainSettings(n_layer=2),
         "sft",
         tokenizer,
         {**PROGRESS, "step": step},
@@ -41,7 +41,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
     model = save(tmp_path / "last.pt", optimizers=[moments], random=random)
     content = load_checkpoint(tmp_path / "last.pt")
     assert (content["stage"], content["progress"]) == ("sft", PROGRESS)
-    assert content["settings"] == Settings(n_layer=2).to_dict("train") and content["settings"]["n_layer"] == 2
+    assert content["settings"] == TrainSettings(n_layer=2).to_dict() and content["settings"]["n_layer"] == 2
     assert torch.equal(content["random"], random)
     assert torch.equal(content["optimizers"][0]["state"][0]["exp_avg"], moments["state"][0]["exp_avg"])
     loaded, _ = load_model(content)
@@ -58,13 +58,12 @@ def test_a_checkpoint_bears_only_what_train_reads_and_no_secret(tmp_path):
     """A settings file that all scripts share may have the server's key and the arena's password in it."""
     file = tmp_path / "shared.py"
     file.write_text('api_key = "sk-secret"\nauth = "me:secret"\nlearning_rate = 0.5\n', encoding="utf-8")
-    settings = load_settings("train", [str(file)])
-    assert (settings.api_key, settings.auth) == ("sk-secret", "me:secret")
+    settings = load_settings(TrainSettings, [str(file)])
     model = tiny_model()
     save_checkpoint(tmp_path / "ckpt.pt", model.state_dict(), model.config, settings, "sft", tiny_tokenizer(), PROGRESS)
     kept = load_checkpoint(tmp_path / "ckpt.pt")["settings"]
     assert kept["learning_rate"] == 0.5
-    assert set(kept) == {name for name, field in FIELDS.items() if "train" in field.metadata["used_by"]}
+    assert set(kept) == set(TrainSettings().to_dict())
     assert not {"api_key", "auth"} & set(kept) and b"secret" not in (tmp_path / "ckpt.pt").read_bytes()
 
 

@@ -22,7 +22,7 @@ from data_utils import (
 )
 from minigpt.common.errors import UserError
 from minigpt.corpus.row_files import RowWriter
-from minigpt.settings.record import Settings
+from minigpt.settings.stages import TrainSettings
 from minigpt.tokenizer import load_tokenizer
 
 M, E, P = 2235, 50256, 50257  # GPT-2's answer mark, EOT, PAD
@@ -320,7 +320,7 @@ def kept_targets(steps):
 @pytest.mark.parametrize(("count", "accumulation"), [(2, 4), (2, 1), (3, 2), (8, 1)])
 def test_processes_share_a_step_and_leave_nothing_out(rows_folder, count, accumulation):
     """Also with fewer rows in a batch (7) than processes."""
-    settings = Settings(
+    settings = TrainSettings(
         data_dir=str(rows_folder), block_size=16, batch_size=7, gradient_accumulation_steps=accumulation
     )
     alone = TrainingData(settings).step((0, 0))
@@ -333,7 +333,7 @@ def test_processes_share_a_step_and_leave_nothing_out(rows_folder, count, accumu
 
 
 def test_a_step_made_ahead_is_the_step_asked_for(rows_folder):
-    settings = Settings(data_dir=str(rows_folder), block_size=16, batch_size=7)
+    settings = TrainSettings(data_dir=str(rows_folder), block_size=16, batch_size=7)
     data, position, ahead = TrainingData(settings), (0, 0), []
     for _ in range(10):
         step = data.step(position)

@@ -13,7 +13,7 @@ from corpora import ROOT
 
 import demo
 from minigpt.run_log import LOG
-from minigpt.settings.record import Settings
+from minigpt.settings.stages import TrainSettings
 
 FIGURES = {"exact_match": 0.5, "rouge_l_f": 0.6, "perplexity": 1.5, "bits_per_char": 3.0, "pairs": 400}
 
@@ -25,8 +25,8 @@ def log(epochs, pace, answered=None):
 
 
 def trainings(**seconds):
-    pretraining = Settings(max_epochs=4.0, max_seconds=seconds.get("pretraining", 800.0), out_dir="out/demo")
-    tuning = Settings(
+    pretraining = TrainSettings(max_epochs=4.0, max_seconds=seconds.get("pretraining", 800.0), out_dir="out/demo")
+    tuning = TrainSettings(
         max_epochs=3.0, max_seconds=seconds.get("tuning", 200.0), out_dir="out/demo_sft", stop_at_answered=0.95
     )
     return [pretraining, tuning]
@@ -37,7 +37,7 @@ def test_a_training_takes_what_its_log_tells_without_the_warming_up():
     assert demo.seconds_for_all(log(2.0, 100), pretraining) == pytest.approx(400)
     assert demo.seconds_for_all(log(2.0, 100)[:2], pretraining) is None
     assert demo.seconds_for_all([], pretraining) is None
-    by_steps = Settings(max_epochs=0.0, max_iters=40)
+    by_steps = TrainSettings(max_epochs=0.0, max_iters=40)
     assert demo.seconds_for_all(log(2.0, 100), by_steps) == pytest.approx(4 * 200)
 
 

@@ -14,7 +14,7 @@ from serving_fakes import serving
 
 OLD = ROOT / "tests/fixtures/b58f9b1"
 EXPECTED = json.loads((OLD / "expected.json").read_text(encoding="utf-8"))
-EXACT = ["--device=cpu", "--precision=float32"]
+EXACT = ["--device=cpu", "--dtype=float32"]
 MODEL = ["--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=64", "--batch_size=8", "--min_lr_ratio=0.01"]
 TRAIN = [*MODEL, "--dtype=float32", "--device=cpu", "--compile=off", "--warmup_iters=10"]
 RUNS = {

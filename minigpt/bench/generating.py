@@ -25,8 +25,9 @@ from minigpt.device import pick_device, wait_for
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.model_runner import ModelRunner
 from minigpt.inference.params import SamplingParams
-from minigpt.inference.quantize import WEIGHT_TYPES, convert_weights
+from minigpt.inference.quantize import convert_weights
 
+COMPARED = ("float32", "bfloat16", "int8")  # compute types
 TABLE_IDS = 8192  # of a table of the articles' own, whose every token is whole characters; the output layer is GPT-2's
 SHAPE = ["--n_layer=12", "--n_head=12", "--n_embd=768", "--block_size=512", "--vocab_size=50304", "--batch_tokens=1024"]
 TRAIN_STEPS, QUICK_TRAIN_STEPS = 80, 20
@@ -111,9 +112,9 @@ class Sides:
         }
         if device.type == "cuda":
             half = to_hugging_face(model).to(device, torch.bfloat16)
-            self.ways["Hugging Face, bf16"] = lambda prompts, n_new: hugging_face(half, prompts, n_new)
+            self.ways["Hugging Face, bfloat16"] = lambda prompts, n_new: hugging_face(half, prompts, n_new)
         self.models = {}
-        for name in WEIGHT_TYPES:
+        for name in COMPARED:
             if name == "int8" and device.type != "cpu":
                 continue
             self.models[name] = convert_weights(load_model(content, device)[0], name)
@@ -197,7 +198,7 @@ def demo_perplexities():
     if not Path(path).exists() or not Path(folder).exists():
         return {}
     rows, meta = open_rows(folder, "test")
-    models = {name: convert_weights(load_model(load_checkpoint(path))[0], name) for name in WEIGHT_TYPES}
+    models = {name: convert_weights(load_model(load_checkpoint(path))[0], name) for name in COMPARED}
     return {name: perplexity(model, rows[:SCORED_ROWS], meta) for name, model in models.items()}
 
 
@@ -221,12 +222,12 @@ def ratios_of(speed, loads, large, demo):
         "eight_streams_vs_hf8": eight / theirs[8],
         "eight_streams_vs_one": eight / one,
         "int8_perplexity_ratio": price(large, "int8"),
-        "bf16_perplexity_ratio": price(large, "bf16"),
+        "bf16_perplexity_ratio": price(large, "bfloat16"),
         "demo_int8_perplexity_ratio": price(demo, "int8"),
-        "demo_bf16_perplexity_ratio": price(demo, "bf16"),
+        "demo_bf16_perplexity_ratio": price(demo, "bfloat16"),
     }
-    if ("Hugging Face, bf16", 1) in speed:
-        ratios["one_stream_vs_hf_bf16"] = one / speed["Hugging Face, bf16", 1]["tokens_per_second"]
+    if ("Hugging Face, bfloat16", 1) in speed:
+        ratios["one_stream_vs_hf_bf16"] = one / speed["Hugging Face, bfloat16", 1]["tokens_per_second"]
     return ratios
 
 
@@ -254,9 +255,9 @@ def bench(settings):
     with tempfile.TemporaryDirectory(prefix="minigpt-bench-") as folder:
         path = make_checkpoint(folder, settings, QUICK_TRAIN_STEPS if quick else TRAIN_STEPS)
         rows, meta = open_rows(f"{folder}/rows", "val")
-        best = BEST if device.type == "cpu" else "bf16"
-        compiled = () if device.type != "cpu" else (BEST,) if quick else tuple(WEIGHT_TYPES)
-        with ServedModel(path, f"--device={settings.device}", f"--precision={best}") as server:
+        best = BEST if device.type == "cpu" else "bfloat16"
+        compiled = () if device.type != "cpu" else (BEST,) if quick else COMPARED
+        with ServedModel(path, f"--device={settings.device}", f"--dtype={best}") as server:
             sides = Sides(path, device, compiled)
             server.wait_until_compiled()
             speed, loads = measure(sides, server, prompts_of(rows, max(CLIENTS)), QUICK_ROUNDS if quick else ROUNDS)

@@ -19,7 +19,7 @@ from minigpt.bench.common import in_process, machine, run_quietly, write_docs
 from minigpt.common.files import write_json
 from minigpt.device import peak_flops, peak_memory, pick_device, should_compile, wait_for
 from minigpt.inference.likelihood import likelihood
-from minigpt.settings.record import Settings
+from minigpt.settings.stages import TrainSettings
 from minigpt.training.setup import TrainingRun
 from model import GPT, GPTConfig
 from train import train_step
@@ -90,7 +90,7 @@ class Ours:
     """The project's own training: its default optimizer and rates, batches of as many tokens as the recipe's."""
 
     def __init__(self, folder, size, device):
-        settings = Settings(
+        settings = TrainSettings(
             data_dir=str(folder), out_dir=f"{folder}/run", block_size=BLOCK, batch_tokens=ROWS * BLOCK,
             max_iters=10**6, warmup_iters=WARMUP, decay_lr=False, device=device, **SIZES[size],
         )  # fmt: skip

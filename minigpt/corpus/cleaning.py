@@ -10,7 +10,7 @@ import sys
 import unicodedata
 from collections import Counter
 
-from minigpt.settings.record import CLEANING
+from minigpt.settings.stages import CLEANING
 from minigpt.tokenizer import bounded_spaces
 
 # The report's list of what a wiki dump leaves behind where a link or template was taken out.
@@ -186,25 +186,32 @@ ARTICLE_STEPS = {
 }
 
 
-class Cleaner:
-    """The steps that `settings.clean` names, in the order of `settings.CLEANING`.
+class CharacterCleaner:
+    """The steps among `names` that change characters. They apply to any text: a question, an answer, a title."""
+
+    def __init__(self, names):
+        self.steps = [name for name in CLEANING if name in names]
+        self.characters = [(name, CHARACTER_STEPS[name]) for name in self.steps if name in CHARACTER_STEPS]
+
+    def text(self, text):
+        """The text after those steps."""
+        for _, step in self.characters:
+            text = step(text)
+        return bounded_spaces(text)
+
+
+class Cleaner(CharacterCleaner):
+    """The steps that `settings.clean` names, in the order of CLEANING, for articles.
 
     changed, dropped: Counter of the articles that each step changed or dropped.
     """
 
     def __init__(self, settings):
-        self.steps = [name for name in CLEANING if name in settings.clean]
+        super().__init__(settings.clean)
         self.min_chars, self.min_chinese_share = settings.min_chars, settings.min_chinese_share
-        self.characters = [(name, CHARACTER_STEPS[name]) for name in self.steps if name in CHARACTER_STEPS]
         self.article_steps = [(name, ARTICLE_STEPS[name]) for name in self.steps if name in ARTICLE_STEPS]
         self.drops = [name for name in ("boilerplate", "short", "foreign") if name in self.steps]
         self.changed, self.dropped = Counter(), Counter()
-
-    def text(self, text):
-        """A question, answer or title through the steps that change characters."""
-        for _, step in self.characters:
-            text = step(text)
-        return bounded_spaces(text)
 
     def clean(self, article):
         """(text, None) of an article, or ("", reason) where a step drops it."""

@@ -15,7 +15,7 @@ def input_of(path, inputs):
 def file_weights(settings, files):
     """{path: weight} of settings.weights, one for each of settings.input_dir; {} where none are given.
 
-    Raises UserError for a wrong number of weights, or what is no number.
+    Raises UserError for a wrong number of weights.
     """
     given = settings.weights
     if not given:
@@ -24,11 +24,5 @@ def file_weights(settings, files):
         raise UserError(
             f"{len(given)} weights for {len(settings.input_dir)} input_dir: give one for each, in their order"
         )
-    try:
-        weights = [float(weight) for weight in given]
-    except ValueError:
-        raise UserError(f"weights are numbers, such as --weights=2,0.5, not {','.join(given)}") from None
-    if not all(0 <= weight <= 100 for weight in weights):
-        raise UserError(f"weights are from 0 to 100, not {','.join(given)}")
-    by_input = dict(zip(settings.input_dir, weights, strict=True))
+    by_input = dict(zip(settings.input_dir, given, strict=True))
     return {path: by_input[input_of(path, settings.input_dir)] for path in map(os.fspath, files)}

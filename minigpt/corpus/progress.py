@@ -17,8 +17,7 @@ from minigpt.corpus.readers import unit_of
 from minigpt.corpus.records import Problems, read_heldout
 from minigpt.corpus.row_files import padded_rows
 from minigpt.corpus.statistics import Statistics
-from minigpt.settings.parse import FIELDS
-from minigpt.settings.record import CLEANING
+from minigpt.settings.stages import CLEANING
 
 DUPLICATE, NEAR_DUPLICATE = "exact duplicate", "near duplicate"
 STATE, SYNCED, REPORT = "state.json", "synced.json", "report.html"
@@ -32,11 +31,7 @@ INDIFFERENT = {"workers", "data_dir"}
 
 def fingerprint(settings, files, tokenizer):
     """Text that tells whether a broken-off preparation was of the same files, settings and table."""
-    used = {
-        name: getattr(settings, name)
-        for name, field in FIELDS.items()
-        if "prepare" in field.metadata["used_by"] and name not in INDIFFERENT
-    }
+    used = {name: value for name, value in settings.to_dict().items() if name not in INDIFFERENT}
     stats = [(path, os.stat(path)) for path in files]
     told = {
         "version": VERSION,

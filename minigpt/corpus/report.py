@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from minigpt.common.files import write_atomic
 from minigpt.corpus.statistics import BINS_A_DECADE
-from minigpt.settings.record import CLEANING
+from minigpt.settings.stages import CLEANING
 
 matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "corpus report"})  # the same bytes every time
 SHOWN_OPENINGS, SHOWN_CHARACTERS = 20, 100

@@ -107,14 +107,6 @@ def systems_of(names):
     return list(dict.fromkeys(found)) or list(SYSTEMS)
 
 
-def shots_of(texts):
-    """The numbers of examples that the setting `shots` names. Raises UserError."""
-    wrong = next((text for text in texts if not text.strip().isdecimal()), None)
-    if wrong is not None:
-        raise UserError(f"shots are numbers of examples, such as --shots=0,1,4, not {wrong!r}")
-    return list(dict.fromkeys(int(text) for text in texts))
-
-
 class Examples:
     """Draws the examples that stand before a sentence; half of them (rounded down) are sentences to keep."""
 

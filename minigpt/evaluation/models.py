@@ -152,9 +152,9 @@ def is_address(name):
 
 
 def find_models(ckpt, out_root):
-    """[(name, path or address)] of the setting `ckpt`: checkpoints, runs' folders and addresses, by commas; "": the
+    """[(name, path or address)] of the setting `ckpt`: checkpoints, runs' folders and addresses; []: the
     newest under out_root. Raises UserError where one is not there."""
-    asked = [part.strip() for part in ckpt.split(",") if part.strip()] or [str(newest_checkpoint(out_root))]
+    asked = ckpt or [str(newest_checkpoint(out_root))]
     paths = []
     for part in asked:
         paths += [part] if is_address(part) else checkpoints_of(part) if Path(part).is_dir() else [Path(part)]

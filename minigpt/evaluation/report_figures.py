@@ -19,8 +19,7 @@ from minigpt.inference.likelihood import likelihood_of_rows
 from minigpt.inference.params import SamplingParams
 from minigpt.metrics import interval, rouge_l
 from minigpt.run_log import LOG, RunLog
-from minigpt.settings.parse import FIELDS
-from minigpt.settings.record import Settings
+from minigpt.settings.stages import TrainSettings
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 MOST_ROWS = 2000  # of a part whose perplexity is measured, spread over it
@@ -42,14 +41,17 @@ def shown_path(path):
 def folder_of(settings, content):
     """The folder whose rows are measured: the one given, or the one that was trained on."""
     own = content["settings"].get("data_dir")
-    return settings.data_dir or own or Settings().data_dir
+    return settings.data_dir or own or TrainSettings().data_dir
 
 
 def changed_settings(content):
     """{setting: value} of the training settings that are not the defaults."""
-    plain, given = Settings(), content["settings"]
-    names = [name for name, field in FIELDS.items() if "train" in field.metadata["used_by"] and name not in UNTOLD]
-    return {name: given[name] for name in names if name in given and given[name] != getattr(plain, name)}
+    given = content["settings"]
+    return {
+        name: given[name]
+        for name, default in TrainSettings().to_dict().items()
+        if name in given and given[name] != default and name not in UNTOLD
+    }
 
 
 def about(content, path):

@@ -13,7 +13,7 @@ from minigpt.common.errors import UserError, first_line
 from minigpt.common.streams import TextStream
 from minigpt.device import pick_device
 from minigpt.inference.model_runner import KINDS, ModelRunner
-from minigpt.inference.quantize import prepare
+from minigpt.inference.quantize import choose_weight_type
 from minigpt.inference.sampling import Sampler, sample_tokens
 from minigpt.tokenizer import StreamDecoder
 
@@ -341,12 +341,12 @@ def compile_in_background(generators):
 def open_generator(ckpt, settings, exact=False):
     """(path, checkpoint's dict, `TextGenerator`) of a checkpoint ("": the newest under the settings' out_root).
 
-    exact: for measuring, precision "auto" means float32.
+    exact: for measuring, dtype "auto" means float32.
     """
     path, content, model, tokenizer = open_model(ckpt, settings.out_root, pick_device(settings.device))
     size = model.num_params()
-    name = "float32" if exact and settings.precision == "auto" else settings.precision
-    model, name, why = prepare(model, name, say=lambda line: print(line, file=sys.stderr, flush=True))
+    name = "float32" if exact and settings.dtype == "auto" else settings.dtype
+    model, name, why = choose_weight_type(model, name, say=lambda line: print(line, file=sys.stderr, flush=True))
     generator = TextGenerator(model, tokenizer, content["stage"], settings.max_batch)
     generator.about = (
         f"{path}: {content['stage']}, step {content['progress']['step']}, {size / 1e6:.2f}M parameters, "

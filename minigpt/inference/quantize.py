@@ -1,6 +1,6 @@
-"""The compute type of a model that generates: float32, bfloat16, or int8 weights on a CPU.
+"""The compute type of a model that generates: float32, bfloat16, float16, or int8 weights on a CPU.
 
-bfloat16: all but the output layer, whose logits would be too coarse (`Float32Output`).
+bfloat16, float16: all but the output layer, whose logits would be too coarse (`Float32Output`).
 int8: weights rounded to eight bits with a scale for each output, and the inputs of each product rounded row by row
 (dynamic quantization: LLM.int8(), Dettmers et al. 2022, without its outliers). The products are oneDNN's, through
 the operator that torch's own quantization is lowered to. x86 processors without VNNI add two products in 16 bits,
@@ -20,10 +20,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from minigpt.common.errors import UserError
-from minigpt.device import bfloat16_is_fast, fastest_of
+from minigpt.device import bfloat16_is_fast, dtype_by_device, fastest_of
 from minigpt.inference.model_runner import ModelRunner
 
-WEIGHT_TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
+WEIGHT_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.float32}
 LEVELS = 127  # -128 is left out, so that both signs have one scale
 FEW_LEVELS = 64  # of weights: two products with unsigned inputs, 2 * 255 * 64, are below 2**15
 ZERO = 128  # what is added to a row's levels, which makes them unsigned
@@ -139,18 +139,18 @@ def is_right(product, linear):
 
 @torch.no_grad()
 def convert_weights(model, name):
-    """Put a GPT's weights into a precision (a key of WEIGHT_TYPES), in place; returns the model.
+    """Convert a GPT's weights to a compute type (a key of WEIGHT_TYPES), in place; returns the model.
 
-    Logits are float32 in each. The table of embeddings stays float under int8: only a row of it is read a token.
+    Logits are float32 in each. The embedding stays float under int8: only one of its rows is read a token.
     """
     if name == "float32":
         return model.float()
-    if name == "bf16":
+    if name in ("bfloat16", "float16"):
         output = Float32Output(model.lm_head)
-        model.to(torch.bfloat16).lm_head = output  # no longer tied to the table
+        model.to(WEIGHT_TYPES[name]).lm_head = output  # no longer tied to the embedding
         return model
     if model.wte.weight.device.type != "cpu":
-        raise UserError("int8 is for generation on a CPU; on a card take --precision=bf16")
+        raise UserError("int8 is for generation on a CPU; on a GPU take --dtype=bfloat16")
     model.float()
     product = pick_product(model.h[0].mlp.c_fc)
     for parent in list(model.modules()):
@@ -160,29 +160,28 @@ def convert_weights(model, name):
     return model
 
 
-def prepare(model, name, say=print):
-    """(model in the precision of the setting, its name, why); the model's own weights may be changed.
+def choose_weight_type(model, name, say=print):
+    """(model converted to the compute type of the setting dtype, its name, why); its own weights may be changed.
 
-    "auto": on cards that compute in bfloat16 that, on other cards float32, on a CPU what a step runs fastest in.
-    say(line): is told what is timed, where that takes more than a moment.
+    "auto": what the device decides (`dtype_by_device`), on a CPU what a step runs fastest in.
+    say(line): prints what is timed, where that takes more than a moment.
     """
     device, why = model.wte.weight.device, "as set"
-    if name == "auto" and device.type == "cpu":
-        name, why = fastest_weight_type(model, say)
-    elif name == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        name, why = "bf16", "this card computes in it"
-    elif name == "auto":
-        name, why = "float32", f"the default on {device.type}"
+    if name == "auto":
+        if device.type == "cpu":
+            name, why = fastest_weight_type(model, say)
+        else:
+            name, why = dtype_by_device(device) or ("float32", f"the default on {device.type}")
     return convert_weights(model, name), name, why
 
 
 @torch.no_grad()
 def fastest_weight_type(model, say):
-    """(name, why) of the precision that a CPU makes steps fastest in; the model stays as it is.
+    """(name, why) of the compute type in which a CPU's steps are fastest; the model stays as it is.
 
     Timed are a few layers and the output layer, which may share its weights; bfloat16 where the processor has it.
     """
-    names = [name for name in WEIGHT_TYPES if name != "bf16" or bfloat16_is_fast()]
+    names = ["float32", *(["bfloat16"] if bfloat16_is_fast() else []), "int8"]
     parts = {name: first_layers(model) for name in names}
     if sum(p.numel() for p in parts["float32"].parameters()) > MOMENT:
         say(f"timing a few layers in {', '.join(names[:-1])} and {names[-1]} …")

@@ -16,8 +16,10 @@ from minigpt.checkpoint import LAST, load_checkpoint, load_model, newest_intact
 from minigpt.common.errors import UserError
 from minigpt.common.files import replace_file
 from minigpt.device import (
+    DTYPES,
     Precision,
     choose_precision,
+    dtype_by_device,
     explain_out_of_memory,
     pick_device,
     precision_text,
@@ -132,14 +134,10 @@ def check_settings(settings):
     """Raise UserError for settings that contradict each other."""
     if settings.max_iters < 1 and settings.max_epochs <= 0:
         raise UserError("give max_iters (steps) or max_epochs")
-    if not settings.batch_size:
-        raise UserError("batch_size is 0; it must be at least 1 in training")
     if settings.n_embd % settings.n_head:
         raise UserError(f"n_embd ({settings.n_embd}) must be a multiple of n_head ({settings.n_head})")
     if 0 < settings.batch_tokens < settings.block_size:
         raise UserError(f"batch_tokens ({settings.batch_tokens}) must hold a row of block_size ({settings.block_size})")
-    if not 0 <= settings.stop_at_answered <= 1:
-        raise UserError(f"stop_at_answered is a share from 0 to 1, not {settings.stop_at_answered}")
     if settings.fsdp and settings.dtype == "float16":
         raise UserError("fsdp does not go with float16 and its loss scaler; take --dtype=bfloat16 or float32")
 
@@ -190,8 +188,8 @@ def choose_run_precision(run, resumed, positions):
     if before and run.settings.dtype == "auto":
         return before
     if run.sharded and run.settings.dtype == "auto" and run.device.type == "cuda":
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Precision(torch.bfloat16 if bf16 else torch.float32, why="what sharding can use here")
+        name, _ = dtype_by_device(run.device) or ("float32", "")
+        return Precision(DTYPES[name], why="what sharding can use here")
     return choose_precision(run.settings.dtype, run.device, run.model, positions, run.say)
 
 

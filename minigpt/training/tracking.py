@@ -40,7 +40,7 @@ class WandB:
             path.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
         self.run = wandb.init(
             project=settings.wandb, name=Path(folder).name, id=path.read_text(encoding="utf-8"), resume="allow",
-            dir=str(folder), config=settings.to_dict("train"),
+            dir=str(folder), config=settings.to_dict(),
         )  # fmt: skip
 
     def add(self, step, figures):

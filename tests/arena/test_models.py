@@ -154,7 +154,7 @@ def test_a_checkpoint_that_cannot_be_loaded_can_be_tried_again(tmp_path):
 
 def test_a_real_checkpoint_answers(tmp_path):
     write_checkpoints(tmp_path / "out", ["alpha", "base"])
-    arena = Arena(arena_settings(tmp_path, precision="float32", device="cpu"))
+    arena = Arena(arena_settings(tmp_path, dtype="float32", device="cpu"))
     answer = arena.ask("alpha", "河的河", SamplingParams(max_new_tokens=5, temperature=0))
     for _ in follow([answer]):
         pass

@@ -13,7 +13,7 @@ from minigpt.bench import generating, load
 from minigpt.checkpoint import save_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.inference.likelihood import likelihood
-from minigpt.settings.record import Settings
+from minigpt.settings.stages import BenchSettings
 
 
 def speed(rates):
@@ -38,7 +38,7 @@ LOADS = {
 def sides(tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "last.pt"
     model = tiny_model()
-    save_checkpoint(path, model.state_dict(), model.config, Settings(), "pretrain", tiny_tokenizer(), {"step": 1})
+    save_checkpoint(path, model.state_dict(), model.config, BenchSettings(), "pretrain", tiny_tokenizer(), {"step": 1})
     return generating.Sides(path, torch.device("cpu"), compiled=())
 
 
@@ -60,13 +60,13 @@ def test_every_side_makes_the_same_greedy_text(sides):
         assert sides.ways["Hugging Face, float32"]([prompt], 4)[0, 8:].tolist() == ids
         assert sides.ways["ours, float32"]([prompt], 4) == [tiny_tokenizer().decode(ids)]
     assert compared > 5
-    for name in ("ours, bf16", "ours, int8"):
+    for name in ("ours, bfloat16", "ours, int8"):
         assert len(sides.ways[name](random_ids(3, 8).tolist(), 4)) == 3
         assert sides.time(name, [[1, 2]], 3) > 0
 
 
 def test_ratios_are_ours_over_the_others():
-    prices = {"float32": 20.0, "bf16": 20.1, "int8": 20.2}
+    prices = {"float32": 20.0, "bfloat16": 20.1, "int8": 20.2}
     ratios = generating.ratios_of(SPEED, LOADS, prices, {})
     assert ratios["one_stream_vs_hf"] == 5.0
     assert ratios["one_stream_vs_plain"] == 20.0
@@ -102,7 +102,7 @@ def test_the_whole_comparison_prints_and_writes_its_figures(sides, tmp_path, mon
     monkeypatch.setattr(generating, "ServedModel", lambda *_: contextlib.nullcontext(server))
     monkeypatch.setattr(generating, "measure", lambda *_: (SPEED, LOADS))
     monkeypatch.setattr(generating, "demo_perplexities", dict)
-    settings = Settings(json=str(tmp_path / "figures.json"), docs=str(tmp_path / "docs.md"), device="cpu")
+    settings = BenchSettings(json=str(tmp_path / "figures.json"), docs=str(tmp_path / "docs.md"), device="cpu")
     generating.bench(settings)
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert figures["one_stream_vs_hf"] == 5.0 and figures["int8_perplexity_ratio"] == pytest.approx(1, rel=0.01)

@@ -16,12 +16,11 @@ from minigpt.corpus.cleaning import (
     simplify,
 )
 from minigpt.corpus.records import Article
-from minigpt.settings.parse import defaults
-from minigpt.settings.record import CLEANING
+from minigpt.settings.stages import CLEANING, PrepareSettings
 
 
 def cleaner(*steps, **settings):
-    chosen = defaults("prepare")
+    chosen = PrepareSettings()
     chosen.clean = list(steps)
     for name, value in settings.items():
         setattr(chosen, name, value)

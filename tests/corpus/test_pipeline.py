@@ -244,8 +244,8 @@ def finished(folder, run):
     ("flags", "told"),
     [
         (["--weights=1"], "1 weights for 2 input_dir"),
-        (["--weights=1,x"], "weights are numbers"),
-        (["--weights=1,-2"], "from 0 to 100"),
+        (["--weights=1,x"], "weights wants a list of float"),
+        (["--weights=1,-2"], "at least 0"),
         (["--clean=title,sort"], "clean is one of"),
         (["--near_share=1.5"], "near_share"),
     ],

@@ -11,7 +11,7 @@ from minigpt.corpus.records import Problems, pretrain_part, read_articles, sft_p
 from minigpt.corpus.row_files import RowWriter
 from minigpt.evaluation import contamination as leaks
 from minigpt.evaluation.contamination import leak_of
-from minigpt.settings.record import Settings
+from minigpt.settings.stages import TrainSettings
 from minigpt.tokenizer import load_tokenizer
 
 BLOCK = 512
@@ -150,7 +150,7 @@ def test_a_folder_prepared_with_another_table_is_looked_at_all_the_same(tmp_path
 
 
 def save_base(path, folder, stage="pretrain", init_from="scratch"):
-    model, settings = tiny_model(), Settings(data_dir=folder, init_from=init_from)
+    model, settings = tiny_model(), TrainSettings(data_dir=folder, init_from=init_from)
     progress = {"step": 1}
     save_checkpoint(path, model.state_dict(), model.config, settings, stage, byte_tokenizer(), progress)
     return str(path)

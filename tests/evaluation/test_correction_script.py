@@ -22,13 +22,12 @@ from minigpt.evaluation.correction import (
     figures,
     kinds_of,
     load_cases,
-    shots_of,
     shown,
     systems_of,
     verdict,
 )
 from minigpt.evaluation.curves import draw_curves, read_curves
-from minigpt.settings.record import Settings
+from minigpt.settings.stages import CorrectionSettings
 
 CASES = [
     CorrectionPair("桥在河河上。", "桥在河上。", "doubled"),
@@ -108,14 +107,11 @@ def test_where_one_sort_of_example_is_scarce_the_other_fills_up_and_too_few_are_
         Examples(pool, 1).draw(CorrectionPair("甲。", "乙。"), 11)
 
 
-def test_system_prompts_are_texts_or_files_and_numbers_of_examples_are_numbers(tmp_path):
+def test_system_prompts_are_texts_or_files(tmp_path):
     path = tmp_path / "systems.txt"
     path.write_text("\ufeff改错。\n\n none \n改错。\n", encoding="utf-8")
     assert systems_of([]) == ["", ASK] and systems_of(["none", "请" * 300]) == ["", "请" * 300]
     assert systems_of([str(path), "另一个"]) == ["改错。", "", "另一个"]
-    assert shots_of(["0", "4", "0"]) == [0, 4]
-    with pytest.raises(UserError, match="not '-1'"):
-        shots_of(["-1"])
 
 
 # The script
@@ -159,7 +155,7 @@ def test_a_model_behind_an_api_is_asked_in_every_way_of_the_table(script, tmp_pa
 
 
 def save(path, step, stage="sft", seed=0):
-    settings = Settings(data_dir="rows")
+    settings = CorrectionSettings(data_dir="rows")
     model = tiny_model(seed, block_size=96)
     path.parent.mkdir(parents=True, exist_ok=True)
     progress = {"step": step, "epoch": 0, "batch": 0, "tokens": 0, "best_val_loss": 1.0}
@@ -207,9 +203,9 @@ def test_every_checkpoint_of_runs_is_measured_and_the_curves_are_drawn(script, r
 
 def test_rows_are_asked_with_their_kinds_and_the_train_part_gives_the_examples(runs, monkeypatch):
     monkeypatch.chdir(runs)
-    asked, pool = load_cases(Settings(data_dir="rows"))
+    asked, pool = load_cases(CorrectionSettings(data_dir="rows"))
     assert asked == CASES == pool
-    assert len(load_cases(Settings(data_dir="rows", max_samples=2))[0]) == 2
+    assert len(load_cases(CorrectionSettings(data_dir="rows", max_samples=2))[0]) == 2
     assert kinds_of(["gone.jsonl"]) == {}
 
 

@@ -10,7 +10,7 @@ from minigpt.common.errors import UserError
 from minigpt.evaluation import models as answerers
 from minigpt.evaluation.models import LocalModel, find_models, is_address, open_answerer
 from minigpt.inference.params import SamplingParams
-from minigpt.settings.record import Settings
+from minigpt.settings.stages import RougeSettings
 
 PARAMS = SamplingParams(temperature=1.0, top_k=0, max_new_tokens=12, seed=5)
 PROMPTS = ["第1镇位于哪里？", "a?", "的", "河", "a?", "第2镇有几座桥？", "a?"]
@@ -22,7 +22,7 @@ def project(tmp_path_factory):
 
 
 def opened(project, **settings):
-    return LocalModel(project / "out/tuned/ckpt.pt", "tuned", Settings(device="cpu", **settings))
+    return LocalModel(project / "out/tuned/ckpt.pt", "tuned", RougeSettings(device="cpu", **settings))
 
 
 def test_answers_are_the_same_again_and_at_any_batch_size(project):
@@ -66,17 +66,17 @@ def test_a_runs_folder_stands_for_its_checkpoints_by_step(project, tmp_path):
     run = tmp_path / "run"
     for name, step in (("step_100", 100), ("step_20", 20), ("ckpt", 100), ("last", 120), ("last.prev", 110)):
         save_tiny(run / f"{name}.pt", step=step)
-    found = find_models(f"{run},{project / 'out/base/ckpt.pt'}, echo@http://127.0.0.1:1/v1", "out")
+    found = find_models([str(run), str(project / "out/base/ckpt.pt"), "echo@http://127.0.0.1:1/v1"], "out")
     names = ["run/step_20", "run/step_100", "run/last", "base", "echo@http://127.0.0.1:1/v1"]
     assert [name for name, _ in found] == names
-    assert find_models("", project / "out")[0][1].suffix == ".pt"
+    assert find_models([], project / "out")[0][1].suffix == ".pt"
 
 
 def test_a_model_that_is_not_there_is_said_before_any_is_asked(project):
     with pytest.raises(UserError, match=r"none\.pt is not there"):
-        find_models(f"{project / 'out/tuned/ckpt.pt'},none.pt", "out")
+        find_models([str(project / "out/tuned/ckpt.pt"), "none.pt"], "out")
     with pytest.raises(UserError, match="no checkpoint in"):
-        find_models(str(project / "data"), "out")
+        find_models([str(project / "data")], "out")
 
 
 def test_addresses_are_told_from_paths():
@@ -85,7 +85,7 @@ def test_addresses_are_told_from_paths():
 
 
 def asked(about, model="echo"):
-    return open_answerer(model, f"{model}@http://{about.address}/v1", Settings())
+    return open_answerer(model, f"{model}@http://{about.address}/v1", RougeSettings())
 
 
 def test_a_servers_answers_come_in_order_and_a_failed_one_is_none(monkeypatch):
@@ -140,7 +140,7 @@ def test_ctrl_c_gives_up_what_a_server_has_under_way():
 )
 def test_a_server_that_cannot_be_asked_is_one_line(address, said):
     with peer() as about, pytest.raises(UserError, match=said) as caught:
-        open_answerer("m", address.format(about.address), Settings())
+        open_answerer("m", address.format(about.address), RougeSettings())
     assert "\n" not in str(caught.value)
 
 

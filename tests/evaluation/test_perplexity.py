@@ -17,7 +17,7 @@ from data_utils import open_rows
 from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.errors import UserError
 from minigpt.corpus.row_files import META, RowWriter
-from minigpt.settings.record import Settings
+from minigpt.settings.stages import TrainSettings
 from minigpt.training.setup import TrainingRun
 from minigpt.training.state import save_run
 from train import train_step
@@ -211,7 +211,7 @@ def test_models_trained_on_the_validation_part_are_found_out_from_end_to_end(tmp
             for part, ids in [("train", ids) for ids in rows] + [("val", ids) for ids in val]:
                 writer.add(part, ids, len(tokenizer.decode(ids)))
             writer.finish({"stage": "pretrain"})
-        trainer = TrainingRun(Settings(**TINY, data_dir=str(folder), out_dir=str(tmp_path / "out" / name)))
+        trainer = TrainingRun(TrainSettings(**TINY, data_dir=str(folder), out_dir=str(tmp_path / "out" / name)))
         train_step(trainer)
         save_run(trainer, "ckpt.pt")
         trainer.close()

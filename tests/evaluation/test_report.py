@@ -16,7 +16,7 @@ from minigpt.corpus.row_files import RowWriter
 from minigpt.evaluation.report_figures import changed_settings, shown_path
 from minigpt.evaluation.report_page import as_text
 from minigpt.evaluation.report_words import glance
-from minigpt.settings.record import Settings
+from minigpt.settings.stages import TrainSettings
 
 QUICK = ["--max_new_tokens=4", "--sweep=temperature", "--resamples=50", "--max_samples=24"]
 
@@ -167,7 +167,7 @@ def test_the_card_and_the_perplexity_of_the_same_articles_say_the_same_of_what_w
         writer.finish({"stage": "sft"})
     for name, stage, began in (("base", "pretrain", "scratch"), ("tuned", "sft", "out/base/ckpt.pt")):
         model = tiny_model(vocab_size=tokenizer.n_vocab, block_size=block)
-        settings = Settings(data_dir=f"data/{name}", init_from=began)
+        settings = TrainSettings(data_dir=f"data/{name}", init_from=began)
         save_checkpoint(
             tmp_path / f"out/{name}/ckpt.pt", model.state_dict(), model.config, settings, stage, tokenizer, {"step": 1}
         )

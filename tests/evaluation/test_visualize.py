@@ -37,6 +37,7 @@ from minigpt.run_log import (
     thinned,
 )
 from minigpt.settings.parse import load_settings
+from minigpt.settings.stages import VisualizeSettings
 
 
 def line(step, train=2.0, val=None, **more):
@@ -431,7 +432,7 @@ def test_live_waits_for_the_first_line_draws_only_what_is_new_and_tries_again_wh
 
     looks = []
     monkeypatch.setattr(visualize, "save_plot", save)
-    settings = load_settings("visualize", [f"--runs={path.parent}", "--live"])
+    settings = load_settings(VisualizeSettings, [f"--runs={path.parent}", "--live"])
     with pytest.raises(KeyboardInterrupt):
         visualize.watch(visualize.Watcher(settings), wait)
     said = capsys.readouterr().out

@@ -13,12 +13,12 @@ from minigpt.experiments.claims import ASKED, EXPERIMENTS, LOSS, Claim, judge, v
 from minigpt.experiments.plan import Plan
 from minigpt.experiments.report import summary, table, verdict_lines, write_page
 from minigpt.experiments.scheduling import is_ready
-from minigpt.settings.parse import defaults
+from minigpt.settings.stages import ExperimentSettings
 
 
 @pytest.fixture
 def plan():
-    return Plan(defaults("experiments"))
+    return Plan(ExperimentSettings())
 
 
 def test_help_names_every_experiment_with_what_it_is_about(script):
@@ -95,7 +95,7 @@ def test_concatenated_rows_have_the_same_tokens_without_padding(tmp_path):
 def made_up_results():
     """Results in which the first run of each claim is the better one in both seeds."""
     known = {"exact_match": 0.5, "rouge_l_f": 0.6, "numbers": 0.7, "changed_by_heat": 0.2, "exact_match_hot": 0.4}
-    plan, results = Plan(defaults("experiments")), {}
+    plan, results = Plan(ExperimentSettings()), {}
     for name, run in plan.runs.items():
         figures = {"loss": 2.0, "bits_per_char": 3.0, "perplexity": 7.4, "steps": 10, "empty_brackets": 0.1}
         figures |= {"continuation_rouge_l": 0.3, "curve": [{"epoch": 1, "train_loss": 2.0, "val_loss": 2.5}]}

@@ -10,7 +10,7 @@ from pathlib import Path
 from serving_fakes import FakeGenerator
 
 from minigpt.checkpoint import save_checkpoint
-from minigpt.settings.parse import defaults
+from minigpt.settings.stages import ArenaSettings, TrainSettings
 
 STAGES = {"alpha": "sft", "beta": "sft", "base": "pretrain"}
 
@@ -29,7 +29,7 @@ def write_checkpoint(path, model, tokenizer, stage="sft", step=7, loss=1.5):
     """One checkpoint, as train.py writes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     progress = {"step": step, "best_val_loss": loss, "last_losses": (1.0, loss + 1)}
-    save_checkpoint(path, model.state_dict(), model.config, defaults("train"), stage, tokenizer, progress)
+    save_checkpoint(path, model.state_dict(), model.config, TrainSettings(), stage, tokenizer, progress)
     return path
 
 
@@ -41,7 +41,7 @@ def open_fake(ckpt, settings):
 
 def arena_settings(folder, **more):
     """The arena's settings, everything under a folder."""
-    made = defaults("arena")
+    made = ArenaSettings()
     made.out_root, made.arena_dir, made.peers = (str(folder / name) for name in ("out", "arena", "peers.json"))
     for name, value in more.items():
         setattr(made, name, value)

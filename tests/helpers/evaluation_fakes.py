@@ -8,7 +8,7 @@ from corpora import ROOT, write_jsonl
 from tiny import EOT, MARK, tiny_model, tiny_tokenizer, write_rows
 
 from minigpt.checkpoint import save_checkpoint
-from minigpt.settings.record import Settings
+from minigpt.settings.stages import TrainSettings
 
 BLOCK = 96
 QUESTIONS = [("第1镇位于哪里？", "东河。"), ("第2镇有几座桥？", "12座桥。"), ("3?", "3?"), ("河的名字？", "河的名字？")]
@@ -16,7 +16,7 @@ QUESTIONS = [("第1镇位于哪里？", "东河。"), ("第2镇有几座桥？",
 
 def save_tiny(path, stage="sft", seed=0, step=1, data_dir="data/tuned"):
     """A checkpoint of an untrained model, whose answers are noise, but always the same noise."""
-    model, settings = tiny_model(seed, block_size=BLOCK), Settings(data_dir=data_dir)
+    model, settings = tiny_model(seed, block_size=BLOCK), TrainSettings(data_dir=data_dir)
     path.parent.mkdir(parents=True, exist_ok=True)
     progress = {"step": step, "epoch": 0, "batch": 0, "tokens": 0, "best_val_loss": 1.0}
     save_checkpoint(path, model.state_dict(), model.config, settings, stage, tiny_tokenizer(), progress)

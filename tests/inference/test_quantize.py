@@ -20,10 +20,10 @@ from minigpt.inference.quantize import (
     Int8Dynamic,
     Int8WeightOnly,
     Int8Weights,
+    choose_weight_type,
+    convert_weights,
     first_layers,
     pick_product,
-    prepare,
-    convert_weights,
 )
 from model import GPT, GPTConfig
 
@@ -103,7 +103,7 @@ def test_where_onednns_product_is_wrong_or_not_there_torchs_own_is_taken(monkeyp
     assert pick_product(linear()) is Int8WeightOnly
 
 
-@pytest.mark.parametrize("name", ["bf16", "int8"])
+@pytest.mark.parametrize("name", ["bfloat16", "int8"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_perplexity_is_within_1_percent_of_float32s(name, bias):
     rows = padded_rows([random_ids(32, seed=i).tolist() for i in range(64)], 32)
@@ -112,12 +112,12 @@ def test_perplexity_is_within_1_percent_of_float32s(name, bias):
     rounded = convert_weights(copy.deepcopy(model), name)
     assert likelihood(rounded, rows, tiny_meta("pretrain"), 16).perplexity == pytest.approx(expected, rel=0.01)
     assert rounded.wte.weight.dtype == WEIGHT_TYPES[name]
-    assert any(tensor.dtype == torch.int8 for tensor in rounded.buffers()) or name == "bf16"
+    assert any(tensor.dtype == torch.int8 for tensor in rounded.buffers()) or name == "bfloat16"
 
 
 @pytest.mark.parametrize("name", ["auto", *WEIGHT_TYPES])
 def test_a_model_in_any_precision_answers(name):
-    model, picked, why = prepare(tiny_model(), name)
+    model, picked, why = choose_weight_type(tiny_model(), name)
     assert picked == name if name != "auto" else picked in WEIGHT_TYPES
     assert why == "as set" if name != "auto" else why.startswith("timed")
     generator = TextGenerator(model, tiny_tokenizer(), "sft", max_batch=2)
@@ -144,7 +144,7 @@ def test_bf16s_logits_are_float32_products_of_its_states():
     model, prompts = tiny_model(), random_ids(4, 9)
     model.lm_head.weight *= 10
     weight = model.lm_head.weight.clone()
-    logits = ModelRunner(convert_weights(model, "bf16"), 4).prefill(prompts.tolist())
+    logits = ModelRunner(convert_weights(model, "bfloat16"), 4).prefill(prompts.tolist())
     states = model.hidden(prompts)[:, -1]
     expected = states.float() @ weight.T
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
@@ -154,7 +154,7 @@ def test_bf16s_logits_are_float32_products_of_its_states():
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_a_type_that_the_processor_lacks_is_not_timed(fast, monkeypatch):
-    timed, best = [], {"float32": 3.0, "bf16": 1.0, "int8": 2.0}
+    timed, best = [], {"float32": 3.0, "bfloat16": 1.0, "int8": 2.0}
     monkeypatch.setattr("minigpt.inference.quantize.bfloat16_is_fast", lambda: fast)
 
     def fastest_of(names, step):
@@ -165,11 +165,11 @@ def test_a_type_that_the_processor_lacks_is_not_timed(fast, monkeypatch):
         return fastest, best["float32"] / best[fastest]
 
     monkeypatch.setattr("minigpt.inference.quantize.fastest_of", fastest_of)
-    _, name, why = prepare(tiny_model(), "auto", say=lambda line: 1 / 0)  # a tiny model takes no moment
-    assert timed == (["float32", "bf16", "int8"] if fast else ["float32", "int8"])
-    assert (name, why[:17]) == (("bf16", "timed: 3.00 times") if fast else ("int8", "timed: 1.50 times"))
-    best.update(int8=2.9, bf16=4.0)
-    assert prepare(tiny_model(), "auto")[1:] == ("float32", "timed: int8 is no more than 1.03 times as fast")
+    _, name, why = choose_weight_type(tiny_model(), "auto", say=lambda line: 1 / 0)  # a tiny model takes no moment
+    assert timed == (["float32", "bfloat16", "int8"] if fast else ["float32", "int8"])
+    assert (name, why[:17]) == (("bfloat16", "timed: 3.00 times") if fast else ("int8", "timed: 1.50 times"))
+    best.update(int8=2.9, bfloat16=4.0)
+    assert choose_weight_type(tiny_model(), "auto")[1:] == ("float32", "timed: int8 is no more than 1.03 times as fast")
 
 
 @torch.no_grad()
@@ -190,14 +190,14 @@ def test_timing_that_takes_more_than_a_moment_is_said(monkeypatch):
     said = []
     monkeypatch.setattr("minigpt.inference.quantize.bfloat16_is_fast", lambda: True)
     monkeypatch.setattr("minigpt.inference.quantize.MOMENT", 1000)
-    prepare(tiny_model(), "auto", say=said.append)
-    assert said == ["timing a few layers in float32, bf16 and int8 …"]
-    prepare(tiny_model(), "int8", say=said.append)
+    choose_weight_type(tiny_model(), "auto", say=said.append)
+    assert said == ["timing a few layers in float32, bfloat16 and int8 …"]
+    choose_weight_type(tiny_model(), "int8", say=said.append)
     assert len(said) == 1
 
 
 def test_int8_on_a_card_is_refused_with_what_to_take():
-    with pytest.raises(UserError, match="bf16"):
+    with pytest.raises(UserError, match="bfloat16"):
         convert_weights(tiny_model().to("meta"), "int8")
 
 
@@ -257,7 +257,11 @@ def test_a_compiler_that_fails_or_is_not_there_is_said_and_generation_goes_on(mo
 @pytest.mark.skipif(not shutil.which("g++"), reason="no compiler for torch.compile")
 @pytest.mark.parametrize(
     "name",
-    [pytest.param("float32", marks=pytest.mark.soak_only), pytest.param("bf16", marks=pytest.mark.soak_only), "int8"],
+    [
+        pytest.param("float32", marks=pytest.mark.soak_only),
+        pytest.param("bfloat16", marks=pytest.mark.soak_only),
+        "int8",
+    ],
 )
 @torch.no_grad()
 def test_compiled_steps_equal_plain_ones(name):

@@ -16,7 +16,7 @@ from serving_fakes import FakeGenerator, serving
 from serving_fakes import __file__ as fake
 
 from minigpt.serving import create_app
-from minigpt.settings.record import Settings
+from minigpt.settings.stages import ServerSettings
 
 SEED = 4
 CLOSED_WITHIN = 10  # seconds; the fake server gives a request 2 s to arrive, and looks every second
@@ -110,7 +110,7 @@ def test_malformed_requests_are_refused_and_leave_the_server_as_it_was(server, r
 @pytest.fixture(scope="module")
 def described():
     """schemathesis' view of the app, from the description that it serves itself."""
-    limits = Settings(max_batch=4, max_prompt_chars=200, max_tokens_limit=5)
+    limits = ServerSettings(max_batch=4, max_prompt_chars=200, max_tokens_limit=5)
     return schemathesis.openapi.from_wsgi("/openapi.json", create_app({"fake": FakeGenerator(obeys=False)}, limits))
 
 

@@ -16,7 +16,7 @@ from tiny import tiny_model, tiny_tokenizer
 from minigpt.checkpoint import save_checkpoint
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.params import SamplingParams
-from minigpt.settings.record import Settings
+from minigpt.settings.stages import TrainSettings
 
 ANSWER_TOKENS = 40
 
@@ -32,9 +32,9 @@ def server(model, tmp_path_factory):
     progress = {"step": 1}
     for run, stage in (("base", "pretrain"), ("asked", "sft")):
         weights, path = model.state_dict(), folder / run / "ckpt.pt"
-        save_checkpoint(path, weights, model.config, Settings(), stage, tiny_tokenizer(), progress)
+        save_checkpoint(path, weights, model.config, TrainSettings(), stage, tiny_tokenizer(), progress)
     flags = [f"--ckpt={folder / 'base' / 'ckpt.pt'},{folder / 'asked' / 'ckpt.pt'}"]
-    with serving(ROOT / "server.py", *flags, "--device=cpu", "--precision=float32") as server:
+    with serving(ROOT / "server.py", *flags, "--device=cpu", "--dtype=float32") as server:
         yield server
 
 

@@ -15,7 +15,7 @@ from minigpt.serving import create_app
 from minigpt.serving.errors import ApiError, read_json, to_json
 from minigpt.serving.request import Admission
 from minigpt.serving.schemas import N_SEEDS, RequestLimits, parse_request, request_models
-from minigpt.settings.record import Settings
+from minigpt.settings.stages import ServerSettings
 
 MODELS = request_models(RequestLimits(prompt_chars=100, new_tokens=50, prompts=3))
 N_VOCAB = 1000
@@ -256,7 +256,7 @@ def test_addresses_are_those_of_the_host_or_all():
 
 
 def test_a_stream_that_is_never_started_releases_its_prompt():
-    app = create_app({"m": FakeGenerator()}, Settings())
+    app = create_app({"m": FakeGenerator()}, ServerSettings())
     with app.test_request_context("/generate", method="POST", json={"prompt": "从"}):
         response = app.full_dispatch_request()
         with pytest.raises(ApiError):

@@ -9,7 +9,7 @@ from download_fakes import files
 from factory_fakes import LONG, large_model
 
 from minigpt.common.errors import UserError
-from minigpt.settings.parse import defaults
+from minigpt.settings.stages import GenerateSettings
 from minigpt.synth import generator, rate_limit
 from minigpt.synth.articles import ArticleSource, key_of, short_hash
 from minigpt.synth.client import LargeModelClient, choose_model
@@ -27,7 +27,7 @@ def hurried(monkeypatch):
 
 def worked(folder, about, count=24, **fields):
     """The `Factory` after a run over `count` articles, with {titles of the rejects: reasons}."""
-    settings = defaults("generate")
+    settings = GenerateSettings()
     write_jsonl(folder / "wiki/a.jsonl", made_up_articles(count, tellings=1))
     given = {"input_dir": [str(folder / "wiki")], "api_base": about.base, "api_model": about.models[0], **fields}
     for name, value in given.items():
@@ -81,7 +81,7 @@ def test_good_pairs_of_several_replies_are_gathered(tmp_path, monkeypatch):
 def test_ids_that_are_neither_numbers_nor_texts_become_texts(tmp_path):
     rows = [{"id": id, "title": "甲", "text": "甲在乙。"} for id in ([1, 2], {"a": 1}, 1.5, True, "x", 7)]
     write_jsonl(tmp_path / "wiki/a.jsonl", rows)
-    settings = defaults("generate")
+    settings = GenerateSettings()
     settings.input_dir = [str(tmp_path / "wiki")]
     found = [article.id for article in ArticleSource(settings) if article]
     assert found and all(type(id) in (int, str) for id in found) and {"x", 7} <= set(found)
@@ -89,7 +89,7 @@ def test_ids_that_are_neither_numbers_nor_texts_become_texts(tmp_path):
 
 def test_what_is_done_is_passed_by_uncleaned_and_the_caller_can_look_around(tmp_path):
     write_jsonl(tmp_path / "wiki/a.jsonl", made_up_articles(400, 1))
-    settings = defaults("generate")
+    settings = GenerateSettings()
     settings.input_dir = [str(tmp_path / "wiki")]
     source = ArticleSource(settings, {short_hash(key_of("wiki/a.jsonl", n)) for n in range(400)})
     source.cleaner = None  # nothing is cleaned
@@ -105,7 +105,7 @@ def test_an_address_that_can_be_none_is_told_at_once(tmp_path, monkeypatch, base
     page = b"<!doctype html><title>Not here</title>"
     with files(**{"v1/models": page}) as site:
         about = SimpleNamespace(base=base.format(page=site.address), models=[api_model])
-        settings = defaults("generate")
+        settings = GenerateSettings()
         settings.api_base = about.base
         with pytest.raises(UserError, match="--api_base"):
             if api_model:
@@ -115,7 +115,7 @@ def test_an_address_that_can_be_none_is_told_at_once(tmp_path, monkeypatch, base
 
 
 def test_models_that_write_nothing_are_not_taken():
-    settings = defaults("generate")
+    settings = GenerateSettings()
     with large_model(models=("text-embedding-3", "bge-m3", "good")) as about:
         settings.api_base = about.base
         client = LargeModelClient(settings, "")

@@ -7,7 +7,7 @@ import pytest
 from corpora import made_up_articles
 from factory_fakes import FAULTS, good_pairs
 
-from minigpt.settings.parse import defaults
+from minigpt.settings.stages import GenerateSettings
 from minigpt.synth.numerals import arabic_numbers, chinese_numbers, value_of
 from minigpt.synth.prompts import MAX_FORMER, messages_for, wanted_pairs
 from minigpt.synth.rate_limit import LONGEST_PAUSE, RateLimit, pause_after
@@ -23,7 +23,7 @@ TEXT = (
 
 
 def case(**settings):
-    limits = defaults("generate")
+    limits = GenerateSettings()
     for name, value in settings.items():
         setattr(limits, name, value)
     return ShownArticle(TITLE, TEXT, limits)
@@ -272,7 +272,7 @@ def test_the_values_of_numerals_are_those_of_a_slow_writer():
 
 
 def test_a_number_with_two_units_may_be_told_in_digits():
-    article = ShownArticle(TITLE, TEXT + "全县人口一亿二千万。", defaults("generate"))
+    article = ShownArticle(TITLE, TEXT + "全县人口一亿二千万。", GenerateSettings())
     for number, right in (("1.2亿", True), ("12000万", True), ("1.3亿", False)):
         broken = {name for name, _ in faults_of(article, "青石桥全县有多少人口？", f"全县人口{number}。")}
         assert ("unsupported" not in broken) == right
@@ -303,7 +303,7 @@ def test_equal_answers_to_different_questions_are_kept():
 def test_every_rule_is_broken_by_its_fault_and_says_why_in_chinese():
     assert set(FAULTS) == {*RULES, *REPLY_RULES}
     article = made_up_articles(1)[0]
-    of_town = ShownArticle(article["title"], article["text"], defaults("generate"))
+    of_town = ShownArticle(article["title"], article["text"], GenerateSettings())
     pairs = good_pairs("第0镇", "东河", 3)
     assert judge(of_town, parse(json.dumps(pairs)).all()).good
     for name, spoil in FAULTS.items():
@@ -337,7 +337,7 @@ def test_the_number_of_pairs_is_bounded_and_the_good_ones_of_a_bad_reply_are_kno
 
 
 def test_the_prompt_holds_the_demands_and_its_example_is_valid_by_the_rules():
-    settings = defaults("generate")
+    settings = GenerateSettings()
     chat = messages_for([(TITLE, TEXT)], settings)
     assert [message["role"] for message in chat] == ["system", "user"] and TEXT in chat[1]["content"]
     example = parse(chat[0]["content"]).all()
@@ -349,7 +349,7 @@ def test_the_prompt_holds_the_demands_and_its_example_is_valid_by_the_rules():
 
 
 def test_longer_articles_are_worth_more_pairs_within_the_bounds():
-    settings = defaults("generate")
+    settings = GenerateSettings()
     counts = [wanted_pairs("长" * n, settings) for n in range(0, 3000, 50)]
     assert counts == sorted(counts) and (counts[0], counts[-1]) == (4, 6) and set(counts) == {4, 5, 6}
 

@@ -7,7 +7,7 @@ from corpora import made_up_articles, write_jsonl
 
 from minigpt.common.errors import UserError
 from minigpt.corpus.records import Problems, read_questions
-from minigpt.settings.parse import defaults
+from minigpt.settings.stages import GenerateSettings
 from minigpt.synth.articles import ArticleSource, key_of, names_of, short_hash
 from minigpt.synth.store import Appender, finished_articles
 
@@ -79,7 +79,7 @@ def test_articles_are_known_by_file_and_id_and_the_sample_is_a_share_of_them(tmp
     ]
     write_jsonl(tmp_path / "wiki/deep/a.jsonl", rows)
     write_jsonl(tmp_path / "wiki/b.jsonl", [{"id": 1, "text": "另一篇。"}])
-    settings = defaults("generate")
+    settings = GenerateSettings()
     settings.input_dir, settings.article_chars = [str(tmp_path / "wiki")], 50
     source = ArticleSource(settings)
     found = [(article.source, article.id, article.text) for article in source]

@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 
 from minigpt.checkpoint import load_checkpoint
 from minigpt.common.errors import UserError
-from minigpt.settings.record import Settings
+from minigpt.settings.stages import TrainSettings
 from minigpt.training import compiling
 from minigpt.training.compiling import compute_or_undo
 from minigpt.training.monitor import Monitor
@@ -60,7 +60,7 @@ def settings(tmp_path):
     write_rows(tmp_path / "rows", {"train": rows[:200], "val": rows[200:]}, block_size=128)
 
     def make(**changes):
-        run = Settings(data_dir=str(tmp_path / "rows"), out_dir=str(tmp_path / "out"))
+        run = TrainSettings(data_dir=str(tmp_path / "rows"), out_dir=str(tmp_path / "out"))
         given = {**TINY, "block_size": 128, "batch_size": 4, "compile": "on", "batch_tokens": 512, **changes}
         for key, value in given.items():
             setattr(run, key, value)

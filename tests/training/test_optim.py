@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from minigpt.settings.record import Settings
+from minigpt.settings.stages import TrainSettings
 from minigpt.training.optim import Muon, lr_scale, make_optimizers, orthogonalize, set_learning_rate
 
 pytestmark = pytest.mark.numeric
@@ -23,7 +23,7 @@ def groups_of(model, optimizer):
     names = {id(p): name for name, p in model.named_parameters()}
     return [
         ({names[id(p)] for p in group["params"]}, type(o).__name__, group)
-        for o in make_optimizers(model, Settings(optimizer=optimizer, **SETTINGS))
+        for o in make_optimizers(model, TrainSettings(optimizer=optimizer, **SETTINGS))
         for group in o.param_groups
     ]
 
@@ -35,7 +35,10 @@ def test_every_parameter_is_in_exactly_one_group(optimizer, bias):
     placed = [name for names, _, _ in groups_of(model, optimizer) for name in names]
     assert sorted(placed) == sorted(name for name, _ in model.named_parameters())
     held = [
-        p for o in make_optimizers(model, Settings(optimizer=optimizer)) for g in o.param_groups for p in g["params"]
+        p
+        for o in make_optimizers(model, TrainSettings(optimizer=optimizer))
+        for g in o.param_groups
+        for p in g["params"]
     ]
     assert len(held) == len({id(p) for p in held})  # the tied table once
 
@@ -62,7 +65,7 @@ def test_weight_decay_shrinks_matrices_only(optimizer):
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
-    for o in make_optimizers(model, Settings(optimizer=optimizer, **SETTINGS)):
+    for o in make_optimizers(model, TrainSettings(optimizer=optimizer, **SETTINGS)):
         o.step()
     for name, p in model.named_parameters():
         rate = 0.05 if optimizer == "muon" and name.startswith("h.") else 0.01
@@ -74,7 +77,7 @@ def test_weight_decay_shrinks_matrices_only(optimizer):
 def test_a_few_steps_lower_the_loss(optimizer):
     model = tiny_model()
     ids = torch.arange(32).repeat(4, 1)
-    optimizers, losses = make_optimizers(model, Settings(optimizer=optimizer, learning_rate=0.01)), []
+    optimizers, losses = make_optimizers(model, TrainSettings(optimizer=optimizer, learning_rate=0.01)), []
     for _ in range(10):
         loss = model.token_losses(ids[:, :-1], ids[:, 1:], torch.ones(4, 31, dtype=torch.bool)).mean()
         model.zero_grad()
@@ -99,25 +102,25 @@ def test_a_few_steps_lower_the_loss(optimizer):
     ],
 )
 def test_the_schedule_warms_up_and_falls_as_a_cosine(step, expected):
-    settings = Settings(warmup_iters=10, min_lr_ratio=0.1)
+    settings = TrainSettings(warmup_iters=10, min_lr_ratio=0.1)
     assert lr_scale(step, 70, settings) == pytest.approx(expected)
 
 
 def test_without_decay_the_rate_stays_at_its_peak():
-    settings = Settings(warmup_iters=10, decay_lr=False)
+    settings = TrainSettings(warmup_iters=10, decay_lr=False)
     assert lr_scale(4, 70, settings) == pytest.approx(5 / 11)
     assert [lr_scale(step, 70, settings) for step in (10, 40, 69, 500)] == [1.0] * 4
 
 
 @pytest.mark.parametrize("max_iters", [1, 2, 5, 20])
 def test_warm_up_leaves_room_for_the_peak_in_a_short_run(max_iters):
-    scales = [lr_scale(step, max_iters, Settings(warmup_iters=200)) for step in range(max_iters)]
+    scales = [lr_scale(step, max_iters, TrainSettings(warmup_iters=200)) for step in range(max_iters)]
     assert max(scales) == 1.0
     assert min(scales) > 0
 
 
 def test_set_learning_rate_scales_each_groups_own_peak_and_never_compounds():
-    optimizers = make_optimizers(tiny_model(), Settings(optimizer="muon", **SETTINGS))
+    optimizers = make_optimizers(tiny_model(), TrainSettings(optimizer="muon", **SETTINGS))
     for scale in (0.5, 0.5, 0.1):
         set_learning_rate(optimizers, scale)
     for o in optimizers:

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import pytest
 
 from minigpt.run_log import cut_log, log_lines
-from minigpt.settings.record import Settings
+from minigpt.settings.stages import TrainSettings
 from minigpt.training.tracking import Tracker
 
 LINE = {"step": 3, "epoch": 0.5, "train_loss": 2.0, "val_loss": None, "lr": 1e-3, "tokens": 90, "seconds": 1.5}
 
 
 def tracker(folder, said=None, step=0, **settings):
-    return Tracker(folder, Settings(**settings), step, (said if said is not None else []).append)
+    return Tracker(folder, TrainSettings(**settings), step, (said if said is not None else []).append)
 
 
 def test_the_log_is_cut_back_to_a_step_and_loses_what_a_crash_cut_short(tmp_path):
@@ -89,13 +89,12 @@ def test_wandb_gets_the_figures_and_a_resumed_run_is_the_same_run(tmp_path, monk
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for step in (0, 3, 0):
-        run = tracker(tmp_path, step=step, wandb="minigpt", api_key="sk-secret", auth="me:secret")
+        run = tracker(tmp_path, step=step, wandb="minigpt")
         run.add({**LINE, "step": step + 1}, {})
         run.close()
     first, again, new = (begun["id"] for begun in fake.begun)
     assert first == again != new
     assert fake.begun[0]["project"] == "minigpt" and fake.begun[0]["config"]["n_layer"] == 12
-    assert "secret" not in str(fake.begun)
     assert [step for step, _ in fake.logged] == [1, 4, 1] and fake.logged[0][1]["train_loss"] == 2.0
     assert fake.finished == 3
 

@@ -17,7 +17,7 @@ from data_utils import loss_mask
 from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.errors import UserError
 from minigpt.run_log import RunLog, overfitting
-from minigpt.settings.record import Settings
+from minigpt.settings.stages import TrainSettings
 from minigpt.training import monitor, state
 from minigpt.training.monitor import Monitor
 from minigpt.training.setup import TrainingRun
@@ -37,7 +37,7 @@ def settings(folders, tmp_path):
     """Tiny settings of a pretraining run, which a test may change."""
 
     def make(**changes):
-        run = Settings(data_dir=folders["pretrain"], out_dir=str(tmp_path / "out"))
+        run = TrainSettings(data_dir=folders["pretrain"], out_dir=str(tmp_path / "out"))
         for key, value in {**TINY, **changes}.items():
             setattr(run, key, value)
         return run

@@ -1,0 +1,551 @@
+"""Every setting, in a dataclass for each stage: its default, unit, range and meaning. How they are given: parse.py.
+
+The small classes are groups that several scripts share; each script has one class, composed of groups and fields of
+its own, with the script's path in SCRIPT. A checkpoint contains the `TrainSettings` of its run and no others.
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import ClassVar
+
+# The cleaning steps in the order in which they run, and what each does.
+CLEANING = {
+    "controls": "removes control and zero-width characters",
+    "widths": "makes full-width letters and digits, and other compatibility forms, plain (NFKC, but for punctuation)",
+    "simplify": "converts traditional characters to simplified ones (OpenCC)",
+    "templates": "removes remnants of templates, tables, references and links",
+    "title": "removes the first paragraph where it is the title",
+    "litter": "removes empty brackets and quotes, -{}-, div tags and line breaks",
+    "short": "drops articles of fewer than min_chars characters",
+    "foreign": "drops articles with less than min_chinese_share of Han characters",
+    "boilerplate": "drops disambiguation pages, redirects and lists of links",
+    "near": "drops articles that nearly repeat an earlier one (MinHash)",
+}
+SWEPT = ["temperature", "top_k", "top_p", "frequency_penalty", "repetition_penalty"]
+MISTAKES = ["dropped", "doubled", "swapped", "wrong", "order"]
+
+
+def setting(default, help, choices=None, low=None, high=None, below=None, replaces=None):
+    """A field: default, meaning, allowed values, least value, largest value, value that it must be below.
+
+    replaces: the setting whose place this one takes where it is above 0.
+    """
+    metadata = {
+        "help": help, "choices": choices, "low": low, "high": high, "below": below, "replaces": replaces,
+    }  # fmt: skip
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def share(default, help):
+    """A field for a share: at least 0 and below 1."""
+    return setting(default, help, low=0, below=1)
+
+
+def same_as(stage, name, default=None, choices=None):
+    """A field of another stage again, with its meaning and range, and with another default or other choices."""
+    known = next(f for f in fields(stage) if f.name == name)
+    if default is None:
+        default = known.default_factory() if isinstance(known.default_factory, type(lambda: 0)) else known.default
+    return setting(default, **{**known.metadata, **({"choices": choices} if choices else {})})
+
+
+class Stage:
+    """What the settings of every script have."""
+
+    SCRIPT: ClassVar[str]
+    given: ClassVar[frozenset] = frozenset()  # names of the settings that a file or a flag has set
+
+    def to_dict(self):
+        """The settings as a plain dict."""
+        return asdict(self)
+
+
+# Groups that several scripts share.
+
+
+@dataclass
+class ArticleFiles:
+    input_dir: list[str] = setting(["data/wiki_sample"], "folders of articles, walked to any depth, or files")
+
+
+@dataclass
+class CleaningSteps:
+    clean: list[str] = setting(
+        ["controls", "widths", "title", "litter"], "cleaning steps, in any order", list(CLEANING)
+    )
+    min_chars: int = setting(50, "step short: fewest characters of an article", low=0)
+    min_chinese_share: float = share(0.5, "step foreign: least share of Han characters among an article's letters")
+
+
+@dataclass
+class HeldoutSubjects:
+    heldout: str = setting(
+        "",
+        "file with a subject a line: pretrained on, never asked about in fine-tuning (they are the test part)",
+    )
+
+
+@dataclass
+class Rows:
+    tokenizer: str = setting("gpt2", "gpt2, or the path of a trained .tiktoken file")
+    block_size: int = setting(512, "longest row, in tokens", low=8)
+    val_share: float = share(0.05, "share of subjects in the validation part")
+
+
+@dataclass
+class QuestionFiles:
+    qa_files: list[str] = setting(["sft/sample_qa.jsonl"], "files of question, answer, id")
+    articles: list[str] = setting(
+        [],
+        "folders or files of the articles that the ids in qa_files name (one for all, or one each), so that the parts "
+        "are split by subject; []: split by id",
+    )
+
+
+@dataclass
+class DeviceChoice:
+    device: str = setting("auto", "auto (cuda, mps or cpu, the first that is there), or a torch device")
+
+
+@dataclass
+class Seed:
+    seed: int = setting(1337, "seed of weights, order of rows, sampling and resampling", low=0)
+
+
+@dataclass
+class AnswerSampling:
+    temperature: float = setting(0.1, "sharpness of sampling; 0: greedy", low=0)
+    top_k: int = setting(20, "sample among the k likeliest tokens; 0: all", low=0)
+    max_new_tokens: int = setting(225, "longest answer, in tokens", low=1)
+    top_p: float = setting(
+        1.0, "sample among the likeliest tokens that together have this probability, 0 to 1", low=0, high=1
+    )
+    frequency_penalty: float = setting(
+        0.0, "subtracted from a token's logit for each time it occurs in prompt or answer"
+    )
+    repetition_penalty: float = setting(
+        1.0, "divides the logits of tokens that occur in prompt or answer; 1: none", low=0.01
+    )
+    stop: list[str] = setting([], "texts that end an answer and are not part of it")
+
+
+@dataclass
+class LocalModels(DeviceChoice):
+    out_root: str = setting(
+        "out", "folder whose newest run is used where no ckpt is given; the arena offers all models in it"
+    )
+    dtype: str = setting(
+        "auto",
+        "compute type; auto: bfloat16 on GPUs that compute in it, on a CPU what a short timing finds fastest (int8: "
+        "8-bit weights, within 1% of float32's perplexity), in evaluations float32",
+        ["auto", "float32", "bfloat16", "float16", "int8"],
+    )
+    max_batch: int = setting(32, "prompts that are answered together", low=1)
+
+
+@dataclass
+class CheckpointChoice:
+    ckpt: list[str] = setting(
+        [],
+        "paths of checkpoints (sample.py: one); in evaluations a run's folder stands for all checkpoints in it, and an "
+        "address (model@http://…, or http://…) for a model behind an API; []: the newest under out_root",
+    )
+
+
+@dataclass
+class Measuring(CheckpointChoice, Seed, DeviceChoice):
+    data_dir: str = setting(
+        "data/processed", "folder of the rows; '': that of the checkpoint's training (evaluations-report.py)"
+    )
+    out_root: str = same_as(LocalModels, "out_root")
+    split: str = setting(
+        "",
+        "part measured: train, val or test; '': val, and where questions are asked test",
+        ["", "train", "val", "test"],
+    )
+    resamples: int = setting(1000, "resamples of the bootstrap intervals; 0: no intervals", low=0)
+    check_leak: bool = setting(True, "look for the measured rows among the training rows first, and report it")
+    json: str = setting("", "file that the figures are written to, as JSON")
+    csv: str = setting("", "file that the figures of each article or question are written to, as CSV")
+
+
+@dataclass
+class Asking(AnswerSampling, LocalModels, Measuring):
+    questions: str = setting("", "file of questions and answers to ask; '': those of data_dir's part")
+    max_samples: int = setting(0, "questions asked (drawn by seed); 0: all", low=0)
+
+
+@dataclass
+class PlotFile:
+    plot: str = setting(
+        "",
+        "file of the plot, a PNG; an SVG is written beside it; '': loss.png, correction.png or decoding.png in the "
+        "run's folder",
+    )
+
+
+@dataclass
+class Listening:
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0: those of every network that this machine is in")
+    port: int = setting(5000, "port to listen on; 0: a free one", low=0, high=65535)
+    max_prompt_chars: int = setting(32768, "longest prompt, in characters (or token ids)", low=1)
+    max_tokens_limit: int = setting(4096, "most tokens that a request may ask for", low=1)
+    request_seconds: float = setting(120.0, "seconds after which a request ends with what it has", low=0.1)
+
+
+# Preparing.
+
+
+@dataclass
+class DownloadSettings(Stage):
+    SCRIPT = "data/download.py"
+    urls: list[str] = setting(
+        [],
+        "addresses to fetch, or text files of them (a line each: address, sha256 and bytes, the last two if known); "
+        "[]: all files of dataset",
+    )
+    dataset: str = setting(
+        "wikimedia/wikipedia/20231101.zh", "a Hugging Face dataset and a folder in it: the Chinese Wikipedia"
+    )
+    mirror: str = setting(
+        "",
+        "address that takes the place of https://huggingface.co, such as https://hf-mirror.com; '': the environment's "
+        "HF_ENDPOINT, if set",
+    )
+    download_dir: str = setting("data/downloads", "folder that the files are written to")
+    retries: int = setting(8, "tries again after a broken connection without progress, for each file", low=0)
+    stall_seconds: float = setting(30.0, "seconds without a byte after which a connection is broken", low=0.1)
+
+
+@dataclass
+class TokenizerSettings(HeldoutSubjects, CleaningSteps, ArticleFiles, Stage):
+    SCRIPT = "data/train_tokenizer.py"
+    tokenizer_path: str = setting("data/tokenizer.tiktoken", "where the trained tokenizer is written")
+    tokenizer_vocab: int = setting(8192, "ids of the trained tokenizer, its 3 special ids counted", low=1)
+    max_token_chars: int = setting(8, "longest run of Han characters that one token may span", low=1)
+    tokenizer_qa: list[str] = setting([], "files of questions and answers that the tokenizer is trained on as well")
+
+
+@dataclass
+class PrepareSettings(Rows, HeldoutSubjects, CleaningSteps, ArticleFiles, Stage):
+    SCRIPT = "data/prepare.py"
+    text_field: str = setting("text", "the field that an article's text is in, such as content")
+    plain_text: bool = setting(False, "read .txt files, too: documents with a blank line between them, or one a line")
+    near_share: float = share(
+        0.8, "step near: share of common shingles (by MinHash) from which an article repeats an earlier one"
+    )
+    weights: list[float] = setting(
+        [],
+        "how often the articles of each input_dir are taken in training: 2 is twice, 0.5 a half of them (by hash); "
+        "[]: all once",
+        low=0,
+        high=100,
+    )
+    data_dir: str = same_as(Measuring, "data_dir")
+    overflow: str = setting(
+        "truncate",
+        "article longer than a block: truncate drops the rest, split makes more rows",
+        ["truncate", "split"],
+    )
+    report: bool = setting(False, "write report.html beside the rows: lengths, characters, what was dropped")
+    workers: int = setting(0, "processes that clean and encode; 0: one a core; any number gives the same bytes", low=0)
+
+
+@dataclass
+class PrepareSftSettings(Rows, HeldoutSubjects, QuestionFiles, Stage):
+    SCRIPT = "data/prepare_sft.py"
+    clean: list[str] = same_as(CleaningSteps, "clean")
+    sft_data_dir: str = setting("data/processed_sft", "folder of the fine-tuning rows")
+    test_share: float = share(0.05, "share of subjects in the test part where no heldout file is given")
+    turns: str = setting(
+        "each",
+        "chats of several turns: each makes a row of every turn, first of the first alone, joined puts what was said "
+        "before into the question",
+        ["each", "first", "joined"],
+    )
+
+
+@dataclass
+class GenerateSettings(CleaningSteps, ArticleFiles, Stage):
+    SCRIPT = "sft/sft_generate.py"
+    api_base: str = setting(
+        "http://localhost:1234/v1",
+        "address of an OpenAI-compatible API (this one is LM Studio's; Ollama: http://localhost:11434/v1, vLLM: "
+        "http://localhost:8000/v1); a key comes from the environment's OPENAI_API_KEY",
+    )
+    api_model: str = setting("", "the model's name there; '': the first that it offers")
+    saves: str = setting("sft/sft_saves.jsonl", "file that accepted pairs are appended to")
+    rejects: str = setting("", "file of the articles that failed for good, with the replies; '': beside saves")
+    concurrency: int = setting(4, "requests at once", low=1)
+    requests_per_minute: float = setting(0.0, "most requests a minute; 0: no limit", low=0)
+    articles_per_request: int = setting(1, "articles a request; more is quicker and worse, as the report found", low=1)
+    article_sample: float = setting(1.0, "share of the articles asked about (by hash), 0 to 1", low=0, high=1)
+    article_chars: int = setting(2000, "characters of an article that the model is shown", low=50)
+    min_pairs: int = setting(3, "fewest pairs an article", low=1)
+    max_pairs: int = setting(6, "most pairs an article", low=1)
+    longest_question: int = setting(15, "longest question, in characters", low=1)
+    longest_answer: int = setting(300, "longest answer, in characters", low=1)
+    tries: int = setting(4, "replies asked for before an article is given up", low=1)
+    wait_minutes: float = setting(
+        30.0, "how long a server that is away, too busy or failing is waited for, in minutes", low=0
+    )
+    temperature: float = same_as(AnswerSampling, "temperature", 0.45)
+    max_new_tokens: int = same_as(AnswerSampling, "max_new_tokens", 2048)
+    request_seconds: float = same_as(Listening, "request_seconds")
+
+
+@dataclass
+class CorrectionDataSettings(Seed, CleaningSteps, ArticleFiles, Stage):
+    SCRIPT = "sft/make_correction.py"
+    text_field: str = same_as(PrepareSettings, "text_field")
+    corrections: str = setting("sft/corrections.jsonl", "file of wrong and right sentences that is written")
+    mistakes: list[str] = setting(
+        MISTAKES,
+        "kinds of mistakes: a character left out, doubled, swapped with the next, replaced; clauses or words in wrong "
+        "order",
+        MISTAKES,
+    )
+    unchanged_share: float = share(0.3, "share of sentences that stay right")
+    variants: int = setting(1, "rows made of a sentence, each with another mistake", low=1)
+    max_sentences: int = setting(0, "sentences used (drawn by seed), held in memory; 0: all", low=0)
+    max_sentence_chars: int = setting(60, "longest sentence used, in characters", low=4)
+
+
+# Training.
+
+
+@dataclass
+class TrainSettings(DeviceChoice, Seed, Stage):
+    SCRIPT = "train.py"
+    # The run
+    init_from: str = setting("scratch", "scratch, resume (goes on with out_dir), or a checkpoint's path (fine-tuning)")
+    data_dir: str = same_as(Measuring, "data_dir")
+    out_dir: str = setting("out/pretrain", "the run's folder: checkpoints and log.jsonl")
+    # Model
+    block_size: int = same_as(Rows, "block_size")
+    vocab_size: int = setting(0, "rows of the embedding; 0: the tokenizer's ids, rounded up to a multiple of 64", low=0)
+    n_layer: int = setting(12, "transformer blocks", low=1)
+    n_head: int = setting(12, "attention heads a block", low=1)
+    n_embd: int = setting(768, "width of the model", low=1)
+    dropout: float = share(0.0, "share of activations dropped in training")
+    bias: bool = setting(False, "biases in linear layers and layer norms, as GPT-2 has them")
+    # Length
+    max_iters: int = setting(10000, "optimizer steps", low=0)
+    max_epochs: float = setting(
+        0.0, "passes over the rows; above 0 it takes the place of max_iters", low=0, replaces="max_iters"
+    )
+    max_seconds: float = setting(
+        0.0, "shorten a run, and its schedule, that by its pace would take longer, in seconds; 0: never", low=0
+    )
+    # Batches
+    batch_size: int = setting(16, "rows a forward pass", low=1)
+    batch_tokens: int = setting(
+        0,
+        "tokens a forward pass, padding counted: rows of like length are taken until so many are full; "
+        "above 0 it takes the place of batch_size",
+        low=0,
+        replaces="batch_size",
+    )
+    gradient_accumulation_steps: int = setting(
+        1, "forward passes an optimizer step, over all processes together", low=1
+    )
+    sampling: str = setting(
+        "random",
+        "order of rows: random is a fresh permutation each epoch, traverse the file's order",
+        ["random", "traverse"],
+    )
+    train_on_eot: bool = setting(True, "pretraining: EOT is a target too, so the model learns to stop")
+    # Optimizer
+    optimizer: str = setting(
+        "muon", "muon (for the matrices of the blocks, AdamW for the rest), or adamw", ["muon", "adamw"]
+    )
+    learning_rate: float = setting(
+        4e-3,
+        "AdamW's peak learning rate; where it has the matrices too, a quarter of the default or less",
+        low=0,
+    )
+    muon_learning_rate: float = setting(0.02, "Muon's peak learning rate, for the matrices", low=0)
+    min_lr_ratio: float = setting(0.1, "learning rate at the end, as a share of the peak", low=0)
+    decay_lr: bool = setting(True, "cosine decay after warm-up; False keeps the peak")
+    warmup_iters: int = setting(200, "steps of linear warm-up", low=0)
+    weight_decay: float = setting(0.1, "decoupled weight decay of the matrices", low=0)
+    beta1: float = setting(0.9, "AdamW's first moment decay", low=0)
+    beta2: float = setting(0.95, "AdamW's second moment decay", low=0)
+    grad_clip: float = setting(1.0, "largest norm of the gradient; 0: no clipping", low=0)
+    # Watching
+    eval_interval: int = setting(500, "steps between validations (and saves)", low=1)
+    eval_iters: int = setting(0, "validation batches of full rows each time; 0: the whole part", low=0)
+    log_interval: int = setting(10, "steps between lines of log.jsonl", low=1)
+    patience: int = setting(0, "stop after this many validations without a new best; 0: never", low=0)
+    stop_at_answered: float = setting(
+        0.0,
+        "fine-tuning: at each validation ask 200 training questions, greedily, and stop once this share, 0 to 1, "
+        "is answered word for word (ckpt.pt is then that model); 0: do not ask",
+        low=0,
+        high=1,
+    )
+    keep_every: int = setting(0, "keep step_*.pt at the validations every so many steps; 0: none", low=0)
+    tensorboard: bool = setting(False, "write TensorBoard's event files too (pip install tensorboard)")
+    wandb: str = setting("", "Weights & Biases project to log to (pip install wandb); '': none")
+    sample_prompt: str = setting("", "prompt of the sample shown at each validation; '': a validation row's start")
+    # Device
+    dtype: str = setting(
+        "auto",
+        "compute type; auto: bfloat16 on GPUs that compute in it, on older ones float16 (with a loss scaler) or "
+        "float32, on a CPU bfloat16 or float32, whichever a short timing finds faster; float32 on MPS",
+        ["auto", "float32", "bfloat16", "float16"],
+    )
+    compile: str = setting(
+        "auto",
+        "torch.compile; auto: in training on CUDA where Triton is there, in serving on a CPU where a C++ compiler is "
+        "there (in the background: a minute or three of a CPU, then steps are two to three times as fast)",
+        ["auto", "on", "off"],
+    )
+    fsdp: bool = setting(
+        False,
+        "under torchrun: shard weights and optimizer over the processes (FSDP2), for a model too large for one GPU; "
+        "False: each has all of them (DDP)",
+    )
+    deterministic: bool = setting(
+        False,
+        "CUDA: torch's deterministic kernels, which are slower, so that a resumed run has the very numbers of one "
+        "never stopped (a CPU's are the same without it)",
+    )
+
+
+# Generating and serving.
+
+
+@dataclass
+class SampleSettings(AnswerSampling, LocalModels, CheckpointChoice, Seed, Stage):
+    SCRIPT = "sample.py"
+    prompt: str = setting("", "prompt or question; '': from standard input, or typed in")
+
+
+@dataclass
+class ServerSettings(Listening, LocalModels, CheckpointChoice, Stage):
+    SCRIPT = "server.py"
+    compile: str = same_as(TrainSettings, "compile")
+    api_key: str = setting("", "key that clients must send; '': the environment's MINIGPT_API_KEY, if set")
+    cors: list[str] = setting([], "origins whose pages may ask, such as http://localhost:3000; *: all")
+    max_queue: int = setting(64, "prompts that may wait for a place; beyond: 429 with Retry-After", low=0)
+    max_body_bytes: int = setting(1 << 20, "longest body of a request, in bytes", low=1024)
+    stop_seconds: float = setting(30.0, "at a stop, time for what is under way, in seconds", low=0)
+
+
+@dataclass
+class ArenaSettings(Listening, LocalModels, Stage):
+    SCRIPT = "sample_gradio.py"
+    port: int = same_as(Listening, "port", 7860)
+    auth: str = setting("", "user:password that the page asks for; '': the environment's MINIGPT_AUTH, if set, or none")
+    peers: str = setting("config/arena_peers.json", "file of the remote models: name, address, perhaps a key")
+    arena_dir: str = setting("arena", "folder of votes.jsonl and flagged.csv")
+    loaded_models: int = setting(
+        3, "checkpoints in memory at once; beyond, the least recently used one is dropped", low=1
+    )
+    answer_chars: int = setting(32768, "longest answer that is taken from a peer, in characters", low=1)
+
+
+# Measuring.
+
+
+@dataclass
+class PerplexitySettings(Measuring, Stage):
+    SCRIPT = "evaluations-perplexity.py"
+    batch_size: int = setting(0, "rows a forward pass; 0: found by itself", low=0)
+    train_on_eot: bool = same_as(TrainSettings, "train_on_eot")
+
+
+@dataclass
+class RougeSettings(Asking, Stage):
+    SCRIPT = "evaluations-RougeL.py"
+    show: int = setting(20, "pairs printed with question, reference, prediction, score", low=0)
+    words: bool = setting(False, "Rouge-L over words (as jieba cuts them), too")
+
+
+@dataclass
+class CorrectionSettings(PlotFile, Asking, Stage):
+    SCRIPT = "evaluations-correction.py"
+    temperature: float = same_as(AnswerSampling, "temperature", 0.0)
+    show: int = same_as(RougeSettings, "show")
+    systems: list[str] = setting(
+        [],
+        "system prompts of the table, none for no such, or files of them (a line each); []: none, and one that asks",
+    )
+    shots: list[int] = setting([], "numbers of examples in the table, such as 0,1,4; []: no table", low=0)
+
+
+@dataclass
+class DecodingSettings(PlotFile, Asking, Stage):
+    SCRIPT = "evaluations-decoding.py"
+    sweep: list[str] = setting(SWEPT, "what is varied, one at a time from the values given", SWEPT)
+
+
+@dataclass
+class ReportSettings(Asking, Stage):
+    SCRIPT = "evaluations-report.py"
+    max_samples: int = same_as(Asking, "max_samples", 500)
+    data_dir: str = same_as(Measuring, "data_dir", "")
+    sweep: list[str] = same_as(DecodingSettings, "sweep")
+    page: str = setting("evaluations.md", "Markdown file of the report; its plots are written beside it")
+
+
+@dataclass
+class VisualizeSettings(PlotFile, Stage):
+    SCRIPT = "visualize.py"
+    runs: list[str] = setting([], "runs' folders or log.jsonl files; []: the newest under out_root")
+    out_root: str = same_as(LocalModels, "out_root")
+    together: bool = setting(False, "draw the runs in one panel (by seconds, unless told otherwise)")
+    x: str = setting(
+        "", "what the curves go by; '': step, and together seconds", ["", "step", "tokens", "epoch", "seconds"]
+    )
+    smooth: float = share(0.9, "weight of earlier values in the smoothed training loss; less in a short run")
+    figures: list[str] = setting([], "JSON files of evaluations over checkpoints, whose curves are drawn as well")
+    live: bool = setting(False, "draw again every few seconds until Ctrl-C")
+
+
+@dataclass
+class BenchSettings(QuestionFiles, ArticleFiles, DeviceChoice, Stage):
+    SCRIPT = "bench.py"
+    quick: bool = setting(False, "measure in five to ten minutes at most, and leave out what takes longer")
+    json: str = same_as(Measuring, "json")
+    docs: str = setting("docs/benchmarks.md", "Markdown file that the table of a whole measurement goes into")
+
+
+# About half of the embedded corpus, so that many runs fit into an hour.
+EXPERIMENT_FILES = [
+    f"data/wiki_sample/{name}.jsonl"
+    for name in ("elements", "provinces", "rivers", "writers", "dynasties", "solar_terms")
+]
+
+
+@dataclass
+class ExperimentSettings(Stage):
+    SCRIPT = "experiments/run.py"
+    input_dir: list[str] = same_as(ArticleFiles, "input_dir", EXPERIMENT_FILES)
+    qa_files: list[str] = same_as(QuestionFiles, "qa_files")
+    articles: list[str] = same_as(QuestionFiles, "articles", ["data/wiki_sample"])
+    workers: int = same_as(PrepareSettings, "workers")
+    tokenizer_vocab: int = same_as(TokenizerSettings, "tokenizer_vocab", 2048)
+    val_share: float = same_as(Rows, "val_share", 0.1)
+    block_size: int = same_as(Rows, "block_size", 128)
+    n_layer: int = same_as(TrainSettings, "n_layer", 3)
+    n_head: int = same_as(TrainSettings, "n_head", 2)
+    n_embd: int = same_as(TrainSettings, "n_embd", 128)
+    max_iters: int = same_as(TrainSettings, "max_iters", 1300)
+    tune_iters: int = setting(400, "optimizer steps of a fine-tuning", low=1)
+    batch_size: int = same_as(TrainSettings, "batch_size")
+    learning_rate: float = same_as(TrainSettings, "learning_rate")
+    muon_learning_rate: float = same_as(TrainSettings, "muon_learning_rate", 0.04)
+    dtype: str = same_as(TrainSettings, "dtype")
+    seeds: list[int] = setting([1, 2, 3], "seeds, with each of which every run is made", low=0)
+    out_dir: str = same_as(TrainSettings, "out_dir", "out/experiments")
+    docs: str = same_as(BenchSettings, "docs", "docs/experiments.md")
+
+
+STAGES = [
+    DownloadSettings, TokenizerSettings, PrepareSettings, PrepareSftSettings, GenerateSettings, CorrectionDataSettings,
+    TrainSettings, SampleSettings, ServerSettings, ArenaSettings, PerplexitySettings, RougeSettings,
+    CorrectionSettings, DecodingSettings, ReportSettings, VisualizeSettings, BenchSettings, ExperimentSettings,
+]  # fmt: skip
