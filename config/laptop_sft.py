@@ -1,8 +1,8 @@
 """Your own questions on a laptop: fine-tunes the model that config/laptop.py made.
 
-    python data/prepare_sft.py config/laptop_sft.py --qa_files=my_qa.jsonl --articles=my_wiki
-    python train.py config/laptop_sft.py
-    python sample.py
+python data/prepare_sft.py config/laptop_sft.py --qa_files=my_qa.jsonl --articles=my_wiki
+python train.py config/laptop_sft.py
+python sample.py
 """
 
 tokenizer = "out/laptop.tiktoken"

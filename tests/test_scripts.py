@@ -1,6 +1,7 @@
 """The scripts as a user runs them, one after the other in a fresh folder, and the mistakes that a new user makes."""
 
 import json
+import runpy
 import subprocess
 import sys
 
@@ -141,13 +142,18 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_answered_in_one_clear_line(trained, mistake):
+def test_a_mistake_is_answered_in_one_clear_line(trained, mistake, monkeypatch, capsys):
+    """In this process, since twenty others would take a minute to load torch."""
     cut_in_half(trained)
     (trained / "misspelt.py").write_text("batch_size = 8\nn_layers = 4\n", encoding="utf-8")
-    arguments, said = MISTAKES[mistake]
-    process = run(trained, *arguments)
-    lines = process.stderr.strip().splitlines()
-    assert process.returncode == 1
-    assert len(lines) == 1 and lines[0].startswith("error: "), process.stderr
+    (script, *arguments), said = MISTAKES[mistake]
+    monkeypatch.chdir(trained)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    error = capsys.readouterr().err
+    lines = error.strip().splitlines()
+    assert stopped.value.code == 1
+    assert len(lines) == 1 and lines[0].startswith("error: "), error
     for words in said:
         assert words in lines[0]

@@ -11,9 +11,13 @@ try:
 except ModuleNotFoundError:  # Windows
     resource = None
 
+import torch
 from corpora import ROOT, byte_tokenizer, made_up_articles, made_up_questions
 
+import train
 from minigpt.corpus.row_files import RowWriter
+from minigpt.settings.stages import TrainSettings
+from minigpt.training.setup import TrainingRun
 
 TINY = {
     "block_size": 96,
@@ -67,6 +71,17 @@ def start(*flags, processes=1, largest_file=None):
     return subprocess.Popen(
         command, stdout=-1, stderr=subprocess.STDOUT, encoding="utf-8", env=environment, preexec_fn=limit
     )
+
+
+def run_here(**settings):
+    """Train in this process, with one thread, by TINY and other settings; returns what it printed."""
+    threads, lines = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    try:
+        train.train(TrainingRun(TrainSettings(**{**TINY, **settings}), say=lines.append))
+    finally:
+        torch.set_num_threads(threads)
+    return "\n".join(lines)
 
 
 def finish(process, timeout=240):

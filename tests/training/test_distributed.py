@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from runs import arguments, finish, log_of, start, write_stages
+from runs import arguments, finish, log_of, run_here, start, write_stages
 
 from minigpt.checkpoint import load_checkpoint
 
@@ -14,17 +14,23 @@ STEP = {"dropout": 0.0, "batch_size": 7, "max_iters": 10, "eval_interval": 5}
 def runs(tmp_path_factory):
     """Function: (folder, output) of a run with some settings, made once."""
     root, made = tmp_path_factory.mktemp("runs"), {}
-    data = write_stages(root)
+    data = write_stages(root)["pretrain"]
 
-    def run(processes, name=None, **settings):
-        key = name or str((processes, settings))
+    def run(processes, **settings):
+        key = str((processes, settings))
         if key not in made:
             folder = root / f"run{len(made)}"
-            flags = arguments(data_dir=data["pretrain"], out_dir=folder, **{**STEP, **settings})
-            made[key] = folder, finish(start(*flags, processes=processes))
+            made[key] = folder, run_in(folder, data, processes, **settings)
         return made[key]
 
+    run.data = data
     return run
+
+
+def run_in(folder, data, processes, **settings):
+    """What a run of so many processes in a folder printed."""
+    given = {"data_dir": data, "out_dir": str(folder), **STEP, **settings}
+    return run_here(**given) if processes == 1 else finish(start(*arguments(**given), processes=processes))
 
 
 def assert_same_curve(folder, other, tolerance):
@@ -41,10 +47,10 @@ def assert_same_curve(folder, other, tolerance):
     ("optimizer", "tolerance", "accumulation", "fsdp"),
     [
         ("adamw", 1e-4, 1, False),  # the rows of a batch are shared out
-        ("adamw", 1e-4, 2, False),  # whole batches are
-        ("adamw", 1e-4, 2, True),
-        ("muon", 1e-3, 2, False),
-        ("muon", 1e-3, 2, True),
+        ("muon", 1e-3, 2, True),  # whole batches are
+        pytest.param("adamw", 1e-4, 2, False, marks=pytest.mark.soak_only),
+        pytest.param("adamw", 1e-4, 2, True, marks=pytest.mark.soak_only),
+        pytest.param("muon", 1e-3, 2, False, marks=pytest.mark.soak_only),
     ],
 )
 def test_two_processes_give_the_curve_of_one(runs, optimizer, tolerance, accumulation, fsdp):
@@ -59,21 +65,19 @@ def test_two_processes_give_the_curve_of_one(runs, optimizer, tolerance, accumul
 
 
 @pytest.mark.parametrize("optimizer", [pytest.param("adamw", marks=pytest.mark.soak_only), "muon"])
-def test_a_checkpoint_goes_from_shards_to_one_process_and_back(runs, optimizer):
-    settings = {"optimizer": optimizer, "learning_rate": 3e-3, "gradient_accumulation_steps": 2}
-    alone, _ = runs(1, **settings)
+def test_a_run_goes_from_process_to_processes_and_shards_and_back(runs, tmp_path, optimizer):
+    """Ten steps in four parts: two processes (DDP), one, two with shards (FSDP2), one."""
+    settings = {"optimizer": optimizer, "learning_rate": 3e-3, "gradient_accumulation_steps": 2, "decay_lr": False}
     tolerance = 1e-4 if optimizer == "adamw" else 1e-3
-    for first, then in (((2, True), (1, False)), ((2, False), (2, True))):
-        name = f"{optimizer}{first}{then}"
-        folder, _ = runs(first[0], name, fsdp=first[1], decay_lr=False, **{**settings, "max_iters": 5})
-        again = arguments(
-            data_dir=alone.parent / "pretrain", out_dir=folder, init_from="resume", fsdp=then[1], decay_lr=False,
-            **{**STEP, **settings},
-        )  # fmt: skip
-        finish(start(*again, processes=then[0]))
-        whole, _ = runs(1, decay_lr=False, **settings)
-        assert_same_curve(folder, whole, tolerance)
-        content, expected = load_checkpoint(folder / "last.pt"), load_checkpoint(whole / "last.pt")
-        assert content["model"].keys() == expected["model"].keys()
-        for key, value in expected["model"].items():
-            torch.testing.assert_close(content["model"][key], value, rtol=0, atol=10 * tolerance)
+    whole, _ = runs(1, **settings)
+    folder, init_from = tmp_path / "run", "scratch"
+    for processes, fsdp, until in ((2, False, 4), (1, False, 6), (2, True, 8), (1, False, 10)):
+        part = {"init_from": init_from, "max_iters": until, "fsdp": fsdp}
+        run_in(folder, runs.data, processes, **{**settings, **part})
+        init_from = "resume"
+    losses, expected = ([line["train_loss"] for line in log_of(place)] for place in (folder, whole))
+    assert losses == pytest.approx(expected, abs=tolerance)
+    content, expected = load_checkpoint(folder / "last.pt"), load_checkpoint(whole / "last.pt")
+    assert content["model"].keys() == expected["model"].keys()
+    for key, value in expected["model"].items():
+        torch.testing.assert_close(content["model"][key], value, rtol=0, atol=10 * tolerance)

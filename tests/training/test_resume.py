@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from runs import arguments, finish, log_of, start, write_stages
+from runs import arguments, finish, log_of, run_here, start, write_stages
 
 from minigpt.checkpoint import load_checkpoint, newest_intact
 
@@ -38,14 +38,14 @@ def kill_at(process, log, lines, delay):
 
 @pytest.mark.soak
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", [pytest.param("adamw", marks=pytest.mark.soak_only), "muon"])
 def test_a_run_killed_at_random_moments_logs_what_one_never_stopped_logs(tmp_path, rounds, optimizer):
     data = write_stages(tmp_path)["pretrain"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     flags = arguments(data_dir=data, optimizer=optimizer, **RUN)
     finish(start(*flags, f"--out_dir={whole}"))
     kills, chance, resuming = 0, random.Random(optimizer), []
-    wanted = rounds(2 if optimizer == "muon" else 1, 10)  # of both optimizers: 3, or 20
+    wanted = rounds(2, 10)
     while kills < wanted:
         process = start(*flags, f"--out_dir={killed}", *resuming)
         resuming = ["--init_from=resume"]
@@ -69,24 +69,21 @@ def test_a_run_killed_at_random_moments_logs_what_one_never_stopped_logs(tmp_pat
 
 @pytest.mark.skipif(sys.platform == "win32" or not shutil.which("g++"), reason="no compiler for torch.compile")
 def test_compiled_runs_resume_without_compiling_and_back(tmp_path):
-    data = write_stages(tmp_path)["pretrain"]
-    common = {"data_dir": data, "dropout": 0.0, "decay_lr": False, "n_layer": 1}
-    whole = tmp_path / "whole"
-    finish(start(*arguments(out_dir=whole, **{**common, "max_iters": 8})))
-    for first, then in (("on", "off"), ("off", "on")):
-        folder = tmp_path / first
-        out = finish(start(*arguments(out_dir=folder, **{**common, "max_iters": 4, "compile": first})))
-        out += finish(
-            start(*arguments(out_dir=folder, init_from="resume", **{**common, "max_iters": 8, "compile": then}))
-        )
-        assert "compile True (as set)" in out and "going on at step 4 of 8" in out
-        for line, expected in zip(log_of(folder), log_of(whole), strict=True):
-            assert line["train_loss"] == pytest.approx(expected["train_loss"], abs=1e-4)
-        assert weights_of(folder).keys() == weights_of(whole).keys()
+    common = {"data_dir": write_stages(tmp_path)["pretrain"], "dropout": 0.0, "decay_lr": False, "n_layer": 1}
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    run_here(out_dir=str(whole), **{**common, "max_iters": 8})
+    run_here(out_dir=str(folder), **{**common, "max_iters": 4})
+    resumed = {**common, "out_dir": str(folder), "init_from": "resume"}
+    out = finish(start(*arguments(**{**resumed, "max_iters": 6, "compile": "on"})))
+    assert "compile True (as set)" in out and "going on at step 4 of 6" in out
+    run_here(**{**resumed, "max_iters": 8})
+    losses, expected = ([line["train_loss"] for line in log_of(place)] for place in (folder, whole))
+    assert losses == pytest.approx(expected, abs=1e-4)
+    assert weights_of(folder).keys() == weights_of(whole).keys()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.soak_only), 2])
 def test_a_disk_that_is_full_at_every_save_stops_no_training_and_hangs_no_process(tmp_path, processes):
     """The weights fit, the optimizer's state beside them does not: last.pt of step 0 stays."""
     data, folder = write_stages(tmp_path)["pretrain"], tmp_path / "run"
