@@ -10,7 +10,7 @@ import os
 import time
 
 from minigpt.common.errors import Signals, UserError, run_script
-from minigpt.common.net import addresses, listening_socket
+from minigpt.common.net import announce_server, listening_socket
 from minigpt.settings.parse import load_settings
 
 AUTH_VARIABLE = "MINIGPT_AUTH"
@@ -23,16 +23,6 @@ def checked_auth(settings):
     if auth and not (user and password):
         raise UserError("--auth wants user:password, both of them, such as --auth=me:a-long-secret")
     return auth
-
-
-def announce(settings, auth, port):
-    """Print where the page is, and who can open it."""
-    print("the arena is at", flush=True)
-    for address in addresses(settings.host, port):
-        print(f"  {address}", flush=True)
-    if settings.host not in ("127.0.0.1", "localhost", "::1") and not auth:
-        print(f"warning: everyone who reaches this machine may use it; set --auth=user:password, or {AUTH_VARIABLE}")
-    print("open it in a browser; Ctrl-C stops", flush=True)
 
 
 def main(open_generator=None):
@@ -48,7 +38,8 @@ def main(open_generator=None):
     server = PageServer(create_page(arena), sock, settings.host, auth)
     if not server.start():
         raise UserError("the page did not start; what stands above says why")
-    announce(settings, auth, server.port)
+    protection = f"--auth=user:password, or {AUTH_VARIABLE}"
+    announce_server("the arena is", settings.host, server.port, bool(auth), protection)
     for problem in arena.problems():
         print(f"note: {problem}", flush=True)
     while not signals.asked:

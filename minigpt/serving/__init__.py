@@ -1,4 +1,4 @@
-"""The HTTP side of MiniGPT: a Flask app over text generators, and the server that it runs in."""
+"""The HTTP API: a Flask app that serves text generators, and the HTTP server that runs it."""
 
 from minigpt.serving.app import create_app
 from minigpt.serving.listener import Listener

@@ -1,4 +1,4 @@
-"""The Flask app: routes, who may use them, and errors in OpenAI's form."""
+"""The Flask app: routes, access checks, and errors in OpenAI's form."""
 
 import hmac
 import time
@@ -7,59 +7,61 @@ from dataclasses import dataclass
 from flask import Flask, Response, render_template, request
 from werkzeug.exceptions import HTTPException, SecurityError
 
+from minigpt.common.net import LOOPBACK_HOSTS
 from minigpt.serving.counters import Counters
-from minigpt.serving.errors import ApiError, event, read_json, to_json
-from minigpt.serving.fields import FieldLimits, checked_fields, messages_of, prompts_of, sampling_of, schemas
-from minigpt.serving.openai_api import AnswerForm, model_entry, model_list
-from minigpt.serving.openapi import description
-from minigpt.serving.request import ClientGone, Places, Work
+from minigpt.serving.errors import ApiError, read_json, to_event, to_json
+from minigpt.serving.openai_api import OpenAIAnswer, list_models, model_entry
+from minigpt.serving.openapi import describe_api
+from minigpt.serving.request import Admission, ClientGone, RunningRequest
+from minigpt.serving.schemas import RequestLimits, parse_request, request_models
 
-OPEN = ("/", "/health")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-CLIENT_GONE = 499  # as nginx logs it; nobody receives it
+PATHS_WITHOUT_KEY = ("/", "/health")
+STATUS_CLIENT_GONE = 499  # nginx's status for its log; no client receives it
 
 
 @dataclass
 class Service:
-    """What requests share.
+    """What all requests share.
 
-    models: name to generator; bodies: path to the schema of what is posted there; request_seconds: the most that a
-    request may take.
+    models: dict of name to generator; bodies: dict of path to the class of the request body that is posted there;
+    request_seconds: time limit of one request.
     """
 
     models: dict
     bodies: dict
-    places: Places
+    admission: Admission
     counters: Counters
-    limits: FieldLimits
     request_seconds: float
 
 
 def create_app(models, settings, api_key=""):
     """The WSGI app that serves `models` (dict of name to TextGenerator, at least one) under the settings' limits.
 
-    api_key: what `Authorization: Bearer` must bear; "": nothing. `app.service` is its Service.
+    api_key: the key that requests must send as `Authorization: Bearer KEY`; "" if none is needed. `app.service` is the
+    app's Service.
     """
     app = Flask(__name__)
-    app.url_map.strict_slashes, app.url_map.merge_slashes = False, False
+    app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    if settings.host in LOOPBACK and not api_key:
-        # Else a web page whose name is made to lead to this machine could ask as if it were the server's own.
+    if settings.host in LOOPBACK_HOSTS and not api_key:
+        # Against DNS rebinding: a web page whose name resolves to 127.0.0.1 could otherwise read the answers.
         app.config["TRUSTED_HOSTS"] = ["localhost", "127.0.0.1", "[::1]", settings.host]
-    limits = FieldLimits(settings.max_prompt_chars, settings.max_tokens_limit, settings.max_batch)
-    places = Places(models, settings.max_batch, settings.max_queue)
-    app.service = Service(models, schemas(limits), places, Counters(models), limits, settings.request_seconds)
+    bodies = request_models(RequestLimits(settings.max_prompt_chars, settings.max_tokens_limit, settings.max_batch))
+    admission = Admission(models, settings.max_batch, settings.max_queue)
+    app.service = Service(models, bodies, admission, Counters(models), settings.request_seconds)
     app.before_request(lambda: check_key(api_key))
-    app.after_request(lambda response: finished(app.service, response, settings.cors))
-    app.register_error_handler(Exception, lambda error: failed(app, error))
+    app.after_request(lambda response: count_and_allow(app.service, response, settings.cors))
+    app.register_error_handler(Exception, lambda error: error_response(app, error))
     add_pages(app, bool(api_key))
     add_generation(app)
     return app
 
 
 def add_pages(app, with_key):
-    """The routes that are read: the page, health, counters, models, the API's description."""
-    service, created = app.service, int(time.time())
+    """Add the routes that do not generate: page, health, metrics, models, description of the API."""
+    service = app.service
+    created = int(time.time())
 
     @app.get("/")
     def page():
@@ -71,68 +73,66 @@ def add_pages(app, with_key):
     def health():
         running = sum(generator.running for generator in service.models.values())
         waiting = sum(generator.waiting for generator in service.models.values())
-        status = "stopping" if service.places.stopping else "ok"
-        return answer({"status": status, "models": list(service.models), "running": running, "waiting": waiting})
+        status = "stopping" if service.admission.stopping else "ok"
+        return json_response({"status": status, "models": list(service.models), "running": running, "waiting": waiting})
 
     @app.get("/metrics")
     def metrics():
-        text, kind = service.counters.text()
-        return Response(text, content_type=kind)
+        text, content_type = service.counters.text()
+        return Response(text, content_type=content_type)
 
     @app.get("/openapi.json")
     def openapi():
-        return answer(description(service.bodies, with_key))
+        return json_response(describe_api(service.bodies, with_key))
 
     @app.get("/v1/models")
     def models():
-        return answer(model_list(service.models, created))
+        return json_response(list_models(service.models, created))
 
     @app.get("/v1/models/<path:name>")
     def model(name):
-        return answer(model_entry(known_model(service, name), created))
+        return json_response(model_entry(check_model(service, name), created))
 
 
 def add_generation(app):
-    """The routes that generate."""
+    """Add the routes that generate text."""
     service = app.service
 
     @app.post("/generate")
     def generate():
-        schema = service.bodies["/generate"]
-        values = checked_fields(body(), schema)
-        work = start(service, values, schema, lambda generator: [values["prompt"]])
-        if values.get("stream", True):
-            return stream(service, work, plain_text(work), "text/plain; charset=utf-8")
-        return answer_of(work, lambda: generated(work))
+        body = read_body(service)
+        model = check_model(service, body.model or next(iter(service.models)))
+        running = start_request(service, model, [body.prompt], body.sampling_params)
+        if body.stream:
+            return stream_response(service, running, text_chunks(running), "text/plain; charset=utf-8")
+        return whole_response(running, lambda: wait_for_text(running))
 
     @app.post("/v1/completions")
     def completions():
-        schema = service.bodies["/v1/completions"]
-        values = checked_fields(body(), schema)
-        n_vocab = service.models[known_model(service, values["model"])].tokenizer.n_vocab
-        prompts = prompts_of(values, service.limits, n_vocab)
-        return openai_answer(service, values, schema, lambda generator: prompts, chat=False)
+        body = read_body(service)
+        model = check_model(service, body.model)
+        return openai_response(service, body, body.prompts(service.models[model].tokenizer.n_vocab), chat=False)
 
     @app.post("/v1/chat/completions")
     def chat():
-        schema = service.bodies["/v1/chat/completions"]
-        values = checked_fields(body(), schema)
-        messages = messages_of(values, service.limits)
-        return openai_answer(service, values, schema, lambda generator: [generator.prompt_ids(messages)], chat=True)
+        body = read_body(service)
+        model = check_model(service, body.model)
+        return openai_response(service, body, [service.models[model].prompt_ids(body.conversation)], chat=True)
 
 
-def openai_answer(service, values, schema, prompts, chat):
-    """The response, as OpenAI writes it, to checked fields. prompts(generator): list of prompts."""
-    work = start(service, values, schema, prompts)
-    form = AnswerForm(values["model"], chat)
-    if values.get("stream"):
-        include_usage = values.get("stream_options", {}).get("include_usage", False)
-        return stream(service, work, form.events(work, include_usage), "text/event-stream; charset=utf-8")
-    return answer_of(work, lambda: form.whole(work))
+def openai_response(service, body, prompts, chat):
+    """The response, in OpenAI's form, to a completion or chat completion request."""
+    running = start_request(service, body.model, prompts, body.sampling_params)
+    answer = OpenAIAnswer(body.model, chat)
+    if body.stream:
+        include_usage = bool(body.stream_options and body.stream_options.include_usage)
+        events = answer.events(running, include_usage)
+        return stream_response(service, running, events, "text/event-stream; charset=utf-8")
+    return whole_response(running, lambda: answer.wait_for_whole(running))
 
 
-def known_model(service, name):
-    """A model's name. Raises ApiError (404) for one that is not served."""
+def check_model(service, name):
+    """`name`, if such a model is served. Raises ApiError (404) otherwise."""
     if name not in service.models:
         raise ApiError(
             404, f"there is no model {name[:64]}; served: {', '.join(service.models)}", "model", "model_not_found"
@@ -140,8 +140,11 @@ def known_model(service, name):
     return name
 
 
-def body():
-    """The request's body as a dict. Raises ApiError where its type is not JSON in UTF-8, or it is none."""
+def read_body(service):
+    """The request's body, parsed and checked.
+
+    Raises ApiError: 415 if its type is not JSON in UTF-8, 400 if it cannot be parsed or a field is wrong.
+    """
     if request.mimetype != "application/json":
         shown = request.mimetype[:64] or "missing"
         raise ApiError(
@@ -152,94 +155,92 @@ def body():
         raise ApiError(415, f"Content-Type has charset {charset[:64]}; only UTF-8 is read", "Content-Type", "not_utf8")
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise ApiError(415, "Content-Encoding is not supported; send the body as it is", "Content-Encoding")
-    return read_json(request.get_data(cache=False))
+    return parse_request(service.bodies[str(request.url_rule)], read_json(request.get_data(cache=False)))
 
 
-def start(service, values, schema, prompts):
-    """The Work of checked fields, its first piece there. prompts(generator): list of prompts."""
-    model = known_model(service, values.get("model", next(iter(service.models))))
-    params = sampling_of(values, schema["properties"])
-    gone = request.environ.get("waitress.client_disconnected", lambda: False)
-    work = Work(service, model, prompts(service.models[model]), params, gone)
+def start_request(service, model, prompts, params):
+    """A RunningRequest whose first text has been generated. prompts: list of text or ids."""
+    client_gone = request.environ.get("waitress.client_disconnected", lambda: False)
+    running = RunningRequest(service, model, prompts, params, client_gone)
     try:
-        work.wait_for_first()
+        running.wait_for_first()
     except BaseException:
-        work.close()
+        running.close()
         raise
-    return work
+    return running
 
 
-def answer(values, status=200, headers=None):
-    """A JSON response."""
+def json_response(values, status=200, headers=None):
     return Response(to_json(values), status, {"Content-Type": "application/json", **(headers or {})})
 
 
-def answer_of(work, make):
-    """The JSON response of make(), which waits for the end of `work`."""
+def whole_response(running, wait_for_values):
+    """The JSON response of wait_for_values(), which waits for the end of `running`."""
     try:
-        return answer(make(), headers=cut_header(work))
+        return json_response(wait_for_values(), headers=prompt_cut_header(running))
     finally:
-        work.close()
+        running.close()
 
 
-def cut_header(work):
-    """The header that says that a prompt was longer than the model's block."""
-    return {"X-Prompt-Cut": "true"} if work.prompt_cut else {}
+def prompt_cut_header(running):
+    """The response header for a prompt that was longer than the model's block."""
+    return {"X-Prompt-Cut": "true"} if running.prompt_cut else {}
 
 
-def stream(service, work, chunks, content_type):
-    """A response of chunks of bytes as they come; `work` is closed with it, also where it is never begun."""
+def stream_response(service, running, chunks, content_type):
+    """A response that sends `chunks` (bytes) as they come. Closing the response closes `running`."""
     route = str(request.url_rule)
     is_events = content_type.startswith("text/event-stream")
 
-    def sent():
+    def send():
         try:
             yield from chunks
         except ClientGone:
             return
-        except RuntimeError:  # the engine: the status has been sent, so the stream says it, or breaks off
-            service.counters.broke_off(route)
+        except RuntimeError:
+            # The engine failed after the status was sent. Events can report the error; plain text can only break off.
+            service.counters.stream_failed(route)
             if not is_events:
                 raise
-            yield event(ApiError(500, "generation failed", None, "failed", "server_error").body)
+            yield to_event(ApiError(500, "generation failed", None, "failed", "server_error").body)
         finally:
-            work.close()
+            running.close()
 
     headers = {"Content-Type": content_type, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    response = Response(sent(), headers={**headers, **cut_header(work)})
-    response.call_on_close(work.close)  # the generator's own end is not reached where it was not begun
+    response = Response(send(), headers={**headers, **prompt_cut_header(running)})
+    response.call_on_close(running.close)  # a generator that was never started does not reach its `finally`
     return response
 
 
-def plain_text(work):
-    """Yields the text of a work of one prompt, in UTF-8."""
-    for turn in work.turns():
-        text = "".join(text for _, text, _ in turn)
+def text_chunks(running):
+    """Yields the text of a request with one prompt, in UTF-8."""
+    for update in running.updates():
+        text = "".join(text for _, text, _ in update)
         if text:
             yield text.encode()
 
 
-def generated(work):
-    """The dict that /generate answers where it does not stream."""
-    texts, reasons = work.texts()
+def wait_for_text(running):
+    """The JSON answer (dict) of /generate; waits until `running` has ended."""
+    texts, reasons = running.wait_for_texts()
     return {
         "text": texts[0],
         "finish_reason": reasons[0],
-        "prompt_tokens": work.prompt_tokens,
-        "completion_tokens": work.completion_tokens,
-        "prompt_cut": work.prompt_cut,
-        "seconds": round(time.monotonic() - work.started, 4),
+        "prompt_tokens": running.prompt_tokens,
+        "completion_tokens": running.completion_tokens,
+        "prompt_cut": running.prompt_cut,
+        "seconds": round(time.monotonic() - running.started, 4),
     }
 
 
 def check_key(api_key):
-    """Raises ApiError (401) where a key is wanted and the request does not bear it."""
-    if not api_key or request.path in OPEN or request.method == "OPTIONS":
+    """Raise ApiError (401) if a key is needed and the request does not send it."""
+    if not api_key or request.path in PATHS_WITHOUT_KEY or request.method == "OPTIONS":
         return
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    # A header's bytes arrive as latin-1.
-    right = hmac.compare_digest(given.strip().encode("latin-1", "replace"), api_key.encode())
-    if scheme.lower() != "bearer" or not right:
+    # WSGI decodes the bytes of a header as latin-1.
+    is_right = hmac.compare_digest(given.strip().encode("latin-1", "replace"), api_key.encode())
+    if scheme.lower() != "bearer" or not is_right:
         raise ApiError(
             401,
             "the API key is missing or wrong; send it as Authorization: Bearer KEY",
@@ -249,9 +250,9 @@ def check_key(api_key):
         )
 
 
-def finished(service, response, cors):
-    """Count a response, and let the pages of the origins in `cors` read it."""
-    service.counters.answered(str(request.url_rule or "other"), response.status_code)
+def count_and_allow(service, response, cors):
+    """Count a response, and add the CORS headers if the request's origin is in `cors`."""
+    service.counters.response_started(str(request.url_rule or "other"), response.status_code)
     origin = request.headers.get("Origin")
     if cors:
         response.vary.add("Origin")
@@ -260,30 +261,36 @@ def finished(service, response, cors):
         response.headers["Access-Control-Expose-Headers"] = "Retry-After, X-Prompt-Cut"
         if request.method == "OPTIONS":
             response.headers["Access-Control-Allow-Methods"] = "GET, POST"
-            asked = request.headers.get("Access-Control-Request-Headers", "")
-            response.headers["Access-Control-Allow-Headers"] = asked or "Authorization, Content-Type"
+            wanted = request.headers.get("Access-Control-Request-Headers", "")
+            response.headers["Access-Control-Allow-Headers"] = wanted or "Authorization, Content-Type"
             response.headers["Access-Control-Max-Age"] = "600"
     return response
 
 
-def failed(app, error):
-    """The response to whatever was raised."""
+def error_response(app, error):
+    """The response to any exception. Exceptions that are not a client's mistake are logged with their traceback."""
     if isinstance(error, HTTPException):
         if error.code is None or error.code < 400:
             return error
-        headers = {key: value for key, value in error.get_headers() if key in ("Allow", "Retry-After")}
-        what = {
-            404: f"there is nothing at {request.path[:64]}",
-            405: f"{request.method} is not what {request.path[:64]} is asked with; {headers.get('Allow')} are",
-            413: f"the body is longer than {app.config['MAX_CONTENT_LENGTH']} bytes",
-        }.get(error.code, error.description)
-        param = {404: "path", 405: "method", 413: "body"}.get(error.code, "HTTP")
-        if isinstance(error, SecurityError):
-            what, param = f"Host is {request.headers.get('Host', '')[:64]}; use 127.0.0.1, or set a key", "Host"
-        error = ApiError(error.code, what, param, headers=headers)
+        error = from_http_exception(app, error)
     elif isinstance(error, ClientGone):
-        return Response(status=CLIENT_GONE)
+        return Response(status=STATUS_CLIENT_GONE)
     elif not isinstance(error, ApiError):
         app.logger.error("%s %s failed", request.method, request.path, exc_info=error)
         error = ApiError(500, "the server failed; its console has the reason", None, "failed", "server_error")
-    return answer(error.body, error.status, error.headers)
+    return json_response(error.body, error.status, error.headers)
+
+
+def from_http_exception(app, error):
+    """The ApiError for one of Flask's own errors."""
+    headers = {key: value for key, value in error.get_headers() if key in ("Allow", "Retry-After")}
+    path = request.path[:64]
+    if isinstance(error, SecurityError):
+        message = f"Host is {request.headers.get('Host', '')[:64]}; use 127.0.0.1, or set a key"
+        return ApiError(error.code, message, "Host", headers=headers)
+    message, param = {
+        404: (f"there is nothing at {path}", "path"),
+        405: (f"{path} does not take {request.method}; it takes {headers.get('Allow')}", "method"),
+        413: (f"the body is longer than {app.config['MAX_CONTENT_LENGTH']} bytes", "body"),
+    }.get(error.code, (error.description, "HTTP"))
+    return ApiError(error.code, message, param, headers=headers)

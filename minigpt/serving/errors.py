@@ -1,19 +1,23 @@
-"""What the server answers with: JSON, errors in OpenAI's form, events of a stream."""
+"""Errors in OpenAI's form, JSON, and server-sent events."""
 
 import json
 import math
 
 
 class ApiError(Exception):
-    """A request that is answered with an error.
+    """An error that the client receives.
 
-    status: HTTP's; param: the field (or header) that is wrong; code: a word for programs;
-    kind: OpenAI's error type; headers: dict of headers of the answer.
+    status: HTTP status; param: the field (or header) that is wrong; code: a word for programs; kind: OpenAI's error
+    type; headers: dict of response headers.
     """
 
     def __init__(self, status, message, param=None, code=None, kind="invalid_request_error", headers=None):
         super().__init__(message)
-        self.status, self.message, self.param, self.code, self.kind = status, message, param, code, kind
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.kind = kind
         self.headers = headers or {}
 
     @property
@@ -23,13 +27,13 @@ class ApiError(Exception):
 
 
 def to_json(values):
-    """Values as UTF-8 JSON. Half of a surrogate pair (an error may quote one) stays the escape that it came as."""
+    """`values` as JSON in UTF-8. Half of a surrogate pair, which an error may quote, is written as an escape."""
     text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", errors="backslashreplace")
 
 
-def event(values):
-    """One server-sent event."""
+def to_event(values):
+    """`values` as one server-sent event."""
     return b"data: " + to_json(values) + b"\n\n"
 
 
@@ -37,7 +41,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 def read_json(body):
-    """The dict that a request's body (bytes) is. Raises ApiError where it is no JSON object in UTF-8."""
+    """The dict in a request's body (bytes). Raises ApiError (400) if it is not a JSON object in UTF-8."""
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -48,12 +52,12 @@ def read_json(body):
             "body",
         ) from None
     try:
-        values = json.loads(text, parse_constant=no_constant, parse_float=finite)
+        values = json.loads(text, parse_constant=refuse_constant, parse_float=parse_finite)
     except json.JSONDecodeError as error:
         raise ApiError(
             400, f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}", "body"
         ) from None
-    except ValueError:  # more digits than Python turns into an integer
+    except ValueError:  # Python limits the digits of an integer
         raise ApiError(400, "the body has a number that is too long", "body") from None
     except RecursionError:
         raise ApiError(400, "the body is nested too deeply", "body") from None
@@ -62,11 +66,13 @@ def read_json(body):
     return values
 
 
-def no_constant(name):
+def refuse_constant(name):
+    """Raise ApiError for NaN and Infinity, which Python's json reads although JSON does not have them."""
     raise ApiError(400, f"the body has {name}, which is not JSON", "body")
 
 
-def finite(text):
+def parse_finite(text):
+    """A JSON number as float. Raises ApiError if it is too large for a float."""
     number = float(text)
     if not math.isfinite(number):
         raise ApiError(400, f"the body has a number that is too large ({text[:20]})", "body")

@@ -1,4 +1,4 @@
-"""The app in waitress: errors below HTTP, a stop that waits."""
+"""The HTTP server (waitress) that runs the app."""
 
 import http
 import select
@@ -18,46 +18,52 @@ try:
 except ModuleNotFoundError:  # Windows
     resource = None
 
-# Threads beyond those that the places need, so that /health and 429 always answer.
+# Threads in addition to one for each admitted prompt, so that /health and 429 are always answered.
 SPARE_THREADS = 8
-# Seconds that a request may take to arrive, and that a connection may stand idle.
+# How long a request may take to arrive, and how long a connection may be idle.
 RECEIVE_SECONDS = 30
-HEADER_BYTES = 64 * 1024
-# Requests that a client may send before the answer to the first; more, and it is taken for gone.
-LOOKAHEAD = 8
-# Of a body that is too long, so many times the limit are still read, so that the client sees the answer and not a
-# broken connection.
-READ_BEYOND = 4
+MAX_HEADER_BYTES = 64 * 1024
+# Requests that a client may send before it has read the first answer. A client that sends more is disconnected.
+MAX_REQUESTS_AHEAD = 8
+# Up to this multiple of max_body_bytes is read of a body that is too long. If the connection were closed earlier, the
+# client would see a broken connection and not the answer (413).
+READ_LIMIT_FACTOR = 4
+# Connections that may be open in addition to one for each thread, so that many clients can be refused with an answer.
+SPARE_CONNECTIONS = 400
+# File descriptors that the process needs for anything but connections.
+SPARE_FILES = 100
 
 
 class Parser(HTTPRequestParser):
-    """waitress' parser, where every broken request ends in a 4xx: its own lets some errors escape."""
+    """waitress' parser, which answers every malformed request with a 4xx. The original lets some errors escape."""
 
     def __init__(self, adj):
         super().__init__(adj)
-        self._since = time.monotonic()
+        self._started = time.monotonic()
 
     def received(self, data):
         consumed = super().received(data)
         if self.completed:
-            self.expect_continue = False  # nothing more is awaited of a request without a body, or with too long a one
-        elif time.monotonic() - self._since > RECEIVE_SECONDS:
-            self.error, self.completed = BadRequest("the request took too long to arrive"), True
+            # Do not answer "100 Continue": there is no body to wait for, or it is too long.
+            self.expect_continue = False
+        elif time.monotonic() - self._started > RECEIVE_SECONDS:
+            self.error = BadRequest("the request took too long to arrive")
+            self.completed = True
         return consumed
 
     def parse_header(self, header_plus):
         try:
             super().parse_header(header_plus)
-        except ValueError as error:  # a length of thousands of digits, an address that is none
+        except ValueError as error:  # for example, a length of thousands of digits, or a malformed address
             raise ParsingError(str(error)) from None
 
 
-class Refusal(ErrorTask):
-    """The answer to a request that never reaches the app, as JSON."""
+class JsonErrorTask(ErrorTask):
+    """Answers a request that does not reach the app with an error in JSON."""
 
     def execute(self):
         error = self.request.error
-        # 501 is what waitress says to a transfer coding that it does not know: the client's mistake all the same.
+        # waitress answers an unknown transfer coding with 501, although it is the client's mistake.
         status = http.HTTPStatus(400 if error.code == 501 else error.code)
         kind = "invalid_request_error" if status < 500 else "server_error"
         body = to_json(ApiError(status, error.body, "HTTP", kind=kind).body)
@@ -69,37 +75,38 @@ class Refusal(ErrorTask):
 
 
 class Channel(HTTPChannel):
-    """A connection with our parser and errors."""
+    """A connection that uses `Parser` and `JsonErrorTask`."""
 
     parser_class = Parser
-    error_task_class = Refusal
+    error_task_class = JsonErrorTask
 
     def received(self, data):
         going_on = super().received(data)
-        if len(self.requests) > LOOKAHEAD:  # from here on it would not be noticed that the client leaves
+        if len(self.requests) > MAX_REQUESTS_AHEAD:
+            # waitress now stops reading, and would not notice that the client disconnects.
             self.connected = False
         return going_on
 
 
 class Listener:
-    """waitress over an app, in a thread of its own.
+    """Runs waitress in a thread of its own.
 
-    sock: from `sockets.listening_socket`; threads: requests that are served at once, some to spare counted.
+    app: from `create_app`; sock: from `net.listening_socket`.
     """
 
     def __init__(self, app, sock):
-        threads = app.service.places.total + SPARE_THREADS
+        threads = app.service.admission.capacity + SPARE_THREADS
         self._server = create_server(
             app,
             sockets=[sock],
             threads=threads,
             connection_limit=connection_limit(threads),
-            # Reading on while a request is served is how a client that leaves is noticed.
-            channel_request_lookahead=LOOKAHEAD,
+            # waitress notices that a client disconnects only while it reads ahead.
+            channel_request_lookahead=MAX_REQUESTS_AHEAD,
             channel_timeout=RECEIVE_SECONDS,
             cleanup_interval=max(1, RECEIVE_SECONDS // 6),
-            max_request_header_size=HEADER_BYTES,
-            max_request_body_size=READ_BEYOND * app.config["MAX_CONTENT_LENGTH"],
+            max_request_header_size=MAX_HEADER_BYTES,
+            max_request_body_size=READ_LIMIT_FACTOR * app.config["MAX_CONTENT_LENGTH"],
             asyncore_use_poll=hasattr(select, "poll"),
             log_socket_errors=False,
             ident="MiniGPT",
@@ -109,19 +116,19 @@ class Listener:
         self.port = sock.getsockname()[1]
 
     def start(self):
-        """Begin to answer."""
+        """Start to answer requests."""
         self._thread.start()
 
     def is_alive(self):
-        """Whether it still listens."""
+        """Whether the thread still runs."""
         return self._thread.is_alive()
 
     def stop_accepting(self):
-        """Take no new connections; those that are open are served on."""
+        """Accept no new connections. Open connections are still served."""
         self._server.trigger.pull_trigger(lambda: wasyncore.dispatcher.close(self._server))
 
     def finish(self, seconds):
-        """Wait, so many seconds at most, until what was answered has been sent."""
+        """Wait up to `seconds` until all answers have been sent."""
         until = time.monotonic() + seconds
         self._server.task_dispatcher.shutdown(timeout=seconds)
         while time.monotonic() < until and any(c.total_outbufs_len for c in [*self._server.active_channels.values()]):
@@ -129,9 +136,9 @@ class Listener:
 
 
 def connection_limit(threads):
-    """Connections that may be open at once: enough to refuse many, within what the system lets a process open."""
-    most = 400  # Windows' select takes 512 sockets
+    """Number of connections that may be open at once, within the system's limit of open files."""
+    limit = SPARE_CONNECTIONS  # Windows' select takes 512 sockets
     if resource:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        most = files - 100 if files != resource.RLIM_INFINITY else threads + 400
-    return max(threads, min(threads + 400, most))
+        limit = files - SPARE_FILES if files != resource.RLIM_INFINITY else threads + SPARE_CONNECTIONS
+    return max(threads, min(threads + SPARE_CONNECTIONS, limit))

@@ -1,15 +1,16 @@
-"""Completions and chats as OpenAI's API writes them, whole and in events."""
+"""The answers of OpenAI's API: completions and chat completions, whole and as events, and the list of models."""
 
 import secrets
 import time
 
-from minigpt.serving.errors import DONE, event
+from minigpt.common.net import MODEL_OWNER
+from minigpt.serving.errors import DONE, to_event
 
 
-class AnswerForm:
-    """The form of one answer.
+class OpenAIAnswer:
+    """Formats the answer to one request.
 
-    chat: whether it is a chat's; model: the id that was asked for.
+    chat: chat completion or completion; model: the id that the request named.
     """
 
     def __init__(self, model, chat):
@@ -19,63 +20,65 @@ class AnswerForm:
             "created": int(time.time()),
             "model": model,
         }
-        self._name = "chat.completion" if chat else "text_completion"
+        self._object = "chat.completion" if chat else "text_completion"
 
-    def whole(self, work):
-        """The dict of an answer that is sent at once; waits for the end of `work`."""
-        texts, reasons = work.texts()
+    def wait_for_whole(self, running):
+        """The answer as one dict; waits until `running` (RunningRequest) has ended."""
+        texts, reasons = running.wait_for_texts()
         choices = [self._choice(i, *end) for i, end in enumerate(zip(texts, reasons, strict=True))]
-        return {**self._head, "object": self._name, "choices": choices, "usage": usage(work)}
+        return {**self._head, "object": self._object, "choices": choices, "usage": count_usage(running)}
 
-    def events(self, work, include_usage):
-        """Yields server-sent events: pieces, each choice's end, token counts if asked for, [DONE]."""
-        name = self._name + (".chunk" if self.chat else "")
+    def events(self, running, include_usage):
+        """Yields server-sent events: pieces of text, the end of each choice, token counts if asked for, [DONE]."""
+        name = self._object + (".chunk" if self.chat else "")
         head = {**self._head, "object": name, **({"usage": None} if include_usage else {})}
         started = set()
-        for turn in work.turns():
+        for update in running.updates():
             events = []
-            for i, text, reason in turn:
+            for i, text, reason in update:
                 if self.chat and i not in started:
                     started.add(i)
-                    events.append(event({**head, "choices": [part(i, {"role": "assistant", "content": ""})]}))
+                    role = chat_chunk(i, {"role": "assistant", "content": ""})
+                    events.append(to_event({**head, "choices": [role]}))
                 if text:
-                    events.append(event({**head, "choices": [self._part(i, text, None)]}))
+                    events.append(to_event({**head, "choices": [self._chunk(i, text, None)]}))
                 if reason:
-                    events.append(event({**head, "choices": [self._part(i, "", reason)]}))
+                    events.append(to_event({**head, "choices": [self._chunk(i, "", reason)]}))
             if events:
                 yield b"".join(events)
         if include_usage:
-            yield event({**head, "choices": [], "usage": usage(work)})
+            yield to_event({**head, "choices": [], "usage": count_usage(running)})
         yield DONE
 
     def _choice(self, i, text, reason):
         if not self.chat:
-            return self._part(i, text, reason)
+            return self._chunk(i, text, reason)
         message = {"role": "assistant", "content": text, "refusal": None}
         return {"index": i, "message": message, "logprobs": None, "finish_reason": reason}
 
-    def _part(self, i, text, reason):
+    def _chunk(self, i, text, reason):
         if self.chat:
-            return part(i, {"content": text} if text else {}, reason)
+            return chat_chunk(i, {"content": text} if text else {}, reason)
         return {"index": i, "text": text, "logprobs": None, "finish_reason": reason}
 
 
-def part(i, delta, reason=None):
-    """A piece of a chat's choice."""
+def chat_chunk(i, delta, reason=None):
+    """A piece of choice i of a chat completion."""
     return {"index": i, "delta": delta, "logprobs": None, "finish_reason": reason}
 
 
-def usage(work):
-    """Token counts of a request."""
-    prompt, completion = work.prompt_tokens, work.completion_tokens
+def count_usage(running):
+    """OpenAI's `usage`: the token counts of a RunningRequest."""
+    prompt = running.prompt_tokens
+    completion = running.completion_tokens
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def model_list(names, created):
-    """/v1/models of the names; created: Unix seconds."""
+def list_models(names, created):
+    """The answer of /v1/models. created: Unix seconds."""
     return {"object": "list", "data": [model_entry(name, created) for name in names]}
 
 
 def model_entry(name, created):
-    """/v1/models/<name>"""
-    return {"id": name, "object": "model", "created": created, "owned_by": "minigpt"}
+    """The answer of /v1/models/<name>."""
+    return {"id": name, "object": "model", "created": created, "owned_by": MODEL_OWNER}

@@ -1,4 +1,4 @@
-"""One request's way through the engine: a place, its streams, and their pieces until all have ended."""
+"""Admission of requests, and one admitted request with its streams of text."""
 
 import threading
 import time
@@ -6,130 +6,138 @@ import time
 from minigpt.common.streams import all_ready
 from minigpt.serving.errors import ApiError
 
-# Seconds between looks at whether the client is still there.
-LOOK = 0.25
-# Seconds that a stream whose time is up has to end.
-LAST_WORDS = 1.0
-# Of several streams of one request, seconds that the first may keep the others waiting.
-TURN = 0.02
-# Seconds of rest after each piece, for each stream that runs: with 32 streams, so many threads that wake for every
-# token would take from the engine more time than the sending. One stream alone is sent token by token.
-REST = 0.001
+# How often a request checks that its client is still connected.
+CLIENT_POLL_SECONDS = 0.25
+# How long a stream may take to end after it has been cancelled at its deadline.
+CANCEL_WAIT_SECONDS = 1.0
+# How long a request with several streams waits for the first of them before it looks at the others.
+MAX_STREAM_WAIT_SECONDS = 0.02
+# Pause after each update, for each stream that the model runs. Without it, each of 32 threads would wake for every
+# token and take more time from the engine than the sending itself. A single stream is still sent token by token.
+PAUSE_SECONDS_PER_STREAM = 0.001
 
 
-class Places:
-    """Counts the prompts under way, so that no more are taken than may run and wait.
+class Admission:
+    """Counts the prompts that run or wait, and admits no more than the limits allow.
 
-    models: names; max_batch: prompts that a model runs at once; max_queue: prompts that may wait, of all models.
+    models: names; max_batch: prompts that one model runs at once; max_queue: prompts that may wait, over all models.
     """
 
     def __init__(self, models, max_batch, max_queue):
-        self.max_batch, self.max_queue = max_batch, max_queue
+        self.max_batch = max_batch
+        self.max_queue = max_queue
         self.stopping = False
-        self._taken = dict.fromkeys(models, 0)
+        self._admitted = dict.fromkeys(models, 0)
         self._changed = threading.Condition()
-        self._usual = 1.0  # seconds that a request takes, a moving mean
+        self._mean_seconds = 1.0  # of a request, a moving mean
 
     @property
-    def total(self):
-        """Prompts that may be under way at once."""
-        return self.max_batch * len(self._taken) + self.max_queue
+    def capacity(self):
+        """Number of prompts that may run or wait at once."""
+        return self.max_batch * len(self._admitted) + self.max_queue
 
-    def take(self, model, count):
-        """Take `count` places. Raises ApiError: 429 where the queue is full, 503 where the server is stopping."""
+    def admit(self, model, count):
+        """Admit `count` prompts. Raises ApiError: 429 if the queue is full, 503 if the server is stopping."""
         with self._changed:
             if self.stopping:
                 raise ApiError(503, "the server is stopping", None, "stopping", "server_error")
-            after = {**self._taken, model: self._taken[model] + count}
-            waiting = sum(max(0, taken - self.max_batch) for taken in after.values())
+            after = {**self._admitted, model: self._admitted[model] + count}
+            waiting = sum(max(0, admitted - self.max_batch) for admitted in after.values())
             if after[model] > self.max_batch and waiting > self.max_queue:
-                raise too_busy(f"{self.max_queue} requests are waiting already", self._usual)
-            self._taken = after
+                raise too_many_requests(f"the queue is full ({self.max_queue} prompts)", self._mean_seconds)
+            self._admitted = after
 
-    def give_back(self, model, count, seconds):
-        """The places of a request that took so many seconds."""
+    def release(self, model, count, seconds):
+        """Release the `count` prompts of a request that took `seconds`."""
         with self._changed:
-            self._taken[model] -= count
-            self._usual += (seconds - self._usual) / 8
+            self._admitted[model] -= count
+            self._mean_seconds += (seconds - self._mean_seconds) / 8
             self._changed.notify_all()
 
     def stop(self, seconds):
-        """Take no more; wait so many seconds for those under way. Returns whether all are done."""
+        """Admit no more; wait up to `seconds` for the admitted prompts. Returns whether all have ended."""
         with self._changed:
             self.stopping = True
-            return self._changed.wait_for(lambda: not any(self._taken.values()), seconds)
+            return self._changed.wait_for(lambda: not any(self._admitted.values()), seconds)
 
 
-def too_busy(what, seconds):
-    """429 with the seconds, 1 to 30, after which to come back."""
-    after = {"Retry-After": str(round(min(max(seconds, 1), 30)))}
-    return ApiError(429, f"{what}; try again later", None, "rate_limit_exceeded", "rate_limit_exceeded", after)
+def too_many_requests(reason, seconds):
+    """The ApiError for 429. Its Retry-After is `seconds`, limited to 1 to 30."""
+    headers = {"Retry-After": str(round(min(max(seconds, 1), 30)))}
+    return ApiError(429, f"{reason}; try again later", None, "rate_limit_exceeded", "rate_limit_exceeded", headers)
 
 
 class ClientGone(Exception):
-    """Nobody is there to answer."""
+    """The client has disconnected."""
 
 
-class Work:
-    """The streams of one request.
+class RunningRequest:
+    """An admitted request and its streams, one per prompt. `close()` must be called at the end; a second call is safe.
 
-    service: what the app shares (places, counters, the seconds a request may take); model: a name;
-    prompts: text or ids each; gone(): whether the client has left. `close()` must be called in the end, and may be
-    called twice.
+    service: what all requests share (models, admission, counters, request_seconds); model: a name; prompts: each text
+    or a list of ids; params: SamplingParams; client_gone(): whether the client has disconnected.
     """
 
-    def __init__(self, service, model, prompts, params, gone):
-        """Takes places and submits the prompts. Raises ApiError where there is none."""
-        self._service, self._model, self._gone = service, model, gone
+    def __init__(self, service, model, prompts, params, client_gone):
+        """Submits the prompts to the model. Raises ApiError if they are not admitted."""
+        self._service = service
+        self._model = model
+        self._client_gone = client_gone
         self._generator = service.models[model]
         self.started = time.monotonic()
         self._deadline = self.started + service.request_seconds
-        self._places, self.streams, self._closed = len(prompts), [], False
-        self._first, self._first_at, self._late = [], None, False
-        service.places.take(model, self._places)
+        self._n_prompts = len(prompts)
+        self.streams = []
+        self._closed = False
+        self._first_update = []
+        self._first_update_at = None
+        self._timed_out = False
+        service.admission.admit(model, self._n_prompts)
         try:
             for prompt in prompts:
                 self.streams.append(self._generator.submit(prompt, params))
         except BaseException:
             self.close()
             raise
-        self._turns = self._all_turns()
+        self._updates = self._read_streams()
 
     def wait_for_first(self):
-        """Wait until there is something to send. Raises ClientGone; ApiError (429) where no place came free."""
-        self._first = next(self._turns, [])
-        if self._late and not self.completion_tokens:
-            raise too_busy("no place came free in time", self._service.request_seconds / 2)
-        self._first_at = time.monotonic()
-        self._service.counters.first_token(self._model, self._first_at - self.started)
+        """Wait until there is something to send. Raises ClientGone; ApiError (429) if the request never started."""
+        self._first_update = next(self._updates, [])
+        if self._timed_out and not self.completion_tokens:
+            raise too_many_requests("the request did not start in time", self._service.request_seconds / 2)
+        self._first_update_at = time.monotonic()
+        self._service.counters.first_token(self._model, self._first_update_at - self.started)
 
-    def turns(self):
-        """Yields lists of (index, text, finish_reason or None), as there is something new. Raises ClientGone,
-        and RuntimeError where the engine failed."""
-        yield self._first
-        yield from self._turns
+    def updates(self):
+        """Yields the new text as it comes: lists of (index of the prompt, text, finish_reason or None).
 
-    def texts(self):
-        """(texts, finish reasons), once all are done."""
-        texts, reasons = [""] * len(self.streams), [None] * len(self.streams)
-        for turn in self.turns():
-            for i, text, reason in turn:
+        Raises ClientGone; RuntimeError if the engine failed.
+        """
+        yield self._first_update
+        yield from self._updates
+
+    def wait_for_texts(self):
+        """(texts, finish reasons) of all prompts, when all have ended."""
+        texts = [""] * len(self.streams)
+        reasons = [None] * len(self.streams)
+        for update in self.updates():
+            for i, text, reason in update:
                 texts[i] += text
                 reasons[i] = reason
         return texts, reasons
 
     def close(self):
-        """Give everything back; a stream that still runs is cancelled."""
+        """Cancel the streams that still run, release the prompts and count the request."""
         if self._closed:
             return
         self._closed = True
         for stream in self.streams:
             stream.cancel()
         now = time.monotonic()
-        self._service.places.give_back(self._model, self._places, now - self.started)
-        self._service.counters.request_done(
-            self._model, self.streams, now - self.started, now - (self._first_at or now)
-        )
+        self._service.admission.release(self._model, self._n_prompts, now - self.started)
+        since_first = now - (self._first_update_at or now)
+        self._service.counters.request_done(self._model, self.streams, now - self.started, since_first)
 
     @property
     def prompt_tokens(self):
@@ -141,32 +149,36 @@ class Work:
 
     @property
     def prompt_cut(self):
-        """Whether the start of a prompt was cut off."""
+        """Whether a prompt was longer than the model's block and lost its start."""
         return any(stream.prompt_cut for stream in self.streams)
 
-    def _all_turns(self):
+    def _read_streams(self):
+        """Yields the updates until all streams have ended or the deadline has passed."""
         live = dict(enumerate(self.streams))
         while live:
-            if self._gone():
+            if self._client_gone():
                 raise ClientGone
             left = self._deadline - time.monotonic()
-            if left <= 0:  # it ends with what it has
-                self._late = True
+            if left <= 0:
+                # The answer ends with what has been generated so far.
+                self._timed_out = True
                 for stream in live.values():
                     stream.cancel()
-                yield [(i, all_ready(stream, LAST_WORDS)[0], "length") for i, stream in live.items()]
+                yield [(i, all_ready(stream, CANCEL_WAIT_SECONDS)[0], "length") for i, stream in live.items()]
                 return
-            wait, turn = min(left, LOOK if len(live) == 1 else TURN), []
+            # Wait for the first stream only; take from the others what is ready.
+            wait = min(left, CLIENT_POLL_SECONDS if len(live) == 1 else MAX_STREAM_WAIT_SECONDS)
+            update = []
             for i, stream in list(live.items()):
                 text, ended = all_ready(stream, wait)
                 wait = 0
                 if ended:
                     del live[i]
                 if text or ended:
-                    # Only a server that stops cancels what a client still waits for: the answer is cut, as by length.
+                    # Only a stopping server cancels a stream whose client still waits. The client sees a cut answer.
                     reason = stream.finish_reason if stream.finish_reason != "cancelled" else "length"
-                    turn.append((i, text, reason if ended else None))
-            if turn:
-                yield turn
+                    update.append((i, text, reason if ended else None))
+            if update:
+                yield update
                 if live:
-                    time.sleep(REST * self._generator.running)
+                    time.sleep(PAUSE_SECONDS_PER_STREAM * self._generator.running)

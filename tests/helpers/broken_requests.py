@@ -1,12 +1,12 @@
-"""Requests that are wrong, made from a seed: such as reach the app, and such as break before."""
+"""Wrong requests, made from a seed: some reach the app, some are refused before."""
 
 import json
 import random
 
-from minigpt.serving.fields import FieldLimits, schemas
+from minigpt.serving.schemas import RequestLimits, request_models
 
-LIMITS = FieldLimits(prompt_chars=1000, new_tokens=100, prompts=4)
-SCHEMAS = schemas(LIMITS)
+LIMITS = RequestLimits(prompt_chars=1000, new_tokens=100, prompts=4)
+SCHEMAS = {path: model.model_json_schema() for path, model in request_models(LIMITS).items()}
 VALID = {
     "/generate": {"prompt": "从", "max_new_tokens": 2, "stream": False},
     "/v1/completions": {"model": "fake", "prompt": "从", "max_tokens": 2},
@@ -31,14 +31,14 @@ TYPO = "abcdefghijklmnopqrstuvwxyz_-.$ 从\x00\ud83d"
 
 
 def wrong_values(schema):
-    """Values that do not fit a field's schema."""
+    """Values that do not fit a field's JSON schema."""
     if "enum" in schema:
         return [["x"], "no such value", -12345, {"a": [1]}, 1.5]
-    kinds = {choice["type"] for choice in schema.get("anyOf", [schema])}
-    if kinds == {"string", "array"}:
+    choices = [choice for choice in schema.get("anyOf", [schema]) if choice.get("type") != "null"]
+    if "oneOf" in choices[0]:  # text or a list
         return [1, True, {}, ["a"] * 2000, [{}], [None], "a" * 2000, "\udfff", [["\udfff"]]]
-    values = [value for kind in kinds for value in WRONG[kind]]
-    return values if "maxLength" in schema else [value for value in values if value != TOO_LONG]
+    (schema,) = choices
+    return [value for value in WRONG[schema.get("type", "object")] if value != TOO_LONG or "maxLength" in schema]
 
 
 def wrong_field(chance, path):
@@ -68,14 +68,13 @@ def wrong_field(chance, path):
             ]
         )
     else:
-        free = [n for n, f in schema["properties"].items() if not ("properties" not in f and f.get("type") == "object")]
-        name = chance.choice(free)
+        name = chance.choice(list(schema["properties"]))
         body[name] = chance.choice(wrong_values(schema["properties"][name]))
     return body, name
 
 
 def broken_body(chance, valid):
-    """(bytes, headers, field) of what is no JSON object in UTF-8."""
+    """(bytes, headers, field) of a body that is not a JSON object in UTF-8."""
     text = json.dumps(valid, ensure_ascii=False)
     kinds = [
         (chance.randbytes(chance.randint(1, 200)) + b"\xff", {}, "body"),
@@ -128,7 +127,7 @@ def reaching(seed, count):
 
 
 def below(seed, count):
-    """Yields raw bytes that break before the app: start lines, headers, lengths, chunks."""
+    """Yields raw bytes that are refused before the app: start lines, headers, lengths, chunks."""
     chance = random.Random(seed)
     post = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     for _ in range(count):
@@ -162,7 +161,7 @@ def below(seed, count):
                 post + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n",
                 post + b"Transfer-Encoding: chunked\r\n\r\n-5\r\n{}\r\n0\r\n\r\n",
                 post + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}no end",
-                post + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",  # whole, but without a prompt
+                post + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",  # complete, but without a prompt
                 post + b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 40 + b"\r\n" + junk,
                 post[: chance.randint(1, len(post) - 1)],
             ]

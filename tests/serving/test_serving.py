@@ -1,4 +1,4 @@
-"""The HTTP side without a socket: fields, bodies, places, names, addresses."""
+"""The HTTP API without a socket: fields, bodies, admission, names, addresses."""
 
 import threading
 import time
@@ -13,40 +13,34 @@ from minigpt.common.net import addresses
 from minigpt.inference.params import SamplingParams
 from minigpt.serving import create_app
 from minigpt.serving.errors import ApiError, read_json, to_json
-from minigpt.serving.fields import (
-    SEED,
-    TABLES,
-    FieldLimits,
-    checked_fields,
-    messages_of,
-    prompts_of,
-    sampling_of,
-    schemas,
-)
-from minigpt.serving.request import Places
+from minigpt.serving.request import Admission
+from minigpt.serving.schemas import N_SEEDS, RequestLimits, parse_request, request_models
 from minigpt.settings.record import Settings
 
-LIMITS = FieldLimits(prompt_chars=100, new_tokens=50, prompts=3)
-SCHEMAS = schemas(LIMITS)
+MODELS = request_models(RequestLimits(prompt_chars=100, new_tokens=50, prompts=3))
+N_VOCAB = 1000
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "问"}]}
 COMPLETION = {"model": "m", "prompt": "从"}
 VALID = {"/generate": {"prompt": "从"}, "/v1/completions": COMPLETION, "/v1/chat/completions": CHAT}
 
 
+def parsed(path, **fields):
+    """The valid body of this path with these fields, parsed."""
+    return parse_request(MODELS[path], {**VALID[path], **fields})
+
+
 def refused(path, **fields):
-    """The error that a valid body of this path meets once these fields are put into it."""
+    """The error for the valid body of this path with these fields."""
     with pytest.raises(ApiError) as error:
-        values = checked_fields({**VALID[path], **fields}, SCHEMAS[path])
+        body = parsed(path, **fields)
         if path == "/v1/completions":
-            prompts_of(values, LIMITS, 1000)
-        if path == "/v1/chat/completions":
-            messages_of(values, LIMITS)
+            body.prompts(N_VOCAB)
     assert error.value.status == 400
     assert error.value.param in error.value.message
     return error.value
 
 
-@pytest.mark.parametrize("path", TABLES)
+@pytest.mark.parametrize("path", MODELS)
 @pytest.mark.parametrize(
     "name, value",
     [
@@ -85,7 +79,7 @@ def test_a_token_limit_is_refused_by_the_name_that_was_used():
             assert refused(path, **{name: value}).param == name
 
 
-@pytest.mark.parametrize("path", TABLES)
+@pytest.mark.parametrize("path", MODELS)
 def test_an_unknown_field_is_refused_and_the_nearest_named(path):
     error = refused(path, temprature=1)
     assert error.param == "temprature" and "did you mean temperature?" in error.message
@@ -94,40 +88,42 @@ def test_an_unknown_field_is_refused_and_the_nearest_named(path):
     to_json(refused(path, **{"\ud800": 1}).body)  # can be sent
 
 
-@pytest.mark.parametrize("path", TABLES)
-def test_a_missing_field_is_named_and_null_is_as_good_as_left_out(path):
-    for name in SCHEMAS[path]["required"]:
+@pytest.mark.parametrize("path", MODELS)
+def test_a_missing_field_is_named_and_null_is_the_same_as_left_out(path):
+    fields = MODELS[path].model_fields
+    for name in (name for name, field in fields.items() if field.is_required()):
         assert refused(path, **{name: None}).param == name
-    everything = dict.fromkeys(SCHEMAS[path]["properties"]) | VALID[path]
-    assert checked_fields(everything, SCHEMAS[path]).keys() == VALID[path].keys()
+    everything = dict.fromkeys(fields) | VALID[path]
+    assert parsed(path, **everything) == parsed(path)
 
 
 @pytest.mark.parametrize(
     "path, module", [("/v1/completions", completion_params), ("/v1/chat/completions", chat_params)]
 )
-def test_every_field_of_openai_is_known_and_what_is_not_supported_says_so(path, module):
+def test_every_field_of_openai_is_known_and_unsupported_ones_are_refused_with_a_reason(path, module):
     names = set().union(*(kind.__annotations__ for kind in module.CompletionCreateParams.__args__))
     names |= set(module.CompletionCreateParamsBase.__annotations__)
-    properties = SCHEMAS[path]["properties"]
+    properties = MODELS[path].model_json_schema()["properties"]
     assert names <= set(properties)
     for name, field in properties.items():
         if "not supported" in field.get("description", ""):
             assert "not supported" in refused(path, **{name: ["x"]}).message
             for neutral in field["enum"]:
-                checked_fields({**VALID[path], name: neutral}, SCHEMAS[path])
+                parsed(path, **{name: neutral})
+    assert "or give 1 " in refused(path, n=2).message and "given: True" in refused(path, n=True).message
 
 
-def test_sampling_comes_from_the_fields_and_its_defaults_from_the_project():
+def test_sampling_params_come_from_the_fields_and_their_defaults_from_the_project():
     def params(path, **fields):
-        return sampling_of(checked_fields({**VALID[path], **fields}, SCHEMAS[path]), SCHEMAS[path]["properties"])
+        return parsed(path, **fields).sampling_params
 
-    for path in TABLES:
+    for path in MODELS:
         assert params(path) == SamplingParams()
         given = {"temperature": 1, "top_k": 0, "top_p": 0.5, "frequency_penalty": -1, "repetition_penalty": 1.5}
         assert params(path, **given) == SamplingParams(**given)
         assert params(path, stop="。").stop == ("。",)
         assert params(path, stop=["。", "", "\n"]).stop == ("。", "\n")
-        assert params(path, seed=-1).seed == SEED - 1 and params(path, seed=5).seed == 5
+        assert params(path, seed=-1).seed == N_SEEDS - 1 and params(path, seed=5).seed == 5
     assert params("/generate", max_new_tokens=7.0).max_new_tokens == 7
     assert params("/v1/completions", max_tokens=7).max_new_tokens == 7
     assert params("/v1/chat/completions", max_tokens=7, max_completion_tokens=9).max_new_tokens == 9
@@ -135,7 +131,7 @@ def test_sampling_comes_from_the_fields_and_its_defaults_from_the_project():
 
 def test_a_completion_has_one_prompt_or_several_of_a_kind():
     def prompts(prompt):
-        return prompts_of(checked_fields({**COMPLETION, "prompt": prompt}, SCHEMAS["/v1/completions"]), LIMITS, 1000)
+        return parsed("/v1/completions", prompt=prompt).prompts(N_VOCAB)
 
     assert prompts("从") == ["从"] and prompts(["从", ""]) == ["从", ""]
     assert prompts([1, 2]) == [[1, 2]] and prompts([[1], [2, 3]]) == [[1], [2, 3]]
@@ -145,6 +141,7 @@ def test_a_completion_has_one_prompt_or_several_of_a_kind():
         (["a", [1]], "prompt[1]"),
         ([1, "a"], "prompt[1]"),
         ([1000], "prompt[0]"),
+        ([[1], [2, 1000]], "prompt[1][1]"),
         ([[1], [-1]], "prompt[1][0]"),
         ([[1.5]], "prompt[0][0]"),
         ([True], "prompt[0]"),
@@ -158,9 +155,7 @@ def test_a_completion_has_one_prompt_or_several_of_a_kind():
 
 def test_a_chat_has_roles_and_text_and_ends_with_the_user():
     def chat(*messages):
-        return messages_of(
-            checked_fields({**CHAT, "messages": list(messages)}, SCHEMAS["/v1/chat/completions"]), LIMITS
-        )
+        return parsed("/v1/chat/completions", messages=list(messages)).conversation
 
     user = {"role": "user", "content": "问"}
     echoed = {"role": "assistant", "content": "答", "refusal": None, "tool_calls": None, "annotations": []}
@@ -212,40 +207,40 @@ def test_a_chat_has_roles_and_text_and_ends_with_the_user():
     ],
     ids=lambda body: repr(body[:16]),
 )
-def test_a_body_that_is_no_json_object_in_utf8_is_refused(body):
+def test_a_body_that_is_not_a_json_object_in_utf8_is_refused(body):
     with pytest.raises(ApiError) as error:
         read_json(body)
     assert error.value.status == 400 and error.value.param == "body"
 
 
-def test_a_body_may_bear_a_mark_of_utf8_and_a_key_twice():
+def test_a_body_may_have_a_byte_order_mark_and_a_repeated_key():
     assert read_json(b'\xef\xbb\xbf{"a": 1, "a": 2}') == {"a": 2}
 
 
-def test_places_are_for_what_runs_and_waits_over_all_models():
-    places = Places(["a", "b"], max_batch=2, max_queue=1)
-    places.take("a", 2)
-    places.take("b", 1)
-    places.take("a", 1)
+def test_admission_counts_what_runs_and_waits_over_all_models():
+    admission = Admission(["a", "b"], max_batch=2, max_queue=1)
+    admission.admit("a", 2)
+    admission.admit("b", 1)
+    admission.admit("a", 1)
     with pytest.raises(ApiError) as full:
-        places.take("a", 1)
+        admission.admit("a", 1)
     assert full.value.status == 429 and int(full.value.headers["Retry-After"]) >= 1
-    places.take("b", 1)  # that one runs
+    admission.admit("b", 1)  # model b has a free batch slot
     with pytest.raises(ApiError):
-        places.take("b", 1)
-    places.give_back("a", 1, 0.1)
-    places.take("b", 1)
-    assert places.total == 5
+        admission.admit("b", 1)
+    admission.release("a", 1, 0.1)
+    admission.admit("b", 1)
+    assert admission.capacity == 5
 
 
-def test_stopping_waits_for_what_is_under_way_and_takes_no_more():
-    places = Places(["a"], 2, 0)
-    places.take("a", 1)
-    threading.Timer(0.1, lambda: places.give_back("a", 1, 0.1)).start()
+def test_stopping_waits_for_running_requests_and_admits_no_more():
+    admission = Admission(["a"], 2, 0)
+    admission.admit("a", 1)
+    threading.Timer(0.1, lambda: admission.release("a", 1, 0.1)).start()
     started = time.monotonic()
-    assert places.stop(5) and time.monotonic() - started < 2
+    assert admission.stop(5) and time.monotonic() - started < 2
     with pytest.raises(ApiError) as stopping:
-        places.take("a", 1)
+        admission.admit("a", 1)
     assert stopping.value.status == 503
 
 
@@ -254,17 +249,17 @@ def test_models_are_named_by_their_runs():
     assert model_names(paths) == ["demo_sft", "demo_sft/last", "demo/step_000500", "demo_sft-2"]
 
 
-def test_addresses_are_those_that_were_asked_for_or_all():
+def test_addresses_are_those_of_the_host_or_all():
     assert addresses("127.0.0.1", 80) == ["http://127.0.0.1:80"] and addresses("::1", 80) == ["http://[::1]:80"]
     found = addresses("0.0.0.0", 5000)
     assert found[0] == "http://127.0.0.1:5000" and len(set(found)) == len(found)
 
 
-def test_a_stream_that_is_never_begun_gives_its_place_back():
+def test_a_stream_that_is_never_started_releases_its_prompt():
     app = create_app({"m": FakeGenerator()}, Settings())
     with app.test_request_context("/generate", method="POST", json={"prompt": "从"}):
         response = app.full_dispatch_request()
         with pytest.raises(ApiError):
-            app.service.places.take("m", 32 + 64)
+            app.service.admission.admit("m", 32 + 64)
         response.close()
-    app.service.places.take("m", 32 + 64)
+    app.service.admission.admit("m", 32 + 64)
