@@ -28,7 +28,7 @@ MAX_MESSAGES = 256
 MAX_STOP_STRINGS = 4
 MAX_NAME_CHARS = 64  # of an unknown field's name, in an error message
 # Pydantic's messages that are written for Python programmers, in the words of JSON.
-MESSAGES = {
+PYDANTIC_MESSAGES = {
     "model_type": "Input should be an object",
     "dict_type": "Input should be an object",
     "string_unicode": "Input has half of a surrogate pair, which is not a character",
@@ -85,7 +85,7 @@ def array(items, low, high):
     return Annotated[list[items], Field(min_length=low, max_length=high, fail_fast=True)]
 
 
-def kind_of(value):
+def json_kind(value):
     """The kind of a JSON value, by the first item of a list: "text", "list", "ids", "lists"; None for other values."""
     if isinstance(value, list):
         first = value[0] if value else None
@@ -95,11 +95,11 @@ def kind_of(value):
     return "text" if isinstance(value, str) else None
 
 
-def union(wanted, **types):
-    """Type of a value of several kinds. wanted: in words; types: the type of each of the kinds of `kind_of`."""
+def one_of(wanted, **types):
+    """Type of a value of several kinds. wanted: in words; types: the type of each of the kinds of `json_kind`."""
 
     def choose(value):
-        kind = kind_of(value)
+        kind = json_kind(value)
         return f"<{kind}>" if kind in types or not isinstance(value, list) else "<list>"
 
     members = tuple(Annotated[kind, Tag(f"<{name}>")] for name, kind in types.items())
@@ -158,7 +158,7 @@ class SamplingFields(RequestObject):
     seed: integer(-N_SEEDS, N_SEEDS - 1) | None = Field(
         None, description="the same request with the same seed gives the same text"
     )
-    stop: union("a string or a list of strings", text=StopText, list=array(StopText, 0, MAX_STOP_STRINGS)) | None = (
+    stop: one_of("a string or a list of strings", text=StopText, list=array(StopText, 0, MAX_STOP_STRINGS)) | None = (
         Field(None, description=f"the answer ends before this text, or before any of up to {MAX_STOP_STRINGS} texts")
     )
 
@@ -225,7 +225,7 @@ def request_models(limits):
     class CompletionRequest(OpenAIFields):
         """Body of POST /v1/completions."""
 
-        prompt: union(
+        prompt: one_of(
             "text, a list of token ids, or a list of either",
             text=Text,
             list=array(Text, 1, limits.prompts),
@@ -244,7 +244,7 @@ def request_models(limits):
 
         def prompts(self, n_vocab):
             """The prompts, each text or a list of ids. Raises ApiError where they are too long or an id is unknown."""
-            prompts = self.prompt if kind_of(self.prompt) in ("list", "lists") else [self.prompt]
+            prompts = self.prompt if json_kind(self.prompt) in ("list", "lists") else [self.prompt]
             for i, ids in enumerate(prompts):
                 for j, token in enumerate(ids if isinstance(ids, list) else ()):
                     if token >= n_vocab:
@@ -260,7 +260,7 @@ def request_models(limits):
 
     class Message(RequestObject):
         role: Literal["system", "developer", "user", "assistant"]
-        content: union("a string or a list of text parts", text=Text, list=array(TextPart, 1, MAX_MESSAGES))
+        content: one_of("a string or a list of text parts", text=Text, list=array(TextPart, 1, MAX_MESSAGES))
         name: ignored(AnyText) = None
         refusal: not_supported() = None
         audio: not_supported() = None
@@ -355,5 +355,5 @@ def to_api_error(error):
         return ApiError(400, f"unknown field {unknown}; {cause.hint}", unknown, "unknown_field")
     if error["type"] == "missing":
         return ApiError(400, f"{where} is missing", where, "missing_field")
-    wanted = str(cause) if cause else MESSAGES.get(error["type"], error["msg"])
+    wanted = str(cause) if cause else PYDANTIC_MESSAGES.get(error["type"], error["msg"])
     return ApiError(400, f"{where}: {wanted} (given: {reprlib.repr(error['input'])})", where)

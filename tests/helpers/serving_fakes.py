@@ -1,8 +1,8 @@
-"""The server over a generator without a model, and what its tests need: run as a script it is that server.
+"""A generator that needs no model, and a server process for tests. Run as a script, this file is that server.
 
-The fake answers a prompt with the prompt's own characters, one a token, round and round, until max_new_tokens. A
-prompt may order otherwise: "slow" waits 50 ms before each token, "slowly" 300, "never" makes none, "fail" breaks after
-two, and "full stop" ends by itself. (`obeys=False`: never.)
+The fake answers with the characters of the prompt, one per token, again and again, until max_new_tokens. Words in the
+prompt change this: "slow" waits 50 ms before each token, "slowly" 300 ms, "never" makes no token, "fail" raises after
+two tokens, and "full stop" ends after the prompt's characters. (`obeys=False`: these words have no effect.)
 """
 
 import http.client
@@ -25,7 +25,7 @@ from minigpt.common.streams import TextStream
 
 
 class FakeStream(TextStream):
-    """As generation.Stream, of the characters of its prompt."""
+    """As inference.engine.Stream; its text is the characters of its prompt."""
 
     def __init__(self, prompt, params, obeys=True, block_size=512):
         self.text = prompt if isinstance(prompt, str) else "".join(map(chr, prompt))
@@ -37,7 +37,7 @@ class FakeStream(TextStream):
         self.cancelled = True
 
     def step(self):
-        """Make one token; returns whether the stream is done."""
+        """Make one token; returns whether the stream has ended."""
         if self.cancelled:
             return self.ended("cancelled")
         if "never" in self.orders:
@@ -57,7 +57,7 @@ class FakeStream(TextStream):
 
 
 class FakeGenerator:
-    """As generation.TextGenerator, in a thread that makes a token for each running stream in turn."""
+    """As inference.engine.TextGenerator. Its thread makes one token for each running stream in turn."""
 
     def __init__(self, stage="sft", max_batch=32, obeys=True):
         self.stage, self.max_batch, self.obeys, self.about = stage, max_batch, obeys, "a fake"
@@ -93,7 +93,7 @@ class FakeGenerator:
 
 
 class Server:
-    """A running server: its process, port and first lines. key: sent with every request, "": none."""
+    """A running server process. lines: its output before it was ready; key: sent with every request, "" for none."""
 
     def __init__(self, process, key):
         self.process, self.lines, self.key = process, [], key
@@ -101,7 +101,7 @@ class Server:
             assert line, "".join(self.lines)
             self.lines.append(line)
         self.port = int(re.search(r"http://127\.0\.0\.1:(\d+)", "".join(self.lines))[1])
-        # What it goes on to write is read, since a full pipe would hold it up.
+        # Read the later output too, because the process would block on a full pipe.
         self._later, self._reader = [], threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -110,18 +110,18 @@ class Server:
         self._later.extend(self.process.stdout)
 
     def ended(self, seconds=60):
-        """(exit code, what it wrote since it started to serve) of a process that ends within so many seconds."""
+        """(exit code, output since it was ready) of a process that ends by itself within `seconds`."""
         self.process.wait(seconds)
         self._reader.join(seconds)
         return self.process.returncode, "".join(self._later)
 
     @property
     def authorization(self):
-        """The header's value, None without a key. Its bytes go through http.client as latin-1."""
+        """The header's value, None without a key. http.client encodes it as latin-1."""
         return f"Bearer {self.key}".encode().decode("latin-1") if self.key else None
 
     def ask(self, method, path, body=None, headers=None, timeout=30):
-        """(status, headers, bytes); a body that is no bytes goes as JSON."""
+        """(status, headers, bytes). A body that is not bytes is sent as JSON."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         if body is not None and not isinstance(body, bytes):
             body = json.dumps(body).encode()
@@ -134,12 +134,12 @@ class Server:
             connection.close()
 
     def post(self, path, timeout=30, **fields):
-        """(status, parsed JSON) of a posted JSON."""
+        """(status, parsed answer) of a POST with these fields as JSON."""
         status, _, body = self.ask("POST", path, fields, timeout=timeout)
         return status, json.loads(body)
 
     def open(self, path, **fields):
-        """A socket that has sent a request and read nothing."""
+        """A socket that has sent a POST and read nothing."""
         body = json.dumps(fields).encode()
         head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
         head += "Content-Type: application/json\r\n"
@@ -155,33 +155,32 @@ class Server:
     def health(self):
         return json.loads(self.ask("GET", "/health")[2])
 
-    def wait_until(self, seconds=5, **health):
-        """Wait until /health says so; returns the seconds that it took."""
+    def wait_until(self, seconds=30, **health):
+        """Wait until /health has these values. Fails after `seconds`."""
         started = time.monotonic()
         while any(self.health()[key] != value for key, value in health.items()):
             assert time.monotonic() - started < seconds, f"{self.health()}, not {health}"
             time.sleep(0.02)
-        return time.monotonic() - started
 
     def memory(self):
-        """Bytes that the process has in memory (Linux only)."""
+        """Resident memory of the process, in bytes (Linux only)."""
         status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
         return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024
 
     def stop(self):
-        """End it as Ctrl-C or a service manager would; returns (exit code, what it wrote)."""
+        """Stop it with SIGTERM, as a service manager does; returns (exit code, output since it was ready)."""
         self.process.terminate()
         return self.ended()
 
 
 def serving(script, *flags, key=""):
-    """A `Server` on a free port; script: this file for the fake, or server.py."""
+    """Context manager: a `Server` on a free port. script: this file for the fake, or server.py."""
     return started(script, "--port=0", "--compile=off", *flags, key=key)
 
 
 @contextmanager
 def started(script, *flags, key="", cwd=ROOT, **environment):
-    """The `Server` that a script is once it has said that Ctrl-C stops it; killed in the end."""
+    """Context manager: a script as `Server`, from its line that Ctrl-C stops it; killed at the end."""
     command = [sys.executable, str(script), *flags]
     environment = {
         **os.environ,
@@ -202,7 +201,7 @@ def started(script, *flags, key="", cwd=ROOT, **environment):
 
 
 def open_fake(ckpt, settings):
-    """As generation.open_generator; a name with "base" in it is a pretrained model's."""
+    """As inference.engine.open_generator. A path with "base" in it gives a pretrained model, others an SFT model."""
     return ckpt or "out/fake/ckpt.pt", {}, FakeGenerator("pretrain" if "base" in ckpt else "sft", settings.max_batch)
 
 

@@ -1,4 +1,4 @@
-"""The whole way with a real model: what server.py answers, alone and with many clients at once."""
+"""server.py with a real model: one client, and many at once."""
 
 import http.client
 import json
@@ -39,12 +39,12 @@ def server(model, tmp_path_factory):
 
 
 def texts_of(model, stage, prompts, **sampling):
-    """What the engine makes of each prompt, asked alone."""
+    """The engine's text for each prompt alone."""
     generator = TextGenerator(model, tiny_tokenizer(), stage)
     return [generator.generate([prompt], SamplingParams(**sampling))[0] for prompt in prompts]
 
 
-def test_every_way_of_asking_gives_the_engine_s_text(server, model):
+def test_every_endpoint_returns_the_engine_s_text(server, model):
     common = {"temperature": 0, "max_new_tokens": 20, "frequency_penalty": 1.0}
     (continued,) = texts_of(model, "pretrain", ["河的"], **common)
     (answered,) = texts_of(model, "sft", ["河的？"], **common)
@@ -71,7 +71,7 @@ def test_every_way_of_asking_gives_the_engine_s_text(server, model):
     assert server.post("/v1/chat/completions", **{**chat, "model": "base"})[0] == 200
 
 
-def test_a_prompt_longer_than_the_block_is_cut_and_says_so(server):
+def test_a_prompt_longer_than_the_block_is_cut_and_reported(server):
     status, answer = server.post("/generate", prompt="河" * 500, stream=False, max_new_tokens=5)
     assert status == 200 and answer["prompt_cut"] and answer["prompt_tokens"] <= 128
     for fields in ({"prompt": ""}, {"prompt": "\n"}, {"prompt": "##"}, {"prompt": "a", "top_p": 0, "top_k": 0}):
@@ -80,7 +80,7 @@ def test_a_prompt_longer_than_the_block_is_cut_and_says_so(server):
 
 
 class Client(threading.Thread):
-    """Asks the same thing, as often as it can, until `until`; keeps what came."""
+    """Sends the same request again and again until `until`; counts the texts and the statuses."""
 
     def __init__(self, server, fields, until, how):
         super().__init__(daemon=True)
@@ -98,7 +98,7 @@ class Client(threading.Thread):
 
 
 def text_of(content_type, body):
-    """The text of any of the answers."""
+    """The text in an answer of any content type."""
     if content_type.startswith("text/plain"):
         return body.decode()
     if content_type == "application/json":
@@ -122,7 +122,7 @@ def events(fields):
 
 
 @pytest.mark.soak
-def test_each_of_many_clients_gets_the_text_that_it_gets_alone(server, model, rounds):
+def test_each_of_many_clients_gets_the_same_text_as_alone(server, model, rounds):
     count, seconds = rounds(8, 200), rounds(3, 60)
     asked = [
         {
@@ -157,7 +157,7 @@ def test_each_of_many_clients_gets_the_text_that_it_gets_alone(server, model, ro
     print(f"{count} clients, {seconds} s: {statuses}")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without asking it")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without a signal")
 def test_ctrl_c_stops_it_with_0(server):
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     body = b'{"prompt": "a", "max_new_tokens": 120}'

@@ -238,7 +238,7 @@ def test_stopping_waits_for_running_requests_and_admits_no_more():
     admission.admit("a", 1)
     threading.Timer(0.1, lambda: admission.release("a", 1, 0.1)).start()
     started = time.monotonic()
-    assert admission.stop(5) and time.monotonic() - started < 2
+    assert admission.stop(60) and time.monotonic() - started < 50  # woken by the release, not by the timeout
     with pytest.raises(ApiError) as stopping:
         admission.admit("a", 1)
     assert stopping.value.status == 503
