@@ -7,7 +7,7 @@ import sys
 from minigpt.common.errors import UserError
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
-MODEL_OWNER = "minigpt"  # `owned_by` of this project's models in OpenAI's list of models
+MINIGPT_OWNER = "minigpt"  # `owned_by` of this project's models in OpenAI's list of models
 
 
 def announce_server(title, host, port, protected, protection):

@@ -3,7 +3,7 @@
 import secrets
 import time
 
-from minigpt.common.net import MODEL_OWNER
+from minigpt.common.net import MINIGPT_OWNER
 from minigpt.serving.errors import DONE, to_event
 
 
@@ -81,4 +81,4 @@ def list_models(names, created):
 
 def model_entry(name, created):
     """The answer of /v1/models/<name>."""
-    return {"id": name, "object": "model", "created": created, "owned_by": MODEL_OWNER}
+    return {"id": name, "object": "model", "created": created, "owned_by": MINIGPT_OWNER}
