@@ -1,9 +1,9 @@
-"""The arena: a page on port 7860 on which models are tried and compete, your own and your friends'.
+"""The arena: a web page on port 7860 on which you try and compare models, your own and your friends'.
 
     python sample_gradio.py                                    # http://127.0.0.1:7860
-    python sample_gradio.py --host=0.0.0.0 --auth=me:secret    # open it to other machines, behind a password
+    python sample_gradio.py --host=0.0.0.0 --auth=me:secret    # open it to other machines, with a password
 
-Checkpoints under out/ are offered by themselves; friends' models stand in config/arena_peers.json. Ctrl-C stops.
+The page offers all checkpoints under out/. config/arena_peers.json lists friends' models. Ctrl-C stops.
 """
 
 import os
@@ -18,40 +18,40 @@ from minigpt.settings.stages import ArenaSettings
 AUTH_VARIABLE = "MINIGPT_AUTH"
 
 
-def checked_auth(settings):
-    """ "user:password" of the settings or the environment, or "". Raises UserError where it is no such pair."""
+def read_auth(settings):
+    """The "user:password" of the settings or the environment, or "". Raises UserError if one of the two is missing."""
     auth = settings.auth or os.environ.get(AUTH_VARIABLE, "")
     user, _, password = auth.partition(":")
     if auth and not (user and password):
-        raise UserError("--auth wants user:password, both of them, such as --auth=me:a-long-secret")
+        raise UserError("--auth needs user:password, such as --auth=me:a-long-secret")
     return auth
 
 
 def main(open_generator=None):
-    """open_generator: as generation.open_generator, for tests."""
+    """open_generator: replaces inference.engine.open_generator in tests."""
     settings = load_settings(ArenaSettings)
-    auth = checked_auth(settings)
+    auth = read_auth(settings)
     signals = Signals()
-    sock = listening_socket(settings.host, settings.port)  # a taken port is told before the slow imports
+    sock = listening_socket(settings.host, settings.port)  # before the slow imports: a taken port is reported at once
     from minigpt.arena.arena import Arena
     from minigpt.arena_ui import PageServer, create_page
 
     arena = Arena(settings, **({"open": open_generator} if open_generator else {}))
     server = PageServer(create_page(arena), sock, settings.host, auth)
     if not server.start():
-        raise UserError("the page did not start; what stands above says why")
+        raise UserError("the page did not start; the lines above say why")
     protection = f"--auth=user:password, or {AUTH_VARIABLE}"
     announce_server("the arena is", settings.host, server.port, bool(auth), protection)
     for problem in arena.problems():
         print(f"note: {problem}", flush=True)
     while not signals.asked:
-        time.sleep(0.1)  # Windows wakes no wait for a Ctrl-C
+        time.sleep(0.1)  # on Windows, Ctrl-C does not interrupt a wait for an event
         if not server.is_alive():
             raise UserError("the page's thread has ended; start it again")
     print("stopping", flush=True)
     server.stop()
     arena.close()
-    # A handler that still waits for a peer must not keep the process.
+    # A handler that still waits for a peer must not keep the process alive.
     os._exit(0)
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from minigpt.arena.answers import Answer, Running
 from minigpt.arena.examples import read_examples
 from minigpt.arena.models import Shelf
-from minigpt.arena.peers import OURS, SEPARATOR, Peers
+from minigpt.arena.peers import SEPARATOR, Peers
 from minigpt.arena.problems import Problem, checked_number
 from minigpt.arena.votes import Battles, Votes
 from minigpt.checkpoint import BEST
 from minigpt.common.files import PROJECT
+from minigpt.common.net import MINIGPT_OWNER
 from minigpt.inference.engine import open_generator
 from minigpt.inference.params import SamplingParams
 from minigpt.openai_client import Limits, clean_text
@@ -130,7 +131,7 @@ class Arena:
         if params.seed is not None:
             fields["seed"] = params.seed
         owners = {entry["id"]: entry["owned_by"] for entry in status.models} if status else {}
-        if owners.get(model) == OURS:  # whose completions put the answer mark where a model was fine-tuned
+        if owners.get(model) == MINIGPT_OWNER:  # whose completions put the answer mark where a model was fine-tuned
             return client.complete(model, prompt, **fields)
         return client.chat(model, [{"role": "user", "content": prompt}], **fields)
 

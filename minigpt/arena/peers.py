@@ -19,7 +19,6 @@ CHECK_SECONDS = 3.0  # that a peer has to list its models
 FRESH_SECONDS = 5.0  # within which a peer is not asked again
 GONE = ("unreachable", "broke_off", "too_slow")  # codes of ApiFailure
 SEPARATOR = " @ "  # between a remote model and its peer
-OURS = "minigpt"  # the owner that server.py tells of its models
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from minigpt.arena_ui.bootstrap import FOLDER
 from minigpt.arena_ui.common import LOCAL_NAMES
 from minigpt.arena_ui.i18n import translations
 from minigpt.arena_ui.language import ChineseForAll
+from minigpt.common.net import LOOPBACK_HOSTS
 
 THREADS = 256  # handlers that may wait at once: each answer on its way has one
 UPLOAD = "8mb"
@@ -29,7 +30,6 @@ SERVED = (
     "startup-events", "theme.css", "upload", "upload_progress", "user",
 )  # fmt: skip
 NOT_SERVED = ("/monitoring", "/dev/", "/svelte", "/openapi.json", "/docs", "/redoc")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CSS = """
 #head { align-items: center; flex-wrap: nowrap; }
 #title { font-size: 1.3em; font-weight: 600; }
@@ -116,7 +116,7 @@ class PageServer:
         )  # fmt: skip
         blocks.has_launched = True  # else Gradio takes the set-up for not yet done, and checks no path of a file
         config = uvicorn.Config(
-            Guard(ChineseForAll(app), local=host in LOOPBACK and not auth), log_level="warning", access_log=False,
+            Guard(ChineseForAll(app), local=host in LOOPBACK_HOSTS and not auth), log_level="warning", access_log=False,
             ws="none",  # the page opens no WebSocket
             proxy_headers=False,  # else a header could say that a request is from this machine
             timeout_graceful_shutdown=2,

@@ -26,7 +26,7 @@ DEFAULTS = SamplingParams()
 N_SEEDS = 2**63  # SamplingParams takes 0 to N_SEEDS - 1
 MAX_MESSAGES = 256
 MAX_STOP_STRINGS = 4
-MAX_NAME_CHARS = 64  # of an unknown field's name, in an error message
+MAX_SHOWN_CHARS = 64  # of a client's value or field name in an error message
 # Pydantic's messages that are written for Python programmers, in the words of JSON.
 PYDANTIC_MESSAGES = {
     "model_type": "Input should be an object",
@@ -49,7 +49,7 @@ class UnknownField(ValueError):
 
     def __init__(self, name, known):
         super().__init__("unknown field")
-        self.name = name[:MAX_NAME_CHARS] or "''"
+        self.name = name[:MAX_SHOWN_CHARS] or "''"
         near = difflib.get_close_matches(self.name, known, n=1)
         self.hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(known)}"
 
@@ -329,6 +329,7 @@ def request_models(limits):
 
 
 def check_length(where, length, limits):
+    """Raise ApiError if the field `where` has more than limits.prompt_chars characters in all."""
     if length > limits.prompt_chars:
         raise ApiError(400, f"{where} has {length} characters; {limits.prompt_chars} are the most", where)
 
@@ -346,7 +347,7 @@ def parse_request(model, values):
 
 def to_api_error(error):
     """The ApiError of one of pydantic's errors (dict): which field, what is right, what was given."""
-    # Tags of union members stand among the names of fields.
+    # Pydantic's location has the tags of union members among the names of fields.
     steps = [step for step in error["loc"] if not str(step).startswith("<")]
     where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
     cause = error.get("ctx", {}).get("error")
@@ -356,4 +357,5 @@ def to_api_error(error):
     if error["type"] == "missing":
         return ApiError(400, f"{where} is missing", where, "missing_field")
     wanted = str(cause) if cause else PYDANTIC_MESSAGES.get(error["type"], error["msg"])
-    return ApiError(400, f"{where}: {wanted} (given: {reprlib.repr(error['input'])})", where)
+    given = reprlib.repr(error["input"])[:MAX_SHOWN_CHARS]
+    return ApiError(400, f"{where}: {wanted} (given: {given})", where)
