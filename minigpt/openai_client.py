@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from minigpt.common.errors import UserError
+from minigpt.common.net import retry_after_seconds
 from minigpt.common.streams import TextStream
 
 MAX_LIST = 1 << 20  # bytes of a list of models
@@ -38,6 +39,7 @@ REST_SECONDS, REST_BYTES = 1.0, 65536  # what is read behind an answer's end, so
 # out where a server refuses a request with them.
 EXTRAS = ("top_k", "repetition_penalty", "stream_options", "seed")
 TOO_BUSY = (429, 503)
+DEFAULT_RETRY_SECONDS = 1.0  # before the next try where a busy server sends no Retry-After
 # What httpx lets through when a connection fails, or an address is none after all.
 BROKEN = (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError)
 
@@ -56,7 +58,10 @@ MESSAGES = {
 
 class ApiFailure(UserError):
     """A request that failed. code: unreachable, refused, busy, not_openai, broke_off, too_slow, address or internal;
-    values: what the message is filled with, for those who say it in another language."""
+    values: what the message is filled with, for those who say it in another language; retry_after: seconds that the
+    server's Retry-After header asks to wait, or None."""
+
+    retry_after = None
 
     def __init__(self, code, **values):
         super().__init__(MESSAGES[code].format(**values))
@@ -260,7 +265,10 @@ class ApiClient:
             body = b""
         detail = detail_of(body) or clean_text(response.reason_phrase)[:MAX_DETAIL]
         values = {"address": self.base, "status": status, "detail": detail}
-        return ApiFailure("busy" if status in TOO_BUSY else "refused", quota=b"insufficient_quota" in body, **values)
+        code = "busy" if status in TOO_BUSY else "refused"
+        failure = ApiFailure(code, quota=b"insufficient_quota" in body, **values)
+        failure.retry_after = retry_after_seconds(response.headers.get("Retry-After"))
+        return failure
 
 
 REASONS = {
@@ -353,7 +361,7 @@ class RemoteStream(TextStream):
                     client.plain = plain
                     return await self._read(response)
                 failure = await client.refusal(response)
-                wait = seconds_of(response.headers.get("Retry-After"))
+            wait = DEFAULT_RETRY_SECONDS if failure.retry_after is None else failure.retry_after
             if failure.code == "busy" and tries < client.limits.retries and wait <= client.limits.longest_wait:
                 tries += 1
                 await asyncio.sleep(wait)
@@ -432,14 +440,6 @@ class RemoteStream(TextStream):
         if len(text) > room:
             self.cut = "size"
             self.finish("length")
-
-
-def seconds_of(header):
-    """Seconds that a Retry-After header asks for; 1 where it is missing or a date."""
-    try:
-        return max(0.0, float(header))
-    except (TypeError, ValueError):
-        return 1.0
 
 
 def count_of(claimed, known):

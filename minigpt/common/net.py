@@ -1,8 +1,11 @@
-"""Where a server listens: a bound socket, and the addresses under which it is reached."""
+"""Network helpers: the listening socket, the addresses of this machine, the Retry-After header."""
 
 import errno
+import re
 import socket
 import sys
+import time
+from email.utils import mktime_tz, parsedate_tz
 
 from minigpt.common.errors import UserError
 
@@ -53,3 +56,16 @@ def addresses(host, port):
             except OSError:
                 continue
     return [f"http://{address}:{port}" for address in dict.fromkeys(found) if address != "0.0.0.0"]
+
+
+def retry_after_seconds(header):
+    """Seconds to wait that a Retry-After header asks for, 0 or more; None if the header is missing or malformed.
+
+    header: the header's text (a number of seconds, decimals allowed, or an HTTP date), or None.
+    """
+    try:
+        if re.fullmatch(r"[0-9.]+", header or ""):
+            return float(header)
+        return max(0.0, mktime_tz(parsedate_tz(header)) - time.time())
+    except (TypeError, ValueError, OverflowError):
+        return None

@@ -2,8 +2,6 @@
 
 import re
 import time
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
 from minigpt.common.errors import UserError
 from minigpt.openai_client import ApiClient, ApiFailure, Limits
@@ -20,7 +18,7 @@ AGAIN = "start again with the same command to go on"
 
 
 class LargeModelClient(ApiClient):
-    """An `ApiClient` whose failures also say how long the server asks to be left alone (`retry_after`, s, or None)."""
+    """An `ApiClient` with the limits of the generation's settings, and what only the generation needs."""
 
     def __init__(self, settings, key):
         limits = Limits(
@@ -30,11 +28,6 @@ class LargeModelClient(ApiClient):
             retries=0,  # a busy server is waited for by all together
         )
         super().__init__(settings.api_base, key, limits)
-
-    async def refusal(self, response):
-        failure = await super().refusal(response)
-        failure.retry_after = retry_after(response.headers.get("Retry-After"))
-        return failure
 
     def probe(self, model):
         """The stream of a request that nothing is wrong with: one that is answered shows that the server is well."""
@@ -49,18 +42,6 @@ class LargeModelClient(ApiClient):
             return "".join(pieces), stream.error
         slow = ApiFailure("too_slow", address=self.base, seconds=self.limits.seconds) if stream.cut == "time" else None
         return "".join(pieces), slow
-
-
-def retry_after(header):
-    """Seconds that a Retry-After header (a number, or a date) asks for; None where it is missing or neither."""
-    try:
-        seconds = float(header)
-    except (TypeError, ValueError):
-        try:
-            seconds = (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
-        except (TypeError, ValueError, AttributeError):
-            return None
-    return max(0.0, seconds) if seconds == seconds else None
 
 
 def blame(failure, replies=0):
@@ -102,7 +83,7 @@ def choose_model(server, settings, pace, stopped, tell):
         except ApiFailure as failure:
             if blame(failure) != SERVER:
                 raise UserError(f"{failure}; {hint_of(failure)}") from None
-            waiting = pace.failed(started, time.monotonic(), getattr(failure, "retry_after", None), busy=True)
+            waiting = pace.failed(started, time.monotonic(), failure.retry_after, busy=True)
             if not waiting:
                 raise UserError(gave_up(failure, settings)) from None
             tell(waiting_text(failure, pace.waiting(time.monotonic()), settings))

@@ -285,7 +285,7 @@ class Factory:
             self.tally.failures[failure.code] += 1
             self.last_failure = failure
             busy = failure.code == "busy"
-            if not self.pace.failed(started, now, getattr(failure, "retry_after", None), busy):
+            if not self.pace.failed(started, now, failure.retry_after, busy):
                 raise UserError(gave_up(failure, self.settings))
             failures, strikes = task.failures + 1, task.strikes + others * strike
         if strikes >= STRIKES:

@@ -8,7 +8,6 @@ from corpora import made_up_articles
 from factory_fakes import FAULTS, good_pairs
 
 from minigpt.settings.parse import defaults
-from minigpt.synth.client import retry_after
 from minigpt.synth.numerals import arabic_numbers, chinese_numbers, value_of
 from minigpt.synth.prompts import MAX_FORMER, messages_for, wanted_pairs
 from minigpt.synth.rate_limit import LONGEST_PAUSE, RateLimit, pause_after
@@ -380,11 +379,3 @@ def test_pauses_grow_while_no_reply_comes_and_end_with_the_users_patience():
     assert 115 < now - 1000 < 125
     pace.succeeded()
     assert pace.failed(now, now) and pace.ready_in(now) <= 0
-
-
-def test_a_wish_to_be_left_alone_is_read_as_seconds_or_as_a_date():
-    assert (
-        retry_after("2.5") == 2.5 and retry_after("-1") == 0 and retry_after(None) is None and retry_after("x") is None
-    )
-    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0 and retry_after("nan") is None
-    assert retry_after("Wed, 21 Oct 2215 07:28:00 GMT") > 1e9
