@@ -13,7 +13,8 @@ Every figure is of the same machine and run. The table is printed and, unless --
 import sys
 
 from minigpt.bench import generating, preparing, training
-from minigpt.common.errors import UserError, run_script
+from minigpt.common.cli import run_script
+from minigpt.common.errors import UserError
 from minigpt.settings.parse import load_settings
 
 BENCHES = {"prepare": preparing.bench, "train": training.bench, "generate": generating.bench}

@@ -19,7 +19,8 @@ import sys
 from pathlib import Path
 
 from data_utils import open_rows, split_row
-from minigpt.common.errors import UserError, run_script
+from minigpt.common.cli import run_script
+from minigpt.common.errors import UserError
 from minigpt.common.files import write_json
 from minigpt.inference.engine import open_generator
 from minigpt.inference.params import SamplingParams

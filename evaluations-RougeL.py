@@ -18,7 +18,8 @@ import math
 
 from tqdm import tqdm
 
-from minigpt.common.errors import UserError, run_script
+from minigpt.common.cli import run_script
+from minigpt.common.errors import UserError
 from minigpt.common.files import write_json
 from minigpt.evaluation.asking import ask, clipped, comparisons, ends_of, find_leaks, look, printable
 from minigpt.evaluation.tables import text_table, write_csv

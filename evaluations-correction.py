@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from minigpt.common.errors import run_script
+from minigpt.common.cli import run_script
 from minigpt.common.files import write_json
 from minigpt.evaluation.contamination import leak_of
 from minigpt.evaluation.correction import (

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from minigpt.common.errors import UserError, run_script
+from minigpt.common.cli import run_script
+from minigpt.common.errors import UserError
 from minigpt.common.files import write_json
 from minigpt.evaluation.asking import find_leaks, look, only_one
 from minigpt.evaluation.decoding_sweep import NOTES, save_sweep, sweep, sweep_size, table

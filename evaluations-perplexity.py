@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from data_utils import check_rows, load_table, open_rows, read_meta
 from minigpt.checkpoint import load_checkpoint, load_model
-from minigpt.common.errors import UserError, run_script
+from minigpt.common.cli import run_script
+from minigpt.common.errors import UserError
 from minigpt.common.files import write_json
 from minigpt.device import pick_device
 from minigpt.evaluation.contamination import leak_of_part

@@ -17,7 +17,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from minigpt.checkpoint import load_checkpoint
-from minigpt.common.errors import UserError, run_script
+from minigpt.common.cli import run_script
+from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic, write_json
 from minigpt.device import pick_device
 from minigpt.evaluation import report_figures as measure

@@ -11,7 +11,7 @@ import queue
 import sys
 import threading
 
-from minigpt.common.errors import run_script
+from minigpt.common.cli import run_script
 from minigpt.inference.engine import open_generator
 from minigpt.inference.params import SamplingParams
 from minigpt.settings.parse import load_settings

@@ -9,7 +9,8 @@ Checkpoints under out/ are offered by themselves; friends' models stand in confi
 import os
 import time
 
-from minigpt.common.errors import Signals, UserError, run_script
+from minigpt.common.cli import Signals, run_script
+from minigpt.common.errors import UserError
 from minigpt.common.net import addresses, listening_socket
 from minigpt.settings.parse import load_settings
 

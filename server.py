@@ -12,7 +12,8 @@ import os
 import time
 
 from minigpt.checkpoint import model_names
-from minigpt.common.errors import Signals, UserError, run_script
+from minigpt.common.cli import Signals, run_script
+from minigpt.common.errors import UserError
 from minigpt.common.net import addresses, listening_socket
 from minigpt.inference.engine import compile_in_background, open_generator
 from minigpt.inference.model_runner import should_compile

@@ -28,7 +28,8 @@ if __name__ == "__main__":  # torch takes seconds to load
 from tqdm import tqdm
 
 from minigpt.checkpoint import BEST, LAST, PREVIOUS
-from minigpt.common.errors import Signals, UserError, run_script
+from minigpt.common.cli import Signals, run_script
+from minigpt.common.errors import UserError
 from minigpt.device import out_of_memory_is_said, peak_flops, show_memory
 from minigpt.run_log import LOG, RunLog, overfitting
 from minigpt.settings.parse import load_settings

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from minigpt.common.errors import UserError, run_script
+from minigpt.common.cli import run_script
+from minigpt.common.errors import UserError
 from minigpt.evaluation.curves import read_curves
 from minigpt.evaluation.plots import save_plot
 from minigpt.evaluation.run_plots import draw_runs

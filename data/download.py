@@ -25,7 +25,8 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from minigpt.common.errors import UserError, run_script
+from minigpt.common.cli import run_script
+from minigpt.common.errors import UserError
 from minigpt.corpus.fetch import (
     NOTES,
     PARTIAL,

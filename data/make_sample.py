@@ -23,7 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from minigpt.common.errors import UserError, run_script
+from minigpt.common.cli import run_script
+from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic
 from minigpt.corpus.records import hash_share
 

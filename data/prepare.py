@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from minigpt.common.errors import Signals, UserError, run_script
+from minigpt.common.cli import Signals, run_script
+from minigpt.common.errors import UserError
 from minigpt.corpus.checks import refuse_to_replace, small_parts
 from minigpt.corpus.mixing import file_weights
 from minigpt.corpus.pipeline import prepared_blocks

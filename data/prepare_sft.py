@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from minigpt.common.errors import UserError, run_script
+from minigpt.common.cli import run_script
+from minigpt.common.errors import UserError
 from minigpt.corpus.checks import refuse_to_replace, small_parts
 from minigpt.corpus.cleaning import Cleaner
 from minigpt.corpus.records import Problems, dropped_text, read_heldout, read_questions, sft_part, subjects_by_id

@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from minigpt.common.errors import UserError, run_script
+from minigpt.common.cli import run_script
+from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic
 from minigpt.corpus.cleaning import Cleaner
 from minigpt.corpus.records import Problems, article_of, dropped_text, find_files, hash_share, read_rows

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from minigpt.common.errors import Signals, UserError, run_script
+from minigpt.common.cli import Signals, run_script
+from minigpt.common.errors import UserError
 from minigpt.corpus.records import dropped_text
 from minigpt.settings.parse import load_settings
 from minigpt.synth.articles import ArticleSource

@@ -50,6 +50,6 @@ def arena_settings(folder, **more):
 
 if __name__ == "__main__":
     import sample_gradio
-    from minigpt.common.errors import run_script
+    from minigpt.common.cli import run_script
 
     run_script(lambda: sample_gradio.main(open_fake))

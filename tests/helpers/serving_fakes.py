@@ -208,7 +208,7 @@ def open_fake(ckpt, settings):
 
 if __name__ == "__main__":
     import server
-    from minigpt.common.errors import run_script
+    from minigpt.common.cli import run_script
     from minigpt.serving import listener as listening
 
     listening.RECEIVE_SECONDS = 2

@@ -1,4 +1,4 @@
-"""Signals: they are acknowledged while the main thread is inside one long operation."""
+"""Signals are acknowledged while the main thread is inside one long operation."""
 
 import signal
 import subprocess
@@ -9,7 +9,7 @@ from corpora import ROOT
 
 PROGRAM = """
 import hashlib
-from minigpt.common.errors import Signals
+from minigpt.common.cli import Signals
 signals = Signals("stopping soon")
 print("ready", flush=True)
 hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # half an hour, in which no Python code runs in this thread
