@@ -25,7 +25,7 @@ from minigpt.synth.articles import ArticleSource
 from minigpt.synth.client import AGAIN, LargeModelClient, choose_model, waiting_text
 from minigpt.synth.generator import Factory
 from minigpt.synth.rate_limit import RateLimit
-from minigpt.synth.store import Appender, locked, recover, rejects_path
+from minigpt.synth.store import Appender, finished_articles, locked, rejects_path
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 REFRESH_SECONDS = 0.5
@@ -151,7 +151,7 @@ def generate(settings, signals):
     server = LargeModelClient(settings, key_of_user())
     pace = RateLimit(settings.requests_per_minute, settings.wait_minutes)
     saves, rejects = Appender(settings.saves), Appender(rejects_path(settings))
-    done = recover(saves.path) | recover(rejects.path, whole=True)
+    done = finished_articles(saves.path) | finished_articles(rejects.path)
 
     source = ArticleSource(settings, done)
     chosen = choose_model(server, settings, pace, lambda: signals.asked, partial(print, file=sys.stderr))

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import threading
 import uuid
 from collections import OrderedDict
@@ -13,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from minigpt.arena.problems import Problem
+from minigpt.common.files import append_durably
 
 LOCK_SECONDS = 20.0
 RESULTS = ("left", "right", "tie", "bad")
@@ -28,26 +28,14 @@ def now():
 
 
 def append(path, text, head=""):
-    """Append text (whole lines) to a file, and have it on the disk before returning.
+    """Append text (whole lines) to a file durably; writers in other threads and processes wait for each other.
 
-    Writers in other threads and processes wait for each other. A line that a killed writer left torn is ended first,
-    so that it spoils nothing but itself. head: what a new file begins with. Raises Problem where it cannot be written;
-    then nothing of `text` stays.
+    head: first line of a new file. Raises Problem if it cannot be written; the file then has its previous content.
     """
-    path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock", timeout=LOCK_SECONDS), open(path, "ab+", buffering=0) as file:
-            size = file.seek(0, os.SEEK_END)
-            torn = size and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
-            rest = (("" if size else head) + "\n" * bool(torn) + text).encode("utf-8", errors="replace")
-            try:
-                while rest:  # a disk that is nearly full takes a part
-                    rest = rest[file.write(rest) :]
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(size)
-                raise
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
+            append_durably(path, text, head)
     except (OSError, Timeout) as error:
         detail = "locked" if isinstance(error, Timeout) else error.strerror
         raise Problem("not_written", path=str(path), detail=detail) from None

@@ -1,16 +1,17 @@
-"""Files that appear whole or not at all."""
+"""Writing files safely: replacement as a whole (`write_atomic`) and durable appending (`append_durably`)."""
 
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[2]  # the folder that the scripts lie in
+PROJECT = Path(__file__).resolve().parents[2]  # the folder that contains the scripts
 RETRY_SECONDS = 3.0
 
 
 def replace_file(source, target):
-    """os.replace, tried again for a moment where another program (a reader, a virus scanner) holds the target."""
+    """os.replace, retried for RETRY_SECONDS while another program (a reader, a virus scanner) holds the target."""
     deadline = time.monotonic() + RETRY_SECONDS
     while True:
         try:
@@ -22,10 +23,10 @@ def replace_file(source, target):
 
 
 def write_atomic(path, write, keep=None):
-    """Call `write(file)` on a binary file beside `path`, flush it to disk, and give it that name.
+    """Call `write(file)` on a temporary binary file beside `path`, flush it to disk, and rename it to `path`.
 
-    keep: the name, beside it, under which the older file stays.
-    Whatever goes wrong (OSError, Ctrl-C), an older file stays as it was and nothing half-written is left.
+    keep: file name in the same folder under which the previous version is kept; None: it is replaced.
+    On any exception (OSError, Ctrl-C) the previous version is unchanged and the temporary file is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,8 +44,30 @@ def write_atomic(path, write, keep=None):
         raise
 
 
+def append_durably(path, text, header=""):
+    """Append text (whole lines) to a UTF-8 file and flush it to the disk before returning.
+
+    header: first line of a new file. An incomplete last line, left by a killed writer, is ended first, so that only
+    that line is lost. The caller locks out other writers. Raises OSError; the file then has its previous content.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        is_torn = size and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+        rest = (("" if size else header) + "\n" * bool(is_torn) + text).encode("utf-8", errors="replace")
+        try:
+            while rest:  # a nearly full disk accepts only a part
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                file.truncate(size)
+            raise
+
+
 def write_json(path, values):
     """Write values as readable UTF-8 JSON, atomically."""
     text = json.dumps(values, ensure_ascii=False, indent=1) + "\n"
-    # A file's name may have bytes that are no UTF-8.
+    # A file name in `values` may contain bytes that are not UTF-8.
     write_atomic(path, lambda file: file.write(text.encode(errors="backslashreplace")))

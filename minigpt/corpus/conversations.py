@@ -2,7 +2,7 @@
 
 | form | fields |
 |---|---|
-| pair | question, answer |
+| pair | question, answer; or pairs: [{"question", "answer"}, …] about one article |
 | alpaca | instruction, input (may be missing or empty), output, history ([[question, answer], …], may be missing) |
 | sharegpt | conversations: [{"from": "human" or "gpt" or "system", "value"}, …] |
 | openai | messages: [{"role": "user" or "assistant" or "system", "content"}, …] |
@@ -15,6 +15,15 @@ ROLES = {
     "chatgpt": "assistant", "system": "system", "developer": "system",
 }  # fmt: skip
 FORMS = {"question": "pair", "instruction": "alpaca", "conversations": "sharegpt", "messages": "openai"}
+
+
+def rows_in(row):
+    """The rows of questions in a row: one for each of an article's "pairs" (a list, as sft/sft_generate.py writes
+    them), with the article's other fields; for any other row, itself."""
+    pairs = row.get("pairs")
+    if not isinstance(pairs, list) or not pairs:
+        return [row]
+    return [{**row, **pair} if isinstance(pair, dict) else {} for pair in pairs]
 
 
 def turns_of(row):

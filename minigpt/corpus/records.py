@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt.common.errors import UserError
-from minigpt.corpus.conversations import chosen_turns, turns_of
+from minigpt.corpus.conversations import chosen_turns, rows_in, turns_of
 from minigpt.corpus.fields import name_field, text_field
 from minigpt.corpus.parsing import rows_of
 from minigpt.corpus.readers import is_readable, read_blocks, unit_of
@@ -131,7 +131,8 @@ def read_questions(files, problems, progress=None, turns="each", forms=None):
     turns: as `conversations.chosen_turns` takes it. forms: a Counter of the forms that rows have had.
     """
     for path in files:
-        for number, row in read_rows(path, problems, progress):
+        rows = ((number, row) for number, line in read_rows(path, problems, progress) for row in rows_in(line))
+        for number, row in rows:
             form, pairs, reason = turns_of(row)
             if reason:
                 problems.add(reason, path, number)

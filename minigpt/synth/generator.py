@@ -319,16 +319,13 @@ class Factory:
             return self._accept(ask, ask.good, "in_part")
         article = ask.article
         row = {"source": article.source, "id": article.id, "title": article.title}
-        self.rejects.add([{**row, "reasons": ask.reasons, "replies": ask.replies}])
+        self.rejects.add({**row, "reasons": ask.reasons, "replies": ask.replies})
         self._count("rejected", 0)
 
     def _accept(self, ask, pairs, how):
         article = ask.article
-        about = {"id": article.id, "source": article.source, "subject": article.subject}
-        self.saves.add(
-            {"question": question, "answer": answer, **about, "pair": number, "pairs": len(pairs)}
-            for number, (question, answer) in enumerate(pairs, start=1)
-        )
+        texts = [{"question": question, "answer": answer} for question, answer in pairs]
+        self.saves.add({"source": article.source, "id": article.id, "subject": article.subject, "pairs": texts})
         self._count(how, len(pairs))
 
     def _count(self, how, pairs):

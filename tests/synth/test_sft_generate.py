@@ -39,17 +39,16 @@ def ran(script, about, *flags, code=0):
 
 
 def titles(rows):
-    """The articles of rows of pairs, each checked to be whole, once there, and right."""
-    found = {}
+    """The articles of a file of pairs, each checked to be there once with the right pairs."""
+    rows = list(rows)
     for row in rows:
-        found.setdefault(row["id"], []).append(row)
-    for id, pairs in found.items():
+        id = row["id"]
         town = made_up_articles(id + 1, 1)[id]["title"]
-        assert [row["pair"] for row in pairs] == [*range(1, pairs[0]["pairs"] + 1)], id
         right = good_pairs(town, "东西南北"[id % 4] + "河", str(id + 3))
-        assert [{"question": row["question"], "answer": row["answer"]} for row in pairs] == right
-        assert all(row["source"] == "wiki/a.jsonl" and row["subject"] == town for row in pairs)
-    return {f"第{id}镇" for id in found}
+        assert row == {"source": "wiki/a.jsonl", "id": id, "subject": town, "pairs": right}
+    found = {row["subject"] for row in rows}
+    assert len(found) == len(rows)
+    return found
 
 
 def every(count=SHORT, without=()):
@@ -70,10 +69,10 @@ def started(folder, port, *flags):
 
 
 def wait_for(path, articles):
-    """Wait until so many articles are in a file of pairs; whole lines alone are counted."""
+    """Wait until a file of pairs has this many articles (complete lines)."""
     until = time.monotonic() + 60
     while time.monotonic() < until:
-        if path.exists() and path.read_bytes().count(b'"pair": 3') >= articles:
+        if path.exists() and path.read_bytes().count(b"\n") >= articles:
             return
         time.sleep(0.01)
     raise AssertionError(f"{path} has not {articles} articles")
@@ -95,7 +94,7 @@ def test_every_article_gets_its_pairs_and_a_second_run_from_elsewhere_asks_about
         done = script(SCRIPT, *flags, cwd=tmp_path / "deep")
         assert f"2 accepted, 0 kept in part, 0 rejected, {SHORT} done before" in done.stdout, done.stderr
         assert len(about.asked) == SHORT + 2
-    rows = rows_of(tmp_path / "saves.jsonl")[3 * SHORT :]
+    rows = rows_of(tmp_path / "saves.jsonl")[SHORT:]
     assert {(row["source"], row["id"]) for row in rows} == {(f"wiki/{fresh.name}", 0), (f"wiki/{fresh.name}", 1)}
     assert not (tmp_path / "rejects.jsonl").exists()
 
@@ -141,7 +140,10 @@ def test_kills_of_the_server_and_of_the_run_lose_nothing_and_make_nothing_twice(
                     run.kill()
     with model_process(port) as (_, port), started(tmp_path, port) as run:
         assert run.wait(120) == 0, (tmp_path / "log.txt").read_text(encoding="utf-8")
-    assert titles(rows_of(saves)) == every(count)
+    whole = [
+        line for line in saves.read_text(encoding="utf-8").splitlines() if line.endswith("]}")
+    ]  # a kill may tear one
+    assert titles(map(json.loads, whole)) == every(count)
     assert rows_of(tmp_path / "rejects.jsonl") == []
 
 
@@ -167,7 +169,7 @@ def test_ctrl_c_ends_with_130_what_is_there_stays_and_the_next_run_goes_on(scrip
         assert 3 <= len(some) < SHORT
         with started(tmp_path, port, "--api_model=good", "--concurrency=8") as run:
             assert run.wait(60) == 0
-    assert titles(rows_of(saves)) == every() and rows_of(saves)[: 3 * len(some)][-1]["pair"] == 3
+    assert titles(rows_of(saves)) == every()
 
 
 def test_articles_that_alone_make_the_server_fail_are_written_down_and_stop_nobody(script, tmp_path):
@@ -226,7 +228,7 @@ def test_of_three_articles_a_request_each_is_judged_alone_and_asked_again_alone(
         asked = Counter(body["messages"][1]["content"].count("标题：") for body in about.asked)
         assert asked == {3: SHORT / 3, 1: SHORT * 2 / 3}
         saves, count = tmp_path / "saves.jsonl", len(about.asked)
-        saves.write_bytes(b"".join(saves.read_bytes().splitlines(keepends=True)[:-30]))  # ten articles are to do again
+        saves.write_bytes(b"".join(saves.read_bytes().splitlines(keepends=True)[:-10]))  # ten articles are to do again
         ran(script, about, "--articles_per_request=3")
         assert titles(rows_of(saves)) == every() and len(about.asked) > count
 
@@ -256,7 +258,7 @@ def test_a_model_that_babbles_is_rejected_with_its_replies_and_may_be_asked_agai
 def test_this_projects_own_server_is_asked_and_what_it_babbles_is_rejected(script, tmp_path):
     wiki(tmp_path, 2)
     # The fake says its prompt again, with the example of pairs that stands in it.
-    with serving(ROOT / "tests/serving_fakes.py") as server:
+    with serving(ROOT / "tests/helpers/serving_fakes.py") as server:
         about = type("About", (), {"base": server.url + "/v1"})
         said = ran(script, about, "--tries=1", "--max_new_tokens=700")
     assert "0 accepted, 0 kept in part, 2 rejected" in said

@@ -1,93 +1,73 @@
-"""The files of a run: what is torn at their end, what a user did to them, and the articles that are asked about."""
+"""The files of a run (incomplete lines, changes by the user, older forms), and the selection of articles."""
 
-import random
-import time
+import json
 
 import pytest
 from corpora import made_up_articles, write_jsonl
 
 from minigpt.common.errors import UserError
+from minigpt.corpus.records import Problems, read_questions
 from minigpt.settings.parse import defaults
 from minigpt.synth.articles import ArticleSource, key_of, names_of, short_hash
-from minigpt.synth.store import Appender, recover
+from minigpt.synth.store import Appender, finished_articles
 
 
-def rows_about(ids, pairs=3):
-    return [
-        {"question": "问", "answer": "答", "id": id, "source": "w/a", "pair": n, "pairs": pairs}
-        for id in ids
-        for n in range(1, pairs + 1)
-    ]
+def row_about(id, count=3):
+    pairs = [{"question": f"{id}问{n}", "answer": "答"} for n in range(count)]
+    return {"source": "w/a", "id": id, "subject": f"第{id}镇", "pairs": pairs}
 
 
-def hash_of(id):
-    return short_hash(key_of("w/a", id))
+def hashes_of(ids):
+    return {short_hash(key_of("w/a", id)) for id in ids}
 
 
-def test_whatever_is_torn_at_the_end_of_a_file_is_cut_off_and_the_rest_stays(tmp_path):
-    about, own = rows_about((1, 2, 3)), [{"question": "我的", "answer": "自己写的"}, {"x": 1}]
-    rows = [own[0], *about[:6], "no JSON", own[1], *about[6:]]
-    whole = write_jsonl(tmp_path / "whole.jsonl", rows).read_bytes()
-    ends = [0]
-    for line in whole.splitlines(keepends=True):
-        ends.append(ends[-1] + len(line))
-    first = {1: 1, 2: 4, 3: 9}  # the line behind which each article begins
+def test_a_line_that_is_incomplete_anywhere_costs_its_own_article_alone(tmp_path):
+    path, own = tmp_path / "saves.jsonl", [{"question": "我的", "answer": "自己写的"}, "no JSON", ["x"]]
+    whole = write_jsonl(path, [own[0], row_about(1), *own[1:], row_about(2)]).read_bytes()
+    end_of_1 = whole.index(b"\n", whole.index(b"w/a"))
     for size in range(len(whole) + 1):
-        path, torn = tmp_path / "saves.jsonl", tmp_path / "saves.jsonl.torn"
         path.write_bytes(whole[:size])
-        torn.unlink(missing_ok=True)
-        done, left = recover(path), path.read_bytes()
-        lines, at_end = sum(end <= size for end in ends[1:]), size in ends
-        if not at_end:
-            lines += size + 1 in ends and size + 1 != ends[8]  # a last line that lacks its line end alone is whole
-            # An article of which some rows are there is asked about again, and of these no row stays.
-            lines = next((line for line in first.values() if line < lines < line + 3), lines)
-        assert left == whole[: ends[lines]], size
-        assert done == {hash_of(id) for id, line in first.items() if lines > line}, size
-        assert torn.exists() == (len(left) < size)
-        if torn.exists():
-            assert left + torn.read_bytes() == whole[:size] + b"\n"
-        assert recover(path) == done and path.read_bytes() == left
+        finished = [1] * (size >= end_of_1) + [2] * (size >= len(whole) - 1)  # a line end alone may be missing
+        assert finished_articles(path) == hashes_of(finished), size
+        assert path.read_bytes() == whole[:size]
+        if size % 50 == 0 or size >= len(whole) - 2:
+            Appender(path).add(row_about(3))
+            problems = Problems()
+            asked = [(qa.id, qa.question, qa.subject) for _, qa in read_questions([str(path)], problems)]
+            assert asked[-3:] == [(3, f"3问{n}", "第3镇") for n in range(3)]
+            assert {id for id, *_ in asked} - {None} == {*finished, 3}
+            assert finished_articles(path) == hashes_of([*finished, 3])
 
 
-def test_a_file_that_a_user_has_thinned_keeps_every_row_and_is_read_quickly(tmp_path):
-    chance = random.Random(1)
-    rows = [row for row in rows_about(range(3000)) if chance.random() < 0.6]
-    path = write_jsonl(tmp_path / "saves.jsonl", rows)
-    whole, started = path.read_bytes(), time.process_time()
-    assert recover(path) == {hash_of(row["id"]) for row in rows} and path.read_bytes() == whole
-    assert time.process_time() - started < 10  # it takes a twentieth of a second
-    for last in ([1], [1, 2], [2], [3], [1, 3], [2, 3]):
-        path = write_jsonl(path, [row for row in rows_about([1, 2]) if row["id"] == 1 or row["pair"] in last])
-        whole = path.read_bytes()
-        assert recover(path) == {hash_of(1), hash_of(2)} and path.read_bytes() == whole
-    for last in ([2], [1, 3], [2, 3]):  # an editor has left the line end away
-        path = write_jsonl(path, [row for row in rows_about([1, 2]) if row["id"] == 1 or row["pair"] in last])
-        whole = path.read_bytes()
-        path.write_bytes(whole[:-1])
-        assert recover(path) == {hash_of(1), hash_of(2)} and path.read_bytes() == whole
-    path.write_bytes(whole + b'{"quest')  # and the next article is torn
-    assert recover(path) == {hash_of(1), hash_of(2)} and path.read_bytes() == whole
-    assert (tmp_path / "saves.jsonl.torn").read_bytes() == b'{"quest\n'
+def test_files_of_one_row_a_pair_and_rejects_are_read_too_and_a_missing_file_has_no_articles(tmp_path):
+    about = [{"id": id, "source": "w/a", "subject": "镇", "pair": n, "pairs": 2} for id in (1, 2) for n in (1, 2)]
+    former = [{"question": f"{row['id']}问{row['pair']}", "answer": "答", **row} for row in about]
+    path = write_jsonl(tmp_path / "saves.jsonl", [*former, row_about(3, 1)])
+    assert finished_articles(path) == hashes_of([1, 2, 3])
+    questions = [(qa.id, qa.question) for _, qa in read_questions([str(path)], Problems())]
+    assert questions == [(1, "1问1"), (1, "1问2"), (2, "2问1"), (2, "2问2"), (3, "3问0")]
+    rejects = write_jsonl(tmp_path / "rejects.jsonl", [{"source": "w/a", "id": n, "reasons": []} for n in (4, 5)])
+    assert finished_articles(rejects) == hashes_of([4, 5])
+    assert finished_articles(tmp_path / "none.jsonl") == set()
 
 
-def test_rejects_are_mended_too_and_a_file_that_is_not_there_has_nothing(tmp_path):
-    path = write_jsonl(tmp_path / "rejects.jsonl", [{"source": "w/a", "id": n} for n in (1, 2)])
-    whole = path.read_bytes()
-    path.write_bytes(whole + whole[:9])
-    assert recover(path, whole=True) == {hash_of(1), hash_of(2)} and path.read_bytes() == whole
-    path.write_bytes(whole[:-1])
-    assert recover(path, whole=True) == {hash_of(1), hash_of(2)} and path.read_bytes() == whole
-    assert recover(tmp_path / "none.jsonl") == set()
+def test_a_bad_pair_costs_no_other_pair_of_its_article(tmp_path):
+    row = row_about(1)
+    row["pairs"] += ["x", {"question": "只有问"}, {"question": "好", "answer": "好。"}]
+    path = write_jsonl(tmp_path / "saves.jsonl", [row, {**row, "pairs": []}])
+    problems = Problems()
+    questions = [qa.question for _, qa in read_questions([str(path)], problems, turns="first")]
+    assert questions == ["1问0", "1问1", "1问2", "好"]
+    assert problems.counts == {'no "question"': 2, 'no "answer"': 1}
 
 
-def test_nothing_is_added_to_a_file_that_was_closed(tmp_path):
+def test_nothing_is_added_to_a_closed_file(tmp_path):
     saves = Appender(tmp_path / "saves.jsonl")
-    saves.add([{"x": 1}])
+    saves.add({"x": 1})
     saves.close()
     with pytest.raises(UserError, match="closed already"):
-        saves.add([{"x": 2}])
-    assert (tmp_path / "saves.jsonl").read_bytes() == b'{"x": 1}\n'
+        saves.add({"x": 2})
+    assert json.loads((tmp_path / "saves.jsonl").read_bytes()) == {"x": 1}
 
 
 def test_articles_are_known_by_file_and_id_and_the_sample_is_a_share_of_them(tmp_path):
