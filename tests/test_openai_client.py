@@ -7,7 +7,7 @@ import pytest
 from peer_fakes import peer
 
 from minigpt.openai_client import ApiClient, ApiFailure, Limits, RemoteStream, base_url, is_near
-from minigpt.synth.client import FATAL, blame, hint_of
+from minigpt.synth.client import FATAL, advice_for, failure_cause
 
 
 def ended(stream, seconds=10):
@@ -256,4 +256,4 @@ def test_a_mistake_of_ours_is_not_the_peers(monkeypatch, capsys, error):
     assert stream.error.code == "internal" and error.__name__ in str(stream.error)
     told = capsys.readouterr().err
     assert "Traceback" in told and error.__name__ in told and "ours" in told
-    assert blame(stream.error, replies=9) == FATAL and "traceback" in hint_of(stream.error)
+    assert failure_cause(stream.error, replies=9) == FATAL and "traceback" in advice_for(stream.error)

@@ -11,9 +11,9 @@ from factory_fakes import LONG, large_model
 from minigpt.common.errors import UserError
 from minigpt.settings.parse import defaults
 from minigpt.synth import generator, rate_limit
-from minigpt.synth.articles import ArticleSource, key_of, short_hash
+from minigpt.synth.articles import ArticleSource, article_key, short_hash
 from minigpt.synth.client import LargeModelClient, choose_model
-from minigpt.synth.generator import Factory
+from minigpt.synth.generator import PairGenerator
 from minigpt.synth.rate_limit import RateLimit
 from minigpt.synth.store import Appender
 
@@ -22,11 +22,11 @@ from minigpt.synth.store import Appender
 def hurried(monkeypatch):
     """Pauses are a hundredth as long."""
     for module in (rate_limit, generator):
-        monkeypatch.setattr(module, "pause_after", lambda failures: 0.002 * 2 ** min(failures, 5))
+        monkeypatch.setattr(module, "backoff_seconds", lambda failures: 0.002 * 2 ** min(failures, 5))
 
 
 def worked(folder, about, count=24, **fields):
-    """The `Factory` after a run over `count` articles, with {titles of the rejects: reasons}."""
+    """The `PairGenerator` after a run over `count` articles, with {titles of the rejects: reasons}."""
     settings = defaults("generate")
     write_jsonl(folder / "wiki/a.jsonl", made_up_articles(count, tellings=1))
     given = {"input_dir": [str(folder / "wiki")], "api_base": about.base, "api_model": about.models[0], **fields}
@@ -34,7 +34,7 @@ def worked(folder, about, count=24, **fields):
         setattr(settings, name, value)
     saves, rejects = Appender(folder / "saves.jsonl"), Appender(folder / "rejects.jsonl")
     pace = RateLimit(0, settings.wait_minutes)
-    ours = Factory(settings, LargeModelClient(settings, ""), settings.api_model, pace, saves, rejects, set())
+    ours = PairGenerator(settings, LargeModelClient(settings, ""), settings.api_model, pace, saves, rejects, set())
     try:
         ours.run(ArticleSource(settings), lambda: False, lambda: None)
     finally:
@@ -50,7 +50,7 @@ def test_poisonous_articles_in_a_row_hold_up_nobody(tmp_path, hurried, concurren
     with large_model(models=("poison",)) as about:
         about.poisoned = poisoned
         ours, rejects = worked(tmp_path, about, concurrency=concurrency, wait_minutes=0.5)
-    assert set(rejects) == poisoned and ours.tally.accepted == 24 - bad
+    assert set(rejects) == poisoned and ours.counts.accepted == 24 - bad
 
 
 @pytest.mark.parametrize(
@@ -60,14 +60,14 @@ def test_poisonous_articles_in_a_row_hold_up_nobody(tmp_path, hurried, concurren
 def test_what_a_server_refuses_one_article_is_that_articles_and_no_others(tmp_path, hurried, model, told):
     with large_model(models=(model,)) as about:
         ours, rejects = worked(tmp_path, about, count=8, concurrency=2, wait_minutes=0.5)
-    assert set(rejects) == {LONG} and told in rejects[LONG][0][0] and ours.tally.accepted == 7
+    assert set(rejects) == {LONG} and told in rejects[LONG][0][0] and ours.counts.accepted == 7
 
 
 def test_a_fault_of_our_own_ends_the_run_in_one_line_that_names_it(tmp_path, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("by naught")
 
-    monkeypatch.setattr(generator, "judge", broken)
+    monkeypatch.setattr(generator, "check_reply", broken)
     with large_model() as about, pytest.raises(UserError, match="ZeroDivisionError: by naught"):
         worked(tmp_path, about)
 
@@ -75,7 +75,7 @@ def test_a_fault_of_our_own_ends_the_run_in_one_line_that_names_it(tmp_path, mon
 def test_good_pairs_of_several_replies_are_gathered(tmp_path, monkeypatch):
     with large_model(models=("halves",)) as about:
         ours, _ = worked(tmp_path, about, count=4, tries=2)
-    assert ours.tally.in_part == 4 and ours.tally.pairs == 12
+    assert ours.counts.in_part == 4 and ours.counts.pairs == 12
 
 
 def test_ids_that_are_neither_numbers_nor_texts_become_texts(tmp_path):
@@ -91,7 +91,7 @@ def test_what_is_done_is_passed_by_uncleaned_and_the_caller_can_look_around(tmp_
     write_jsonl(tmp_path / "wiki/a.jsonl", made_up_articles(400, 1))
     settings = defaults("generate")
     settings.input_dir = [str(tmp_path / "wiki")]
-    source = ArticleSource(settings, {short_hash(key_of("wiki/a.jsonl", n)) for n in range(400)})
+    source = ArticleSource(settings, {short_hash(article_key("wiki/a.jsonl", n)) for n in range(400)})
     source.cleaner = None  # nothing is cleaned
     assert set(source) == {None} and source.done_before == 400
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from minigpt.synth.reply_parser import parse
+from minigpt.synth.reply_parser import parse_reply
 
 PAIR = [("甲桥多长？", "“52”米。")]
 ROW = '{"question": "甲桥多长？", "answer": "“52”米。"}'
@@ -57,13 +57,13 @@ SECOND = '{"question": "乙在哪？", "answer": "在丙。"}'
     ],
 )
 def test_what_is_nearly_json_is_read_and_no_pair_is_made_up(text, pairs):
-    assert parse(text).all() == pairs
+    assert parse_reply(text).all_pairs() == pairs
 
 
 @pytest.mark.parametrize("end", [3, 5, 10, 15, 20, 22])
 def test_a_reply_that_breaks_off_says_so_and_keeps_whole_pairs(end):
-    found = parse(f"[{ROW}, {SECOND}]"[:-end])
-    assert found.all() == PAIR and found.cut
+    found = parse_reply(f"[{ROW}, {SECOND}]"[:-end])
+    assert found.all_pairs() == PAIR and found.cut
 
 
 def test_pairs_of_several_articles_are_told_apart_by_number():
@@ -73,7 +73,11 @@ def test_pairs_of_several_articles_are_told_apart_by_number():
         f'[{{"article": 1, "pairs": [{ROW[:-1]}, "编号": 7}}]}}, {{"article": 2, "pairs": [{SECOND}]}}]',
     ]
     for text in [*told, told[0][:-1] + ",,]", told[0].replace('"article"', "“article”").replace("]}", "]")]:
-        assert (parse(text).of(1), parse(text).of(2), parse(text).of(3)) == (PAIR, TWO[1:], [])
+        assert (parse_reply(text).pairs_of(1), parse_reply(text).pairs_of(2), parse_reply(text).pairs_of(3)) == (
+            PAIR,
+            TWO[1:],
+            [],
+        )
 
 
 @pytest.mark.parametrize(
@@ -81,5 +85,5 @@ def test_pairs_of_several_articles_are_told_apart_by_number():
 )
 def test_a_hostile_reply_of_a_megabyte_is_read_quickly(piece):
     started = time.process_time()
-    assert parse(piece * (10**6 // len(piece))).all() == []
+    assert parse_reply(piece * (10**6 // len(piece))).all_pairs() == []
     assert time.process_time() - started < 20  # it takes a tenth of a second; what is quadratic takes minutes

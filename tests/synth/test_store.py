@@ -8,7 +8,7 @@ from corpora import made_up_articles, write_jsonl
 from minigpt.common.errors import UserError
 from minigpt.corpus.records import Problems, read_questions
 from minigpt.settings.parse import defaults
-from minigpt.synth.articles import ArticleSource, key_of, names_of, short_hash
+from minigpt.synth.articles import ArticleSource, article_key, short_hash, source_names
 from minigpt.synth.store import Appender, finished_articles
 
 
@@ -18,7 +18,7 @@ def row_about(id, count=3):
 
 
 def hashes_of(ids):
-    return {short_hash(key_of("w/a", id)) for id in ids}
+    return {short_hash(article_key("w/a", id)) for id in ids}
 
 
 def test_a_line_that_is_incomplete_anywhere_costs_its_own_article_alone(tmp_path):
@@ -95,6 +95,6 @@ def test_articles_are_known_by_file_and_id_and_the_sample_is_a_share_of_them(tmp
 def test_two_folders_of_one_name_are_told(tmp_path):
     for name in ("x", "y"):
         write_jsonl(tmp_path / name / "wiki/a.jsonl", made_up_articles(1))
-    with pytest.raises(UserError, match=r"both go by wiki/a\.jsonl"):
-        names_of([tmp_path / "x/wiki", tmp_path / "y/wiki"])
-    assert list(names_of([tmp_path / "x/wiki", tmp_path / "x/wiki/a.jsonl"]).values()) == ["wiki/a.jsonl"]
+    with pytest.raises(UserError, match=r"both have the source wiki/a\.jsonl"):
+        source_names([tmp_path / "x/wiki", tmp_path / "y/wiki"])
+    assert list(source_names([tmp_path / "x/wiki", tmp_path / "x/wiki/a.jsonl"]).values()) == ["wiki/a.jsonl"]
