@@ -98,21 +98,15 @@ def base_url(address):
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise ApiFailure("address", address=shown, detail=str(error)) from None
-    wrong = (
-        "only http and https are supported"
-        if parts.scheme not in ("http", "https")
-        else "no host"
-        if not host or not text.isprintable() or any(c in text for c in " \\")
-        else "a key has its own field"
-        if "@" in parts.netloc
-        else "a query has no place in it"
-        if parts.query or parts.fragment
-        else "port 0"
-        if port == 0
-        else ""
-    )
-    if wrong:
-        raise ApiFailure("address", address=shown, detail=wrong)
+    for is_wrong, detail in (
+        (parts.scheme not in ("http", "https"), "only http and https are supported"),
+        (not host or not text.isprintable() or " " in text or "\\" in text, "no host"),
+        ("@" in parts.netloc, "a key has its own field"),
+        (parts.query or parts.fragment, "a query is not allowed"),
+        (port == 0, "port 0"),
+    ):
+        if is_wrong:
+            raise ApiFailure("address", address=shown, detail=detail)
     path = parts.path.rstrip("/")
     for ending in ("/chat/completions", "/completions", "/models"):
         path = path.removesuffix(ending)
@@ -320,18 +314,12 @@ class RemoteStream(TextStream):
         self._chars = 0
         self._piece_count = 0
         self._reason = None  # the server's finish_reason
-        self._ending = threading.Lock()
         self._task = asyncio.run_coroutine_threadsafe(self._run(), event_loop())
 
     def cancel(self):
         """End the stream and close the connection, so that the server stops as well."""
         self.finish("cancelled")
         self._task.cancel()
-
-    def finish(self, reason, error=None):
-        """End the stream; the first reason is kept."""
-        with self._ending:
-            super().finish(reason, error)
 
     def fail(self, code, **values):
         """End the stream with an ApiFailure."""

@@ -30,13 +30,6 @@ from minigpt.evaluation.mistakes import KINDS, UNCHANGED, han_places, is_whole, 
 from minigpt.settings.parse import load_settings
 
 MIN_HAN_CHARS = 4  # in a sentence that is used
-# Reasons why a sentence, or a further mistake in it, is left out.
-TOO_LONG_SENTENCE = "longer than max_sentence_chars"
-TOO_SHORT_SENTENCE = f"fewer than {MIN_HAN_CHARS} Han characters"
-INCOMPLETE_SENTENCE = "without an end"
-DUPLICATE_SENTENCE = "duplicate"
-NOT_SAMPLED = "not drawn (max_sentences)"
-NO_MORE_MISTAKES = "no further mistake can be made in it"
 RANKS = 2**64
 
 
@@ -93,17 +86,17 @@ class Sentences:
         self.texts.add(text)
         if 0 < self.settings.max_sentences < len(self.heap):
             self.texts.discard(heapq.heappop(self.heap).text)
-            self.left_out[NOT_SAMPLED] += 1
+            self.left_out["not drawn (max_sentences)"] += 1
 
     def exclusion_reason(self, text):
         """The reason why a sentence cannot be used, or None."""
         if text in self.texts:
-            return DUPLICATE_SENTENCE
+            return "duplicate"
         if not is_whole(text):
-            return INCOMPLETE_SENTENCE
+            return "without an end"
         if len(text) > self.settings.max_sentence_chars:
-            return TOO_LONG_SENTENCE
-        return TOO_SHORT_SENTENCE if len(han_places(text)) < MIN_HAN_CHARS else None
+            return "longer than max_sentence_chars"
+        return f"fewer than {MIN_HAN_CHARS} Han characters" if len(han_places(text)) < MIN_HAN_CHARS else None
 
     def in_order(self):
         """The sentences in the order of the files."""
@@ -128,7 +121,7 @@ def correction_rows(sentences, settings):
                     yield {"question": text, **about, "kind": kind}
                     break
             else:
-                sentences.left_out[NO_MORE_MISTAKES] += 1
+                sentences.left_out["no further mistake can be made in it"] += 1
                 break
 
 
@@ -145,10 +138,8 @@ def make_corrections(settings):
             counts[row["kind"]] += 1
             file.write(json.dumps(row, ensure_ascii=False).encode(errors="replace") + b"\n")
         if not counts:
-            reasons = "; ".join(
-                [*sentences.problems.places[:3], *(f"{n} {why}" for why, n in sentences.left_out.items())]
-            )
-            raise UserError(f"no sentence in {', '.join(settings.input_dir)} could be used: {reasons}")
+            reasons = [*sentences.problems.places[:3], *(f"{n} {reason}" for reason, n in sentences.left_out.items())]
+            raise UserError(f"no sentence in {', '.join(settings.input_dir)} could be used: {'; '.join(reasons)}")
 
     try:
         write_atomic(settings.corrections, write)

@@ -49,44 +49,31 @@ class GeneratorBar:
     def __init__(self, generator, source):
         self.generator = generator
         self.source = source
-        self.first_request = time.monotonic()
-        self.bytes_before = 0  # read before the first request
-        self.refreshed = 0.0
+        style = "{desc}: {percentage:3.0f}%|{bar:10}| {elapsed}<{remaining}{postfix}"
+        # smoothing=0: the time left is estimated from the average pace. miniters=0: also refreshed without progress.
         self.bar = tqdm(
-            total=source.total,
-            unit="B",
-            unit_scale=True,
-            desc="generate",
-            bar_format="{desc}: {percentage:3.0f}%|{bar:10}| {elapsed}{postfix}",
+            total=source.total, desc="generate", bar_format=style, smoothing=0, miniters=0, mininterval=REFRESH_SECONDS
         )
 
     def __call__(self):
-        now = time.monotonic()
         if not self.generator.counts.requests:
-            self.first_request = now
-            self.bytes_before = self.source.read
-        if now - self.refreshed >= REFRESH_SECONDS:
-            self.refreshed = now
-            self.bar.n = min(self.source.read, self.source.total)
-            self.bar.set_postfix_str(self.text(now), refresh=True)
+            self.bar.initial = self.source.read
+            self.bar.start_t = self.bar.last_print_t
+        self.bar.set_postfix_str(self.text(), refresh=False)
+        self.bar.update(min(self.source.read, self.source.total) - self.bar.n)
 
-    def text(self, now):
+    def text(self):
         generator, counts = self.generator, self.generator.counts
-        seconds, bytes_read = max(1e-3, now - self.first_request), self.source.read - self.bytes_before
         parts = [f"{counts.pairs} pairs"]
         if counts.finished:
             parts.append(f"{(counts.accepted + counts.in_part) / counts.finished:.0%} accepted")
-            parts.append(f"{counts.pairs * 3600 / seconds:.0f} pairs/h")
-        if counts.finished and bytes_read > 0:
-            left = seconds * max(0, self.source.total - self.source.read) / bytes_read
-            parts.append(f"{tqdm.format_interval(left)} left")
-        if (pause := generator.rate_limit.seconds_paused(now)) and generator.last_failure:
+            parts.append(f"{counts.pairs * 3600 / max(1e-3, self.bar.format_dict['elapsed']):.0f} pairs/h")
+        if (pause := generator.rate_limit.seconds_paused(time.monotonic())) and generator.last_failure:
             parts.append(waiting_message(generator.last_failure, pause, generator.settings))
         return ", ".join(parts)
 
     def close(self):
         self.generator.last_failure = None
-        self.refreshed = 0.0
         self()
         self.bar.close()
 

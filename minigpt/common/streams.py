@@ -1,6 +1,7 @@
 """A stream of text, from a model in this process or on another machine, as its reader sees it."""
 
 import queue
+import threading
 import time
 
 END = None  # marks the end of a stream
@@ -23,6 +24,7 @@ class TextStream:
         self.first_token = None
         self.finished = None
         self._pieces = queue.SimpleQueue()
+        self._finish_lock = threading.Lock()
 
     def __iter__(self):
         while (piece := self.next_piece()) is not END:
@@ -48,9 +50,12 @@ class TextStream:
 
     def finish(self, reason, error=None):
         """End the stream; the first reason is kept."""
-        if self.finish_reason is None:
-            self.finish_reason, self.error, self.finished = reason, error, time.perf_counter()
-            self._pieces.put(END)
+        with self._finish_lock:
+            if self.finish_reason is None:
+                self.error = error
+                self.finished = time.perf_counter()
+                self.finish_reason = reason
+                self._pieces.put(END)
 
 
 def all_ready(stream, wait):

@@ -119,9 +119,7 @@ def advice_for(failure):
 
 def wait_exceeded_message(failure, settings):
     """The line of a run that ends because the server did not reply for settings.wait_minutes."""
-    advice = ""
-    if failure.code == "too_slow":
-        advice = "raise --request_seconds, or lower --concurrency; "
+    advice = "raise --request_seconds, or lower --concurrency; " if failure.code == "too_slow" else ""
     return (
         f"{failure}; no reply for {settings.wait_minutes:g} minutes (--wait_minutes): {advice}when the server is back, "
         f"{RESTART_HINT}"

@@ -5,6 +5,7 @@ or on timing. Worker threads make the requests; the caller's thread reads the ar
 """
 
 import heapq
+import itertools
 import threading
 import time
 from collections import Counter, deque
@@ -71,8 +72,8 @@ class PendingArticle:
 class RequestTask:
     """A request to make: about one article, or about several that had no reply yet. Tasks are ordered by due time."""
 
-    due: float  # time.monotonic()
-    number: int  # order of creation
+    due: float  # time.monotonic(); of equal ones the older task is first
+    number: int = field(default_factory=itertools.count().__next__, init=False)
     pending: list = field(compare=False)  # of PendingArticle
     failures: int = field(default=0, compare=False)
     own_failures: float = field(default=0.0, compare=False)  # while other requests succeeded; a busy server counts less
@@ -98,7 +99,6 @@ class PairGenerator:
         self._changed = threading.Condition()
         self._new_tasks = deque()
         self._delayed_tasks = []  # a heap
-        self._task_count = 0
         self._active_tasks = 0
         self._streams = set()  # open requests, which `_stop` cancels
         self._source_exhausted = False
@@ -149,16 +149,13 @@ class PairGenerator:
             self._source_exhausted = exhausted
             self.counts.done_before += finished
             if pending:
-                self._task_count += 1
-                self._new_tasks.append(RequestTask(0.0, self._task_count, pending))
+                self._new_tasks.append(RequestTask(0.0, pending))
             self._changed.notify_all()
 
     def _add_delayed_task(self, pending, due=0.0, failures=0, own_failures=0.0):
         """Queue a task that may start at `due`."""
         with self._changed:
-            self._task_count += 1
-            task = RequestTask(due, self._task_count, pending, failures, own_failures, self.replies)
-            heapq.heappush(self._delayed_tasks, task)
+            heapq.heappush(self._delayed_tasks, RequestTask(due, pending, failures, own_failures, self.replies))
             self._changed.notify_all()
 
     def _is_finished(self):
