@@ -167,7 +167,7 @@ def main():
     with lock_saves(settings.saves):
         is_complete = generate(settings, signals)
     if not is_complete:
-        print(f"what is written stays; {RESTART_HINT}")
+        print(f"everything written so far is kept; {RESTART_HINT}")
         raise KeyboardInterrupt
 
 

@@ -11,7 +11,7 @@ import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from minigpt.common.errors import UserError
+from minigpt.common.errors import UserError, first_line
 from minigpt.synth.articles import PromptArticle, short_hash
 from minigpt.synth.client import (
     ARTICLE,
@@ -185,8 +185,7 @@ class PairGenerator:
         except UserError as error:
             self._stop(error)
         except Exception as error:
-            what = f"{type(error).__name__}: {error}"
-            self._stop(UserError(f"internal error ({what}); please report it. What is written stays; {RESTART_HINT}"))
+            self._stop(UserError(f"internal error ({first_line(error)}); please report it, then {RESTART_HINT}"))
 
     def _take_task(self):
         """Wait until a task may start and return it; None at the end of the run."""

@@ -65,7 +65,7 @@ class Appender:
                 append_durably(self.path, json.dumps(row, ensure_ascii=False) + "\n")
             except OSError as error:
                 raise UserError(
-                    f"{self.path} cannot be written ({os_reason(error)}); what is in it stays; start again"
+                    f"{self.path} cannot be written ({os_reason(error)}); its content is unchanged; start again"
                 ) from None
 
     def close(self):

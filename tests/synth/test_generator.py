@@ -1,4 +1,4 @@
-"""The work at a server that bears some articles badly: these are given up, and the others are not held up."""
+"""Generation with a server that fails for some articles, and the choice of the model."""
 
 import json
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ from minigpt.synth.store import Appender
 
 @pytest.fixture
 def hurried(monkeypatch):
-    """Pauses are a hundredth as long."""
+    """Makes the backoff a hundredth as long."""
     for module in (rate_limit, generator):
         monkeypatch.setattr(module, "backoff_seconds", lambda failures: 0.002 * 2 ** min(failures, 5))
 
@@ -45,7 +45,7 @@ def worked(folder, about, count=24, **fields):
 
 
 @pytest.mark.parametrize(("concurrency", "first", "bad"), [(1, 0, 3), (1, 5, 3), (4, 0, 16), (4, 2, 20)])
-def test_poisonous_articles_in_a_row_hold_up_nobody(tmp_path, hurried, concurrency, first, bad):
+def test_articles_that_crash_the_server_are_rejected_and_delay_no_other(tmp_path, hurried, concurrency, first, bad):
     poisoned = {f"第{n}镇" for n in range(first, first + bad)}
     with large_model(models=("poison",)) as about:
         about.poisoned = poisoned
@@ -54,16 +54,16 @@ def test_poisonous_articles_in_a_row_hold_up_nobody(tmp_path, hurried, concurren
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "expected"),
     [("moderated", "status 403: not to our taste"), ("crowded", "too many tokens a minute) (20 times")],
 )
-def test_what_a_server_refuses_one_article_is_that_articles_and_no_others(tmp_path, hurried, model, told):
+def test_a_refusal_of_one_article_rejects_that_article_only(tmp_path, hurried, model, expected):
     with large_model(models=(model,)) as about:
         ours, rejects = worked(tmp_path, about, count=8, concurrency=2, wait_minutes=0.5)
-    assert set(rejects) == {LONG} and told in rejects[LONG][0][0] and ours.counts.accepted == 7
+    assert set(rejects) == {LONG} and expected in rejects[LONG][0][0] and ours.counts.accepted == 7
 
 
-def test_a_fault_of_our_own_ends_the_run_in_one_line_that_names_it(tmp_path, monkeypatch):
+def test_an_internal_error_ends_the_run_with_one_line_that_names_it(tmp_path, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("by naught")
 
@@ -72,13 +72,13 @@ def test_a_fault_of_our_own_ends_the_run_in_one_line_that_names_it(tmp_path, mon
         worked(tmp_path, about)
 
 
-def test_good_pairs_of_several_replies_are_gathered(tmp_path, monkeypatch):
+def test_good_pairs_of_several_replies_are_merged(tmp_path, monkeypatch):
     with large_model(models=("halves",)) as about:
         ours, _ = worked(tmp_path, about, count=4, tries=2)
     assert ours.counts.in_part == 4 and ours.counts.pairs == 12
 
 
-def test_ids_that_are_neither_numbers_nor_texts_become_texts(tmp_path):
+def test_ids_that_are_neither_int_nor_str_become_str(tmp_path):
     rows = [{"id": id, "title": "甲", "text": "甲在乙。"} for id in ([1, 2], {"a": 1}, 1.5, True, "x", 7)]
     write_jsonl(tmp_path / "wiki/a.jsonl", rows)
     settings = defaults("generate")
@@ -87,7 +87,7 @@ def test_ids_that_are_neither_numbers_nor_texts_become_texts(tmp_path):
     assert found and all(type(id) in (int, str) for id in found) and {"x", 7} <= set(found)
 
 
-def test_what_is_done_is_passed_by_uncleaned_and_the_caller_can_look_around(tmp_path):
+def test_finished_articles_are_skipped_without_cleaning_and_none_is_yielded_between(tmp_path):
     write_jsonl(tmp_path / "wiki/a.jsonl", made_up_articles(400, 1))
     settings = defaults("generate")
     settings.input_dir = [str(tmp_path / "wiki")]
@@ -100,7 +100,7 @@ def test_what_is_done_is_passed_by_uncleaned_and_the_caller_can_look_around(tmp_
     ("base", "api_model"),
     [("http://no-such-host.invalid/v1", "good"), ("http://no-such-host.invalid/v1", ""), ("{page}/v1", "")],
 )
-def test_an_address_that_can_be_none_is_told_at_once(tmp_path, monkeypatch, base, api_model):
+def test_a_wrong_address_ends_the_run_without_waiting(tmp_path, monkeypatch, base, api_model):
     monkeypatch.setenv("NO_PROXY", "*")
     page = b"<!doctype html><title>Not here</title>"
     with files(**{"v1/models": page}) as site:
@@ -114,7 +114,7 @@ def test_an_address_that_can_be_none_is_told_at_once(tmp_path, monkeypatch, base
                 choose_model(LargeModelClient(settings, ""), settings, RateLimit(0, 30), lambda: True, None)
 
 
-def test_models_that_write_nothing_are_not_taken():
+def test_models_that_write_no_text_are_not_chosen():
     settings = defaults("generate")
     with large_model(models=("text-embedding-3", "bge-m3", "good")) as about:
         settings.api_base = about.base

@@ -46,7 +46,7 @@ def the_script():
 
 @pytest.fixture
 def ran(the_script, tmp_path, monkeypatch, capsys):
-    """Run the script over `wiki` in this process, which saves its start: what it printed. It must exit with `code`."""
+    """Runs the script over `wiki` in this process (faster than a new one) and returns what it printed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(the_script, "Signals", lambda: SimpleNamespace(asked=False))  # pytest's own handlers stay
 
@@ -84,7 +84,7 @@ def every(count=SHORT, without=()):
 
 @contextmanager
 def started(folder, port, *flags):
-    """A running sft_generate.py, with the stormy model if none is named, at this port; killed in the end."""
+    """A running sft_generate.py for the server at a port (model: stormy by default); killed at the end."""
     command = [sys.executable, str(ROOT / SCRIPT), "--input_dir=wiki", f"--api_base=http://127.0.0.1:{port}/v1"]
     command += ["--api_model=stormy", "--saves=saves.jsonl", "--request_seconds=1", *flags]
     log = open(folder / "log.txt", "ab")  # noqa: SIM115 (closed below)
@@ -105,7 +105,7 @@ def wait_for(path, articles):
     raise AssertionError(f"{path} has not {articles} articles")
 
 
-def test_every_article_gets_its_pairs_and_a_second_run_from_elsewhere_asks_about_what_is_new(ran, script, tmp_path):
+def test_every_article_gets_pairs_and_a_second_run_from_another_folder_asks_about_new_ones(ran, script, tmp_path):
     wiki(tmp_path)
     with large_model() as about:
         said = ran(about, "--concurrency=3")
@@ -126,7 +126,7 @@ def test_every_article_gets_its_pairs_and_a_second_run_from_elsewhere_asks_about
     assert not (tmp_path / "rejects.jsonl").exists()
 
 
-def test_bad_replies_of_every_kind_and_a_failing_server_change_nothing_of_what_is_accepted(ran, tmp_path):
+def test_bad_replies_of_every_kind_and_a_failing_server_do_not_change_the_accepted_pairs(ran, tmp_path):
     wiki(tmp_path)
     with large_model(models=("stormy",)) as about:
         said = ran(about, "--request_seconds=1", "--concurrency=8")
@@ -142,11 +142,11 @@ def test_bad_replies_of_every_kind_and_a_failing_server_change_nothing_of_what_i
         assert len(again) == SHORT / 3 and all("不合要求" in body["messages"][3]["content"] for body in again)
         assert {body["temperature"] for body in again} == {0.55}
         chats = {json.dumps(body) for body in about.asked if len(body["messages"]) > 1}
-        assert len(chats) == SHORT + len(again)  # what is asked again after a failure is the same request
+        assert len(chats) == SHORT + len(again)  # a retry after a failure is the same request
 
 
 @pytest.mark.soak
-def test_kills_of_the_server_and_of_the_run_lose_nothing_and_make_nothing_twice(tmp_path, rounds):
+def test_kills_of_the_server_and_of_the_run_lose_and_duplicate_no_article(tmp_path, rounds):
     count, kills = rounds(48, 600), rounds(3, 12)
     wiki(tmp_path, count)
     saves, port = tmp_path / "saves.jsonl", 0
@@ -174,7 +174,7 @@ def test_kills_of_the_server_and_of_the_run_lose_nothing_and_make_nothing_twice(
     assert rows_of(tmp_path / "rejects.jsonl") == []
 
 
-def test_as_many_are_asked_at_once_as_the_setting_says(ran, tmp_path):
+def test_concurrency_is_the_number_of_open_requests(ran, tmp_path):
     wiki(tmp_path, 24)
     with large_model(models=("slow",), together=8, seconds=0.05) as about:
         ran(about, "--concurrency=8")
@@ -182,7 +182,7 @@ def test_as_many_are_asked_at_once_as_the_setting_says(ran, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
-def test_ctrl_c_ends_with_130_what_is_there_stays_and_the_next_run_goes_on(script, tmp_path):
+def test_ctrl_c_exits_with_130_keeps_the_pairs_and_the_next_run_continues(script, tmp_path):
     wiki(tmp_path)
     saves = tmp_path / "saves.jsonl"
     with model_process(seconds=0.1) as (_, port):
@@ -199,7 +199,7 @@ def test_ctrl_c_ends_with_130_what_is_there_stays_and_the_next_run_goes_on(scrip
     assert titles(rows_of(saves)) == every()
 
 
-def test_articles_that_alone_make_the_server_fail_are_written_down_and_stop_nobody(ran, tmp_path):
+def test_articles_that_make_the_server_fail_are_rejected_and_do_not_stop_the_run(ran, tmp_path):
     wiki(tmp_path, 12)
     with large_model(models=("poison",)) as about:
         ran(about, "--concurrency=1")
@@ -211,7 +211,7 @@ def test_articles_that_alone_make_the_server_fail_are_written_down_and_stop_nobo
         assert "12 done before" in ran(about) and len(about.asked) == asked
 
 
-def test_a_request_that_is_refused_for_one_article_is_that_articles_failure_and_no_others(ran, tmp_path):
+def test_a_group_refused_because_of_one_article_is_asked_about_one_by_one(ran, tmp_path):
     wiki(tmp_path, 6)
     with large_model(models=("long",)) as about:
         ran(about, "--articles_per_request=2")
@@ -221,7 +221,7 @@ def test_a_request_that_is_refused_for_one_article_is_that_articles_failure_and_
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "expected"),
     [
         ("refusing", ["status 401: the key is wrong", "OPENAI_API_KEY"]),
         ("unloaded", ["status 400: no model is loaded", "--api_model"]),
@@ -229,17 +229,17 @@ def test_a_request_that_is_refused_for_one_article_is_that_articles_failure_and_
         ("dying", ["broke off", "no reply for 0.005 minutes"]),
     ],
 )
-def test_a_server_that_refuses_or_fails_all_ends_the_run_with_its_words(ran, tmp_path, model, told):
+def test_a_server_that_fails_every_request_ends_the_run_with_its_message(ran, tmp_path, model, expected):
     wiki(tmp_path)
     with large_model(models=(model,)) as about:
         said = ran(about, "--wait_minutes=0.005", code=1)
         line = said.splitlines()[-1]
-        assert line.startswith("error: ") and all(words in line for words in told), line
+        assert line.startswith("error: ") and all(words in line for words in expected), line
     assert rows_of(tmp_path / "saves.jsonl") == rows_of(tmp_path / "rejects.jsonl") == []
 
 
 @pytest.mark.parametrize("flags", [[], ["--api_model=some"]])
-def test_a_server_that_is_away_at_the_start_is_waited_for_and_then_told(ran, tmp_path, flags):
+def test_a_server_that_is_away_at_the_start_is_waited_for_and_then_reported(ran, tmp_path, flags):
     wiki(tmp_path)
     with large_model() as about:
         pass
@@ -247,7 +247,7 @@ def test_a_server_that_is_away_at_the_start_is_waited_for_and_then_told(ran, tmp
     assert "connection refused" in said.splitlines()[-1] and "--wait_minutes" in said.splitlines()[-1]
 
 
-def test_of_three_articles_a_request_each_is_judged_alone_and_asked_again_alone(ran, tmp_path):
+def test_articles_of_one_request_are_checked_and_retried_separately(ran, tmp_path):
     wiki(tmp_path)
     with large_model(models=("group",)) as about:
         ran(about, "--articles_per_request=3")
@@ -260,7 +260,7 @@ def test_of_three_articles_a_request_each_is_judged_alone_and_asked_again_alone(
         assert titles(rows_of(saves)) == every() and len(about.asked) > count
 
 
-def test_what_is_good_of_the_best_reply_is_kept_in_the_end(ran, tmp_path):
+def test_good_pairs_are_kept_after_the_last_try(ran, tmp_path):
     wiki(tmp_path, 6)
     with large_model(models=("stubborn",)) as about:
         said = ran(about, "--tries=3")
@@ -270,7 +270,7 @@ def test_what_is_good_of_the_best_reply_is_kept_in_the_end(ran, tmp_path):
     assert titles(rows_of(tmp_path / "saves.jsonl")) == every(6)
 
 
-def test_a_model_that_babbles_is_rejected_with_its_replies_and_may_be_asked_again(ran, tmp_path):
+def test_articles_without_json_replies_are_rejected_with_the_replies_and_can_be_retried(ran, tmp_path):
     wiki(tmp_path, 4)
     with large_model(models=("babbling",)) as about:
         said = ran(about, "--tries=2", "--rejects=deep/bad.jsonl")
@@ -282,9 +282,9 @@ def test_a_model_that_babbles_is_rejected_with_its_replies_and_may_be_asked_agai
         assert "4 accepted" in ran(about, "--rejects=deep/bad.jsonl")
 
 
-def test_this_projects_own_server_is_asked_and_what_it_babbles_is_rejected(ran, tmp_path):
+def test_this_projects_own_server_can_be_used(ran, tmp_path):
     wiki(tmp_path, 2)
-    # The fake says its prompt again, with the example of pairs that stands in it.
+    # The fake repeats its prompt, which contains the example pairs.
     with serving(ROOT / "tests/helpers/serving_fakes.py") as server:
         about = SimpleNamespace(base=server.url + "/v1")
         said = ran(about, "--tries=1", "--max_new_tokens=700")
@@ -292,7 +292,7 @@ def test_this_projects_own_server_is_asked_and_what_it_babbles_is_rejected(ran, 
     assert all("青石桥" in row["replies"][0] for row in rows_of(tmp_path / "rejects.jsonl"))
 
 
-def test_a_second_run_on_the_same_file_and_settings_that_do_not_go_together_are_told(ran, tmp_path):
+def test_a_second_run_on_the_same_file_and_contradictory_settings_are_reported(ran, tmp_path):
     wiki(tmp_path)
     with model_process(seconds=5) as (_, port), started(tmp_path, port):
         until = time.monotonic() + 60
@@ -300,12 +300,16 @@ def test_a_second_run_on_the_same_file_and_settings_that_do_not_go_together_are_
             time.sleep(0.02)
         about = SimpleNamespace(base=f"http://127.0.0.1:{port}")
         assert "another run writes to saves.jsonl" in ran(about, code=1)
-    for flag, told in (("--min_pairs=9", "max_pairs"), ("--rejects=saves.jsonl", "--rejects="), ("--clean=x", "clean")):
-        assert told in ran(about, flag, code=1)
+    for flag, name in (
+        ("--min_pairs=9", "max_pairs"),
+        ("--rejects=saves.jsonl", "--rejects="),
+        ("--clean=x", "clean"),
+    ):
+        assert name in ran(about, flag, code=1)
 
 
 @pytest.mark.skipif(resource is None, reason="Windows has no such limit")
-def test_a_full_disk_ends_the_run_in_one_line_and_leaves_whole_articles(ran, tmp_path):
+def test_a_full_disk_ends_the_run_with_one_line_and_leaves_complete_lines(ran, tmp_path):
     wiki(tmp_path)
     with large_model() as about:
         command = [sys.executable, str(ROOT / SCRIPT), "--input_dir=wiki", f"--api_base={about.base}"]
