@@ -157,17 +157,14 @@ class ApiClient:
         # Used on the event loop only.
         self._http = None  # the httpx.AsyncClient
         self._requests = 0  # under way
-        self._closing = False  # close _http after the last of them
+        self._closing = False  # whether to close _http after the last of them
 
     def close(self):
         """Close the connections after the requests that are under way. A later request opens one for itself alone."""
-        asyncio.run_coroutine_threadsafe(self._close(), event_loop())
-
-    async def _close(self):
         self._closing = True
-        await self._leave()
+        asyncio.run_coroutine_threadsafe(self._close_if_idle(), event_loop())
 
-    async def _leave(self):
+    async def _close_if_idle(self):
         if self._closing and self._http and not self._requests:
             http, self._http = self._http, None
             await http.aclose()
@@ -188,10 +185,12 @@ class ApiClient:
     @contextlib.asynccontextmanager
     async def open(self, method, path, body=None):
         """Context manager: the httpx.Response to a request, its body not yet read. Raises ApiFailure("unreachable")."""
-        headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {self.key}"} if self.key else {})}
-        content = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", errors="replace")
-        if content is not None:
+        headers, content = {"Accept-Encoding": "identity"}, None
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        if body is not None:
             headers["Content-Type"] = "application/json"
+            content = json.dumps(body, ensure_ascii=False).encode("utf-8", errors="replace")
         self._http = self._http or self._new_http()
         self._requests += 1
         try:
@@ -206,7 +205,7 @@ class ApiClient:
                 await response.aclose()
         finally:
             self._requests -= 1
-            await self._leave()
+            await self._close_if_idle()
 
     def models(self, seconds=3.0):
         """(the server's models [{"id", "owned_by"}], seconds that the request took). Raises ApiFailure."""

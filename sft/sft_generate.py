@@ -65,8 +65,8 @@ class GeneratorBar:
     def text(self):
         generator, counts = self.generator, self.generator.counts
         parts = [f"{counts.pairs} pairs"]
-        if counts.finished:
-            parts.append(f"{(counts.accepted + counts.in_part) / counts.finished:.0%} accepted")
+        if finished := counts.articles.total():
+            parts.append(f"{1 - counts.articles['rejected'] / finished:.0%} accepted")
             parts.append(f"{counts.pairs * 3600 / max(1e-3, self.bar.format_dict['elapsed']):.0f} pairs/h")
         if (pause := generator.rate_limit.seconds_paused(time.monotonic())) and generator.last_failure:
             parts.append(waiting_message(generator.last_failure, pause, generator.settings))
@@ -81,8 +81,10 @@ class GeneratorBar:
 def generation_summary(settings, counts, source):
     """Text for the user: results of the run, what was dropped and why, the files, and the next command."""
     saves, rejects = Path(settings.saves), rejects_path(settings)
+    outcomes = counts.articles
     lines = [
-        f"articles: {counts.accepted} accepted, {counts.in_part} kept in part, {counts.rejected} rejected, "
+        f"articles: {outcomes['accepted']} accepted, {outcomes['in_part']} kept in part, "
+        f"{outcomes['rejected']} rejected, "
         f"{counts.done_before + source.done_before} done before",
         f"pairs: {counts.pairs}; requests: {counts.requests}",
     ]
@@ -105,8 +107,8 @@ def generation_summary(settings, counts, source):
     if rejects.exists() and rejects.stat().st_size:
         lines.append(f"rejected articles are in {rejects}; delete a line, or the file, to ask about them again")
     if has_pairs:
-        articles = f" --articles={settings.input_dir[0]}" if len(settings.input_dir) == 1 else ""
-        lines.append(f"next: python data/prepare_sft.py --qa_files={settings.saves}{articles}")
+        flag = f" --articles={settings.input_dir[0]}" if len(settings.input_dir) == 1 else ""
+        lines.append(f"next: python data/prepare_sft.py --qa_files={settings.saves}{flag}")
     return "\n".join(lines)
 
 

@@ -40,9 +40,8 @@ NO_MORE_ARTICLES = object()
 class GenerationCounts:
     """Counts of a run: articles by outcome, pairs, requests and tokens."""
 
-    accepted: int = 0  # a whole reply passed
-    in_part: int = 0  # good pairs of several replies were kept
-    rejected: int = 0
+    # By outcome: accepted (a whole reply passed), in_part (only good pairs of the replies were kept), rejected.
+    articles: Counter = field(default_factory=Counter)
     done_before: int = 0
     pairs: int = 0
     requests: int = 0
@@ -50,10 +49,6 @@ class GenerationCounts:
     completion_tokens: int = 0
     faults: Counter = field(default_factory=Counter)  # by rule, over all replies
     failures: Counter = field(default_factory=Counter)  # of requests, by ApiFailure.code
-
-    @property
-    def finished(self):
-        return self.accepted + self.in_part + self.rejected
 
 
 @dataclass
@@ -360,5 +355,5 @@ class PairGenerator:
 
     def _count(self, outcome, pairs):
         with self._changed:
-            setattr(self.counts, outcome, getattr(self.counts, outcome) + 1)
+            self.counts.articles[outcome] += 1
             self.counts.pairs += pairs

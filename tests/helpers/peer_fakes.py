@@ -230,6 +230,9 @@ class Server(ThreadingHTTPServer):
     daemon_threads, block_on_close = True, False
     request_queue_size = 256  # simultaneous connections
 
+    def handle_error(self, *_):  # the client has closed the connection
+        pass
+
     def process_request(self, *connection):
         self.about.connected += 1
         super().process_request(*connection)

@@ -50,7 +50,7 @@ def test_articles_that_crash_the_server_are_rejected_and_delay_no_other(tmp_path
     with large_model(models=("poison",)) as about:
         about.poisoned = poisoned
         ours, rejects = worked(tmp_path, about, concurrency=concurrency, wait_minutes=0.5)
-    assert set(rejects) == poisoned and ours.counts.accepted == 24 - bad
+    assert set(rejects) == poisoned and ours.counts.articles["accepted"] == 24 - bad
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_articles_that_crash_the_server_are_rejected_and_delay_no_other(tmp_path
 def test_a_refusal_of_one_article_rejects_that_article_only(tmp_path, hurried, model, expected):
     with large_model(models=(model,)) as about:
         ours, rejects = worked(tmp_path, about, count=8, concurrency=2, wait_minutes=0.5)
-    assert set(rejects) == {LONG} and expected in rejects[LONG][0][0] and ours.counts.accepted == 7
+    assert set(rejects) == {LONG} and expected in rejects[LONG][0][0] and ours.counts.articles["accepted"] == 7
 
 
 def test_an_internal_error_ends_the_run_with_one_line_that_names_it(tmp_path, monkeypatch):
@@ -75,7 +75,7 @@ def test_an_internal_error_ends_the_run_with_one_line_that_names_it(tmp_path, mo
 def test_good_pairs_of_several_replies_are_merged(tmp_path, monkeypatch):
     with large_model(models=("halves",)) as about:
         ours, _ = worked(tmp_path, about, count=4, tries=2)
-    assert ours.counts.in_part == 4 and ours.counts.pairs == 12
+    assert ours.counts.articles["in_part"] == 4 and ours.counts.pairs == 12
 
 
 def test_ids_that_are_neither_int_nor_str_become_str(tmp_path):
