@@ -1,8 +1,8 @@
 """A client of OpenAI-compatible APIs: this project's server.py, LM Studio, Ollama, vLLM, hosted services.
 
-Everything that comes from the other side is bounded in size and time, and is text: no redirect is followed, nothing is
-decompressed, no character is half of a pair. Requests run on one event loop in a thread of its own, where each can be
-given up at any moment, also before a connection or a header has come.
+The server is not trusted: the size and the time of every response are limited, redirects are not followed, nothing is
+decompressed, and unpaired surrogates are replaced. All requests run on one event loop in its own thread, so that each
+can be cancelled at any moment, also before the connection or the headers exist.
 """
 
 import asyncio
@@ -24,24 +24,24 @@ from minigpt.common.errors import UserError
 from minigpt.common.net import retry_after_seconds
 from minigpt.common.streams import TextStream
 
-MAX_LIST = 1 << 20  # bytes of a list of models
+MAX_LIST_BYTES = 1 << 20  # of a list of models
 MAX_MODELS = 100
-MAX_COUNT = 10**9  # of tokens that a server claims
-MAX_NAME = 80  # characters of a model's name
-MAX_DETAIL = 200  # characters of a foreign error that are shown
-LOOKUPS = 64  # names looked up at once
+MAX_CLAIMED_TOKENS = 10**9  # a larger token count of a server is ignored
+MAX_NAME_CHARS = 80  # of a model's name
+MAX_DETAIL_CHARS = 200  # of a server's error message
+MAX_NAME_LOOKUPS = 64  # concurrent DNS lookups
 LOOP_LOCK = threading.Lock()
-MAX_ERROR = 65536  # bytes of an error's body that are read
-BYTES_PER_CHAR = 256  # of an event around a single character; 32,768 characters may thus take 8 MiB
-KEPT_SECONDS = 3.0  # that a connection is kept for the next request; less than servers do, uvicorn's 5 s among them
-REST_SECONDS, REST_BYTES = 1.0, 65536  # what is read behind an answer's end, so that its connection can be kept
-# What a server may not know: the first two are not OpenAI's, the others came later than many a server. They are left
-# out where a server refuses a request with them.
-EXTRAS = ("top_k", "repetition_penalty", "stream_options", "seed")
-TOO_BUSY = (429, 503)
+MAX_ERROR_BYTES = 65536  # of an error's body that are read
+MAX_BYTES_PER_CHAR = 256  # size of an event with a single character; 32,768 characters may take 8 MiB
+KEEPALIVE_SECONDS = 3.0  # an idle connection is kept; servers keep theirs longer (uvicorn: 5 s)
+DRAIN_SECONDS, DRAIN_BYTES = 1.0, 65536  # read after an answer's end, so that its connection can be reused
+# Fields that a server may not know: the first two are not OpenAI's, the others are newer than some servers. If a server
+# refuses a request with them, it is repeated without them.
+OPTIONAL_FIELDS = ("top_k", "repetition_penalty", "stream_options", "seed")
+BUSY_STATUSES = (429, 503)
 DEFAULT_RETRY_SECONDS = 1.0  # before the next try where a busy server sends no Retry-After
-# What httpx lets through when a connection fails, or an address is none after all.
-BROKEN = (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError)
+# What httpx raises if a connection fails or an address is invalid.
+CONNECTION_ERRORS = (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError)
 
 
 MESSAGES = {
@@ -57,9 +57,11 @@ MESSAGES = {
 
 
 class ApiFailure(UserError):
-    """A request that failed. code: unreachable, refused, busy, not_openai, broke_off, too_slow, address or internal;
-    values: what the message is filled with, for those who say it in another language; retry_after: seconds that the
-    server's Retry-After header asks to wait, or None."""
+    """A failed request.
+
+    code: a key of MESSAGES. values: the values of the message's placeholders, so that it can be translated.
+    retry_after: seconds to wait as the server's Retry-After header says, or None.
+    """
 
     retry_after = None
 
@@ -70,48 +72,41 @@ class ApiFailure(UserError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What an answer may cost: seconds in all, seconds to connect, characters, tries again where a server is busy,
-    and the longest that it may ask to be waited for."""
+    """Limits of one request."""
 
-    seconds: float = 120.0
+    seconds: float = 120.0  # for the whole answer
     connect_seconds: float = 5.0
-    chars: int = 32768
-    retries: int = 2
-    longest_wait: float = 10.0
+    chars: int = 32768  # of the answer
+    retries: int = 2  # if the server is busy
+    longest_wait: float = 10.0  # seconds; a busy server that asks for more is not retried
 
 
 def clean_text(text):
-    """Text that can be written as UTF-8: half of a surrogate pair becomes a question mark."""
+    """The text with each unpaired surrogate replaced by a question mark, so that it can be encoded as UTF-8."""
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def base_url(address):
-    """The URL below which an API's paths are: http where no scheme is given, /v1 where no path is.
+    """The base URL of an API. The default scheme is http, the default path /v1.
 
-    Raises ApiFailure for what is no http(s) address, or bears a password, a query or a fragment.
+    Raises ApiFailure("address") if it is not http(s), or contains a password, a query or a fragment.
     """
     text = address.strip()
-    shown = clean_text(text)[:MAX_NAME]
+    shown = clean_text(text)[:MAX_NAME_CHARS]
     try:
         parts = urlsplit(text if "://" in text else f"http://{text}")
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise ApiFailure("address", address=shown, detail=str(error)) from None
-    wrong = (
-        "only http and https are asked"
-        if parts.scheme not in ("http", "https")
-        else "no host"
-        if not host or not text.isprintable() or any(c in text for c in " \\")
-        else "a key has its own field"
-        if "@" in parts.netloc
-        else "a query has no place in it"
-        if parts.query or parts.fragment
-        else "port 0"
-        if port == 0
-        else ""
-    )
-    if wrong:
-        raise ApiFailure("address", address=shown, detail=wrong)
+    for is_wrong, detail in (
+        (parts.scheme not in ("http", "https"), "only http and https are supported"),
+        (not host or not text.isprintable() or " " in text or "\\" in text, "no host"),
+        ("@" in parts.netloc, "a key has its own field"),
+        (parts.query or parts.fragment, "a query is not allowed"),
+        (port == 0, "port 0"),
+    ):
+        if is_wrong:
+            raise ApiFailure("address", address=shown, detail=detail)
     path = parts.path.rstrip("/")
     for ending in ("/chat/completions", "/completions", "/models"):
         path = path.removesuffix(ending)
@@ -119,7 +114,7 @@ def base_url(address):
 
 
 def is_near(url):
-    """Whether a URL's host is this machine or a private network (Tailscale's too), where no proxy leads."""
+    """Whether a URL's host is this machine or in a private network (Tailscale included), which no proxy can reach."""
     host = urlsplit(url).hostname
     try:
         return not ipaddress.ip_address(host).is_global
@@ -128,7 +123,7 @@ def is_near(url):
 
 
 def event_loop():
-    """The loop on which all requests run, in a thread of its own."""
+    """The event loop of all requests, which runs in its own thread."""
     with LOOP_LOCK:
         return new_event_loop()
 
@@ -136,39 +131,40 @@ def event_loop():
 @functools.cache
 def new_event_loop():
     loop = asyncio.new_event_loop()
-    # Looking up a name takes a thread for as long as it hangs; a few that do must not hold up the others.
-    loop.set_default_executor(ThreadPoolExecutor(LOOKUPS, "api-lookup"))
+    # A DNS lookup that hangs occupies a thread; a few of them must not delay the others.
+    loop.set_default_executor(ThreadPoolExecutor(MAX_NAME_LOOKUPS, "api-lookup"))
     threading.Thread(target=loop.run_forever, name="api-client", daemon=True).start()
     return loop
 
 
 @functools.cache
 def certificates():
-    """What servers' certificates are checked against; it takes a moment to read."""
+    """The trusted root certificates, loaded once because that is slow."""
     return httpx.create_ssl_context()
 
 
 class ApiClient:
-    """One server. address: as `base_url` takes it; key: sent as a bearer token, "": none. For many threads.
+    """A client of one server; thread-safe. Connections are reused until `close`.
 
-    Its connections are kept for further requests until `close`.
+    address: see `base_url`. key: sent as a bearer token; "": none. limits: `Limits`.
     """
 
     def __init__(self, address, key="", limits=None):
-        self.base, self.key, self.limits = base_url(address), key, limits or Limits()
-        self.plain = False  # whether the server is known to refuse EXTRAS
-        # The loop's own: the httpx.AsyncClient, how many requests it has in hand, whether it goes with the last one.
-        self._http, self._requests, self._closing = None, 0, False
+        self.base = base_url(address)
+        self.key = key
+        self.limits = limits or Limits()
+        self.plain = False  # whether the server is known to refuse OPTIONAL_FIELDS
+        # Used on the event loop only.
+        self._http = None  # the httpx.AsyncClient
+        self._requests = 0  # under way
+        self._closing = False  # whether to close _http after the last of them
 
     def close(self):
-        """Give up the connections, once the requests in hand are done. A later request opens one for itself alone."""
-        asyncio.run_coroutine_threadsafe(self._close(), event_loop())
-
-    async def _close(self):
+        """Close the connections after the requests that are under way. A later request opens one for itself alone."""
         self._closing = True
-        await self._leave()
+        asyncio.run_coroutine_threadsafe(self._close_if_idle(), event_loop())
 
-    async def _leave(self):
+    async def _close_if_idle(self):
         if self._closing and self._http and not self._requests:
             http, self._http = self._http, None
             await http.aclose()
@@ -179,27 +175,29 @@ class ApiClient:
             return httpx.AsyncClient(
                 follow_redirects=False, trust_env=not is_near(self.base), verify=certificates(),
                 timeout=httpx.Timeout(None, connect=self.limits.connect_seconds),
-                limits=httpx.Limits(keepalive_expiry=KEPT_SECONDS),  # as many at once as are asked for
-                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # none is taken
+                limits=httpx.Limits(keepalive_expiry=KEEPALIVE_SECONDS),  # no limit of concurrent connections
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # cookies are ignored
             )  # fmt: skip
-        except (ImportError, ValueError):  # SOCKS, or what is no proxy at all
+        except (ImportError, ValueError):  # a SOCKS proxy, or an invalid one
             detail = "the proxy in the environment cannot be used"
             raise ApiFailure("unreachable", address=self.base, detail=detail) from None
 
     @contextlib.asynccontextmanager
     async def open(self, method, path, body=None):
-        """The httpx.Response to a request, its body not read. Raises ApiFailure("unreachable")."""
-        headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {self.key}"} if self.key else {})}
-        content = None if body is None else json.dumps(body, ensure_ascii=False).encode("utf-8", errors="replace")
-        if content is not None:
+        """Context manager: the httpx.Response to a request, its body not yet read. Raises ApiFailure("unreachable")."""
+        headers, content = {"Accept-Encoding": "identity"}, None
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        if body is not None:
             headers["Content-Type"] = "application/json"
+            content = json.dumps(body, ensure_ascii=False).encode("utf-8", errors="replace")
         self._http = self._http or self._new_http()
         self._requests += 1
         try:
             try:
                 request = self._http.build_request(method, self.base + path, content=content, headers=headers)
                 response = await self._http.send(request, stream=True)
-            except (*BROKEN, UnicodeError) as error:  # UnicodeError: a key that no header can bear
+            except (*CONNECTION_ERRORS, UnicodeError) as error:  # UnicodeError: the key is not ASCII
                 raise ApiFailure("unreachable", address=self.base, detail=reason_of(error)) from None
             try:
                 yield response
@@ -207,20 +205,20 @@ class ApiClient:
                 await response.aclose()
         finally:
             self._requests -= 1
-            await self._leave()
+            await self._close_if_idle()
 
     def models(self, seconds=3.0):
-        """([{"id", "owned_by"}], seconds it took): what the server offers. Raises ApiFailure."""
+        """(the server's models [{"id", "owned_by"}], seconds that the request took). Raises ApiFailure."""
         started = time.perf_counter()
         listing = asyncio.run_coroutine_threadsafe(self._listed(seconds), event_loop())
-        found = {}
+        owners = {}
         try:
             for entry in json.loads(listing.result())["data"]:
-                if isinstance(entry["id"], str) and 0 < len(entry["id"]) <= MAX_NAME:
-                    found.setdefault(entry["id"], entry.get("owned_by"))
+                if isinstance(entry["id"], str) and 0 < len(entry["id"]) <= MAX_NAME_CHARS:
+                    owners.setdefault(entry["id"], entry.get("owned_by"))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise ApiFailure("not_openai", address=self.base, detail="/models is no list of models") from None
-        models = [{"id": name, "owned_by": owner} for name, owner in found.items()]
+            raise ApiFailure("not_openai", address=self.base, detail="/models does not return a list") from None
+        models = [{"id": name, "owned_by": owner} for name, owner in owners.items()]
         return models[:MAX_MODELS], time.perf_counter() - started
 
     async def _listed(self, seconds):
@@ -228,101 +226,99 @@ class ApiClient:
             async with asyncio.timeout(seconds), self.open("GET", "/models") as response:
                 if response.status_code != 200:
                     raise await self.refusal(response)
-                return await self.read(response, MAX_LIST)
+                return await self.read(response, MAX_LIST_BYTES)
         except TimeoutError:
             raise ApiFailure("too_slow", address=self.base, seconds=seconds) from None
 
     def complete(self, model, prompt, **fields):
-        """The `RemoteStream` that continues a prompt (of server.py's fine-tuned models: answers a question).
+        """The `RemoteStream` of a completion. (server.py's fine-tuned models answer the prompt as a question.)
 
-        fields: OpenAI's names, and top_k and repetition_penalty.
+        fields: request fields of OpenAI's API, top_k and repetition_penalty.
         """
         return RemoteStream(self, "/completions", {"model": model, "prompt": prompt, **fields})
 
     def chat(self, model, messages, **fields):
-        """The `RemoteStream` of the answer to a chat, messages as {"role", "content"} each."""
+        """The `RemoteStream` of a chat completion. messages: [{"role", "content"}]; fields: as in `complete`."""
         return RemoteStream(self, "/chat/completions", {"model": model, "messages": messages, **fields})
 
-    async def read(self, response, most):
-        """A body of at most `most` bytes. Raises ApiFailure."""
+    async def read(self, response, max_bytes):
+        """The body (bytes) of a response. Raises ApiFailure if it is longer than max_bytes, or the connection fails."""
         body = bytearray()
         try:
             async for chunk in response.aiter_raw():
                 body += chunk
-                if len(body) > most:
-                    raise ApiFailure("not_openai", address=self.base, detail="its answer has no end")
-        except BROKEN as error:
+                if len(body) > max_bytes:
+                    raise ApiFailure("not_openai", address=self.base, detail="its response is too long")
+        except CONNECTION_ERRORS as error:
             raise ApiFailure("unreachable", address=self.base, detail=reason_of(error)) from None
         return bytes(body)
 
     async def refusal(self, response):
-        """The ApiFailure of a response whose status is no 200."""
+        """The `ApiFailure` of a response whose status is not 200."""
         status = response.status_code
         try:
             async with asyncio.timeout(self.limits.connect_seconds):
-                body = await self.read(response, MAX_ERROR)
+                body = await self.read(response, MAX_ERROR_BYTES)
         except (ApiFailure, TimeoutError):
             body = b""
-        detail = detail_of(body) or clean_text(response.reason_phrase)[:MAX_DETAIL]
+        detail = detail_of(body) or clean_text(response.reason_phrase)[:MAX_DETAIL_CHARS]
         values = {"address": self.base, "status": status, "detail": detail}
-        code = "busy" if status in TOO_BUSY else "refused"
+        code = "busy" if status in BUSY_STATUSES else "refused"
         failure = ApiFailure(code, quota=b"insufficient_quota" in body, **values)
         failure.retry_after = retry_after_seconds(response.headers.get("Retry-After"))
         return failure
 
 
-REASONS = {
+CONNECTION_REASONS = {
     "refused": "connection refused", "ll connection attempts failed": "connection refused", "timed out": "timed out",
     "resolve": "no such host", "getaddrinfo": "no such host", "Name or service": "no such host",
     "No address": "no such host", "unreachable": "network unreachable", "No route": "no route",
-    "certificate": "its certificate is not trusted", "ascii": "the key has characters that no header can bear",
+    "certificate": "its certificate is not trusted",
+    "ascii": "the key has characters that an HTTP header cannot contain",
 }  # fmt: skip
 
 
 def reason_of(error):
-    """Why a connection failed, in a few words."""
+    """The reason of a failed connection in a few words; unknown ones are named by their class."""
+    if isinstance(error, httpx.TimeoutException):
+        return "timed out"
     text = f"{error} {error.__cause__ or ''}"
-    known = next((words for sign, words in REASONS.items() if sign in text), type(error).__name__)
-    return "timed out" if isinstance(error, httpx.TimeoutException) else known
+    return next((words for part, words in CONNECTION_REASONS.items() if part in text), type(error).__name__)
 
 
 def detail_of(body):
-    """The message of an error's body (bytes), in OpenAI's form or any."""
+    """The message in an error's body (bytes), which may be OpenAI's JSON, other JSON, or plain text."""
     text = body.decode("utf-8", errors="replace")
     with contextlib.suppress(ValueError, AttributeError, RecursionError):
         error = json.loads(text)
         error = error.get("error", error.get("detail", error.get("message", text)))
         text = error.get("message", text) if isinstance(error, dict) else error
-    return " ".join(clean_text(str(text)).split())[:MAX_DETAIL]
+    return " ".join(clean_text(str(text)).split())[:MAX_DETAIL_CHARS]
 
 
 class RemoteStream(TextStream):
-    """An answer as another machine makes it.
+    """The text stream of an answer from a server.
 
-    cut: "time" or "size" where a limit ended it (finish_reason "length" then), else "". Token counts are the server's,
-    or, where it tells none, pieces. error: an ApiFailure.
+    cut: "time" or "size" if a limit ended it (finish_reason is "length" then), otherwise "". error: an `ApiFailure`.
+    completion_tokens: as the server reports it, or the number of pieces if it does not.
     """
 
-    prompt_cut = False  # a server tells that in a header at most
+    prompt_cut = False  # not known for a remote model
 
     def __init__(self, client, path, body):
         super().__init__()
         self._client, self._path = client, path
         self._body = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        self.cut, self._chars, self._pieces_made = "", 0, 0
-        self._reason = None  # why it ended, as the server says
-        self._ending = threading.Lock()
+        self.cut = ""
+        self._chars = 0
+        self._piece_count = 0
+        self._reason = None  # the server's finish_reason
         self._task = asyncio.run_coroutine_threadsafe(self._run(), event_loop())
 
     def cancel(self):
-        """Give up; the connection is closed, so that the server stops too."""
+        """End the stream and close the connection, so that the server stops as well."""
         self.finish("cancelled")
         self._task.cancel()
-
-    def finish(self, reason, error=None):
-        """End the stream; the first reason counts."""
-        with self._ending:
-            super().finish(reason, error)
 
     def fail(self, code, **values):
         """End the stream with an ApiFailure."""
@@ -345,17 +341,17 @@ class RemoteStream(TextStream):
             self.finish("error", failure)
         except (httpx.HTTPError, OSError):
             self.fail("broke_off")
-        except Exception as error:  # a mistake of ours: nobody else reads what this task raises
+        except Exception as error:  # a bug of this program: nothing awaits this task, so its exception would be lost
             traceback.print_exc()
             self.fail("internal", detail=type(error).__name__)
         finally:
-            self.finish("cancelled")  # where the loop gives it up: a reader must not wait for ever
+            self.finish("cancelled")  # the task was cancelled: the reader must not wait forever
 
     async def _answer(self):
-        """Read the answer, asked for again where the server is busy or does not know EXTRAS."""
+        """Request and read the answer. Retries if the server is busy, or without OPTIONAL_FIELDS if it refuses them."""
         client, tries, plain = self._client, 0, self._client.plain
         while True:
-            body = {k: v for k, v in self._body.items() if not (plain and k in EXTRAS)}
+            body = {k: v for k, v in self._body.items() if not (plain and k in OPTIONAL_FIELDS)}
             async with client.open("POST", self._path, body) as response:
                 if response.status_code == 200:
                     client.plain = plain
@@ -374,37 +370,38 @@ class RemoteStream(TextStream):
     async def _read(self, response):
         if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
             return await self._read_whole(response)
-        buffer, searched, most = bytearray(), 0, self._client.limits.chars * BYTES_PER_CHAR
+        buffer, searched = bytearray(), 0
+        bytes_left = self._client.limits.chars * MAX_BYTES_PER_CHAR
         chunks = response.aiter_raw()
         async for chunk in chunks:
             buffer += chunk
-            most -= len(chunk)
+            bytes_left -= len(chunk)
             while (end := buffer.find(b"\n", searched)) >= 0:
                 line, searched = bytes(buffer[:end]).strip(), 0
                 del buffer[: end + 1]
-                if self._take(line):
-                    return await self._read_rest(chunks)
+                if self._take_event(line):
+                    return await self._drain(chunks)
             searched = len(buffer)
-            if most < 0:
+            if bytes_left < 0:
                 self.cut = "size"
                 return self.finish("length")
 
-    async def _read_rest(self, chunks):
-        """Read what comes behind an answer's end: a connection with something left in it could not be kept."""
-        most = 0 if self.cut else REST_BYTES
+    async def _drain(self, chunks):
+        """Read what follows the end of an answer: a connection with unread data cannot be reused."""
+        bytes_left = 0 if self.cut else DRAIN_BYTES
         with contextlib.suppress(httpx.HTTPError, OSError):  # TimeoutError is one
-            async with asyncio.timeout(REST_SECONDS):
-                while most > 0 and (piece := await anext(chunks, b"")):
-                    most -= len(piece)
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while bytes_left > 0 and (chunk := await anext(chunks, b"")):
+                    bytes_left -= len(chunk)
 
     async def _read_whole(self, response):
-        """An answer in one JSON, from a server that does not stream."""
-        body = await self._client.read(response, self._client.limits.chars * BYTES_PER_CHAR)
-        self._take(b"data: " + body)
+        """Read the answer of a server that does not stream: a single JSON object."""
+        body = await self._client.read(response, self._client.limits.chars * MAX_BYTES_PER_CHAR)
+        self._take_event(b"data: " + body)
         self.finish(self._reason or "stop")
 
-    def _take(self, line):
-        """Take an event; returns whether the answer is over."""
+    def _take_event(self, line):
+        """Process a line of the event stream. Returns whether the answer has ended."""
         if not line.startswith(b"data:"):
             return False
         data = line[5:].strip()
@@ -421,10 +418,10 @@ class RemoteStream(TextStream):
             text = (choice.get("delta") or choice.get("message") or choice).get("content") or choice.get("text") or ""
             reason = choice.get("finish_reason")
         except (ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError):
-            raise ApiFailure("not_openai", address=self._client.base, detail="a piece of its stream") from None
+            raise ApiFailure("not_openai", address=self._client.base, detail="malformed event in its stream") from None
         self.prompt_tokens = count_of(prompt_tokens, self.prompt_tokens)
         self._add(clean_text(text) if isinstance(text, str) else "")
-        self.completion_tokens = count_of(completion_tokens, self._pieces_made)
+        self.completion_tokens = count_of(completion_tokens, self._piece_count)
         if reason:
             self._reason = "length" if reason == "length" else "stop"
         return self.finish_reason is not None
@@ -433,16 +430,16 @@ class RemoteStream(TextStream):
         if not text:
             return
         self.first_token = self.first_token or time.perf_counter()
-        self._pieces_made += 1
-        room = self._client.limits.chars - self._chars
+        self._piece_count += 1
+        chars_left = self._client.limits.chars - self._chars
         self._chars += len(text)
-        self.put(text[:room])
-        if len(text) > room:
+        self.put(text[:chars_left])
+        if len(text) > chars_left:
             self.cut = "size"
             self.finish("length")
 
 
 def count_of(claimed, known):
-    """A count of tokens that a server claims, where it is a credible number, else the one that is known."""
-    credible = isinstance(claimed, (int, float)) and 0 < claimed <= MAX_COUNT
-    return int(claimed) if credible else known
+    """The token count that a server reports if it is plausible, otherwise the `known` one."""
+    is_plausible = isinstance(claimed, (int, float)) and 0 < claimed <= MAX_CLAIMED_TOKENS
+    return int(claimed) if is_plausible else known

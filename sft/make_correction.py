@@ -1,11 +1,11 @@
-"""Articles to sentences with a mistake and without, for fine-tuning a model that corrects them.
+"""Makes correction data from articles: sentences with and without a mistake, for fine-tuning a model that corrects.
 
-    python sft/make_correction.py                                       # of the embedded corpus
+    python sft/make_correction.py                                       # from the embedded corpus
     python sft/make_correction.py --input_dir=my_wiki --max_sentences=100000
-    python data/prepare_sft.py --qa_files=sft/corrections.jsonl         # then, as with any questions
+    python data/prepare_sft.py --qa_files=sft/corrections.jsonl         # next step, as for any questions
 
-A row is {"question": the sentence, perhaps with a mistake, "answer": the right one, "id" and "subject" of its article,
-"kind": the mistake's, or unchanged}. The rows of a subject stay together in one part; `--help` lists the settings.
+A row is {"question": the sentence, with or without a mistake, "answer": the correct sentence, "id" and "subject" of its
+article, "kind": of the mistake, or unchanged}. All rows of a subject are in the same part. `--help` lists the settings.
 """
 
 import heapq
@@ -30,31 +30,35 @@ from minigpt.evaluation.mistakes import KINDS, UNCHANGED, han_places, is_whole, 
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import CorrectionDataSettings
 
-FEWEST = 4  # Han characters of a sentence that is used
-LONG, SHORT, OPEN = "longer than max_sentence_chars", f"fewer than {FEWEST} Han characters", "without an end"
-AGAIN, NOT_DRAWN, NO_MISTAKE = "there already", "not drawn (max_sentences)", "no further mistake can be made in it"
-UNITS_OF_SHARE = 2**64
+MIN_HAN_CHARS = 4  # in a sentence that is used
+RANKS = 2**64
 
 
 @dataclass(order=True)
 class Sentence:
-    rank: int  # drawn are the lowest, which the text and the seed decide; falling, as a heap has its least first
-    number: int  # in the order of the files
+    rank: int  # negated hash of text and seed: the highest are kept, and the heap drops the lowest first
+    number: int  # position in the files
     text: str
     id: object
     subject: str
 
 
 class Sentences:
-    """The right sentences of all articles that are used, each once, at most `max_sentences` of them in memory."""
+    """The correct sentences of all articles, without duplicates: a random sample of at most `max_sentences`."""
 
     def __init__(self, settings):
-        self.settings, self.cleaner = settings, Cleaner(settings)
-        self.problems, self.left_out, self.characters = Problems(), Counter(), Counter()
-        self.heap, self.texts, self.found, self.articles = [], set(), 0, 0
+        self.settings = settings
+        self.cleaner = Cleaner(settings)
+        self.problems = Problems()
+        self.left_out = Counter()  # sentences by reason
+        self.characters = Counter()  # of all articles
+        self.heap = []
+        self.texts = set()  # of the sentences in the heap
+        self.found = 0
+        self.articles = 0
 
     def read(self, files):
-        """Take the sentences of every article of the files, under a progress bar."""
+        """Add the sentences of every article of the files, with a progress bar."""
         with tqdm(total=sum(map(os.path.getsize, files)), unit="B", unit_scale=True, desc="correction") as bar:
             for path in files:
                 for number, row in read_rows(path, self.problems, bar.update):
@@ -70,38 +74,38 @@ class Sentences:
                     bar.set_postfix_str(f"sentences={len(self.heap)}", refresh=False)
 
     def add(self, text, article):
-        """One sentence: taken, or counted under why it is not."""
+        """Add one sentence, or count the reason why it is left out."""
         if not text:
             return
         self.found += 1
-        reason = self.reason(text)
+        reason = self.exclusion_reason(text)
         if reason:
             self.left_out[reason] += 1
             return
-        rank = -int(hash_share(f"{self.settings.seed}:draw:{text}") * UNITS_OF_SHARE)
+        rank = -int(hash_share(f"{self.settings.seed}:draw:{text}") * RANKS)
         heapq.heappush(self.heap, Sentence(rank, self.found, text, article.id, article.subject))
         self.texts.add(text)
         if 0 < self.settings.max_sentences < len(self.heap):
             self.texts.discard(heapq.heappop(self.heap).text)
-            self.left_out[NOT_DRAWN] += 1
+            self.left_out["not drawn (max_sentences)"] += 1
 
-    def reason(self, text):
-        """Why a sentence cannot be used, or None."""
+    def exclusion_reason(self, text):
+        """The reason why a sentence cannot be used, or None."""
         if text in self.texts:
-            return AGAIN
+            return "duplicate"
         if not is_whole(text):
-            return OPEN
+            return "without an end"
         if len(text) > self.settings.max_sentence_chars:
-            return LONG
-        return SHORT if len(han_places(text)) < FEWEST else None
+            return "longer than max_sentence_chars"
+        return f"fewer than {MIN_HAN_CHARS} Han characters" if len(han_places(text)) < MIN_HAN_CHARS else None
 
     def in_order(self):
-        """The sentences as the files have them."""
+        """The sentences in the order of the files."""
         return sorted(self.heap, key=lambda sentence: sentence.number)
 
 
-def rows_of(sentences, settings):
-    """Yields the rows (dicts) of all sentences. No question is another row's answer, or stands in two rows."""
+def correction_rows(sentences, settings):
+    """Yields the rows (dicts) of all sentences. Questions are unique, and no mistake makes another row's answer."""
     frequent, taken = most_frequent(sentences.characters), set(sentences.texts)
     for sentence in sentences.in_order():
         about = {"answer": sentence.text, "id": sentence.id, "subject": sentence.subject}
@@ -118,40 +122,38 @@ def rows_of(sentences, settings):
                     yield {"question": text, **about, "kind": kind}
                     break
             else:
-                sentences.left_out[NO_MISTAKE] += 1
+                sentences.left_out["no further mistake can be made in it"] += 1
                 break
 
 
-def make(settings):
-    """Write the rows of settings.corrections; returns (`Sentences`, Counter of rows by kind)."""
+def make_corrections(settings):
+    """Write the rows to settings.corrections. Returns (`Sentences`, Counter of rows by kind)."""
     if not settings.mistakes:
-        raise UserError(f"mistakes is empty; name some of {', '.join(KINDS)} with --mistakes=…")
+        raise UserError(f"mistakes is empty; choose some of {', '.join(KINDS)} with --mistakes=…")
     settings.mistakes = list(dict.fromkeys(settings.mistakes))
     sentences, counts = Sentences(settings), Counter()
     sentences.read(find_files(settings.input_dir))
 
     def write(file):
-        for row in tqdm(rows_of(sentences, settings), unit="row", desc="write"):
+        for row in tqdm(correction_rows(sentences, settings), unit="row", desc="write"):
             counts[row["kind"]] += 1
             file.write(json.dumps(row, ensure_ascii=False).encode(errors="replace") + b"\n")
         if not counts:
-            reasons = "; ".join(
-                [*sentences.problems.places[:3], *(f"{n} {why}" for why, n in sentences.left_out.items())]
-            )
-            raise UserError(f"no sentence in {', '.join(settings.input_dir)} could be used: {reasons}")
+            reasons = [*sentences.problems.places[:3], *(f"{n} {reason}" for reason, n in sentences.left_out.items())]
+            raise UserError(f"no sentence in {', '.join(settings.input_dir)} could be used: {'; '.join(reasons)}")
 
     try:
         write_atomic(settings.corrections, write)
     except OSError as error:
         raise UserError(
-            f"{settings.corrections} could not be written ({error.strerror}); name another with --corrections=…"
+            f"{settings.corrections} could not be written ({error.strerror}); choose another file with --corrections=…"
         ) from None
     return sentences, counts
 
 
 def main():
     settings = load_settings(CorrectionDataSettings)
-    sentences, counts = make(settings)
+    sentences, counts = make_corrections(settings)
     print(dropped_text(sentences.problems.about()))
     left_out = ", ".join(f"{n} {reason}" for reason, n in sentences.left_out.most_common()) or "none"
     print(f"{sentences.articles} articles, {sentences.found} sentences; left out: {left_out}")

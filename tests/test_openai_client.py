@@ -1,5 +1,6 @@
-"""The client of OpenAI-compatible APIs, against peers that behave well and badly."""
+"""The client of OpenAI-compatible APIs, with servers that behave well and badly."""
 
+import contextlib
 import socket
 import time
 
@@ -7,17 +8,15 @@ import pytest
 from peer_fakes import peer
 
 from minigpt.openai_client import ApiClient, ApiFailure, Limits, RemoteStream, base_url, is_near
-from minigpt.synth.client import FATAL, blame, hint_of
+from minigpt.synth.client import FATAL, advice_for, failure_cause
 
 
-def ended(stream, seconds=10):
-    """The text of a stream that ends within so many seconds, whatever ended it."""
-    pieces, until = [], time.monotonic() + seconds
-    try:
-        while (piece := stream.next_piece(max(0.01, until - time.monotonic()))) is not None:
+def ended(stream):
+    """The text of a stream that has ended, for whatever reason. Fails if no piece comes for a minute."""
+    pieces = []
+    with contextlib.suppress(RuntimeError):
+        while (piece := stream.next_piece(60)) is not None:
             pieces.append(piece)
-    except RuntimeError:
-        pass
     return "".join(pieces)
 
 
@@ -38,7 +37,7 @@ def asked(model, prompt="你好世界", limits=None, **fields):
         ("[::1]:5000", "http://[::1]:5000/v1"),
     ],
 )
-def test_an_address_is_taken_as_people_write_it(address, base):
+def test_addresses_are_completed(address, base):
     assert base_url(address) == base
 
 
@@ -47,19 +46,19 @@ def test_an_address_is_taken_as_people_write_it(address, base):
     ["ftp://x", "file:///etc/passwd", "gopher://x:70", "javascript:alert(1)", "http://", "", "http://u:p@x", "x:99999",
      "http://x/?q=1", "http://x/#f", "http://a b", "x:0", "http://[::1", "http://a\nb"],
 )  # fmt: skip
-def test_what_is_no_web_address_is_refused_and_said(address):
+def test_invalid_addresses_are_refused(address):
     with pytest.raises(ApiFailure) as raised:
         base_url(address)
     assert raised.value.code == "address" and "write it like" in str(raised.value)
 
 
-def test_no_proxy_stands_before_machines_nearby():
+def test_machines_nearby_are_recognized():
     near = ["127.0.0.1", "localhost:5000", "192.168.1.5", "[::1]", "nas", "100.101.102.103", "me.tail1.ts.net"]
     assert all(is_near(f"http://{host}/v1") for host in near)
     assert not is_near("https://api.example.com/v1") and not is_near("http://8.8.8.8/v1")
 
 
-def test_a_proxy_in_the_environment_does_not_break_talk_to_this_machine(monkeypatch):
+def test_a_proxy_in_the_environment_is_not_used_for_this_machine(monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -67,17 +66,15 @@ def test_a_proxy_in_the_environment_does_not_break_talk_to_this_machine(monkeypa
     assert asked("echo")[0] == "你好世界"
 
 
-def test_text_comes_as_it_is_made_with_counts_and_times():
+def test_text_is_streamed_with_counts_and_times():
     with peer() as other:
-        started = time.monotonic()
         stream = ApiClient(other.address).chat("slow", [{"role": "user", "content": "一二三四"}])
-        assert stream.next_piece(5) == "一" and time.monotonic() - started < 1
-        assert ended(stream) == "二三四" and stream.finish_reason == "stop"
+        assert list(stream) == [*"一二三四"] and stream.finish_reason == "stop"
     assert stream.completion_tokens == 4 == stream.prompt_tokens
     assert stream.started < stream.first_token < stream.finished and not stream.cut
 
 
-def test_the_key_and_the_fields_are_sent_and_a_netrc_has_no_part_in_it(monkeypatch, tmp_path):
+def test_the_key_and_the_fields_are_sent_and_netrc_is_ignored(monkeypatch, tmp_path):
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login a password b", encoding="utf-8")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with peer() as other:
@@ -90,28 +87,26 @@ def test_the_key_and_the_fields_are_sent_and_a_netrc_has_no_part_in_it(monkeypat
     assert body["temperature"] == 0.5 and body["top_k"] == 3 and body["max_tokens"] == 9 and body["stream"]
 
 
-def test_a_peer_that_dies_in_mid_answer_leaves_what_it_had_said():
+def test_a_broken_connection_keeps_the_text_before_it():
     text, stream, _ = asked("dies")
     assert text == "你好世" and stream.finish_reason == "error" and stream.error.code == "broke_off"
 
 
 @pytest.mark.parametrize("model", ["endless", "line", "zipped"])
-def test_an_answer_is_bounded_in_size(model):
+def test_the_size_of_an_answer_is_limited(model):
     text, stream, _ = asked(model, limits=Limits(chars=1000, seconds=20))
     assert len(text) <= 1000
     assert (stream.cut, stream.finish_reason) == ("size", "length") or stream.error.code in ("not_openai", "broke_off")
 
 
 @pytest.mark.parametrize("model", ["drips", "silent", "headers", "continue"])
-def test_an_answer_is_bounded_in_time(model):
-    started = time.monotonic()
+def test_the_time_of_an_answer_is_limited(model):
     _, stream, _ = asked(model, limits=Limits(seconds=0.8))
-    assert time.monotonic() - started < 3
     assert stream.error.code == "too_slow"
 
 
-def test_a_slow_answer_ends_with_what_it_has():
-    text, stream, _ = asked("slow", "慢" * 100, limits=Limits(seconds=0.8))
+def test_a_slow_answer_is_cut_at_the_time_limit():
+    text, stream, _ = asked("slow", "慢" * 100, limits=Limits(seconds=2))
     assert 0 < len(text) < 100 and (stream.cut, stream.finish_reason) == ("time", "length")
 
 
@@ -125,26 +120,26 @@ def test_a_slow_answer_ends_with_what_it_has():
         ("faraway", "refused"),
     ],
 )
-def test_what_is_no_answer_is_an_error_that_says_so(model, code):
+def test_invalid_answers_and_redirects_are_errors(model, code):
     _, stream, other = asked(model)
     assert stream.error.code == code and len(other.seen) == 1  # a redirect is not followed
 
 
-def test_absurd_counts_and_half_characters_do_no_harm():
+def test_impossible_counts_and_unpaired_surrogates_are_replaced():
     text, stream, _ = asked("counts")
     assert text == "好" and stream.finish_reason == "stop" and stream.completion_tokens == 1
     text, stream, _ = asked("surrogate")
     assert text == "?好?" and text.encode()
 
 
-def test_a_server_that_does_not_stream_and_one_that_knows_openais_fields_only_are_understood():
+def test_servers_that_do_not_stream_or_refuse_optional_fields_work():
     text, stream, _ = asked("whole")
     assert text == "整个你好世界" and stream.finish_reason == "length"
     text, _, other = asked("plain", top_k=20, seed=1)
     assert text == "你好世界" and [("top_k" in body) for _, _, body in other.seen] == [True, False]
 
 
-def test_fields_beyond_openais_are_sent_again_after_a_refusal_that_had_another_cause():
+def test_optional_fields_are_sent_again_after_a_refusal_with_another_cause():
     with peer(["busy"]) as other:
         client = ApiClient(other.address)
         other.refuse = 2
@@ -154,35 +149,31 @@ def test_fields_beyond_openais_are_sent_again_after_a_refusal_that_had_another_c
     assert [("top_k" in body) for _, _, body in other.seen] == [True, False, True]
 
 
-def test_a_busy_server_is_asked_again_when_it_says_and_not_for_ever():
+def test_a_busy_server_is_retried_a_limited_number_of_times():
     text, _, other = asked("busy")
     assert text == "你好世界" and len(other.seen) == 3
     _, stream, other = asked("busy", limits=Limits(retries=1))
     assert stream.error.code == "busy" and len(other.seen) == 2
 
 
-def test_cancelling_ends_the_stream_at_once_and_the_server_notices():
+def test_cancelling_ends_the_stream_and_closes_the_connection():
     with peer() as other:
         stream = ApiClient(other.address).chat("slow", [{"role": "user", "content": "长" * 400}])
-        assert stream.next_piece(5)
-        started = time.monotonic()
+        assert stream.next_piece(60)
         stream.cancel()
         ended(stream)
-        assert time.monotonic() - started < 0.5 and stream.finish_reason == "cancelled"
-        while not other.left and time.monotonic() - started < 5:
-            time.sleep(0.02)
-        assert other.left == ["slow"]
+        assert stream.finish_reason == "cancelled" and came(lambda: other.left == ["slow"])
 
 
-def test_cancelling_before_the_first_byte_needs_no_answer():
+def test_a_request_without_an_answer_can_be_cancelled():
     with peer() as other:
         stream = ApiClient(other.address).chat("silent", [{"role": "user", "content": "好"}])
-        time.sleep(0.2)
+        assert came(lambda: other.seen)
         stream.cancel()
-        assert stream.next_piece(1) is None
+        assert ended(stream) == "" and stream.finish_reason == "cancelled"
 
 
-def test_who_is_not_there_is_said_at_once():
+def test_a_server_that_is_not_there_is_reported():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         client = ApiClient(f"127.0.0.1:{taken.getsockname()[1]}")
@@ -193,33 +184,32 @@ def test_who_is_not_there_is_said_at_once():
         assert stream.error.code == "unreachable"
 
 
-def test_models_are_listed_with_the_time_it_took_and_nonsense_is_left_out():
+def test_models_are_listed_with_the_time_and_invalid_names_are_left_out():
     with peer(models=["a", "a", "b" * 500, 7, ""], owner="minigpt") as other:
         models, seconds = ApiClient(other.address).models()
     assert models == [{"id": "a", "owned_by": "minigpt"}] and 0 < seconds < 3
 
 
-def test_a_list_that_does_not_come_is_given_up_in_time():
+def test_the_time_of_a_model_list_is_limited():
     with peer(None, listing_seconds=5) as other:
-        started = time.monotonic()
         with pytest.raises(ApiFailure) as raised:
             ApiClient(other.address).models(0.5)
-        assert raised.value.code == "too_slow" and time.monotonic() - started < 2
+        assert raised.value.code == "too_slow"
 
 
 def chat(client, model="kept", prompt="好"):
     return client.chat(model, [{"role": "user", "content": prompt}])
 
 
-def came(condition, seconds=10):
-    """Wait for a condition; whether it came."""
-    until = time.monotonic() + seconds
+def came(condition):
+    """Wait for a condition, at most a minute; whether it became true."""
+    until = time.monotonic() + 60
     while not condition() and time.monotonic() < until:
         time.sleep(0.01)
     return condition()
 
 
-def test_requests_in_turn_share_a_connection_until_the_client_is_closed():
+def test_consecutive_requests_share_a_connection_until_the_client_is_closed():
     with peer() as other:
         client = ApiClient(other.address)
         other.refuse = 1
@@ -232,22 +222,22 @@ def test_requests_in_turn_share_a_connection_until_the_client_is_closed():
         assert not any("Cookie" in headers for _, headers, _ in other.seen)
         client.close()
         assert came(lambda: other.disconnected == 1)
-        assert ended(chat(client)) == "好"  # whoever has the client still may go on
+        assert ended(chat(client)) == "好"  # a closed client can still be used
         assert came(lambda: other.disconnected == 2)
 
 
-def test_requests_at_once_have_a_connection_each_and_closing_cuts_none_of_them():
+def test_concurrent_requests_have_a_connection_each_and_closing_cuts_none():
     with peer() as other:
         client = ApiClient(other.address)
         streams = [chat(client, "slow", "一二三四五六") for _ in range(120)]
         assert all(stream.next_piece(60) == "一" for stream in streams)
         client.close()
-        assert [ended(stream, 60) for stream in streams] == ["二三四五六"] * 120
+        assert [ended(stream) for stream in streams] == ["二三四五六"] * 120
         assert other.connected == 120 and client.models()[0]
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, ValueError, KeyError])
-def test_a_mistake_of_ours_is_not_the_peers(monkeypatch, capsys, error):
+def test_an_internal_error_is_not_blamed_on_the_server(monkeypatch, capsys, error):
     def add(self, text):
         raise error("ours")
 
@@ -256,4 +246,4 @@ def test_a_mistake_of_ours_is_not_the_peers(monkeypatch, capsys, error):
     assert stream.error.code == "internal" and error.__name__ in str(stream.error)
     told = capsys.readouterr().err
     assert "Traceback" in told and error.__name__ in told and "ours" in told
-    assert blame(stream.error, replies=9) == FATAL and "traceback" in hint_of(stream.error)
+    assert failure_cause(stream.error, replies=9) == FATAL and "traceback" in advice_for(stream.error)

@@ -1,6 +1,6 @@
 """The error that users see. Every other module may raise it, so this one imports none of them."""
 
-MAX_REASON_CHARS = 200  # of another library's exception that are shown
+MAX_REASON_CHARS = 200  # of another library's exception
 
 
 class UserError(Exception):

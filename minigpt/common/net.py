@@ -27,32 +27,29 @@ def announce_server(title, host, port, protected, protection):
 
 
 def listening_socket(host, port):
-    """A TCP socket that listens at host and port; port 0 is a free one.
-
-    Raises UserError if the port is taken or the host is not an address of this machine.
-    """
+    """A listening TCP socket; port 0: any free port. Raises UserError if the port is taken or the host not local."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        if sys.platform == "win32":  # there, SO_REUSEADDR would let two processes share the port
+        if sys.platform == "win32":  # there SO_REUSEADDR would share a port that is in use
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
-        sock.listen()  # on Linux, two sockets may bind to one port, and only one may listen
+        sock.listen()  # on Linux two sockets may bind to one port, but only one may listen
     except OverflowError:
         sock.close()
         raise UserError(f"--port={port}: a port is a number from 0 to 65535") from None
     except OSError as error:
         sock.close()
-        raise UserError(explain_bind_error(host, port, error)) from None
+        raise UserError(listen_error(host, port, error)) from None
     return sock
 
 
-def explain_bind_error(host, port, error):
-    """The message for an OSError of `listening_socket`: the reason, and what to do."""
+def listen_error(host, port, error):
+    """Why listening failed, and what the user can do."""
     if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-        return f"--host={host} is not an address of this machine; use 127.0.0.1 for this machine only, 0.0.0.0 for all"
+        return f"--host={host} is not an address of this machine; 127.0.0.1 is this machine only, 0.0.0.0 every address"
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"port {port} may not be used ({error.strerror}); choose another, above 1023, with --port="
     note = " (macOS keeps 5000 for AirPlay)" if sys.platform == "darwin" and port == 5000 else ""
@@ -60,17 +57,17 @@ def explain_bind_error(host, port, error):
 
 
 def addresses(host, port):
-    """The URLs at which a server that listens at `host` is reached, most local first (IPv4). Sends nothing."""
+    """The URLs at which a server listening at `host` is reachable, the most local first. IPv4; sends no packet."""
     if host == "::":
         host = "::1"
     if host not in ("0.0.0.0", ""):
         return [f"http://{f'[{host}]' if ':' in host else host}:{port}"]
     found = ["127.0.0.1"]
-    # Connecting a datagram socket sends nothing, and selects the local address that is used to reach the other one.
-    for beyond in ("192.168.0.1", "10.0.0.1", "172.16.0.1", "100.64.0.1", "192.0.2.1"):
+    # Connecting a datagram socket sends nothing, but selects the local address for that destination.
+    for remote in ("192.168.0.1", "10.0.0.1", "172.16.0.1", "100.64.0.1", "192.0.2.1"):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             try:
-                probe.connect((beyond, 9))
+                probe.connect((remote, 9))
                 found.append(probe.getsockname()[0])
             except OSError:
                 continue

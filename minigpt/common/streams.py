@@ -1,57 +1,67 @@
-"""Text that comes piece by piece, from a model in this process or from another machine, as its reader sees it."""
+"""A stream of text, from a model in this process or on another machine, as its reader sees it."""
 
 import queue
+import threading
 import time
 
-END = None  # what follows a stream's last piece
+END = None  # marks the end of a stream
 
 
 class TextStream:
-    """One answer: iterating gives pieces of its text, whole characters, as they are made.
+    """One answer. Iterating yields pieces of its text (whole characters) as they are generated.
 
-    prompt_tokens, completion_tokens (EOT not counted): int. finish_reason: why it ended ("stop", "length",
-    "cancelled", "error": reading raises), or None while it has not. error: the exception behind "error". started,
-    first_token, finished: `time.perf_counter()` of these, or None.
+    prompt_tokens, completion_tokens: int, without EOT. finish_reason: "stop", "length", "cancelled", "error" (then
+    reading raises), or None until the stream ends. error: the exception if finish_reason is "error". started,
+    first_token, finished: `time.perf_counter()` of these events, or None.
     """
 
     def __init__(self, prompt_tokens=0):
-        self.prompt_tokens, self.completion_tokens, self.finish_reason, self.error = prompt_tokens, 0, None, None
-        self.started, self.first_token, self.finished = time.perf_counter(), None, None
+        self.prompt_tokens = prompt_tokens
+        self.completion_tokens = 0
+        self.finish_reason = None
+        self.error = None
+        self.started = time.perf_counter()
+        self.first_token = None
+        self.finished = None
         self._pieces = queue.SimpleQueue()
+        self._finish_lock = threading.Lock()
 
     def __iter__(self):
         while (piece := self.next_piece()) is not END:
             yield piece
 
     def next_piece(self, timeout=None):
-        """The next piece of text, or None behind the last. Raises TimeoutError when none came within so many
-        seconds, RuntimeError when the model failed."""
+        """The next piece of text, or None after the last. Raises TimeoutError if none comes within `timeout` seconds,
+        RuntimeError if the model failed."""
         try:
             piece = self._pieces.get(timeout=timeout)
         except queue.Empty:
             raise TimeoutError from None
         if piece is END:
-            self._pieces.put(END)  # for whoever asks again
+            self._pieces.put(END)  # for further calls
             if self.error:
                 raise RuntimeError(f"generation failed: {self.error}") from self.error
         return piece
 
     def put(self, text):
-        """A piece for the reader; "" is none."""
+        """Add a piece of text; "" is ignored."""
         if text:
             self._pieces.put(text)
 
     def finish(self, reason, error=None):
-        """End the stream; the first reason counts."""
-        if self.finish_reason is None:
-            self.finish_reason, self.error, self.finished = reason, error, time.perf_counter()
-            self._pieces.put(END)
+        """End the stream; the first reason is kept."""
+        with self._finish_lock:
+            if self.finish_reason is None:
+                self.error = error
+                self.finished = time.perf_counter()
+                self.finish_reason = reason
+                self._pieces.put(END)
 
 
 def all_ready(stream, wait):
-    """(text, whether the stream has ended): every piece that is ready, after `wait` seconds at most.
+    """(text, whether the stream has ended): all pieces that are ready. Waits up to `wait` seconds for the first one.
 
-    Raises RuntimeError as `next_piece` does, once what came before has been returned.
+    Raises RuntimeError as `next_piece` does, after the pieces before it have been returned.
     """
     pieces = []
     try:

@@ -1,4 +1,4 @@
-"""The articles that are asked about: chosen, cleaned, cut to what a model is shown, and known by a lasting key."""
+"""Selection of the articles to ask about: sampling, cleaning, shortening for the prompt, and keys."""
 
 import hashlib
 import os
@@ -10,12 +10,12 @@ from minigpt.common.errors import UserError
 from minigpt.corpus.cleaning import SENTENCE_END, Cleaner
 from minigpt.corpus.records import Problems, find_files, hash_share, read_articles
 
-PASSED = 50  # articles that are passed by before a None is given, so that the caller can look around
+SKIPPED_PER_YIELD = 50  # articles skipped in a row after which `ArticleSource` yields None
 
 
 @dataclass
-class Shown:
-    """An article as the model is shown it. id: as the file gives it, or "line 7"; source: see `names_of`."""
+class PromptArticle:
+    """An article as the prompt contains it. id: from the file, or "line 7"; source: see `source_names`."""
 
     source: str
     id: object
@@ -25,28 +25,29 @@ class Shown:
 
     @property
     def key(self):
-        return key_of(self.source, self.id)
+        return article_key(self.source, self.id)
 
 
-def key_of(source, id):
-    """What tells an article from all others: ids start anew in each file."""
+def article_key(source, id):
+    """The key of an article. It includes the source because ids are unique within one file only."""
     return f"{source}:{id}"
 
 
 def short_hash(key):
-    """Eight bytes of a key's hash, as an int: millions of them fit in memory."""
+    """The first eight bytes of a key's SHA-256, as an int: millions of them fit in memory."""
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", errors="replace")).digest()[:8], "big")
 
 
-def names_of(folders):
-    """{path: source} of all files of articles in folders: the path from the folder's own name on (`wiki/AA/wiki_00`).
+def source_names(folders):
+    """{path: source} of all article files in folders. A source is the path from the folder's name on,
+    such as `wiki/AA/wiki_00`.
 
-    So it is the same from wherever the script is started, and however the folder was named. Raises UserError where two
-    files would bear one name.
+    It depends neither on the working directory nor on how the folder was given. Raises UserError if two files have the
+    same source.
     """
     names, paths = {}, {}
     if not any(folders):
-        find_files(folders)  # it says so
+        find_files(folders)  # raises the UserError about an empty setting
     for folder in folders:
         root = Path(folder).resolve()
         for path in find_files([folder]):
@@ -58,15 +59,16 @@ def names_of(folders):
                 if os.path.samefile(path, paths[name]):
                     continue
                 raise UserError(
-                    f"{path} and {paths[name]} both go by {name} in the file of pairs; rename the folder of one, or "
-                    "give each input_dir a run of its own with its own --saves=…"
+                    f"{path} and {paths[name]} would both have the source {name} in the file of pairs; rename the "
+                    "folder of one, or run each input_dir with its own --saves=…"
                 )
-            names[path], paths[name] = name, path
+            names[path] = name
+            paths[name] = path
     return names
 
 
-def cut(text, limit):
-    """A text's start of at most `limit` characters, up to a sentence end where it has one."""
+def cut_at_sentence(text, limit):
+    """The start of a text, at most `limit` characters, up to the last sentence end within them if there is one."""
     if len(text) <= limit:
         return text
     ends = [match.end() for match in SENTENCE_END.finditer(text, 0, limit)]
@@ -74,50 +76,56 @@ def cut(text, limit):
 
 
 class ArticleSource:
-    """Iterating gives every article to ask about as `Shown`, in the files' order, and None now and then between.
+    """Iterable over the articles to ask about, as `PromptArticle`, in the order of the files.
 
-    done: hashes of keys that are passed by, counted in done_before, where each article has a request of its own; in
-    a group they stay, so that the group is what it was.
-    total, read: bytes. skipped: Counter of articles that are not asked about, by reason; problems: of rows that are
-    none. Reading the same files with the same settings gives the same articles each time.
+    It yields None after SKIPPED_PER_YIELD skipped articles in a row, so that the caller can check for a stop. The same
+    files and settings give the same articles in every run.
+
+    finished: hashes of article keys. With one article a request these are skipped and counted in done_before; in
+    groups they are yielded, so that a group stays what it was.
+    total, read: bytes. skipped: Counter by reason. problems: of rows that are not articles.
     """
 
-    def __init__(self, settings, done=frozenset()):
-        self.done = done if settings.articles_per_request == 1 else frozenset()
+    def __init__(self, settings, finished=frozenset()):
+        self.settings = settings
+        self.finished = finished if settings.articles_per_request == 1 else frozenset()
         self.done_before = 0
-        self.settings, self.cleaner, self.problems = settings, Cleaner(settings), Problems()
-        self.names = names_of(settings.input_dir)
-        self.total, self.read, self.skipped = sum(map(os.path.getsize, self.names)), 0, Counter()
+        self.cleaner = Cleaner(settings)
+        self.problems = Problems()
+        self.names = source_names(settings.input_dir)
+        self.total = sum(map(os.path.getsize, self.names))
+        self.read = 0
+        self.skipped = Counter()
 
     def __iter__(self):
-        settings, seen, passed = self.settings, set(), 0
-        for line, article in read_articles(sorted(self.names), self.problems, self._progress):
-            id = f"line {line}" if article.id is None else article.id
+        seen, skipped_in_a_row = set(), 0
+        for line, row in read_articles(sorted(self.names), self.problems, self._add_progress):
+            id = f"line {line}" if row.id is None else row.id
             id = id if type(id) in (int, str) else str(id)
-            shown = self._shown(article, id, self.names[article.source], settings, seen)
-            passed = 0 if shown else passed + 1
-            if shown or passed % PASSED == 0:
-                yield shown
+            article = self._select(row, id, self.names[row.source], seen)
+            skipped_in_a_row = 0 if article else skipped_in_a_row + 1
+            if article or skipped_in_a_row % SKIPPED_PER_YIELD == 0:
+                yield article
 
-    def _shown(self, article, id, source, settings, seen):
-        """The `Shown` of an article, or None where it is not asked about; seen: hashes of keys."""
-        key = key_of(source, id)
+    def _select(self, row, id, source, seen):
+        """The `PromptArticle` of an article, or None if it is skipped. seen: hashes of the keys so far."""
+        key = article_key(source, id)
         short = short_hash(key)
-        if hash_share("generate:" + key) >= settings.article_sample:
+        if hash_share("generate:" + key) >= self.settings.article_sample:
             self.skipped["not in the sample"] += 1
         elif short in seen:
-            self.skipped["same id as an earlier one of its file"] += 1
-        elif short in self.done:
+            self.skipped["same id as an earlier article of the file"] += 1
+        elif short in self.finished:
             seen.add(short)
             self.done_before += 1
         else:
-            text, reason = self.cleaner.clean(article)
+            text, reason = self.cleaner.clean(row)
             if not reason and text.strip():
                 seen.add(short)
-                title = self.cleaner.text(article.title)
-                return Shown(source, id, title, cut(text, settings.article_chars), article.subject)
+                title = self.cleaner.text(row.title)
+                return PromptArticle(source, id, title, cut_at_sentence(text, self.settings.article_chars), row.subject)
             self.skipped[reason or "empty"] += 1
         return None
 
-    def _progress(self, n_bytes):
+    def _add_progress(self, n_bytes):
         self.read += n_bytes

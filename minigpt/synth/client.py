@@ -1,4 +1,4 @@
-"""The API that is asked: its model, what its failures mean, and whether it lives."""
+"""The large model's API: choice of the model, classification of failures, and messages about them."""
 
 import re
 import time
@@ -6,35 +6,36 @@ import time
 from minigpt.common.errors import UserError
 from minigpt.openai_client import ApiClient, ApiFailure, Limits
 
-CHARS_A_TOKEN = 8  # at the most, so that a reply's text is bounded
-ARTICLE, SERVER, FATAL = "article", "server", "fatal"  # whose fault a failure is
-OF_ALL = (401, 402)  # the other 4xx may be an article's: too long, say, or not to the taste of who moderates
-PASSING = (200, 408, 425)  # 200: an error in the middle of a stream
-# What is mended by nobody's waiting where nothing has been answered yet.
-HOPELESS = ("no such host", "certificate", "proxy", "no header can bear")
-NO_CHAT = re.compile("embed|rerank|whisper|tts|bge", re.IGNORECASE)  # in names of models that write nothing
-PROBE = [{"role": "user", "content": "请回答“好”。"}]
-AGAIN = "start again with the same command to go on"
+MAX_CHARS_PER_TOKEN = 8  # bounds the size of a reply
+MODEL_LIST_SECONDS = 10.0
+ARTICLE, SERVER, FATAL = "article", "server", "fatal"  # causes of a failure, see `failure_cause`
+FATAL_STATUSES = (401, 402)  # any other 4xx may be due to one article: too long, or refused by a moderation filter
+TRANSIENT_STATUSES = (200, 408, 425)  # 200: an error inside a stream
+# Connection errors that retrying cannot fix if no request has ever succeeded.
+PERMANENT_ERRORS = ("no such host", "certificate", "proxy", "HTTP header")
+NON_CHAT_MODEL = re.compile("embed|rerank|whisper|tts|bge", re.IGNORECASE)  # in names of models that write no text
+PROBE_MESSAGES = [{"role": "user", "content": "请回答“好”。"}]
+RESTART_HINT = "start again with the same command to go on"
 
 
 class LargeModelClient(ApiClient):
-    """An `ApiClient` with the limits of the generation's settings, and what only the generation needs."""
+    """An `ApiClient` with the limits of the generation's settings, a probe request, and reading of whole replies."""
 
     def __init__(self, settings, key):
         limits = Limits(
             seconds=settings.request_seconds,
             connect_seconds=min(10.0, settings.request_seconds),
-            chars=max(32768, CHARS_A_TOKEN * settings.max_new_tokens),
-            retries=0,  # a busy server is waited for by all together
+            chars=max(32768, MAX_CHARS_PER_TOKEN * settings.max_new_tokens),
+            retries=0,  # the RateLimit delays all requests together
         )
         super().__init__(settings.api_base, key, limits)
 
     def probe(self, model):
-        """The stream of a request that nothing is wrong with: one that is answered shows that the server is well."""
-        return self.chat(model, PROBE, max_tokens=8)
+        """The stream of a minimal request. A reply shows that the server works."""
+        return self.chat(model, PROBE_MESSAGES, max_tokens=8)
 
     def read_all(self, stream):
-        """(text, None) of a stream read to its end, or (text, ApiFailure); one that time cut short has failed."""
+        """Read a stream to its end: (text, None), or (text, ApiFailure), also if the time limit cut it."""
         pieces = []
         try:
             pieces.extend(stream)
@@ -44,83 +45,89 @@ class LargeModelClient(ApiClient):
         return "".join(pieces), slow
 
 
-def blame(failure, replies=0):
-    """ARTICLE, SERVER or FATAL: whose fault an ApiFailure is, the last being the user's address, key or model, or ours.
+def failure_cause(failure, replies=0):
+    """The cause of an ApiFailure: ARTICLE (what was asked), SERVER (temporary), or FATAL (the user's address, key,
+    account or model, or a bug of this program).
 
-    replies: how many requests have been answered. Behind the first what looks like a wrong address is a passing fault.
+    replies: number of requests answered so far. After the first reply, what looks like a wrong address is temporary.
     """
     if failure.code in ("address", "internal") or failure.values.get("quota"):
         return FATAL
     if failure.code != "refused":
-        return FATAL if not replies and is_hopeless(failure) else SERVER
+        return FATAL if not replies and is_permanent(failure) else SERVER
     status = failure.values["status"]
-    if status in PASSING or status >= 500:
+    if status in TRANSIENT_STATUSES or status >= 500:
         return SERVER
-    return ARTICLE if 400 <= status < 500 and status not in OF_ALL else FATAL
+    return ARTICLE if 400 <= status < 500 and status not in FATAL_STATUSES else FATAL
 
 
-def is_hopeless(failure):
-    """Whether a failure shows that the address is none of such a server, or the request can reach none."""
+def is_permanent(failure):
+    """Whether a failure shows that the address is wrong or cannot be reached at all."""
     detail = str(failure.values.get("detail", ""))
     return failure.code == "not_openai" or (
-        failure.code == "unreachable" and any(words in detail for words in HOPELESS)
+        failure.code == "unreachable" and any(words in detail for words in PERMANENT_ERRORS)
     )
 
 
-def choose_model(server, settings, pace, stopped, tell):
-    """(the model to ask, how many there are): settings.api_model, or the first of the server's that may write.
+def choose_model(client, settings, rate_limit, is_stopped, report):
+    """(name of the model to use, number of models): settings.api_model, or the server's first chat model.
 
-    None when `stopped()`. tell(line): called while the server is waited for. Raises UserError.
+    Returns None when `is_stopped()`. report(line) is called while the server is waited for. Raises UserError.
     """
     while not settings.api_model:
         started = time.monotonic()
         try:
-            models, _ = server.models(min(10.0, settings.request_seconds))
+            models, _ = client.models(min(MODEL_LIST_SECONDS, settings.request_seconds))
             if not models:
-                raise UserError(f"{server.base} offers no model; load one there, or name it with --api_model=…")
+                raise UserError(f"{client.base} offers no model; load one there, or name it with --api_model=…")
             names = [model["id"] for model in models]
-            return next((name for name in names if not NO_CHAT.search(name)), names[0]), len(names)
+            return next((name for name in names if not NON_CHAT_MODEL.search(name)), names[0]), len(names)
         except ApiFailure as failure:
-            if blame(failure) != SERVER:
-                raise UserError(f"{failure}; {hint_of(failure)}") from None
-            waiting = pace.failed(started, time.monotonic(), failure.retry_after, busy=True)
-            if not waiting:
-                raise UserError(gave_up(failure, settings)) from None
-            tell(waiting_text(failure, pace.waiting(time.monotonic()), settings))
-            while not stopped() and pace.ready_in(time.monotonic()) > 0:
+            if failure_cause(failure) != SERVER:
+                raise UserError(fatal_message(failure)) from None
+            if not rate_limit.record_failure(started, time.monotonic(), failure.retry_after, busy=True):
+                raise UserError(wait_exceeded_message(failure, settings)) from None
+            report(waiting_message(failure, rate_limit.seconds_paused(time.monotonic()), settings))
+            while not is_stopped() and rate_limit.seconds_until_ready(time.monotonic()) > 0:
                 time.sleep(0.1)
-            if stopped():
+            if is_stopped():
                 return None
     return settings.api_model, 1
 
 
-def hint_of(failure):
-    """What the user may do about a failure that no waiting mends."""
+def fatal_message(failure):
+    """The line of a run that ends because of a FATAL failure: what failed and what the user can do."""
+    return f"{failure}; {advice_for(failure)}, then {RESTART_HINT}"
+
+
+def advice_for(failure):
+    """What the user can do about a failure that waiting does not fix."""
     status, detail = failure.values.get("status"), str(failure.values.get("detail", ""))
     if failure.values.get("quota") or status == 402:
-        return "see to the account whose key is in OPENAI_API_KEY"
+        return "check the account whose key is in OPENAI_API_KEY"
     if status in (401, 403) or "header" in detail:
         return "set the key in the environment's OPENAI_API_KEY"
     if failure.code in ("unreachable", "not_openai", "address"):
-        also = " and to the proxy in the environment" if "proxy" in detail else ""
-        return f"see to --api_base{also} (LM Studio: http://localhost:1234/v1)"
+        also = " and the proxy in the environment" if "proxy" in detail else ""
+        return f"check --api_base{also} (LM Studio: http://localhost:1234/v1)"
     if status == 404:
-        return "see to --api_base (it mostly ends in /v1) and --api_model"
+        return "check --api_base (it usually ends in /v1) and --api_model"
     if failure.code == "internal":
-        return f"please report the traceback above; {AGAIN}"
-    return "see to --api_base, --api_model and the server's log"
+        return "please report the traceback above"
+    return "check --api_base, --api_model and the server's log"
 
 
-def gave_up(failure, settings):
-    """The end of a run whose server did not come back."""
-    minutes = f"{settings.wait_minutes:g} minutes"
-    slow = "give it more time with --request_seconds, or less at once with --concurrency; "
-    slow = slow if failure.code == "too_slow" else ""
-    return f"{failure}; no reply for {minutes} (--wait_minutes): {slow}when the server is back, {AGAIN}"
+def wait_exceeded_message(failure, settings):
+    """The line of a run that ends because the server did not reply for settings.wait_minutes."""
+    advice = "raise --request_seconds, or lower --concurrency; " if failure.code == "too_slow" else ""
+    return (
+        f"{failure}; no reply for {settings.wait_minutes:g} minutes (--wait_minutes): {advice}when the server is back, "
+        f"{RESTART_HINT}"
+    )
 
 
-def waiting_text(failure, seconds, settings):
-    """What is said while the server is waited for, before it has answered at all."""
+def waiting_message(failure, seconds, settings):
+    """The line shown while the server is waited for."""
     return (
         f"waiting {seconds:.0f} s for the server, {settings.wait_minutes:g} minutes in all; Ctrl-C stops: {failure} "
         "(is --api_base right?)"

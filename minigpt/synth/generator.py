@@ -1,112 +1,129 @@
-"""The work itself: many requests at once, each article asked until its reply is good, nothing lost and nothing twice.
+"""Generation of questions and answers: concurrent requests, retries, and the writing of accepted and rejected articles.
 
-What an article is asked, and the n-th time, depends on the article and on what was replied to it alone: which other
-articles are asked beside it, and when, changes nothing. Threads do the asking; the caller's thread reads the articles.
+The n-th request for an article depends only on the article and on the earlier replies to it, not on the other articles
+or on timing. Worker threads make the requests; the caller's thread reads the articles.
 """
 
 import heapq
+import itertools
 import threading
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from minigpt.common.errors import UserError
-from minigpt.synth.articles import short_hash
-from minigpt.synth.client import AGAIN, ARTICLE, FATAL, SERVER, blame, gave_up, hint_of
-from minigpt.synth.prompts import as_reply, messages_for
-from minigpt.synth.rate_limit import pause_after
-from minigpt.synth.reply_parser import parse, without_thoughts
-from minigpt.synth.rules import ShownArticle, judge, union
+from minigpt.common.errors import UserError, first_line
+from minigpt.synth.articles import PromptArticle, short_hash
+from minigpt.synth.client import (
+    ARTICLE,
+    FATAL,
+    RESTART_HINT,
+    SERVER,
+    failure_cause,
+    fatal_message,
+    wait_exceeded_message,
+)
+from minigpt.synth.prompts import messages_for, reply_text
+from minigpt.synth.rate_limit import backoff_seconds
+from minigpt.synth.reply_parser import parse_reply, strip_thoughts
+from minigpt.synth.rules import ArticleIndex, check_reply, merge_pairs
 
-STRIKES = 5  # failures of one article's request, others succeeding between them, from which it is given up
-BUSY_STRIKES = 20  # the same where the server says that it is busy
-WARMER = 0.1  # added to the temperature at each further try
-AHEAD = 4  # tasks a worker that may wait for their time
+MAX_TASK_FAILURES = 5  # failures of one task, while other requests succeed, after which its article is given up
+MAX_BUSY_FAILURES = 20  # the same if the server answers that it is busy
+RETRY_TEMPERATURE_STEP = 0.1  # added to the temperature with each further reply to an article
+DELAYED_TASKS_PER_WORKER = 4  # with more delayed tasks no new article is started
+TASK_POLL_SECONDS = 0.1
 JOIN_SECONDS = 5.0
-TICK = 0.1
-END = object()  # of the articles
+NO_MORE_ARTICLES = object()
 
 
 @dataclass
-class ReplyCounts:
-    """Counts of a run."""
+class GenerationCounts:
+    """Counts of a run: articles by outcome, pairs, requests and tokens."""
 
-    accepted: int = 0
-    in_part: int = 0
-    rejected: int = 0
+    # By outcome: accepted (a whole reply passed), in_part (only good pairs of the replies were kept), rejected.
+    articles: Counter = field(default_factory=Counter)
     done_before: int = 0
     pairs: int = 0
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     faults: Counter = field(default_factory=Counter)  # by rule, over all replies
-    failures: Counter = field(default_factory=Counter)  # of requests, by code
-
-    @property
-    def finished(self):
-        return self.accepted + self.in_part + self.rejected
+    failures: Counter = field(default_factory=Counter)  # of requests, by ApiFailure.code
 
 
 @dataclass
-class Ask:
-    """An article on its way: the replies to it so far, and the good ones of all their pairs."""
+class PendingArticle:
+    """An article that is being asked about, with the replies to it so far."""
 
-    article: object  # of articles.Shown
-    case: ShownArticle
+    article: PromptArticle
+    index: ArticleIndex
     replies: list = field(default_factory=list)
-    reasons: list = field(default_factory=list)  # of each reply
-    former: str = ""  # the last reply, as it is shown to the model again
-    good: list = field(default_factory=list)
+    reasons: list = field(default_factory=list)  # one list for each reply: why it was refused
+    previous: str = ""  # the last reply, as the next request quotes it
+    good_pairs: list = field(default_factory=list)  # of all replies
 
 
 @dataclass(order=True)
-class Task:
-    """A request to be made, for one article or several that have not been asked about; the earliest due goes first."""
+class RequestTask:
+    """A request to make: about one article, or about several that had no reply yet. Tasks are ordered by due time."""
 
-    due: float
-    number: int
-    asks: list = field(compare=False)
+    due: float  # time.monotonic(); of equal ones the older task is first
+    number: int = field(default_factory=itertools.count().__next__, init=False)
+    pending: list = field(compare=False)  # of PendingArticle
     failures: int = field(default=0, compare=False)
-    strikes: float = field(default=0.0, compare=False)
-    seen: int = field(default=0, compare=False)  # how many replies had come when it last failed
+    own_failures: float = field(default=0.0, compare=False)  # while other requests succeeded; a busy server counts less
+    replies_before: int = field(default=0, compare=False)  # replies of the whole run up to the last failure
 
 
-class Factory:
-    """Asks a server about every article of a source that is not done. `run` does it; tally: what came of it."""
+class PairGenerator:
+    """Requests pairs for every article of a source. `run` does the work; `counts` has the results."""
 
-    def __init__(self, settings, server, model, pace, saves, rejects, done):
-        """saves, rejects: `Appender`s; done: hashes of the keys of articles that are in these files already."""
-        self.settings, self.server, self.model, self.pace = settings, server, model, pace
-        self.saves, self.rejects, self.done = saves, rejects, done
-        self.tally, self.replies, self.last_failure = ReplyCounts(), 0, None
+    def __init__(self, settings, client, model, rate_limit, saves, rejects, finished):
+        """saves, rejects: `Appender`s; finished: hashes of the keys of the articles in these files."""
+        self.settings = settings
+        self.client = client
+        self.model = model
+        self.rate_limit = rate_limit
+        self.saves = saves
+        self.rejects = rejects
+        self.finished = finished
+        self.counts = GenerationCounts()
+        self.replies = 0
+        self.last_failure = None
+        # All below is shared with the workers and guarded by this condition.
         self._changed = threading.Condition()
-        self._fresh, self._later, self._numbers = deque(), [], 0
-        self._active, self._streams = [], set()
-        self._exhausted, self._stopping, self._error = False, False, None
+        self._new_tasks = deque()
+        self._delayed_tasks = []  # a heap
+        self._active_tasks = 0
+        self._streams = set()  # open requests, which `_stop` cancels
+        self._source_exhausted = False
+        self._stopping = False
+        self._error = None
 
-    def run(self, source, stopped, tick):
-        """Ask about every article of an iterable (None: none just now), until done or `stopped()`.
+    def run(self, source, is_stopped, on_poll):
+        """Process every article of an iterable until all are done or `is_stopped()`.
 
-        tick(): called some times a second.
-
-        Raises UserError where the server refuses everything or stays away, or a file cannot be written.
+        source: yields `PromptArticle`s, or None if there is none at the moment. on_poll(): called several times a
+        second. Raises UserError if the server refuses every request or stays away, or a file cannot be written.
         """
         workers = [threading.Thread(target=self._work, daemon=True) for _ in range(self.settings.concurrency)]
         for worker in workers:
             worker.start()
-        articles, group, room = iter(source), [], 2 * self.settings.concurrency
+        articles, group = iter(source), []
         try:
-            while not (stopped() or self._error or self._finished()):
-                tick()
-                if self._exhausted or len(self._fresh) >= room:
+            while not (is_stopped() or self._error or self._is_finished()):
+                on_poll()
+                if self._source_exhausted or len(self._new_tasks) >= 2 * self.settings.concurrency:
                     with self._changed:
-                        self._changed.wait(TICK)
-                else:
-                    article = next(articles, END)
-                    group += [] if article is None or article is END else [article]
-                    if article is END or len(group) == self.settings.articles_per_request:
-                        self._feed(group, article is END)
-                        group = []
+                        self._changed.wait(TASK_POLL_SECONDS)
+                    continue
+                article = next(articles, NO_MORE_ARTICLES)
+                exhausted = article is NO_MORE_ARTICLES
+                if article is not None and not exhausted:
+                    group.append(article)
+                if exhausted or len(group) == self.settings.articles_per_request:
+                    self._add_new_task(group, exhausted)
+                    group = []
         finally:
             self._stop(None)
             for worker in workers:
@@ -114,221 +131,229 @@ class Factory:
         if self._error:
             raise self._error
 
-    def _feed(self, articles, exhausted):
-        """A task of articles, unless all are done. Those that are stay in it, so that the request is what it was."""
-        done = sum(short_hash(article.key) in self.done for article in articles)
-        asks = []
-        if done < len(articles):
-            asks = [Ask(article, ShownArticle(article.title, article.text, self.settings)) for article in articles]
+    def _add_new_task(self, articles, exhausted):
+        """Queue a task for a group of articles unless all are finished.
+
+        A group keeps its finished articles, so that a restart makes the same request again.
+        """
+        finished = sum(short_hash(article.key) in self.finished for article in articles)
+        pending = []
+        if finished < len(articles):
+            pending = [PendingArticle(a, ArticleIndex(a.title, a.text, self.settings)) for a in articles]
         with self._changed:
-            self._exhausted = exhausted
-            self.tally.done_before += done
-            if asks:
-                self._numbers += 1
-                self._fresh.append(Task(0.0, self._numbers, asks))
+            self._source_exhausted = exhausted
+            self.counts.done_before += finished
+            if pending:
+                self._new_tasks.append(RequestTask(0.0, pending))
             self._changed.notify_all()
 
-    def _finished(self):
+    def _add_delayed_task(self, pending, due=0.0, failures=0, own_failures=0.0):
+        """Queue a task that may start at `due`."""
         with self._changed:
-            return self._exhausted and not (self._fresh or self._later or self._active)
+            heapq.heappush(self._delayed_tasks, RequestTask(due, pending, failures, own_failures, self.replies))
+            self._changed.notify_all()
+
+    def _is_finished(self):
+        with self._changed:
+            return self._source_exhausted and not (self._new_tasks or self._delayed_tasks or self._active_tasks)
 
     def _stop(self, error):
-        """Take nothing new and give up what is under way; the first error is the run's."""
+        """Start nothing new and cancel the open requests. The first error becomes that of the run."""
         with self._changed:
-            self._error, self._stopping = self._error or error, True
+            self._error = self._error or error
+            self._stopping = True
             for stream in self._streams:
                 stream.cancel()
             self._changed.notify_all()
 
-    # In the workers
+    # The methods below run in the workers.
 
     def _work(self):
         try:
-            while task := self._take():
+            while task := self._take_task():
                 try:
-                    self._ask(task)
+                    self._process_task(task)
                 finally:
                     with self._changed:
-                        self._active.remove(task)
+                        self._active_tasks -= 1
                         self._changed.notify_all()
         except UserError as error:
             self._stop(error)
         except Exception as error:
-            what = f"{type(error).__name__}: {error}"
-            self._stop(
-                UserError(f"a fault in the work itself ({what}); please report it. What is written stays; {AGAIN}")
-            )
+            self._stop(UserError(f"internal error ({first_line(error)}); please report it, then {RESTART_HINT}"))
 
-    def _take(self):
-        """The next task once its time has come; None at the end."""
+    def _take_task(self):
+        """Wait until a task may start and return it; None at the end of the run."""
         with self._changed:
             while not self._stopping:
                 now = time.monotonic()
-                wait = self.pace.ready_in(now)
+                wait = self.rate_limit.seconds_until_ready(now)
                 if wait <= 0:
-                    if task := self._next(now):
-                        self.pace.start(now)
-                        self._active.append(task)
+                    if task := self._next_task(now):
+                        self.rate_limit.record_start(now)
+                        self._active_tasks += 1
                         return task
-                    wait = self._later[0].due - now if self._later else 1.0
+                    wait = self._delayed_tasks[0].due - now if self._delayed_tasks else 1.0
                 self._changed.wait(max(0.001, min(wait, 1.0)))
         return None
 
-    def _next(self, now):
-        if self._later and self._later[0].due <= now:
-            return heapq.heappop(self._later)
-        if self._fresh and len(self._later) < AHEAD * self.settings.concurrency:
-            return self._fresh.popleft()
+    def _next_task(self, now):
+        if self._delayed_tasks and self._delayed_tasks[0].due <= now:
+            return heapq.heappop(self._delayed_tasks)
+        if self._new_tasks and len(self._delayed_tasks) < DELAYED_TASKS_PER_WORKER * self.settings.concurrency:
+            return self._new_tasks.popleft()
         return None
 
-    def _again(self, asks, due=0.0, failures=0, strikes=0.0):
-        """A task about articles whose time comes at `due`."""
-        with self._changed:
-            self._numbers += 1
-            heapq.heappush(self._later, Task(due, self._numbers, asks, failures, strikes, self.replies))
-            self._changed.notify_all()
-
-    def _ask(self, task):
-        # A task that has failed says little about the server; when it fails again, it must be known to be well.
-        if task.failures and self.pace.trouble is not None and not self._is_well(task):
+    def _process_task(self, task):
+        # Before retrying a failed task, probe the server, so that an outage is not blamed on the article.
+        if task.failures and self.rate_limit.failing_since is not None and not self._server_responds(task):
             return
-        started, stream = time.monotonic(), self._request(task.asks)
-        text, failure = self._read(stream)
+        started = time.monotonic()
+        stream = self._start_request(task.pending)
+        text, failure = self._read_stream(stream)
         if stream.finish_reason == "cancelled":
             return
         if failure:
-            return self._failed(task, failure, started)
+            return self._handle_failure(task, failure, started)
         with self._changed:
             self.replies += 1
-            self.pace.succeeded()
-            self.tally.prompt_tokens += stream.prompt_tokens
-            self.tally.completion_tokens += stream.completion_tokens
-        self._replied(task, text, stream.finish_reason == "length")
+            self.rate_limit.record_success()
+            self.counts.prompt_tokens += stream.prompt_tokens
+            self.counts.completion_tokens += stream.completion_tokens
+        self._handle_reply(task, text, stream.finish_reason == "length")
 
-    def _request(self, asks):
-        """The stream of a task's request."""
-        settings, first = self.settings, asks[0]
+    def _start_request(self, pending):
+        """The stream of the reply about pending articles. Temperature and seed depend on the number of replies."""
+        settings, first = self.settings, pending[0]
         tries = len(first.replies)
-        fields = {
-            "temperature": min(max(1.0, settings.temperature), settings.temperature + WARMER * tries),
-            "seed": short_hash(f"{first.article.key}:{tries}") % 2**31,
-            "max_tokens": settings.max_new_tokens,
-        }
-        shown = [(ask.article.title, ask.article.text) for ask in asks]
-        chat = messages_for(shown, settings, first.former, first.reasons[-1] if first.reasons else ())
-        return self.server.chat(self.model, chat, **fields)
+        temperature = settings.temperature + RETRY_TEMPERATURE_STEP * tries
+        texts = [(each.article.title, each.article.text) for each in pending]
+        messages = messages_for(texts, settings, first.previous, first.reasons[-1] if first.reasons else ())
+        return self.client.chat(
+            self.model,
+            messages,
+            temperature=min(max(1.0, settings.temperature), temperature),
+            seed=short_hash(f"{first.article.key}:{tries}") % 2**31,
+            max_tokens=settings.max_new_tokens,
+        )
 
-    def _read(self, stream):
-        """(text, None or ApiFailure) of a stream, which a stop cancels."""
+    def _read_stream(self, stream):
+        """(text, None or ApiFailure) of a stream; `_stop` cancels it."""
         with self._changed:
-            self.tally.requests += 1
+            self.counts.requests += 1
             self._streams.add(stream)
             if self._stopping:
                 stream.cancel()
         try:
-            return self.server.read_all(stream)
+            return self.client.read_all(stream)
         finally:
             with self._changed:
                 self._streams.discard(stream)
 
-    def _replied(self, task, text, cut):
-        """Judge a reply; the articles that fail are asked about again, each alone."""
-        reply, alone = parse(text), len(task.asks) == 1
-        for number, ask in enumerate(task.asks, start=1):
-            if short_hash(ask.article.key) in self.done:
+    def _handle_reply(self, task, text, cut):
+        """Check a reply. Each article whose pairs fail is asked about again in a request of its own."""
+        reply, is_alone = parse_reply(text), len(task.pending) == 1
+        for number, pending in enumerate(task.pending, start=1):
+            if short_hash(pending.article.key) in self.finished:
                 continue
-            pairs = reply.all() if alone else reply.of(number)
-            # Of several articles only those behind the break are cut off.
-            verdict = judge(ask.case, pairs, (cut or reply.cut) and (alone or not reply.of(number + 1)))
-            ask.replies.append(text)
-            ask.reasons.append([reason for _, reason in verdict.faults])
-            ask.former = without_thoughts(text).strip() if alone else as_reply(pairs)
-            ask.good = union(ask.case, ask.good, verdict.pairs)
+            pairs = reply.all_pairs() if is_alone else reply.pairs_of(number)
+            # If a reply about several articles is cut off, only the last article in it is incomplete.
+            is_cut = (cut or reply.cut) and (is_alone or not reply.pairs_of(number + 1))
+            check = check_reply(pending.index, pairs, is_cut)
+            pending.replies.append(text)
+            pending.reasons.append([reason for _, reason in check.faults])
+            pending.previous = strip_thoughts(text).strip() if is_alone else reply_text(pairs)
+            pending.good_pairs = merge_pairs(pending.index, pending.good_pairs, check.good_pairs)
             with self._changed:
-                self.tally.faults.update(name for name, _ in verdict.faults)
-            if verdict.good:
-                self._accept(ask, verdict.pairs, "accepted")
-            elif len(ask.replies) >= self.settings.tries:
-                self._give_up(ask)
+                self.counts.faults.update(rule for rule, _ in check.faults)
+            if not check.faults:
+                self._accept(pending, check.good_pairs, "accepted")
+            elif len(pending.replies) >= self.settings.tries:
+                self._give_up(pending)
             else:
-                self._again([ask])
+                self._add_delayed_task([pending])
 
-    def _failed(self, task, failure, started):
-        """A request that came to nothing: wait and ask again, give the article up, or end the run."""
-        fault = blame(failure, self.replies)
-        if fault == ARTICLE:
-            other = self._probe()  # what every request would be told is no fault of this article
-            if other is None:
-                return None if self._stopping else self._drop(task, str(failure))
-            fault = SERVER if blame(other, self.replies) == SERVER else FATAL
-        if fault == FATAL:
-            raise UserError(f"{failure}; {hint_of(failure)}, then {AGAIN}")
-        busy = failure.code == "busy"
-        self._wait(task, failure, started, STRIKES / BUSY_STRIKES if busy else 1.0)
+    def _handle_failure(self, task, failure, started):
+        """Postpone the task, give its article up, or raise UserError to end the run."""
+        cause = failure_cause(failure, self.replies)
+        if cause == ARTICLE:
+            # A request without an article shows whether the server refuses this article or every request.
+            probe_failure = self._probe_server()
+            if probe_failure is None:
+                return None if self._stopping else self._drop_task(task, str(failure))
+            cause = SERVER if failure_cause(probe_failure, self.replies) == SERVER else FATAL
+        if cause == FATAL:
+            raise UserError(fatal_message(failure))
+        weight = MAX_TASK_FAILURES / MAX_BUSY_FAILURES if failure.code == "busy" else 1.0
+        self._postpone(task, failure, started, weight)
 
-    def _is_well(self, task):
-        """Whether a request that nothing is wrong with is answered; else the task is put off."""
-        started, failure = time.monotonic(), self._probe()
+    def _server_responds(self, task):
+        """Whether a probe is answered; otherwise the task is postponed, or a UserError ends the run."""
+        started, failure = time.monotonic(), self._probe_server()
         if self._stopping:
             return False
-        fault = ARTICLE if failure is None else blame(failure, self.replies)
-        if fault == FATAL:
-            raise UserError(f"{failure}; {hint_of(failure)}, then {AGAIN}")
-        if fault == SERVER:
-            self._wait(task, failure, started, 0.0)
-        return fault == ARTICLE
+        cause = ARTICLE if failure is None else failure_cause(failure, self.replies)
+        if cause == FATAL:
+            raise UserError(fatal_message(failure))
+        if cause == SERVER:
+            self._postpone(task, failure, started, weight=0.0)
+        return cause == ARTICLE
 
-    def _wait(self, task, failure, started, strike):
-        """Put a task off; it is given up where others are answered again and again between its failures."""
+    def _postpone(self, task, failure, started, weight):
+        """Retry a task later. Give it up if other requests have succeeded between MAX_TASK_FAILURES of its failures.
+
+        weight: how much this failure counts. Raises UserError if the server has been away for wait_minutes.
+        """
+        busy = failure.code == "busy"
         with self._changed:
-            now, others = time.monotonic(), self.replies > task.seen
-            self.tally.failures[failure.code] += 1
+            now = time.monotonic()
+            self.counts.failures[failure.code] += 1
             self.last_failure = failure
-            busy = failure.code == "busy"
-            if not self.pace.failed(started, now, failure.retry_after, busy):
-                raise UserError(gave_up(failure, self.settings))
-            failures, strikes = task.failures + 1, task.strikes + others * strike
-        if strikes >= STRIKES:
-            times = BUSY_STRIKES if busy else STRIKES
-            return self._drop(task, f"{failure} ({times} times, while other articles were answered)")
-        self._again(task.asks, now + pause_after(failures), failures, strikes)
+            if not self.rate_limit.record_failure(started, now, failure.retry_after, busy):
+                raise UserError(wait_exceeded_message(failure, self.settings))
+            own_failures = task.own_failures + (weight if self.replies > task.replies_before else 0.0)
+        if own_failures >= MAX_TASK_FAILURES:
+            times = MAX_BUSY_FAILURES if busy else MAX_TASK_FAILURES
+            return self._drop_task(task, f"{failure} ({times} times, while other articles were answered)")
+        failures = task.failures + 1
+        self._add_delayed_task(task.pending, now + backoff_seconds(failures), failures, own_failures)
 
-    def _probe(self):
-        """The failure of a request that nothing is wrong with, or None where it is answered."""
-        _, failure = self._read(self.server.probe(self.model))
+    def _probe_server(self):
+        """The failure of a minimal request, or None if it is answered."""
+        _, failure = self._read_stream(self.client.probe(self.model))
         if failure is None:
             with self._changed:
                 self.replies += 1
-                self.pace.succeeded()
+                self.rate_limit.record_success()
         return failure
 
-    def _drop(self, task, reason):
-        """Give up a request that only this task's articles make fail: of several, each is asked about alone."""
-        for ask in task.asks:
-            if short_hash(ask.article.key) in self.done:
+    def _drop_task(self, task, reason):
+        """Give up a request that fails because of its articles. Several articles are each asked about alone."""
+        for pending in task.pending:
+            if short_hash(pending.article.key) in self.finished:
                 continue
-            if len(task.asks) > 1:
-                self._again([ask])
+            if len(task.pending) > 1:
+                self._add_delayed_task([pending])
             else:
-                ask.reasons.append([reason])
-                self._give_up(ask)
+                pending.reasons.append([reason])
+                self._give_up(pending)
 
-    def _give_up(self, ask):
-        """Keep what is good of all replies, or write the article down as failed."""
-        if len(ask.good) >= self.settings.min_pairs:
-            return self._accept(ask, ask.good, "in_part")
-        article = ask.article
-        row = {"source": article.source, "id": article.id, "title": article.title}
-        self.rejects.add({**row, "reasons": ask.reasons, "replies": ask.replies})
+    def _give_up(self, pending):
+        """Accept the good pairs of all replies if there are min_pairs of them, otherwise reject the article."""
+        if len(pending.good_pairs) >= self.settings.min_pairs:
+            return self._accept(pending, pending.good_pairs, "in_part")
+        article = pending.article
+        about = {"source": article.source, "id": article.id, "title": article.title}
+        self.rejects.add({**about, "reasons": pending.reasons, "replies": pending.replies})
         self._count("rejected", 0)
 
-    def _accept(self, ask, pairs, how):
-        article = ask.article
+    def _accept(self, pending, pairs, outcome):
+        article = pending.article
         texts = [{"question": question, "answer": answer} for question, answer in pairs]
         self.saves.add({"source": article.source, "id": article.id, "subject": article.subject, "pairs": texts})
-        self._count(how, len(pairs))
+        self._count(outcome, len(pairs))
 
-    def _count(self, how, pairs):
+    def _count(self, outcome, pairs):
         with self._changed:
-            setattr(self.tally, how, getattr(self.tally, how) + 1)
-            self.tally.pairs += pairs
+            self.counts.articles[outcome] += 1
+            self.counts.pairs += pairs

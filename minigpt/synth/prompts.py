@@ -1,10 +1,10 @@
-"""What the model is asked: our own words for the report's demands."""
+"""The prompts: what a question and an answer must be, the articles, and what was wrong with the previous reply."""
 
 import json
 
-CHARS_A_PAIR = 120  # characters of an article that are worth a pair
-MAX_FORMER = 3000  # characters of a reply that are shown to the model again
-MAX_REASONS = 12  # of a reply that it is told
+CHARS_PER_PAIR = 120  # characters of an article for each pair that is asked for
+MAX_QUOTED_REPLY_CHARS = 3000  # of the previous reply in the prompt of a retry
+MAX_REASONS = 12  # listed in the prompt of a retry
 
 SYSTEM = """你是中文问答数据的编写者。用户给出百科文章，你根据文章编写问答对，用来训练一个小型问答模型。要求：
 1. 答案只能来自文章，尽量用文章的原话；不要加入文章没有的知识，数字、年份和名称必须与文章一致。
@@ -21,32 +21,32 @@ EXAMPLE = [
     {"question": "青石桥有几个桥孔？", "answer": "青石桥有五个桥孔，中间的一个最高。"},
 ]
 EXAMPLE_2 = [{"question": "虚构的木生茶产自哪里？", "answer": "木生茶产自白水镇。"}]
-COMPACT = (",", ":")
+JSON_SEPARATORS = (",", ":")
 
 
 def system_message(settings, several):
-    """What holds for every article. several: whether a message has more than one."""
+    """The text of the system message. several: whether the user's message contains several articles."""
     example = [{"article": 1, "pairs": EXAMPLE}, {"article": 2, "pairs": EXAMPLE_2}] if several else EXAMPLE
     text = SYSTEM.format(
         question=settings.longest_question,
         answer=settings.longest_answer,
         low=settings.min_pairs,
         high=settings.max_pairs,
-        example=json.dumps(example, ensure_ascii=False, separators=COMPACT),
+        example=json.dumps(example, ensure_ascii=False, separators=JSON_SEPARATORS),
     )
     return f"{text}\n每篇文章有编号，输出中的article是它的编号，每篇都要写。" if several else text
 
 
 def wanted_pairs(text, settings):
-    """How many pairs an article is asked for: one for every CHARS_A_PAIR characters, within the settings' bounds.
+    """Number of pairs to ask for: one for every CHARS_PER_PAIR characters, from min_pairs + 1 to max_pairs.
 
-    It is one more than the fewest, so that a pair that breaks a rule is not the whole reply's end.
+    The one above min_pairs allows a pair to break a rule without failing the whole reply.
     """
-    return min(settings.max_pairs, max(settings.min_pairs + 1, len(text) // CHARS_A_PAIR))
+    return min(settings.max_pairs, max(settings.min_pairs + 1, len(text) // CHARS_PER_PAIR))
 
 
 def article_message(articles, settings):
-    """The articles, each {"title", "text"}, and how many pairs are wanted for each."""
+    """The text of the user's message: articles [(title, text)] and the number of pairs wanted for each."""
     if len(articles) == 1:
         title, text = articles[0]
         return f"标题：{title or '（无）'}\n\n文章：\n{text}\n\n请写{wanted_pairs(text, settings)}对问答。"
@@ -57,18 +57,21 @@ def article_message(articles, settings):
     return "\n\n".join(parts)
 
 
-def messages_for(articles, settings, former="", reasons=()):
-    """The chat that asks about articles [(title, text)]; former, reasons: the last reply and what was wrong with it."""
+def messages_for(articles, settings, previous="", reasons=()):
+    """The chat messages of a request about articles [(title, text)].
+
+    previous, reasons: in a retry, the previous reply and why it was refused.
+    """
     chat = [
         {"role": "system", "content": system_message(settings, len(articles) > 1)},
         {"role": "user", "content": article_message(articles, settings)},
     ]
     if reasons:
-        told = list(dict.fromkeys(reasons))
-        more = f"\n（另有{len(told) - MAX_REASONS}处问题）" if len(told) > MAX_REASONS else ""
-        listed = "\n".join(f"- {reason}" for reason in told[:MAX_REASONS])
+        unique = list(dict.fromkeys(reasons))
+        more = f"\n（另有{len(unique) - MAX_REASONS}处问题）" if len(unique) > MAX_REASONS else ""
+        listed = "\n".join(f"- {reason}" for reason in unique[:MAX_REASONS])
         chat += [
-            {"role": "assistant", "content": former[:MAX_FORMER] or "（空）"},
+            {"role": "assistant", "content": previous[:MAX_QUOTED_REPLY_CHARS] or "（空）"},
             {
                 "role": "user",
                 "content": f"这份回复不合要求：\n{listed}{more}\n请改正，重新输出这篇文章的全部问答对，只输出JSON。",
@@ -77,7 +80,7 @@ def messages_for(articles, settings, former="", reasons=()):
     return chat
 
 
-def as_reply(pairs):
-    """Pairs as a reply of a model that was asked about their article alone."""
+def reply_text(pairs):
+    """Pairs as the text of a reply about a single article."""
     rows = [{"question": question, "answer": answer} for question, answer in pairs]
-    return json.dumps(rows, ensure_ascii=False, separators=COMPACT)
+    return json.dumps(rows, ensure_ascii=False, separators=JSON_SEPARATORS)

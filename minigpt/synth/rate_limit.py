@@ -1,57 +1,68 @@
-"""When the next request may start: a server's own wishes, pauses that grow while it is away, and the user's limit."""
+"""When the next request may start: the user's limit, the server's Retry-After, and backoff while the server fails."""
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0  # seconds
+FIRST_BACKOFF_SECONDS = 0.2
+MAX_BACKOFF_SECONDS = 30.0
 
 
-def pause_after(failures):
-    """Seconds to wait after so many failures in a row."""
-    return min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(failures - 1, 20))
+def backoff_seconds(failures):
+    """Seconds to wait after a number of consecutive failures: exponential, at most MAX_BACKOFF_SECONDS."""
+    return min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(failures - 1, 20))
 
 
 class RateLimit:
-    """Of all requests together; times are `time.monotonic()`. Its user holds a lock.
+    """The rate limit of all requests together. Times are `time.monotonic()`. Not thread-safe: the caller locks.
 
-    A single failure pauses nobody, since the article may be the cause. Two without a success between them do, and the
-    pauses grow until one comes.
+    A single failure delays no other request, since its article may be the cause. From the second failure without a
+    success between them, all requests pause, for longer and longer until one succeeds.
     """
 
     def __init__(self, requests_per_minute, wait_minutes):
-        self.spacing = 60 / requests_per_minute if requests_per_minute else 0.0
-        self.wait_seconds, self.wait_minutes = wait_minutes * 60, wait_minutes
+        """requests_per_minute: 0 for no limit; wait_minutes: how long the server may fail before the run ends."""
+        self.spacing_seconds = 60 / requests_per_minute if requests_per_minute else 0.0
+        self.wait_seconds = wait_minutes * 60
         self.next_start = 0.0
-        self.asked_until, self.pause_until = 0.0, 0.0  # by the server; by us
-        self.trouble = None  # when the first failure since the last success was
-        self.failures, self.rounds, self.paused_at = 0, 0, 0.0
+        self.retry_after_until = 0.0  # as the server asked
+        self.backoff_until = 0.0
+        self.backoff_began = 0.0
+        self.backoffs = 0
+        self.failures = 0
+        self.failing_since = None  # time of the first failure since the last success
 
-    def ready_in(self, now):
+    def seconds_until_ready(self, now):
         """Seconds until a request may start; 0 or less: now."""
-        return max(self.next_start, self.asked_until, self.pause_until) - now
+        return max(self.next_start, self.retry_after_until, self.backoff_until) - now
 
-    def start(self, now):
-        """Note that a request starts."""
-        self.next_start = max(now, self.next_start) + self.spacing
+    def seconds_paused(self, now):
+        """Seconds of pause left because of failures; 0 if requests are not paused."""
+        return max(0.0, max(self.retry_after_until, self.backoff_until) - now)
 
-    def succeeded(self):
-        """Note a reply, whatever is in it."""
-        self.trouble, self.failures, self.rounds, self.pause_until = None, 0, 0, 0.0
+    def record_start(self, now):
+        """A request starts."""
+        self.next_start = max(now, self.next_start) + self.spacing_seconds
 
-    def failed(self, started, now, asked=None, busy=False):
-        """Note a failure of a request begun at `started`; returns whether to go on waiting.
+    def record_success(self):
+        """A reply has come, good or bad. Ends the backoff; a Retry-After stays in force."""
+        self.failing_since = None
+        self.failures = 0
+        self.backoffs = 0
+        self.backoff_until = 0.0
 
-        asked: seconds that the server asks to be left alone, None where it asks none; busy: it said that it is.
+    def record_failure(self, started, now, retry_after=None, busy=False):
+        """A request that began at `started` has failed. Returns False if the server has failed for wait_minutes.
+
+        retry_after: seconds that the server asks to wait, or None; busy: whether it answered that it is busy.
         """
-        self.trouble = now if self.trouble is None else self.trouble
-        left = self.trouble + self.wait_seconds - now
-        if left <= 0:
+        if self.failing_since is None:
+            self.failing_since = now
+        remaining = self.failing_since + self.wait_seconds - now
+        if remaining <= 0:
             return False
         self.failures += 1
-        if asked is not None:
-            self.asked_until = max(self.asked_until, now + min(asked, left))
-        elif started >= self.paused_at and (busy or self.failures > 1):  # of several under way at once, one counts
-            self.rounds += 1
-            self.paused_at, self.pause_until = now, now + min(pause_after(self.rounds), left)
+        if retry_after is not None:
+            self.retry_after_until = max(self.retry_after_until, now + min(retry_after, remaining))
+        # Of several requests that were under way when a pause began, only the first extends the backoff.
+        elif started >= self.backoff_began and (busy or self.failures > 1):
+            self.backoffs += 1
+            self.backoff_began = now
+            self.backoff_until = now + min(backoff_seconds(self.backoffs), remaining)
         return True
-
-    def waiting(self, now):
-        """Seconds that are still waited for the server, 0 where it is not waited for."""
-        return max(0.0, max(self.asked_until, self.pause_until) - now)

@@ -1,8 +1,8 @@
-"""The rules that a reply is held against, each by its name.
+"""The rules that a reply must pass, each with a name.
 
-A rule about one pair is a function below that is marked `@rule("name")`: it takes the `ShownArticle` and the pair, and
-returns what is wrong, in Chinese, as the model is told it, or "". Whatever is registered is asked, counted and
-reported. Rules about a whole reply are in `judge`.
+A rule about one pair is a function below decorated with `@rule("name")`. It takes the `ArticleIndex`, the question and
+the answer, and returns what is wrong, in Chinese, as the prompt of the retry says it, or "". Every registered rule is
+checked, counted and reported. The rules about a whole reply are in `check_reply`.
 """
 
 import re
@@ -11,20 +11,21 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from minigpt.synth.numerals import known_numbers, unknown_numbers, without_numbers
-from minigpt.synth.wording import bigrams, names_subject, plain, pronoun_of
+from minigpt.synth.wording import bigrams, letters_and_digits, names_subject, unexplained_pronoun
 
 RULES = {}
 REPLY_RULES = ("no_json", "cut_off", "pair_count")
-NEAR = 0.8  # share of common pairs of characters from which two questions are one
-KNOWN_CHARACTERS = 0.75  # least share of an answer's characters that its article (or question) has
-KNOWN_BIGRAMS = 0.4  # the same of its pairs of characters
-FOREIGN_SHARE = 0.1  # of a pair's letters, in scripts that the article has not
-CHOICE = re.compile("还是|還是|或|哪个|哪一|谁")  # what lets one choose among things that it names
+MIN_DUPLICATE_OVERLAP = 0.8  # Dice coefficient of the bigrams of two questions that may be duplicates
+MIN_KNOWN_CHARACTER_SHARE = 0.75  # of an answer's characters that occur in its article or question
+MIN_KNOWN_BIGRAM_SHARE = 0.4  # the same of its bigrams
+MAX_FOREIGN_LETTER_SHARE = 0.1  # of a pair's letters in scripts that the article does not have
+QUOTED_QUESTION_CHARS = 40  # of a question in a reason
+CHOICE = re.compile("还是|還是|或|哪个|哪一|谁")  # in questions whose answer may be a part of them
 PLAIN_ANSWERS = {"是", "否", "是的", "不是", "有", "没有", "会", "不会", "能", "不能", "可以", "不可以"}
 
 
 def rule(name):
-    """Registers a rule about a pair."""
+    """Decorator that registers a rule about a pair."""
 
     def register(check):
         RULES[name] = check
@@ -34,38 +35,36 @@ def rule(name):
 
 
 @dataclass
-class ShownArticle:
-    """An article as the model saw it, with what the rules ask of it again and again."""
+class ArticleIndex:
+    """An article's title and text with the sets that the rules compare pairs with, computed once."""
 
     title: str
     text: str
     settings: object
-    earlier: list = field(default_factory=list)  # pairs of this reply that have passed
+    earlier: list = field(default_factory=list)  # good pairs of the reply that is being checked
 
     def __post_init__(self):
         self.body = f"{self.title}\n{self.text}"
-        self.plain = plain(self.body)
-        self.characters, self.bigrams = set(self.plain), bigrams(self.plain)
+        plain = letters_and_digits(self.body)
+        self.characters = set(plain)
+        self.bigrams = bigrams(plain)
         self.numbers = known_numbers(self.body)
         self.scripts = set(map(script_of, self.body))
 
 
 @dataclass
-class ReplyVerdict:
-    """What is to be thought of a reply: pairs that are good, and (rule, reason) of what is not."""
+class ReplyCheck:
+    """The result for a reply: its good pairs, and faults, (rule, reason) each. A reply without faults is accepted."""
 
-    pairs: list
+    good_pairs: list
     faults: list
 
-    @property
-    def good(self):
-        return not self.faults
 
-
-def judge(case, pairs, cut=False):
-    """The `ReplyVerdict` on a reply's pairs [(question, answer)]; cut: whether the reply broke off."""
-    low, high = case.settings.min_pairs, case.settings.max_pairs
-    faults, good, case.earlier = [], [], []
+def check_reply(article, pairs, cut=False):
+    """The `ReplyCheck` of a reply's pairs [(question, answer)]. cut: whether the reply ended before it was complete."""
+    low, high = article.settings.min_pairs, article.settings.max_pairs
+    faults, good_pairs = [], []
+    article.earlier = good_pairs
     if cut:
         faults.append(("cut_off", "回复没有写完就中断了，请写得短一些"))
     elif not pairs:
@@ -73,66 +72,65 @@ def judge(case, pairs, cut=False):
     elif len(pairs) < low:
         faults.append(("pair_count", f"共有{len(pairs)}对问答，应为{low}到{high}对"))
     for pair in pairs[: 2 * high]:
-        wrong = faults_of(case, *pair)
-        faults += wrong
-        if not wrong:
-            good.append(pair)
-            case.earlier.append(pair)
-    # Of more than enough the first ones do, whatever is wrong with the others.
-    return ReplyVerdict(good[:high], [] if len(good) >= high < len(pairs) else faults)
+        pair_faults = check_pair(article, *pair)
+        faults += pair_faults
+        if not pair_faults:
+            good_pairs.append(pair)
+    # If there are more pairs than wanted and enough good ones, the faults of the others do not matter.
+    return ReplyCheck(good_pairs[:high], [] if len(good_pairs) >= high < len(pairs) else faults)
 
 
-def union(case, kept, pairs):
-    """Good pairs of earlier replies, and of one more those that ask something else; max_pairs of them at most."""
-    case.earlier = list(kept)
+def merge_pairs(article, kept, pairs):
+    """`kept` and those of `pairs` that duplicate none of them, max_pairs at most."""
+    article.earlier = list(kept)
     for pair in pairs:
-        if not duplicate(case, *pair):
-            case.earlier.append(pair)
-    return case.earlier[: case.settings.max_pairs]
+        if not duplicate(article, *pair):
+            article.earlier.append(pair)
+    return article.earlier[: article.settings.max_pairs]
 
 
-def faults_of(case, question, answer):
-    """[(rule, reason)] of one pair."""
-    found = [(name, check(case, question, answer)) for name, check in RULES.items()]
-    return [(name, f"“{question[:40]}”：{reason}") for name, reason in found if reason]
+def check_pair(article, question, answer):
+    """The faults [(rule, reason)] of one pair."""
+    results = [(name, check(article, question, answer)) for name, check in RULES.items()]
+    return [(name, f"“{question[:QUOTED_QUESTION_CHARS]}”：{reason}") for name, reason in results if reason]
 
 
 @rule("question_length")
-def question_length(case, question, answer):
-    most = case.settings.longest_question
-    return "" if 1 <= len(question) <= most else f"问题有{len(question)}个字符，应为1到{most}个"
+def question_length(article, question, answer):
+    limit = article.settings.longest_question
+    return "" if 1 <= len(question) <= limit else f"问题有{len(question)}个字符，应为1到{limit}个"
 
 
 @rule("answer_length")
-def answer_length(case, question, answer):
-    most = case.settings.longest_answer
-    return "" if 1 <= len(answer) <= most else f"回答有{len(answer)}个字符，应为1到{most}个"
+def answer_length(article, question, answer):
+    limit = article.settings.longest_answer
+    return "" if 1 <= len(answer) <= limit else f"回答有{len(answer)}个字符，应为1到{limit}个"
 
 
-ASKING = re.compile("[？?吗呢谁哪几何怎]|什么|多少|多[大长高久远重深宽]|是否|能否|有没有|有无|是不是|請問|什麼|嗎")
-REPEATED = re.compile(r"(.{1,12}?)\1{2,}")  # a text of nothing but one and the same
+IS_QUESTION = re.compile("[？?吗呢谁哪几何怎]|什么|多少|多[大长高久远重深宽]|是否|能否|有没有|有无|是不是|請問|什麼|嗎")
+REPETITION = re.compile(r"(.{1,12}?)\1{2,}")  # one short text three or more times
 
 
 @rule("not_a_question")
-def not_a_question(case, question, answer):
-    if not ASKING.search(question) or REPEATED.fullmatch(plain(question)):
+def not_a_question(article, question, answer):
+    if not IS_QUESTION.search(question) or REPETITION.fullmatch(letters_and_digits(question)):
         return "这不是问句"
     return ""
 
 
 @rule("pronoun")
-def pronoun(case, question, answer):
-    found = pronoun_of(question, case.title, case.text)
-    return f"问题用“{found}”指代，离开文章就看不懂，请写出名称" if found else ""
+def pronoun(article, question, answer):
+    word = unexplained_pronoun(question, article.title, article.text)
+    return f"问题用“{word}”指代，离开文章就看不懂，请写出名称" if word else ""
 
 
 @rule("no_subject")
-def no_subject(case, question, answer):
-    return "" if names_subject(question, case.title, case.text) else "问题没有写明问的是谁或什么"
+def no_subject(article, question, answer):
+    return "" if names_subject(question, article.title, article.text) else "问题没有写明问的是谁或什么"
 
 
-# 是什么 and the like asked in other words.
-SAME_WORDS = (
+# Different ways to ask the same, and what replaces them before questions are compared.
+SYNONYMS = (
     (re.compile("哪里|哪儿|何处|何地|什么地方|哪个地方"), "哪"),
     (re.compile("什么时候|什么时间|何时|哪一年|哪年|何年"), "时"),
     (re.compile("怎么样|怎样|怎么|如何"), "何"),
@@ -141,54 +139,56 @@ SAME_WORDS = (
 )
 
 
-def gist(question):
-    """A question with what may be said in other words made one."""
-    for pattern, word in SAME_WORDS:
+def canonical_question(question):
+    """A question's letters and digits, with synonyms replaced, to compare questions."""
+    for pattern, word in SYNONYMS:
         question = pattern.sub(word, question)
-    return plain(question)
+    return letters_and_digits(question)
 
 
 @rule("duplicate")
-def duplicate(case, question, answer):
-    """Equal answers alone are no fault: two facts may share one. Nor are questions alike in all but a word, 英文 and
-    法文, of which each has its answer."""
-    mine, replied = gist(question), plain(answer)
-    for other, other_answer in case.earlier:
-        theirs = gist(other)
-        a, b = bigrams(mine), bigrams(theirs)
-        alike = 2 * len(a & b) / (len(a) + len(b) or 1) >= NEAR
-        swapped = Counter(mine) - Counter(theirs) and Counter(theirs) - Counter(mine)
-        if mine == theirs or (alike and (not swapped or replied == plain(other_answer))):
-            return f"与问题“{other[:40]}”重复"
+def duplicate(article, question, answer):
+    """Equal answers alone are no fault, since two facts may share one. Similar questions are none either if each has a
+    word that the other lacks (英文, 法文) and their answers differ."""
+    canonical, plain_answer = canonical_question(question), letters_and_digits(answer)
+    for other, other_answer in article.earlier:
+        other_canonical = canonical_question(other)
+        a, b = bigrams(canonical), bigrams(other_canonical)
+        similar = 2 * len(a & b) / (len(a) + len(b) or 1) >= MIN_DUPLICATE_OVERLAP
+        counts, other_counts = Counter(canonical), Counter(other_canonical)
+        each_has_a_word = counts - other_counts and other_counts - counts
+        same_answer = plain_answer == letters_and_digits(other_answer)
+        if canonical == other_canonical or (similar and (not each_has_a_word or same_answer)):
+            return f"与问题“{other[:QUOTED_QUESTION_CHARS]}”重复"
     return ""
 
 
-# What was written for a page or a parser, and the mark between question and answer in a row.
-REMNANTS = re.compile(
+# Markup, JSON syntax, addresses, and "##", which separates question and answer in a row.
+MARKUP = re.compile(
     r"##|\*\*|__|```|^\s*(?:#|[-*+]\s|>\s)|</?[A-Za-z][^<>]{0,80}>|&(?:[a-z]{2,8}|#\d+);|\]\(|\{\{|\}\}|\[\[|\]\]|\|\s?-{3}"
     r"|\\[nrtu\"]|[\"“](?:question|answer|问题|答案|回答)[\"”]|https?://|[{}]|<\|"
 )
 
 
 @rule("characters")
-def characters(case, question, answer):
+def characters(article, question, answer):
     text = question + answer
     for c in text:
         category = unicodedata.category(c)
-        if category == "So" and c not in case.body:
+        if category == "So" and c not in article.body:
             return f"含有文章所没有的符号“{c}”"
         if c == "\ufffd" or category in ("Cc", "Cf", "Co", "Cs", "Cn"):
             return f"含有不可用的字符U+{ord(c):04X}"
     for part in (question, answer):
-        if found := REMNANTS.search(part):
+        if found := MARKUP.search(part):
             return f"含有标记“{found[0].strip()[:20]}”，请只写普通文字"
     letters = [script_of(c) for c in text if c.isalpha()]
-    foreign = [script for script in letters if script not in case.scripts]
-    return "含有文章所没有的文字" if len(foreign) > FOREIGN_SHARE * len(letters) else ""
+    foreign = [script for script in letters if script not in article.scripts]
+    return "含有文章所没有的文字" if len(foreign) > MAX_FOREIGN_LETTER_SHARE * len(letters) else ""
 
 
 def script_of(character):
-    """The script of a letter, by the first word of its name: CJK, LATIN, HIRAGANA …; "" of what is none."""
+    """The script of a letter: the first word of its Unicode name (CJK, LATIN, HIRAGANA …); "" if it is no letter."""
     if not character.isalpha():
         return ""
     if "\u4e00" <= character <= "\u9fff":
@@ -197,32 +197,35 @@ def script_of(character):
 
 
 @rule("unsupported")
-def unsupported(case, question, answer):
-    if missing := unknown_numbers(f"{question}\n{answer}", case.numbers, case.body):
+def unsupported(article, question, answer):
+    if missing := unknown_numbers(f"{question}\n{answer}", article.numbers, article.body):
         return f"文章中没有数字{'、'.join(missing[:5])}"
-    text = plain(answer)
-    if not text:
+    plain_answer = letters_and_digits(answer)
+    if not plain_answer:
         return "回答没有文字"
-    if is_echo(question, text):
+    if is_echo(question, plain_answer):
         return "回答只是重复问题或自己，没有说出内容"
-    words = without_numbers(answer)  # these have been looked up by value
-    text, pairs = plain(words), {pair for part in words.split() for pair in bigrams(plain(part)) if len(pair) > 1}
+    # Numbers have been compared by value above; the rest is compared by characters and bigrams.
+    words = [letters_and_digits(part) for part in without_numbers(answer).split()]
+    text = "".join(words)
     if not text or text in PLAIN_ANSWERS:
         return ""
-    asked = plain(question)
-    known = case.characters | set(asked)
-    met = sum(c in known for c in text) / len(text)
-    met_pairs = len(pairs & (case.bigrams | bigrams(asked))) / len(pairs) if pairs else met
-    if met < KNOWN_CHARACTERS or met_pairs < KNOWN_BIGRAMS:
+    plain_question = letters_and_digits(question)
+    known = article.characters | set(plain_question)
+    character_share = bigram_share = sum(c in known for c in text) / len(text)
+    if own_bigrams := {bigram for word in words for bigram in bigrams(word) if len(bigram) > 1}:
+        known_bigrams = article.bigrams | bigrams(plain_question)
+        bigram_share = len(own_bigrams & known_bigrams) / len(own_bigrams)
+    if character_share < MIN_KNOWN_CHARACTER_SHARE or bigram_share < MIN_KNOWN_BIGRAM_SHARE:
         return "回答在文章中找不到依据，请用文章的原话"
     return ""
 
 
 def is_echo(question, text):
-    """Whether a plain answer says nothing but the question, a part of it, or one thing again and again.
+    """Whether an answer (its letters and digits) is a part of the question, contains it, or repeats itself.
 
-    是 is an answer, and so is what a question lets one choose.
+    是 is no echo, nor is one of the alternatives that a question offers.
     """
-    asked = plain(question)
-    part = text in asked and len(text) > 1 and text not in PLAIN_ANSWERS and not CHOICE.search(question)
-    return part or (len(asked) > 1 and asked in text) or (len(text) > 3 and bool(REPEATED.fullmatch(text)))
+    asked = letters_and_digits(question)
+    is_part = text in asked and len(text) > 1 and text not in PLAIN_ANSWERS and not CHOICE.search(question)
+    return is_part or (len(asked) > 1 and asked in text) or (len(text) > 3 and bool(REPETITION.fullmatch(text)))

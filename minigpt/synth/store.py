@@ -13,19 +13,21 @@ from filelock import FileLock, Timeout
 
 from minigpt.common.errors import UserError
 from minigpt.common.files import append_durably
-from minigpt.synth.articles import key_of, short_hash
+from minigpt.synth.articles import article_key, short_hash
 
 
 def rejects_path(settings):
-    """Where articles that failed go: settings.rejects, or beside sft_saves.jsonl sft_rejects.jsonl."""
-    stem, path = Path(settings.saves).stem, Path(settings.saves)
-    name = stem.replace("saves", "rejects") if "saves" in stem else f"{stem}_rejects"
-    return Path(settings.rejects) if settings.rejects else path.with_name(f"{name}.jsonl")
+    """Path of the rejected articles: settings.rejects, by default sft_rejects.jsonl beside sft_saves.jsonl."""
+    if settings.rejects:
+        return Path(settings.rejects)
+    path = Path(settings.saves)
+    name = path.stem.replace("saves", "rejects") if "saves" in path.stem else f"{path.stem}_rejects"
+    return path.with_name(f"{name}.jsonl")
 
 
 @contextmanager
-def locked(path):
-    """Holds the file for this process. Raises UserError where another one has it."""
+def lock_saves(path):
+    """Context manager that locks the file of pairs for this process. Raises UserError if another one holds it."""
     path = Path(path)
     lock = FileLock(f"{path}.lock", timeout=0)
     try:
@@ -33,15 +35,16 @@ def locked(path):
         lock.acquire()
     except Timeout:
         raise UserError(f"another run writes to {path}; wait for it, or name another file with --saves=…") from None
-    except (OSError, NotImplementedError) as error:  # the second: a file system without locks
-        raise UserError(f"{path} cannot be written ({reason_of(error)}); name another file with --saves=…") from None
+    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
+        raise UserError(f"{path} cannot be written ({os_reason(error)}); name another file with --saves=…") from None
     try:
         yield
     finally:
         lock.release()
 
 
-def reason_of(error):
+def os_reason(error):
+    """The reason of an OSError in words."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
@@ -62,7 +65,7 @@ class Appender:
                 append_durably(self.path, json.dumps(row, ensure_ascii=False) + "\n")
             except OSError as error:
                 raise UserError(
-                    f"{self.path} cannot be written ({reason_of(error)}); what is in it stays; start again"
+                    f"{self.path} cannot be written ({os_reason(error)}); its content is unchanged; start again"
                 ) from None
 
     def close(self):
@@ -83,11 +86,11 @@ def finished_articles(path):
             for line in file:
                 with suppress(ValueError, TypeError, KeyError, RecursionError):  # an incomplete line, or not our row
                     row = json.loads(line)
-                    finished.add(short_hash(key_of(row["source"], row["id"])))
+                    finished.add(short_hash(article_key(row["source"], row["id"])))
     except FileNotFoundError:
         pass
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read and written ({reason_of(error)}); correct that, or name another file"
+            f"{path} cannot be read and written ({os_reason(error)}); correct that, or name another file"
         ) from None
     return finished

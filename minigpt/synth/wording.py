@@ -1,9 +1,9 @@
-"""What a question is about: whether it names something of its article, or leans on a pronoun that nothing explains."""
+"""Whether a question can be understood alone: it names something of its article, and its pronouns have a referent."""
 
 import re
 import unicodedata
 
-# Words of questions, and words so general that sharing them with an article names nothing of it.
+# Question words, and words so general that a question with no other word of its article does not name a subject.
 QUESTION_WORDS = """
 什么时候 什么地方 什么样 什么 为什么 为何 何时 何地 何处 何人 何种 何事 何物 何年 何月
 何日 哪里 哪儿 哪些 哪个 哪位 哪年 哪一年 哪种 哪座 哪部 哪国 哪家 哪项 哪几 多少 多大
@@ -20,17 +20,17 @@ QUESTION_WORDS = """
 可以 需要 具有 存在 出现 成为 一般 通常 曾经 曾 最终 目前 现在 当时 后来 之前 之后 以前
 以后 期间
 """
-GENERAL = re.compile("|".join(sorted(QUESTION_WORDS.split(), key=len, reverse=True)))
+GENERAL_WORD = re.compile("|".join(sorted(QUESTION_WORDS.split(), key=len, reverse=True)))
 HAN_RUN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+")
 NAME_LIKE = re.compile(r"[A-Za-zÀ-ɏͰ-ϿЀ-ӿぁ-ヿ가-힣]{2,}|[A-Za-z]+\d+|\d{2,}")
 QUOTED = re.compile(r"《[^《》]+》|“[^“”]+”|「[^「」]+」|『[^『』]+』|\"[^\"]+\"|〈[^〈〉]+〉")
 TITLE_NOTE = re.compile(r"\s*[（(][^（）()]*[）)]$")  # as in 水星 (行星)
-LEAST = 3  # characters of the body in a row that name something
-PAIRS = 3  # pairs of characters of the body that do so together
-NAMED_SO = "他她它其"  # pronouns that are in names
-NAME = "〇"  # stands for a title or a quoted name
+MIN_NAME_CHARS = 3  # consecutive characters of the article that count as a name
+MIN_SHARED_BIGRAMS = 3  # bigrams of the article that together count as a name
+PRONOUNS_IN_NAMES = "他她它其"  # pronouns that also occur inside names
+NAME_PLACEHOLDER = "〇"  # replaces a title or a quoted name
 
-# A pronoun stands alone: what follows or goes before must not make another word of it.
+# Pronouns, unless the characters before or after them form another word with them.
 PRONOUNS = re.compile(
     r"(?<![其吉维利排耳尼斯无])他(?![汀信国乡杀律克命拉卡林加])|她|牠|祂|(?<!其)它"
     r"|(?<![耳尤极与何名如突米索阿巴])其(?![他它中实余次顿])"
@@ -43,78 +43,81 @@ PRONOUNS = re.compile(
 )
 
 
-def plain(text):
-    """A text in which only letters and digits count: NFKC, lower case, nothing else."""
+def letters_and_digits(text):
+    """The letters and digits of a text, in NFKC and lower case."""
     return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum())
 
 
 def bigrams(text):
-    """Set of the pairs of neighbouring characters of a text; of a single character, itself."""
+    """Set of the character bigrams of a text; for a single character, the character itself."""
     return {text[i : i + 2] for i in range(max(1, len(text) - 1))} if text else set()
 
 
-def masked(question, title):
-    """The question with its quoted names, and the article's title, as a `NAME` each."""
-    question = QUOTED.sub(NAME, question)
+def mask_names(question, title):
+    """The question with each quoted name and each occurrence of the article's title as a NAME_PLACEHOLDER."""
+    question = QUOTED.sub(NAME_PLACEHOLDER, question)
     for name in {title, TITLE_NOTE.sub("", title)}:
         if name:
-            question = question.replace(name, NAME)
+            question = question.replace(name, NAME_PLACEHOLDER)
     return question
 
 
-def general_at(text):
-    """For each character of a text, whether it belongs to a word of GENERAL."""
+def general_word_mask(text):
+    """A bool for each character of a text: whether it belongs to a word of QUESTION_WORDS."""
     marks = [False] * len(text)
-    for match in GENERAL.finditer(text):
+    for match in GENERAL_WORD.finditer(text):
         marks[match.start() : match.end()] = [True] * len(match[0])
     return marks
 
 
-def title_pairs(title):
-    """What short forms of a title are known by: its pairs of characters, its first and last one (中国 of
-    中华人民共和国), but for what is a general word alone."""
-    pairs = set()
+def title_bigrams(title):
+    """Bigrams by which short forms of a title are recognized: its own, and its first and last character (中国 of
+    中华人民共和国). Bigrams that are a general word are left out."""
+    found = set()
     for part in HAN_RUN.findall(title):
-        pairs |= bigrams(part) | ({part[0] + part[-1]} if len(part) > 2 else set())
-    return {pair for pair in pairs if GENERAL.sub("", pair)}
+        found |= bigrams(part) | ({part[0] + part[-1]} if len(part) > 2 else set())
+    return {bigram for bigram in found if GENERAL_WORD.sub("", bigram)}
 
 
 def shares_name(text, title, body):
-    """Whether a text names something: two characters of the title, three in a row of the body, or a name of it.
+    """Whether a text names something of its article.
 
-    Two of the body would do too little, 母亲 is in the articles of many; three such pairs do.
+    Enough is a bigram of the title, MIN_NAME_CHARS consecutive characters of the body, a Latin name or number of it,
+    or MIN_SHARED_BIGRAMS bigrams of the body. A single bigram of the body is not: 母亲 occurs in many articles.
     """
-    if NAME in text or any(pair in text for pair in title_pairs(title)):
+    if NAME_PLACEHOLDER in text or any(bigram in text for bigram in title_bigrams(title)):
         return True
-    general, pairs = general_at(text), set()
+    is_general, own_bigrams = general_word_mask(text), set()
     for part in HAN_RUN.finditer(text):
-        places = [i for i in range(part.start(), part.end()) if not general[i]]
-        if any(j - i >= LEAST - 1 and text[i : j + 1] in body for i in places for j in places):
+        places = [i for i in range(part.start(), part.end()) if not is_general[i]]
+        if any(j - i >= MIN_NAME_CHARS - 1 and text[i : j + 1] in body for i in places for j in places):
             return True
-        pairs |= {text[i : i + 2] for i in places if i + 1 in places}
+        own_bigrams |= {text[i : i + 2] for i in places if i + 1 in places}
     known = f"{title}\n{body}".casefold()
-    named = any(name.casefold() in known for name in NAME_LIKE.findall(GENERAL.sub(" ", text)))
-    return named or sum(pair in body for pair in pairs) >= PAIRS
+    has_name = any(name.casefold() in known for name in NAME_LIKE.findall(GENERAL_WORD.sub(" ", text)))
+    return has_name or sum(bigram in body for bigram in own_bigrams) >= MIN_SHARED_BIGRAMS
 
 
-def in_name(text, at, body):
-    """Whether a pronoun's character at a place is the middle of a name of three that the body has: 陈其美, 犹他州."""
+def is_inside_name(text, at, body):
+    """Whether the pronoun at an index is the middle of a name of three characters of the body: 陈其美, 犹他州."""
     name = text[at - 1 : at + 2] if at else ""
-    general = general_at(text)
-    begins = at < 2 or general[at - 2] or not HAN_RUN.match(text[at - 2])
-    return bool(HAN_RUN.fullmatch(name)) and len(name) == LEAST and begins and not general[at - 1] and name in body
+    if len(name) < 3 or not HAN_RUN.fullmatch(name) or name not in body:
+        return False
+    is_general = general_word_mask(text)
+    starts_word = at < 2 or is_general[at - 2] or not HAN_RUN.match(text[at - 2])
+    return starts_word and not is_general[at - 1]
 
 
-def pronoun_of(question, title, body):
-    """The pronoun that a question leans on, or "". One behind a name (of three characters, or the title's) is none."""
-    text = masked(question, title)
+def unexplained_pronoun(question, title, body):
+    """The first pronoun of a question that refers to something outside it, or "". A name before it is its referent."""
+    text = mask_names(question, title)
     for match in PRONOUNS.finditer(text):
-        name = match[0] in NAMED_SO and in_name(text, match.start(), body)
-        if not name and not shares_name(text[: match.start()], title, body):
+        is_name = match[0] in PRONOUNS_IN_NAMES and is_inside_name(text, match.start(), body)
+        if not is_name and not shares_name(text[: match.start()], title, body):
             return text[match.start() : match.end() + 1]
     return ""
 
 
 def names_subject(question, title, body):
-    """Whether a question names what it asks about, in a way that its article knows."""
-    return shares_name(masked(question, title), title, body)
+    """Whether a question names its subject in words of its article."""
+    return shares_name(mask_names(question, title), title, body)

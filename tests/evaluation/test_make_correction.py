@@ -178,7 +178,7 @@ def test_rows_are_right_and_wrong_sentences_of_the_articles_each_once(make, tmp_
     counts = Counter(row["kind"] for row in rows)
     assert set(counts) == {*KINDS, "unchanged"} and 25 < counts["unchanged"] < 75
     assert all(f"{n} {kind}" in said for kind, n in counts.items())
-    assert "1 bad JSON" in said and "240 there already" in said and "1 without an end" in said
+    assert "1 bad JSON" in said and "240 duplicate" in said and "1 without an end" in said
     assert "1 fewer than 4 Han characters" in said and "wiki/a.jsonl, line 1" in said
 
 

@@ -1,12 +1,20 @@
-"""Large models that write questions and answers, well and badly, as a real server; run as a script it is a process.
+"""A real server with large models that write questions and answers, some badly. As a script it is its own process.
 
-The articles are `conftest.made_up_articles`. The models are their manners: "good" writes three right pairs about every
-article it is shown; "slow" does so once `together` have asked; "stormy" first writes one reply in three wrongly, in the
-ways of FAULTS, and answers some requests with 429, 500, silence or half a reply; "poison" cannot bear the articles of
-POISONED, "long" finds LONG's too long, "moderated" forbids it, "crowded" is too busy for it, "poor" has no quota,
-"babbling" writes no JSON, "dying" breaks off, "stubborn" has a pronoun in one pair of four each time, "halves" writes
-two pairs of three, "group" fails two of three articles, "refusing" wants a key, "away" is always overloaded, "unloaded"
-refuses all.
+The articles are `corpora.made_up_articles`. A model's name says how it behaves:
+
+| model | behaviour |
+|---|---|
+| good | three correct pairs about every article |
+| slow | like good, once `together` requests are open |
+| stormy | one first reply in three has one of FAULTS; some requests get 429, 500, no answer, or half a reply |
+| poison | status 500 for the articles of POISONED |
+| long, moderated, crowded | status 400 (too long), 403 (moderation), 429 (busy) for the article LONG |
+| poor, refusing, away, unloaded | every request: no quota, wrong key, 503, no model |
+| babbling | no JSON |
+| dying | the connection closes within the reply |
+| stubborn | a pronoun in one pair of four, every time |
+| halves | two of three pairs at a time |
+| group | of several articles the second is missing and the third is bad |
 """
 
 import json
@@ -37,7 +45,7 @@ def facts(text):
 
 
 def good_pairs(town, river, bridges):
-    """Three pairs that every rule passes."""
+    """Three pairs that pass every rule."""
     return [
         {"question": f"{town}位于哪里？", "answer": f"{town}位于{river}边。"},
         {"question": f"{town}有几座桥？", "answer": f"{town}有{bridges}座桥。"},
@@ -49,7 +57,7 @@ def with_first(pairs, **fields):
     return [{**pairs[0], **fields}, *pairs[1:]]
 
 
-# Each rule, and a reply (of good pairs) that breaks it.
+# For each rule, how good pairs become a reply that breaks it.
 FAULTS = {
     "no_json": lambda pairs: "好的，下面是关于文章的问答。",
     "cut_off": lambda pairs: json.dumps(pairs, ensure_ascii=False)[:-20],
@@ -72,7 +80,7 @@ def number_of(town):
 
 
 class Model(Handler):
-    """Answers as the model that is asked for; `about` has its settings, and what it has seen."""
+    """Answers as the requested model. `about` has the settings of the server and what it received."""
 
     def do_POST(self):
         about, body = self.server.about, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -93,14 +101,14 @@ class Model(Handler):
                 about.busy -= 1
 
     def once(self, what):
-        """Whether this is the first time that `what` is asked about."""
+        """Whether this is the first request about `what`."""
         with self.server.about.lock:
             new = what not in self.server.about.met
             self.server.about.met.add(what)
         return new
 
     def write(self, text):
-        """A whole reply, in pieces."""
+        """Send a complete reply in pieces."""
         self.begin()
         for start in range(0, len(text), 40):
             self.say(delta(text[start : start + 40]))
@@ -176,12 +184,12 @@ class Model(Handler):
         self.write_pairs([*pairs, {**pairs[0], "question": "它位于哪里？"}])
 
     def as_halves(self, body):
-        """Two good pairs at first, and then another one with one of these."""
+        """The first two pairs, then, in the retry, the last two."""
         pairs = good_pairs(*self.asked[0])
         self.write_pairs(pairs[:2] if self.first else pairs[1:])
 
     def as_slow(self, body):
-        """Answers nobody before `together` have asked."""
+        """Answers no request until `together` are open."""
         about = self.server.about
         with about.lock:
             about.waiting += 1
@@ -191,7 +199,7 @@ class Model(Handler):
         self.as_good(body)
 
     def as_group(self, body):
-        """Of several articles the second one's pairs are missing, and the third's bad."""
+        """Of several articles the pairs of the second are missing, and those of the third are bad."""
         if len(self.asked) == 1:
             return self.write_good()
         about = [good_pairs(*article) for article in self.asked]
@@ -216,7 +224,7 @@ class LargeServer(ThreadingHTTPServer):
 
 
 def opened(port=0, models=("good",), seconds=0.0, together=1):
-    """A server that listens; its `about` has its base, the bodies it was `asked`, the `most` at once."""
+    """A listening server. `about`: its base address, the request bodies `asked`, the `most` requests open at once."""
     server = LargeServer(("127.0.0.1", port), Model)
     server.about = SimpleNamespace(
         models=models, owner="someone", seconds=seconds, listing_seconds=0, together=together, seen=[], asked=[],
@@ -240,7 +248,7 @@ def large_model(**settings):
 
 @contextmanager
 def model_process(port=0, seconds=0.02):
-    """(process, port) of a server in a process of its own, which a test may kill; killed in the end."""
+    """(process, port) of a server in its own process, which a test may kill; killed at the end."""
     command = [sys.executable, str(Path(__file__)), str(port), str(seconds)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8")
     try:

@@ -1,13 +1,22 @@
-"""Peers that behave well and badly: an OpenAI-compatible server whose models are its manners.
+"""An OpenAI-compatible server on a free port of 127.0.0.1 (`peer`) with models that behave well and badly.
 
-`peer()` serves on a free port of 127.0.0.1. Only "kept" and "whole" leave the connection open behind an answer.
-Its models: "echo" says the prompt back a character at a time, "slow" the
-same at 50 ms a character, "dies" breaks off after three characters, "drips" a byte a while of a line that never ends,
-"endless" never stops, "line" sends one line without end, "whole" answers without streaming, "plain" refuses fields
-beyond OpenAI's, "busy" is so twice, "silent" never answers, "headers" and "continue"
-send headers without end, "elsewhere" and "faraway" redirect, "zipped" compresses, "junk" is no
-JSON, "odd" is JSON of other shapes, "counts" claims absurd counts, "surrogate" half characters, "error" an error in the
-stream, "hostile" says what `hostile` holds.
+Only "kept" and "whole" leave the connection open after an answer. A model's name says how it behaves:
+
+| model | behaviour |
+|---|---|
+| echo, slow | repeats the prompt character by character; slow with 50 ms between them |
+| kept | repeats the prompt in one piece |
+| whole | answers without streaming |
+| plain | refuses fields that OpenAI's API does not have |
+| busy | status 429 for the first two requests |
+| dies | closes the connection after three characters |
+| drips, silent | sends a byte every 100 ms of a long line; sends nothing |
+| endless, line, zipped | sends pieces without end; one line without end; a large compressed answer |
+| headers, continue | sends headers, or 100 Continue, without end |
+| elsewhere, faraway | redirects; the body of the second is endless |
+| junk, odd, error | not JSON; JSON of another shape; an error inside the stream |
+| counts, surrogate | impossible token counts; unpaired surrogates |
+| hostile | sends `about.hostile` |
 """
 
 import gzip
@@ -43,7 +52,7 @@ HOSTILE = [
 
 
 def delta(text, reason=None):
-    """A piece of a chat or completion, as an event."""
+    """An event of the stream with a piece of text."""
     choice = {"index": 0, "delta": {"content": text}, "finish_reason": reason}
     return f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
 
@@ -176,7 +185,7 @@ class Handler(BaseHTTPRequestHandler):
             self.say(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
 
     def as_faraway(self, prompt, body):
-        """A redirect whose own body has no end."""
+        """A redirect with an endless body."""
         self.send_response(302)
         self.send_header("Location", "http://[bad")
         self.end_headers()
@@ -219,7 +228,10 @@ class Handler(BaseHTTPRequestHandler):
 
 class Server(ThreadingHTTPServer):
     daemon_threads, block_on_close = True, False
-    request_queue_size = 256  # connections that come at the same moment
+    request_queue_size = 256  # simultaneous connections
+
+    def handle_error(self, *_):  # the client has closed the connection
+        pass
 
     def process_request(self, *connection):
         self.about.connected += 1
@@ -232,9 +244,9 @@ class Server(ThreadingHTTPServer):
 
 @contextmanager
 def peer(models=("echo",), owner="someone", listing_seconds=0.0):
-    """A running peer: address, port, what it has seen [(path, headers, body)], models that finished, or were left.
+    """`about` of a running server: address, port, requests `seen` [(path, headers, body)], models `finished` or `left`.
 
-    models: None for a list that takes `listing_seconds`.
+    models: names that it lists; None: the list takes `listing_seconds`.
     """
     server = Server(("127.0.0.1", 0), Handler)
     server.about = SimpleNamespace(

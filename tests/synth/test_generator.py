@@ -1,4 +1,4 @@
-"""The work at a server that bears some articles badly: these are given up, and the others are not held up."""
+"""Generation with a server that fails for some articles, and the choice of the model."""
 
 import json
 from types import SimpleNamespace
@@ -11,22 +11,22 @@ from factory_fakes import LONG, large_model
 from minigpt.common.errors import UserError
 from minigpt.settings.stages import GenerateSettings
 from minigpt.synth import generator, rate_limit
-from minigpt.synth.articles import ArticleSource, key_of, short_hash
+from minigpt.synth.articles import ArticleSource, article_key, short_hash
 from minigpt.synth.client import LargeModelClient, choose_model
-from minigpt.synth.generator import Factory
+from minigpt.synth.generator import PairGenerator
 from minigpt.synth.rate_limit import RateLimit
 from minigpt.synth.store import Appender
 
 
 @pytest.fixture
 def hurried(monkeypatch):
-    """Pauses are a hundredth as long."""
+    """Makes the backoff a hundredth as long."""
     for module in (rate_limit, generator):
-        monkeypatch.setattr(module, "pause_after", lambda failures: 0.002 * 2 ** min(failures, 5))
+        monkeypatch.setattr(module, "backoff_seconds", lambda failures: 0.002 * 2 ** min(failures, 5))
 
 
 def worked(folder, about, count=24, **fields):
-    """The `Factory` after a run over `count` articles, with {titles of the rejects: reasons}."""
+    """The `PairGenerator` after a run over `count` articles, with {titles of the rejects: reasons}."""
     settings = GenerateSettings()
     write_jsonl(folder / "wiki/a.jsonl", made_up_articles(count, tellings=1))
     given = {"input_dir": [str(folder / "wiki")], "api_base": about.base, "api_model": about.models[0], **fields}
@@ -34,7 +34,7 @@ def worked(folder, about, count=24, **fields):
         setattr(settings, name, value)
     saves, rejects = Appender(folder / "saves.jsonl"), Appender(folder / "rejects.jsonl")
     pace = RateLimit(0, settings.wait_minutes)
-    ours = Factory(settings, LargeModelClient(settings, ""), settings.api_model, pace, saves, rejects, set())
+    ours = PairGenerator(settings, LargeModelClient(settings, ""), settings.api_model, pace, saves, rejects, set())
     try:
         ours.run(ArticleSource(settings), lambda: False, lambda: None)
     finally:
@@ -45,40 +45,40 @@ def worked(folder, about, count=24, **fields):
 
 
 @pytest.mark.parametrize(("concurrency", "first", "bad"), [(1, 0, 3), (1, 5, 3), (4, 0, 16), (4, 2, 20)])
-def test_poisonous_articles_in_a_row_hold_up_nobody(tmp_path, hurried, concurrency, first, bad):
+def test_articles_that_crash_the_server_are_rejected_and_delay_no_other(tmp_path, hurried, concurrency, first, bad):
     poisoned = {f"第{n}镇" for n in range(first, first + bad)}
     with large_model(models=("poison",)) as about:
         about.poisoned = poisoned
         ours, rejects = worked(tmp_path, about, concurrency=concurrency, wait_minutes=0.5)
-    assert set(rejects) == poisoned and ours.tally.accepted == 24 - bad
+    assert set(rejects) == poisoned and ours.counts.articles["accepted"] == 24 - bad
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "expected"),
     [("moderated", "status 403: not to our taste"), ("crowded", "too many tokens a minute) (20 times")],
 )
-def test_what_a_server_refuses_one_article_is_that_articles_and_no_others(tmp_path, hurried, model, told):
+def test_a_refusal_of_one_article_rejects_that_article_only(tmp_path, hurried, model, expected):
     with large_model(models=(model,)) as about:
         ours, rejects = worked(tmp_path, about, count=8, concurrency=2, wait_minutes=0.5)
-    assert set(rejects) == {LONG} and told in rejects[LONG][0][0] and ours.tally.accepted == 7
+    assert set(rejects) == {LONG} and expected in rejects[LONG][0][0] and ours.counts.articles["accepted"] == 7
 
 
-def test_a_fault_of_our_own_ends_the_run_in_one_line_that_names_it(tmp_path, monkeypatch):
+def test_an_internal_error_ends_the_run_with_one_line_that_names_it(tmp_path, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("by naught")
 
-    monkeypatch.setattr(generator, "judge", broken)
+    monkeypatch.setattr(generator, "check_reply", broken)
     with large_model() as about, pytest.raises(UserError, match="ZeroDivisionError: by naught"):
         worked(tmp_path, about)
 
 
-def test_good_pairs_of_several_replies_are_gathered(tmp_path, monkeypatch):
+def test_good_pairs_of_several_replies_are_merged(tmp_path, monkeypatch):
     with large_model(models=("halves",)) as about:
         ours, _ = worked(tmp_path, about, count=4, tries=2)
-    assert ours.tally.in_part == 4 and ours.tally.pairs == 12
+    assert ours.counts.articles["in_part"] == 4 and ours.counts.pairs == 12
 
 
-def test_ids_that_are_neither_numbers_nor_texts_become_texts(tmp_path):
+def test_ids_that_are_neither_int_nor_str_become_str(tmp_path):
     rows = [{"id": id, "title": "甲", "text": "甲在乙。"} for id in ([1, 2], {"a": 1}, 1.5, True, "x", 7)]
     write_jsonl(tmp_path / "wiki/a.jsonl", rows)
     settings = GenerateSettings()
@@ -87,11 +87,11 @@ def test_ids_that_are_neither_numbers_nor_texts_become_texts(tmp_path):
     assert found and all(type(id) in (int, str) for id in found) and {"x", 7} <= set(found)
 
 
-def test_what_is_done_is_passed_by_uncleaned_and_the_caller_can_look_around(tmp_path):
+def test_finished_articles_are_skipped_without_cleaning_and_none_is_yielded_between(tmp_path):
     write_jsonl(tmp_path / "wiki/a.jsonl", made_up_articles(400, 1))
     settings = GenerateSettings()
     settings.input_dir = [str(tmp_path / "wiki")]
-    source = ArticleSource(settings, {short_hash(key_of("wiki/a.jsonl", n)) for n in range(400)})
+    source = ArticleSource(settings, {short_hash(article_key("wiki/a.jsonl", n)) for n in range(400)})
     source.cleaner = None  # nothing is cleaned
     assert set(source) == {None} and source.done_before == 400
 
@@ -100,7 +100,7 @@ def test_what_is_done_is_passed_by_uncleaned_and_the_caller_can_look_around(tmp_
     ("base", "api_model"),
     [("http://no-such-host.invalid/v1", "good"), ("http://no-such-host.invalid/v1", ""), ("{page}/v1", "")],
 )
-def test_an_address_that_can_be_none_is_told_at_once(tmp_path, monkeypatch, base, api_model):
+def test_a_wrong_address_ends_the_run_without_waiting(tmp_path, monkeypatch, base, api_model):
     monkeypatch.setenv("NO_PROXY", "*")
     page = b"<!doctype html><title>Not here</title>"
     with files(**{"v1/models": page}) as site:
@@ -114,7 +114,7 @@ def test_an_address_that_can_be_none_is_told_at_once(tmp_path, monkeypatch, base
                 choose_model(LargeModelClient(settings, ""), settings, RateLimit(0, 30), lambda: True, None)
 
 
-def test_models_that_write_nothing_are_not_taken():
+def test_models_that_write_no_text_are_not_chosen():
     settings = GenerateSettings()
     with large_model(models=("text-embedding-3", "bge-m3", "good")) as about:
         settings.api_base = about.base

@@ -1,10 +1,10 @@
-"""The reading of replies that are not quite JSON."""
+"""Parsing of replies that are not quite JSON."""
 
 import time
 
 import pytest
 
-from minigpt.synth.reply_parser import parse
+from minigpt.synth.reply_parser import parse_reply
 
 PAIR = [("甲桥多长？", "“52”米。")]
 ROW = '{"question": "甲桥多长？", "answer": "“52”米。"}'
@@ -56,30 +56,34 @@ SECOND = '{"question": "乙在哪？", "answer": "在丙。"}'
         ("[" * 5000, []),
     ],
 )
-def test_what_is_nearly_json_is_read_and_no_pair_is_made_up(text, pairs):
-    assert parse(text).all() == pairs
+def test_nearly_valid_json_is_parsed_and_no_pair_is_invented(text, pairs):
+    assert parse_reply(text).all_pairs() == pairs
 
 
 @pytest.mark.parametrize("end", [3, 5, 10, 15, 20, 22])
-def test_a_reply_that_breaks_off_says_so_and_keeps_whole_pairs(end):
-    found = parse(f"[{ROW}, {SECOND}]"[:-end])
-    assert found.all() == PAIR and found.cut
+def test_a_cut_reply_is_marked_as_cut_and_keeps_its_complete_pairs(end):
+    found = parse_reply(f"[{ROW}, {SECOND}]"[:-end])
+    assert found.all_pairs() == PAIR and found.cut
 
 
-def test_pairs_of_several_articles_are_told_apart_by_number():
-    told = [
+def test_pairs_of_several_articles_are_assigned_by_number():
+    texts = [
         f'[{{"article": 1, "pairs": [{ROW}]}}, {{"article": "文章2", "pairs": [{SECOND}]}}]',
         f'{{"1": [{ROW}], "2": [{SECOND}]}}',
         f'[{{"article": 1, "pairs": [{ROW[:-1]}, "编号": 7}}]}}, {{"article": 2, "pairs": [{SECOND}]}}]',
     ]
-    for text in [*told, told[0][:-1] + ",,]", told[0].replace('"article"', "“article”").replace("]}", "]")]:
-        assert (parse(text).of(1), parse(text).of(2), parse(text).of(3)) == (PAIR, TWO[1:], [])
+    for text in [*texts, texts[0][:-1] + ",,]", texts[0].replace('"article"', "“article”").replace("]}", "]")]:
+        assert (parse_reply(text).pairs_of(1), parse_reply(text).pairs_of(2), parse_reply(text).pairs_of(3)) == (
+            PAIR,
+            TWO[1:],
+            [],
+        )
 
 
 @pytest.mark.parametrize(
     "piece", ["{", "[", '{"', '{"a":', '"question":"', '{"question": "a" b" ', "\\", " ", "“a”：“b”，", "```", '"a": ']
 )
-def test_a_hostile_reply_of_a_megabyte_is_read_quickly(piece):
+def test_a_malicious_reply_of_a_megabyte_is_parsed_in_linear_time(piece):
     started = time.process_time()
-    assert parse(piece * (10**6 // len(piece))).all() == []
+    assert parse_reply(piece * (10**6 // len(piece))).all_pairs() == []
     assert time.process_time() - started < 20  # it takes a tenth of a second; what is quadratic takes minutes

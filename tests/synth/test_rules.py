@@ -1,4 +1,4 @@
-"""The rules that replies are held against, the prompt, and the pace of asking."""
+"""The rules for replies, the prompt, and the rate limit."""
 
 import json
 from random import Random
@@ -9,11 +9,11 @@ from factory_fakes import FAULTS, good_pairs
 
 from minigpt.settings.stages import GenerateSettings
 from minigpt.synth.numerals import arabic_numbers, chinese_numbers, value_of
-from minigpt.synth.prompts import MAX_FORMER, messages_for, wanted_pairs
-from minigpt.synth.rate_limit import LONGEST_PAUSE, RateLimit, pause_after
-from minigpt.synth.reply_parser import parse
-from minigpt.synth.rules import REPLY_RULES, RULES, ShownArticle, faults_of, judge
-from minigpt.synth.wording import names_subject, pronoun_of
+from minigpt.synth.prompts import MAX_QUOTED_REPLY_CHARS, messages_for, wanted_pairs
+from minigpt.synth.rate_limit import MAX_BACKOFF_SECONDS, RateLimit, backoff_seconds
+from minigpt.synth.reply_parser import parse_reply
+from minigpt.synth.rules import REPLY_RULES, RULES, ArticleIndex, check_pair, check_reply
+from minigpt.synth.wording import names_subject, unexplained_pronoun
 
 TITLE = "青石桥"
 TEXT = (
@@ -26,12 +26,12 @@ def case(**settings):
     limits = GenerateSettings()
     for name, value in settings.items():
         setattr(limits, name, value)
-    return ShownArticle(TITLE, TEXT, limits)
+    return ArticleIndex(TITLE, TEXT, limits)
 
 
 def names_of(question, answer, **settings):
     """Names of the rules that a pair breaks."""
-    return {name for name, _ in faults_of(case(**settings), question, answer)}
+    return {name for name, _ in check_pair(case(**settings), question, answer)}
 
 
 LEANING = """
@@ -52,18 +52,18 @@ STANDING = """
 
 
 @pytest.mark.parametrize("question", LEANING.split())
-def test_a_question_that_leans_on_its_article_is_refused(question):
-    assert pronoun_of(question, TITLE, TEXT)
+def test_a_question_with_an_unexplained_pronoun_is_refused(question):
+    assert unexplained_pronoun(question, TITLE, TEXT)
 
 
 @pytest.mark.parametrize("question", STANDING.split())
-def test_words_that_only_look_like_pronouns_and_explained_ones_are_let_through(question):
-    assert not pronoun_of(question, TITLE, TEXT)
+def test_words_that_contain_a_pronoun_and_explained_pronouns_pass(question):
+    assert not unexplained_pronoun(question, TITLE, TEXT)
 
 
 def test_a_pronoun_in_the_title_is_a_name():
-    assert not pronoun_of("其乐公司在哪里？", "其乐公司", "其乐公司位于上海。")
-    assert pronoun_of("其公司在哪里？", "其乐公司", "其乐公司位于上海。")
+    assert not unexplained_pronoun("其乐公司在哪里？", "其乐公司", "其乐公司位于上海。")
+    assert unexplained_pronoun("其公司在哪里？", "其乐公司", "其乐公司位于上海。")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ BARE = "母亲是谁？ 会长是谁？ 全长多少米？ 原产于哪里？ �
 
 
 @pytest.mark.parametrize("question", BARE.split())
-def test_two_characters_of_an_article_name_nothing_of_it(question):
+def test_a_single_bigram_of_an_article_is_no_name(question):
     assert not names_subject(question, "青石桥", TEXT + OTHERS + "人口有三百，面积多大不知。")
 
 
@@ -121,10 +121,10 @@ def test_short_forms_of_a_title_are_names(title, questions):
         ("文章学研究什么？", "文章学研究文章。"),
     ],
 )
-def test_pronouns_in_names_of_the_article_are_none(question, body):
-    assert not pronoun_of(question, "某事", body)
+def test_pronouns_inside_names_of_the_article_pass(question, body):
+    assert not unexplained_pronoun(question, "某事", body)
     if "材料" not in question and "文章" not in question:
-        assert pronoun_of(question, "某事", "别的。")
+        assert unexplained_pronoun(question, "某事", "别的。")
 
 
 @pytest.mark.parametrize("title", ["氢", "水星 (行星)", "C++"])
@@ -173,7 +173,7 @@ def test_a_good_pair_breaks_no_rule():
         ("青石桥是谁建的？", "李木生😀", "characters"),
     ],
 )
-def test_each_rule_refuses_what_it_is_for(question, answer, broken):
+def test_each_rule_refuses_a_pair_that_breaks_it(question, answer, broken):
     assert broken in names_of(question, answer)
 
 
@@ -188,11 +188,11 @@ def test_each_rule_refuses_what_it_is_for(question, answer, broken):
         "有3个桥孔",
     ],
 )
-def test_numbers_are_known_however_they_are_written(answer):
+def test_numbers_are_compared_by_value(answer):
     assert "unsupported" not in names_of("青石桥怎样？", answer)
 
 
-def test_numbers_have_the_values_that_people_read():
+def test_values_of_numbers_in_digits_and_in_characters():
     assert arabic_numbers("1,200、１２.5和3万，4 亿") == {1200, 12.5, 30000, 4e8}
     numerals = {
         "十": 10,
@@ -240,12 +240,12 @@ def test_numbers_have_the_values_that_people_read():
         ("十百", None),
     ],
 )
-def test_a_numeral_in_characters_has_the_value_that_people_read(numeral, value):
+def test_value_of_a_numeral(numeral, value):
     assert value_of(numeral) == value
 
 
 def in_characters(number):
-    """A whole number below 10**16 in Chinese, written by the school rule, digit by digit."""
+    """An int below 10**16 as a Chinese numeral, written digit by digit."""
     text, zero = "", False
     for place in reversed(range(16)):
         digit = number // 10**place % 10
@@ -257,7 +257,7 @@ def in_characters(number):
     return text
 
 
-def test_the_values_of_numerals_are_those_of_a_slow_writer():
+def test_values_of_numerals_agree_with_a_simple_writer():
     assert in_characters(10**8 + 2000 * 10**4) == "一亿二千万"
     assert in_characters(30_000_000_500_040) == "三十万亿零五十万零四十"
     random = Random(0)
@@ -271,10 +271,10 @@ def test_the_values_of_numerals_are_those_of_a_slow_writer():
             assert value_of(in_characters(number)) == number, in_characters(number)
 
 
-def test_a_number_with_two_units_may_be_told_in_digits():
-    article = ShownArticle(TITLE, TEXT + "全县人口一亿二千万。", GenerateSettings())
+def test_a_numeral_with_two_units_equals_the_number_in_digits():
+    article = ArticleIndex(TITLE, TEXT + "全县人口一亿二千万。", GenerateSettings())
     for number, right in (("1.2亿", True), ("12000万", True), ("1.3亿", False)):
-        broken = {name for name, _ in faults_of(article, "青石桥全县有多少人口？", f"全县人口{number}。")}
+        broken = {name for name, _ in check_pair(article, "青石桥全县有多少人口？", f"全县人口{number}。")}
         assert ("unsupported" not in broken) == right
 
 
@@ -289,66 +289,66 @@ def test_a_number_with_two_units_may_be_told_in_digits():
         (["青石桥英文名是什么？", "青石桥法文名是什么？"], False),
     ],
 )
-def test_questions_that_ask_the_same_are_found_and_others_are_not(questions, same):
+def test_duplicate_questions_are_found_and_similar_ones_are_kept(questions, same):
     mine, answers = case(), ["3个", "李木生"]
     mine.earlier.append((questions[0], answers[0]))
-    assert ("duplicate" in {name for name, _ in faults_of(mine, questions[1], answers[1])}) == same
+    assert ("duplicate" in {name for name, _ in check_pair(mine, questions[1], answers[1])}) == same
 
 
 def test_equal_answers_to_different_questions_are_kept():
     pairs = [("谁建了青石桥？", "李木生"), ("白水镇的工匠是谁？", "李木生"), ("青石桥有几个桥孔？", "3个")]
-    assert judge(case(), pairs).good
+    assert not check_reply(case(), pairs).faults
 
 
-def test_every_rule_is_broken_by_its_fault_and_says_why_in_chinese():
+def test_every_rule_finds_its_fault_and_gives_a_reason_in_chinese():
     assert set(FAULTS) == {*RULES, *REPLY_RULES}
     article = made_up_articles(1)[0]
-    of_town = ShownArticle(article["title"], article["text"], GenerateSettings())
+    of_town = ArticleIndex(article["title"], article["text"], GenerateSettings())
     pairs = good_pairs("第0镇", "东河", 3)
-    assert judge(of_town, parse(json.dumps(pairs)).all()).good
+    assert not check_reply(of_town, parse_reply(json.dumps(pairs)).all_pairs()).faults
     for name, spoil in FAULTS.items():
         reply = spoil(pairs)
-        found = parse(reply if isinstance(reply, str) else json.dumps(reply, ensure_ascii=False))
-        verdict = judge(of_town, found.all(), found.cut)
-        assert name in {rule for rule, _ in verdict.faults}, name
+        found = parse_reply(reply if isinstance(reply, str) else json.dumps(reply, ensure_ascii=False))
+        check = check_reply(of_town, found.all_pairs(), found.cut)
+        assert name in {rule for rule, _ in check.faults}, name
         assert all(
             "\u4e00" <= reason[-1] <= "\u9fff" or reason[-1] in "”" or reason[-1].isdigit()
-            for _, reason in verdict.faults
+            for _, reason in check.faults
         )
 
 
-def test_the_number_of_pairs_is_bounded_and_the_good_ones_of_a_bad_reply_are_known():
+def test_the_number_of_pairs_is_limited_and_the_good_pairs_of_a_bad_reply_are_kept():
     pairs = [
         ("青石桥多长？", "五十二米"),
         ("谁建了青石桥？", "李木生"),
         ("青石桥在哪里？", "白水镇"),
         ("它在哪里？", "白水镇"),
     ]
-    verdict = judge(case(), pairs)
-    assert verdict.pairs == pairs[:3] and not verdict.good
-    many = judge(case(max_pairs=3, min_pairs=1), pairs)  # more than enough are enough, if so many are good
-    assert many.good and many.pairs == pairs[:3]
-    assert not judge(case(max_pairs=3, min_pairs=1), [*pairs[2:], *pairs[2:]]).good
-    assert {name for name, _ in judge(case(min_pairs=4), pairs[:3]).faults} == {"pair_count"}
-    assert judge(case(), [], cut=True).faults[0][0] == "cut_off"
+    check = check_reply(case(), pairs)
+    assert check.good_pairs == pairs[:3] and check.faults
+    many = check_reply(case(max_pairs=3, min_pairs=1), pairs)  # more than enough are enough, if so many are good
+    assert not many.faults and many.good_pairs == pairs[:3]
+    assert check_reply(case(max_pairs=3, min_pairs=1), [*pairs[2:], *pairs[2:]]).faults
+    assert {name for name, _ in check_reply(case(min_pairs=4), pairs[:3]).faults} == {"pair_count"}
+    assert check_reply(case(), [], cut=True).faults[0][0] == "cut_off"
 
 
 # The prompt
 
 
-def test_the_prompt_holds_the_demands_and_its_example_is_valid_by_the_rules():
+def test_the_prompt_has_the_article_and_its_example_passes_the_rules():
     settings = GenerateSettings()
     chat = messages_for([(TITLE, TEXT)], settings)
     assert [message["role"] for message in chat] == ["system", "user"] and TEXT in chat[1]["content"]
-    example = parse(chat[0]["content"]).all()
+    example = parse_reply(chat[0]["content"]).all_pairs()
     assert len(example) == 2 and all(len(question) <= settings.longest_question for question, _ in example)
     again = messages_for([(TITLE, TEXT)], settings, "答" * 10**6, ["甲"] * 5 + [str(n) for n in range(100)])
-    assert len(again) == 4 and len(again[2]["content"]) == MAX_FORMER and len(again[3]["content"]) < 400
+    assert len(again) == 4 and len(again[2]["content"]) == MAX_QUOTED_REPLY_CHARS and len(again[3]["content"]) < 400
     assert again[3]["content"].count("甲") == 1
     assert "【文章2】" in messages_for([(TITLE, TEXT)] * 2, settings)[1]["content"]
 
 
-def test_longer_articles_are_worth_more_pairs_within_the_bounds():
+def test_longer_articles_are_asked_for_more_pairs_within_the_limits():
     settings = GenerateSettings()
     counts = [wanted_pairs("长" * n, settings) for n in range(0, 3000, 50)]
     assert counts == sorted(counts) and (counts[0], counts[-1]) == (4, 6) and set(counts) == {4, 5, 6}
@@ -357,25 +357,29 @@ def test_longer_articles_are_worth_more_pairs_within_the_bounds():
 # The pace
 
 
-def test_a_pace_spaces_requests_and_obeys_the_server_for_all():
+def test_the_rate_limit_spaces_requests_and_obeys_retry_after():
     pace = RateLimit(requests_per_minute=30, wait_minutes=1)
-    pace.start(100)
-    assert pace.ready_in(100) == 2 and pace.ready_in(103) < 0
-    assert pace.failed(103, 104, asked=7.5, busy=True)
-    assert pace.ready_in(104) == 7.5
-    pace.succeeded()  # of a request that was under way: the server's wish holds
-    assert pace.ready_in(104) == 7.5 and pace.waiting(110) == 1.5
-    assert pace.failed(112, 113, asked=3600) and pace.ready_in(113) == 60  # no longer than the user waits
+    pace.record_start(100)
+    assert pace.seconds_until_ready(100) == 2 and pace.seconds_until_ready(103) < 0
+    assert pace.record_failure(103, 104, retry_after=7.5, busy=True)
+    assert pace.seconds_until_ready(104) == 7.5
+    pace.record_success()  # of a request that was under way: the server's wish holds
+    assert pace.seconds_until_ready(104) == 7.5 and pace.seconds_paused(110) == 1.5
+    assert (
+        pace.record_failure(112, 113, retry_after=3600) and pace.seconds_until_ready(113) == 60
+    )  # no longer than the user waits
 
 
-def test_pauses_grow_while_no_reply_comes_and_end_with_the_users_patience():
+def test_backoff_grows_until_a_success_or_until_wait_minutes_have_passed():
     pace, now, pauses = RateLimit(0, wait_minutes=2), 1000.0, []
-    assert pace.failed(now, now) and pace.ready_in(now) <= 0  # a single failure may be its article's
-    while pace.failed(now, now):
-        assert pace.failed(now - 1, now)  # others that were under way make no longer pause
-        pauses.append(pace.ready_in(now))
+    assert pace.record_failure(now, now) and pace.seconds_until_ready(now) <= 0  # a single failure may be its article's
+    while pace.record_failure(now, now):
+        assert pace.record_failure(now - 1, now)  # others that were under way make no longer pause
+        pauses.append(pace.seconds_until_ready(now))
         now += pauses[-1] + 0.01
-    assert pauses[:4] == pytest.approx([pause_after(n) for n in (1, 2, 3, 4)]) and max(pauses) == LONGEST_PAUSE
+    assert (
+        pauses[:4] == pytest.approx([backoff_seconds(n) for n in (1, 2, 3, 4)]) and max(pauses) == MAX_BACKOFF_SECONDS
+    )
     assert 115 < now - 1000 < 125
-    pace.succeeded()
-    assert pace.failed(now, now) and pace.ready_in(now) <= 0
+    pace.record_success()
+    assert pace.record_failure(now, now) and pace.seconds_until_ready(now) <= 0

@@ -1,5 +1,6 @@
 """sft/sft_generate.py as a user runs it, against servers that behave well and badly."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -8,11 +9,14 @@ import sys
 import time
 from collections import Counter
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from corpora import ROOT, made_up_articles, write_jsonl
 from factory_fakes import LONG, POISONED, good_pairs, large_model, model_process, number_of
 from serving_fakes import serving
+
+from minigpt.common.cli import run_script
 
 try:
     import resource
@@ -31,11 +35,34 @@ def wiki(folder, count=SHORT):
     return write_jsonl(folder / "wiki/a.jsonl", made_up_articles(count, tellings=1))
 
 
-def ran(script, about, *flags, code=0):
-    """What a run over `wiki` said; it must have ended with this code."""
-    done = script(SCRIPT, "--input_dir=wiki", f"--api_base={about.base}", "--saves=saves.jsonl", *flags)
-    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
-    return done.stdout + done.stderr
+@pytest.fixture(scope="module")
+def the_script():
+    """sft/sft_generate.py as a module."""
+    spec = importlib.util.spec_from_file_location("sft_generate", ROOT / SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def ran(the_script, tmp_path, monkeypatch, capsys):
+    """Runs the script over `wiki` in this process (faster than a new one) and returns what it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(the_script, "Signals", lambda: SimpleNamespace(asked=False))  # pytest's own handlers stay
+
+    def run(about, *flags, code=0):
+        argv = [SCRIPT, "--input_dir=wiki", f"--api_base={about.base}", "--saves=saves.jsonl", *flags]
+        monkeypatch.setattr(sys, "argv", argv)
+        ended = 0
+        try:
+            run_script(the_script.main)
+        except SystemExit as error:
+            ended = error.code
+        done = capsys.readouterr()
+        assert ended == code, done.err
+        return done.out + done.err
+
+    return run
 
 
 def titles(rows):
@@ -57,7 +84,7 @@ def every(count=SHORT, without=()):
 
 @contextmanager
 def started(folder, port, *flags):
-    """A running sft_generate.py, with the stormy model if none is named, at this port; killed in the end."""
+    """A running sft_generate.py for the server at a port (model: stormy by default); killed at the end."""
     command = [sys.executable, str(ROOT / SCRIPT), "--input_dir=wiki", f"--api_base=http://127.0.0.1:{port}/v1"]
     command += ["--api_model=stormy", "--saves=saves.jsonl", "--request_seconds=1", *flags]
     log = open(folder / "log.txt", "ab")  # noqa: SIM115 (closed below)
@@ -78,10 +105,10 @@ def wait_for(path, articles):
     raise AssertionError(f"{path} has not {articles} articles")
 
 
-def test_every_article_gets_its_pairs_and_a_second_run_from_elsewhere_asks_about_what_is_new(script, tmp_path):
+def test_every_article_gets_pairs_and_a_second_run_from_another_folder_asks_about_new_ones(ran, script, tmp_path):
     wiki(tmp_path)
     with large_model() as about:
-        said = ran(script, about, "--concurrency=3")
+        said = ran(about, "--concurrency=3")
         assert titles(rows_of(tmp_path / "saves.jsonl")) == every()
         assert f"asking good at {about.base}; 0 articles are done already" in said
         assert f"{SHORT} accepted, 0 kept in part, 0 rejected" in said and f"{3 * SHORT}; requests: {SHORT}" in said
@@ -99,10 +126,10 @@ def test_every_article_gets_its_pairs_and_a_second_run_from_elsewhere_asks_about
     assert not (tmp_path / "rejects.jsonl").exists()
 
 
-def test_bad_replies_of_every_kind_and_a_failing_server_change_nothing_of_what_is_accepted(script, tmp_path):
+def test_bad_replies_of_every_kind_and_a_failing_server_do_not_change_the_accepted_pairs(ran, tmp_path):
     wiki(tmp_path)
     with large_model(models=("stormy",)) as about:
-        said = ran(script, about, "--request_seconds=1", "--concurrency=8")
+        said = ran(about, "--request_seconds=1", "--concurrency=8")
         assert titles(rows_of(tmp_path / "saves.jsonl")) == every() and f"{SHORT} accepted" in said
         assert not (tmp_path / "rejects.jsonl").exists()
         faults = said.split("faults: ")[1].splitlines()[0]
@@ -115,11 +142,11 @@ def test_bad_replies_of_every_kind_and_a_failing_server_change_nothing_of_what_i
         assert len(again) == SHORT / 3 and all("不合要求" in body["messages"][3]["content"] for body in again)
         assert {body["temperature"] for body in again} == {0.55}
         chats = {json.dumps(body) for body in about.asked if len(body["messages"]) > 1}
-        assert len(chats) == SHORT + len(again)  # what is asked again after a failure is the same request
+        assert len(chats) == SHORT + len(again)  # a retry after a failure is the same request
 
 
 @pytest.mark.soak
-def test_kills_of_the_server_and_of_the_run_lose_nothing_and_make_nothing_twice(tmp_path, rounds):
+def test_kills_of_the_server_and_of_the_run_lose_and_duplicate_no_article(tmp_path, rounds):
     count, kills = rounds(48, 600), rounds(3, 12)
     wiki(tmp_path, count)
     saves, port = tmp_path / "saves.jsonl", 0
@@ -147,15 +174,15 @@ def test_kills_of_the_server_and_of_the_run_lose_nothing_and_make_nothing_twice(
     assert rows_of(tmp_path / "rejects.jsonl") == []
 
 
-def test_as_many_are_asked_at_once_as_the_setting_says(script, tmp_path):
+def test_concurrency_is_the_number_of_open_requests(ran, tmp_path):
     wiki(tmp_path, 24)
     with large_model(models=("slow",), together=8, seconds=0.05) as about:
-        ran(script, about, "--concurrency=8")
+        ran(about, "--concurrency=8")
         assert about.most == 8
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
-def test_ctrl_c_ends_with_130_what_is_there_stays_and_the_next_run_goes_on(script, tmp_path):
+def test_ctrl_c_exits_with_130_keeps_the_pairs_and_the_next_run_continues(script, tmp_path):
     wiki(tmp_path)
     saves = tmp_path / "saves.jsonl"
     with model_process(seconds=0.1) as (_, port):
@@ -172,29 +199,29 @@ def test_ctrl_c_ends_with_130_what_is_there_stays_and_the_next_run_goes_on(scrip
     assert titles(rows_of(saves)) == every()
 
 
-def test_articles_that_alone_make_the_server_fail_are_written_down_and_stop_nobody(script, tmp_path):
+def test_articles_that_make_the_server_fail_are_rejected_and_do_not_stop_the_run(ran, tmp_path):
     wiki(tmp_path, 12)
     with large_model(models=("poison",)) as about:
-        ran(script, about, "--concurrency=1")
+        ran(about, "--concurrency=1")
         assert titles(rows_of(tmp_path / "saves.jsonl")) == every(12, POISONED)
         rejects = rows_of(tmp_path / "rejects.jsonl")
         assert {row["title"] for row in rejects} == set(POISONED) and rejects[0]["source"] == "wiki/a.jsonl"
         assert all("has crashed (5 times" in row["reasons"][0][0] and row["replies"] == [] for row in rejects)
         asked = len(about.asked)
-        assert "12 done before" in ran(script, about) and len(about.asked) == asked
+        assert "12 done before" in ran(about) and len(about.asked) == asked
 
 
-def test_a_request_that_is_refused_for_one_article_is_that_articles_failure_and_no_others(script, tmp_path):
+def test_a_group_refused_because_of_one_article_is_asked_about_one_by_one(ran, tmp_path):
     wiki(tmp_path, 6)
     with large_model(models=("long",)) as about:
-        ran(script, about, "--articles_per_request=2")
+        ran(about, "--articles_per_request=2")
     assert titles(rows_of(tmp_path / "saves.jsonl")) == every(6, [LONG])
     (row,) = rows_of(tmp_path / "rejects.jsonl")
     assert row["id"] == number_of(LONG) and "the prompt is too long" in row["reasons"][0][0]
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "expected"),
     [
         ("refusing", ["status 401: the key is wrong", "OPENAI_API_KEY"]),
         ("unloaded", ["status 400: no model is loaded", "--api_model"]),
@@ -202,83 +229,87 @@ def test_a_request_that_is_refused_for_one_article_is_that_articles_failure_and_
         ("dying", ["broke off", "no reply for 0.005 minutes"]),
     ],
 )
-def test_a_server_that_refuses_or_fails_all_ends_the_run_with_its_words(script, tmp_path, model, told):
+def test_a_server_that_fails_every_request_ends_the_run_with_its_message(ran, tmp_path, model, expected):
     wiki(tmp_path)
     with large_model(models=(model,)) as about:
-        said = ran(script, about, "--wait_minutes=0.005", code=1)
+        said = ran(about, "--wait_minutes=0.005", code=1)
         line = said.splitlines()[-1]
-        assert line.startswith("error: ") and all(words in line for words in told), line
+        assert line.startswith("error: ") and all(words in line for words in expected), line
     assert rows_of(tmp_path / "saves.jsonl") == rows_of(tmp_path / "rejects.jsonl") == []
 
 
 @pytest.mark.parametrize("flags", [[], ["--api_model=some"]])
-def test_a_server_that_is_away_at_the_start_is_waited_for_and_then_told(script, tmp_path, flags):
+def test_a_server_that_is_away_at_the_start_is_waited_for_and_then_reported(ran, tmp_path, flags):
     wiki(tmp_path)
     with large_model() as about:
         pass
-    said = ran(script, about, "--wait_minutes=0.003", *flags, code=1)
+    said = ran(about, "--wait_minutes=0.003", *flags, code=1)
     assert "connection refused" in said.splitlines()[-1] and "--wait_minutes" in said.splitlines()[-1]
 
 
-def test_of_three_articles_a_request_each_is_judged_alone_and_asked_again_alone(script, tmp_path):
+def test_articles_of_one_request_are_checked_and_retried_separately(ran, tmp_path):
     wiki(tmp_path)
     with large_model(models=("group",)) as about:
-        ran(script, about, "--articles_per_request=3")
+        ran(about, "--articles_per_request=3")
         assert titles(rows_of(tmp_path / "saves.jsonl")) == every()
         asked = Counter(body["messages"][1]["content"].count("标题：") for body in about.asked)
         assert asked == {3: SHORT / 3, 1: SHORT * 2 / 3}
         saves, count = tmp_path / "saves.jsonl", len(about.asked)
         saves.write_bytes(b"".join(saves.read_bytes().splitlines(keepends=True)[:-10]))  # ten articles are to do again
-        ran(script, about, "--articles_per_request=3")
+        ran(about, "--articles_per_request=3")
         assert titles(rows_of(saves)) == every() and len(about.asked) > count
 
 
-def test_what_is_good_of_the_best_reply_is_kept_in_the_end(script, tmp_path):
+def test_good_pairs_are_kept_after_the_last_try(ran, tmp_path):
     wiki(tmp_path, 6)
     with large_model(models=("stubborn",)) as about:
-        said = ran(script, about, "--tries=3")
+        said = ran(about, "--tries=3")
         assert "0 accepted, 6 kept in part" in said and len(about.asked) == 18
         assert {body["temperature"] for body in about.asked} == {0.45, 0.55, 0.65}
         assert len({body["seed"] for body in about.asked}) == 18
     assert titles(rows_of(tmp_path / "saves.jsonl")) == every(6)
 
 
-def test_a_model_that_babbles_is_rejected_with_its_replies_and_may_be_asked_again(script, tmp_path):
+def test_articles_without_json_replies_are_rejected_with_the_replies_and_can_be_retried(ran, tmp_path):
     wiki(tmp_path, 4)
     with large_model(models=("babbling",)) as about:
-        said = ran(script, about, "--tries=2", "--rejects=deep/bad.jsonl")
+        said = ran(about, "--tries=2", "--rejects=deep/bad.jsonl")
         rows = rows_of(tmp_path / "deep/bad.jsonl")
         assert len(rows) == 4 and "8 no_json" in said and "no pairs yet" in said and "deep/bad.jsonl" in said
         assert all(len(row["replies"]) == len(row["reasons"]) == 2 and "老和尚" in row["replies"][0] for row in rows)
         (tmp_path / "deep/bad.jsonl").unlink()
         about.models = ("good",)
-        assert "4 accepted" in ran(script, about, "--rejects=deep/bad.jsonl")
+        assert "4 accepted" in ran(about, "--rejects=deep/bad.jsonl")
 
 
-def test_this_projects_own_server_is_asked_and_what_it_babbles_is_rejected(script, tmp_path):
+def test_this_projects_own_server_can_be_used(ran, tmp_path):
     wiki(tmp_path, 2)
-    # The fake says its prompt again, with the example of pairs that stands in it.
+    # The fake repeats its prompt, which contains the example pairs.
     with serving(ROOT / "tests/helpers/serving_fakes.py") as server:
-        about = type("About", (), {"base": server.url + "/v1"})
-        said = ran(script, about, "--tries=1", "--max_new_tokens=700")
+        about = SimpleNamespace(base=server.url + "/v1")
+        said = ran(about, "--tries=1", "--max_new_tokens=700")
     assert "0 accepted, 0 kept in part, 2 rejected" in said
     assert all("青石桥" in row["replies"][0] for row in rows_of(tmp_path / "rejects.jsonl"))
 
 
-def test_a_second_run_on_the_same_file_and_settings_that_do_not_go_together_are_told(script, tmp_path):
+def test_a_second_run_on_the_same_file_and_contradictory_settings_are_reported(ran, tmp_path):
     wiki(tmp_path)
     with model_process(seconds=5) as (_, port), started(tmp_path, port):
         until = time.monotonic() + 60
         while "asking" not in (tmp_path / "log.txt").read_text(encoding="utf-8") and time.monotonic() < until:
             time.sleep(0.02)
-        about = type("About", (), {"base": f"http://127.0.0.1:{port}"})
-        assert "another run writes to saves.jsonl" in ran(script, about, code=1)
-    for flag, told in (("--min_pairs=9", "max_pairs"), ("--rejects=saves.jsonl", "--rejects="), ("--clean=x", "clean")):
-        assert told in ran(script, about, flag, code=1)
+        about = SimpleNamespace(base=f"http://127.0.0.1:{port}")
+        assert "another run writes to saves.jsonl" in ran(about, code=1)
+    for flag, name in (
+        ("--min_pairs=9", "max_pairs"),
+        ("--rejects=saves.jsonl", "--rejects="),
+        ("--clean=x", "clean"),
+    ):
+        assert name in ran(about, flag, code=1)
 
 
 @pytest.mark.skipif(resource is None, reason="Windows has no such limit")
-def test_a_full_disk_ends_the_run_in_one_line_and_leaves_whole_articles(script, tmp_path):
+def test_a_full_disk_ends_the_run_with_one_line_and_leaves_complete_lines(ran, tmp_path):
     wiki(tmp_path)
     with large_model() as about:
         command = [sys.executable, str(ROOT / SCRIPT), "--input_dir=wiki", f"--api_base={about.base}"]
@@ -294,5 +325,5 @@ def test_a_full_disk_ends_the_run_in_one_line_and_leaves_whole_articles(script, 
         assert done.returncode == 1 and line.startswith("error: saves.jsonl cannot be written"), done.stderr
         size = (tmp_path / "saves.jsonl").stat().st_size
         assert 0 < len(titles(rows_of(tmp_path / "saves.jsonl"))) < SHORT and size <= 2000
-        ran(script, about)
+        ran(about)
     assert titles(rows_of(tmp_path / "saves.jsonl")) == every()

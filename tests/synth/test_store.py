@@ -8,7 +8,7 @@ from corpora import made_up_articles, write_jsonl
 from minigpt.common.errors import UserError
 from minigpt.corpus.records import Problems, read_questions
 from minigpt.settings.stages import GenerateSettings
-from minigpt.synth.articles import ArticleSource, key_of, names_of, short_hash
+from minigpt.synth.articles import ArticleSource, article_key, short_hash, source_names
 from minigpt.synth.store import Appender, finished_articles
 
 
@@ -18,10 +18,10 @@ def row_about(id, count=3):
 
 
 def hashes_of(ids):
-    return {short_hash(key_of("w/a", id)) for id in ids}
+    return {short_hash(article_key("w/a", id)) for id in ids}
 
 
-def test_a_line_that_is_incomplete_anywhere_costs_its_own_article_alone(tmp_path):
+def test_an_incomplete_line_loses_only_its_own_article(tmp_path):
     path, own = tmp_path / "saves.jsonl", [{"question": "我的", "answer": "自己写的"}, "no JSON", ["x"]]
     whole = write_jsonl(path, [own[0], row_about(1), *own[1:], row_about(2)]).read_bytes()
     end_of_1 = whole.index(b"\n", whole.index(b"w/a"))
@@ -39,7 +39,7 @@ def test_a_line_that_is_incomplete_anywhere_costs_its_own_article_alone(tmp_path
             assert finished_articles(path) == hashes_of([*finished, 3])
 
 
-def test_files_of_one_row_a_pair_and_rejects_are_read_too_and_a_missing_file_has_no_articles(tmp_path):
+def test_files_with_one_row_a_pair_and_rejects_are_read_and_a_missing_file_has_no_articles(tmp_path):
     about = [{"id": id, "source": "w/a", "subject": "镇", "pair": n, "pairs": 2} for id in (1, 2) for n in (1, 2)]
     former = [{"question": f"{row['id']}问{row['pair']}", "answer": "答", **row} for row in about]
     path = write_jsonl(tmp_path / "saves.jsonl", [*former, row_about(3, 1)])
@@ -51,7 +51,7 @@ def test_files_of_one_row_a_pair_and_rejects_are_read_too_and_a_missing_file_has
     assert finished_articles(tmp_path / "none.jsonl") == set()
 
 
-def test_a_bad_pair_costs_no_other_pair_of_its_article(tmp_path):
+def test_a_bad_pair_does_not_lose_the_other_pairs_of_its_article(tmp_path):
     row = row_about(1)
     row["pairs"] += ["x", {"question": "只有问"}, {"question": "好", "answer": "好。"}]
     path = write_jsonl(tmp_path / "saves.jsonl", [row, {**row, "pairs": []}])
@@ -70,7 +70,7 @@ def test_nothing_is_added_to_a_closed_file(tmp_path):
     assert json.loads((tmp_path / "saves.jsonl").read_bytes()) == {"x": 1}
 
 
-def test_articles_are_known_by_file_and_id_and_the_sample_is_a_share_of_them(tmp_path):
+def test_articles_are_identified_by_file_and_id_and_sampled_by_hash(tmp_path):
     rows = [
         {"id": 1, "title": "甲", "text": "甲在乙。" * 99},
         {"text": "没有编号。"},
@@ -92,9 +92,9 @@ def test_articles_are_known_by_file_and_id_and_the_sample_is_a_share_of_them(tmp
     assert 30 < len(first) < 100 and first == [article.key for article in ArticleSource(settings) if article]
 
 
-def test_two_folders_of_one_name_are_told(tmp_path):
+def test_two_folders_with_the_same_name_are_reported(tmp_path):
     for name in ("x", "y"):
         write_jsonl(tmp_path / name / "wiki/a.jsonl", made_up_articles(1))
-    with pytest.raises(UserError, match=r"both go by wiki/a\.jsonl"):
-        names_of([tmp_path / "x/wiki", tmp_path / "y/wiki"])
-    assert list(names_of([tmp_path / "x/wiki", tmp_path / "x/wiki/a.jsonl"]).values()) == ["wiki/a.jsonl"]
+    with pytest.raises(UserError, match=r"both have the source wiki/a\.jsonl"):
+        source_names([tmp_path / "x/wiki", tmp_path / "y/wiki"])
+    assert list(source_names([tmp_path / "x/wiki", tmp_path / "x/wiki/a.jsonl"]).values()) == ["wiki/a.jsonl"]
