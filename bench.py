@@ -1,13 +1,14 @@
-"""Measure, side by side, what the project's ways of working bring.
+"""Measures the project beside others on the same machine: training, generation, preparation of data.
 
-    python bench.py train                     # training, beside nanoGPT's: up to 30 minutes on two cores
-    python bench.py train --quick             # five minutes, without the time to a given quality
+    python bench.py train                     # training beside nanoGPT's: up to 30 minutes on two cores
+    python bench.py train --quick             # five minutes; the time to a given quality is left out
     python bench.py train --input_dir=my_wiki --qa_files=my_qa.jsonl --articles=my_wiki --json=figures.json
-    python bench.py generate                  # generation, beside a plain loop and Hugging Face's, and the server
+    python bench.py generate                  # generation beside a plain loop and Hugging Face's; the server under load
     python bench.py generate --quick
-    python bench.py prepare                   # data/prepare.py on a gigabyte, beside tiktoken's own encoding
+    python bench.py prepare                   # data/prepare.py on a gigabyte, beside tiktoken alone
 
-Every figure is of the same machine and run. The table is printed and, unless --quick, put into docs/benchmarks.md.
+All figures of a table are from one run on one machine. It is printed and, without --quick, put into
+docs/benchmarks.md.
 """
 
 import sys
@@ -18,15 +19,19 @@ from minigpt.common.errors import UserError
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import BenchSettings
 
-BENCHES = {"prepare": preparing.bench, "train": training.bench, "generate": generating.bench}
+BENCHES = {
+    "prepare": preparing.bench_preparing,
+    "train": training.bench_training,
+    "generate": generating.bench_generation,
+}
 
 
 def main():
-    asked = sys.argv[1] if len(sys.argv) > 1 else ""
-    if asked not in BENCHES and asked not in ("--help", "-h"):
-        raise UserError(f"say what to measure: python bench.py {' | '.join(BENCHES)}")
-    settings = load_settings(BenchSettings, sys.argv[2:] if asked in BENCHES else sys.argv[1:])
-    BENCHES[asked](settings)
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in BENCHES and name not in ("--help", "-h"):
+        raise UserError(f"name what to measure: python bench.py {' | '.join(BENCHES)}")
+    settings = load_settings(BenchSettings, sys.argv[2:] if name in BENCHES else sys.argv[1:])
+    BENCHES[name](settings)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The whole way on the embedded corpus, from articles to answers, in minutes on a CPU.
+"""Trains a small model on the embedded corpus, from articles to answers, in minutes on a CPU.
 
     python demo.py          (or: make demo)
 
-Runs the project's own scripts one after the other, as you would, shows what came of it, and writes
-out/demo_sft/metrics.json. Fine-tuning stops once the share stop_at_answered (config/demo_sft.py) of 200 training
-questions is answered; where it ends below FLOOR, the last words say so. max_seconds in the two settings files bounds
-a slow machine's training. Ctrl-C keeps what is there.
+Runs the project's scripts one after the other, as a user would, and writes figures to out/demo_sft/metrics.json.
+Fine-tuning stops once the share stop_at_answered (config/demo_sft.py) of 200 training questions is answered. If it ends
+below FLOOR, the last lines say so. max_seconds in the two settings files limits the time of training. After Ctrl-C all
+files stay.
 """
 
 import time
@@ -34,32 +34,32 @@ try:
 except ModuleNotFoundError:  # Windows
     resource = None
 
-SETTINGS = "config/demo.py", "config/demo_sft.py"
+SETTINGS_FILES = "config/demo.py", "config/demo_sft.py"
 BASE, TUNED, TUNED_LAST = "out/demo/last.pt", "out/demo_sft/ckpt.pt", "out/demo_sft/last.pt"
 PLOT, METRICS = "out/demo_sft/loss.png", Path("out/demo_sft/metrics.json")
-TRAINED_SAMPLE = 400  # trained questions that are asked
-FLOOR = 0.90  # share of the trained questions asked at fine-tuning's last check; below it the demo has failed
-SHOWN = 5
-GREEDY = ["--temperature=0", "--max_new_tokens=60", "--show=0"]
+TRAINED_QUESTIONS = 400  # training questions that the evaluation asks
+FLOOR = 0.90  # least share of training questions answered at the last validation; below it the demo has failed
+SHOWN_QUESTIONS = 5
+GREEDY_FLAGS = ["--temperature=0", "--max_new_tokens=60", "--show=0"]
 STEPS = [
-    ("preparing", "data/train_tokenizer.py", SETTINGS[0]),
-    ("preparing", "data/prepare.py", SETTINGS[0]),
-    ("preparing", "data/prepare_sft.py", SETTINGS[1]),
-    ("pretraining", "train.py", SETTINGS[0]),
-    ("fine-tuning", "train.py", SETTINGS[1]),
+    ("preparing", "data/train_tokenizer.py", SETTINGS_FILES[0]),
+    ("preparing", "data/prepare.py", SETTINGS_FILES[0]),
+    ("preparing", "data/prepare_sft.py", SETTINGS_FILES[1]),
+    ("pretraining", "train.py", SETTINGS_FILES[0]),
+    ("fine-tuning", "train.py", SETTINGS_FILES[1]),
 ]
-FORECAST_SECONDS = 60  # of the demo, after which it says how long all will take
-FORECAST_LINES = 3  # of the log, at least, that tell the pace
-# What fine-tuning and the measuring after it take, as shares of the time of pretraining's planned passes.
+FORECAST_SECONDS = 60  # after the start of the demo, how long it will take is printed
+MIN_FORECAST_LINES = 3  # of the log, for an estimate of the speed
+# Time of fine-tuning and of the evaluations, over the time of all planned epochs of pretraining.
 TUNING_SHARE, MEASURING_SHARE = 0.1, 0.08
-COMPLETE = 0.98  # share of the passes that counts as all of them
-MARGIN = 1.1  # over the seconds that the passes take by their pace
+COMPLETE_SHARE = 0.98  # share of the planned epochs that counts as all of them
+TIME_MARGIN = 1.1  # factor on the estimated time, when max_seconds is suggested
 
 
 def run(*arguments, watch=None):
-    """Run one of the project's scripts and print how long it took. Raises UserError when it fails.
+    """Run one of the project's scripts and print how long it took. Raises UserError where it fails.
 
-    watch() is called about once a second meanwhile.
+    watch: called about once a second while the script runs.
     """
     print(f"\n$ python {' '.join(arguments)}", flush=True)
     started, status = time.perf_counter(), None
@@ -71,127 +71,130 @@ def run(*arguments, watch=None):
             except subprocess.TimeoutExpired:
                 if watch:
                     watch()
-    except KeyboardInterrupt:  # Ctrl-C reaches the script too; let it save
+    except KeyboardInterrupt:  # Ctrl-C reaches the script, too; wait until it has saved
         process.wait()
         raise
     if status:
-        raise UserError(f"`python {' '.join(arguments)}` ended with status {status}; its own message stands above")
+        raise UserError(f"`python {' '.join(arguments)}` ended with status {status}; its own message is above")
     print(f"  ({time.perf_counter() - started:.0f} s)", flush=True)
 
 
 def share_done(line, training):
-    """Share of its planned passes (or steps) that a training had made at a line of its log."""
+    """Share of the planned epochs (or steps) that a training had done at a line of its log."""
     return line["epoch"] / training.max_epochs if training.max_epochs else line["step"] / training.max_iters
 
 
 def seconds_for_all(lines, training):
-    """Seconds that all planned passes of a training take, by the pace its log tells; None where that is too short."""
-    if len(lines) < FORECAST_LINES:
+    """Estimated seconds of all planned epochs of a training, by its log; None where the log is too short."""
+    if len(lines) < MIN_FORECAST_LINES:
         return None
     share = share_done(lines[-1], training) - share_done(lines[0], training)
     return (lines[-1]["seconds"] - lines[0]["seconds"]) / share if share > 0 else None
 
 
 def seconds_to_come(lines, pretraining, tuning):
-    """Seconds that the demo goes on from the last line of pretraining's log, by its pace; None if that is not known.
+    """Estimated seconds of the demo after the last line of pretraining's log; None where they cannot be estimated.
 
-    pretraining, tuning: the `Settings` of the two trainings, whose max_seconds bound them.
+    pretraining, tuning: the `Settings` of the two trainings, which are limited by their max_seconds.
     """
-    whole = seconds_for_all(lines, pretraining)
-    if whole is None:
+    total = seconds_for_all(lines, pretraining)
+    if total is None:
         return None
-    read = min(whole, pretraining.max_seconds or math.inf)
-    tuned = min(TUNING_SHARE * whole, tuning.max_seconds or math.inf)
-    return max(0.0, read - lines[-1]["seconds"]) + tuned + MEASURING_SHARE * whole
+    pretraining_seconds = min(total, pretraining.max_seconds or math.inf)
+    tuning_seconds = min(TUNING_SHARE * total, tuning.max_seconds or math.inf)
+    return max(0.0, pretraining_seconds - lines[-1]["seconds"]) + tuning_seconds + MEASURING_SHARE * total
 
 
 class Forecast:
-    """Says once, after the demo's first minute, how long this machine will take; called while pretraining runs."""
+    """Prints once, after the first minute of the demo, how long it will take. It is called while pretraining runs."""
 
     def __init__(self, pretraining, tuning):
-        self.settings, self.said = (pretraining, tuning), False
-        self.log, self.began = Path(pretraining.out_dir) / LOG, time.time()
+        self.settings = pretraining, tuning
+        self.log = Path(pretraining.out_dir) / LOG
+        self.started = time.time()
+        self.is_printed = False
 
     def __call__(self):
         elapsed = time.perf_counter() - STARTED
-        if self.said or elapsed < FORECAST_SECONDS or not self.log.exists() or self.log.stat().st_mtime < self.began:
+        if self.is_printed or elapsed < FORECAST_SECONDS:
+            return
+        if not self.log.exists() or self.log.stat().st_mtime < self.started:  # the log of an earlier run
             return
         if (left := seconds_to_come(log_lines(self.log), *self.settings)) is not None:
-            self.said = True
-            print(f"\n{forecast_words(elapsed, left)}", flush=True)
+            self.is_printed = True
+            print(f"\n{forecast_text(elapsed, left)}", flush=True)
 
 
-def forecast_words(elapsed, left):
-    """The line about how long the demo takes, given seconds gone and to come."""
+def forecast_text(elapsed, left):
+    """How long the demo takes, in a line. elapsed, left: in seconds."""
     return (
         f"This machine will take about {(elapsed + left) / 60:.0f} min in all, {left / 60:.0f} min from now on "
-        "(by its pace so far). Ctrl-C keeps what is there."
+        "(by its speed so far). After Ctrl-C all files stay."
     )
 
 
-def stopped_words(stage):
-    """What is kept, and how to go on, after Ctrl-C in a stage of STEPS or while measuring."""
+def interrupted_text(stage):
+    """Text after Ctrl-C in a stage of STEPS, or in "measuring": which checkpoint there is, and how to continue."""
     ask = "python sample.py"
-    tune = f"python train.py {SETTINGS[1]}"
+    tune = f"python train.py {SETTINGS_FILES[1]}"
     if stage == "measuring":
-        return f"Stopped while measuring. The model is trained and kept: {TUNED}.\nAsk it: {ask}"
+        return f"Stopped during the evaluation. The model is trained: {TUNED}.\nAsk it: {ask}"
     if stage == "fine-tuning" and Path(TUNED_LAST).exists():
         return (
-            f"Stopped in fine-tuning. Kept: {TUNED_LAST}, which answers as well as it has learnt so far.\n"
-            f"Ask it: {ask} --ckpt={TUNED_LAST}\nGo on: {tune} --init_from=resume, then {ask}"
+            f"Stopped in fine-tuning. {TUNED_LAST} is the model so far, which answers some questions.\n"
+            f"Ask it: {ask} --ckpt={TUNED_LAST}\nContinue: {tune} --init_from=resume, then {ask}"
         )
     if stage != "preparing" and Path(BASE).exists():
-        resume = f"python train.py {SETTINGS[0]} --init_from=resume, then " if stage == "pretraining" else ""
+        resume = f"python train.py {SETTINGS_FILES[0]} --init_from=resume, then " if stage == "pretraining" else ""
         return (
-            f"Stopped in {stage}. Kept: {BASE}, which continues texts but does not answer questions yet.\n"
-            f"Try it: {ask} --ckpt={BASE}\nGo on: {resume}{tune}, then {ask}"
+            f"Stopped in {stage}. {BASE} is the model so far, which continues texts but answers no questions yet.\n"
+            f"Try it: {ask} --ckpt={BASE}\nContinue: {resume}{tune}, then {ask}"
         )
     return "Stopped before any training. Nothing is lost: run python demo.py again."
 
 
 def seconds_needed(lines, training):
-    """The max_seconds, in whole minutes, that a training needs for all its passes; None where it made them."""
-    whole = seconds_for_all(lines, training)
-    if whole is None or not training.max_seconds or share_done(lines[-1], training) > COMPLETE:
+    """max_seconds, in whole minutes, that a training needs for all planned epochs; None where it has done them."""
+    total = seconds_for_all(lines, training)
+    if total is None or not training.max_seconds or share_done(lines[-1], training) > COMPLETE_SHARE:
         return None
-    return 60 * math.ceil(MARGIN * whole / 60)
+    return 60 * math.ceil(TIME_MARGIN * total / 60)
 
 
-def floor_words(logs, trainings):
-    """Whether the floor was reached, and if not why, and what to do: a text of one or three lines.
+def floor_text(logs, trainings):
+    """Text of one line where the floor was reached, else of three, which say why it was not and what to do.
 
-    logs: the lines of the two trainings' logs; trainings: their `Settings`.
+    logs: lines of the logs of the two trainings; trainings: their `Settings`.
     """
     if not trainings[1].stop_at_answered:
-        return f"Whether the floor is reached is not known: stop_at_answered is 0 in {SETTINGS[1]}."
+        return f"Whether the floor is reached is not known: stop_at_answered is 0 in {SETTINGS_FILES[1]}."
     share = next((line["answered"] for line in reversed(logs[1]) if "answered" in line), 0.0)
-    said = (
-        f"{share:.3f} of {QUESTIONS_ASKED} trained questions were answered at the last check; the floor is {FLOOR:.2f}"
-    )
+    asked = f"{QUESTIONS_ASKED} training questions"
+    result = f"{share:.3f} of {asked} were answered at the last validation; the floor is {FLOOR:.2f}"
     if share >= FLOOR:
-        return f"The floor is reached: {said}."
-    made = [f"{share_done(lines[-1], training):.0%}" for lines, training in zip(logs, trainings, strict=True)]
+        return f"The floor is reached: {result}."
+    done = [f"{share_done(lines[-1], training):.0%}" for lines, training in zip(logs, trainings, strict=True)]
     needed = [
         f"max_seconds = {seconds} in {path}"
-        for lines, training, path in zip(logs, trainings, SETTINGS, strict=True)
+        for lines, training, path in zip(logs, trainings, SETTINGS_FILES, strict=True)
         if (seconds := seconds_needed(lines, training))
     ]
-    advice = f"Give it the time: set {' and '.join(needed)}"
+    advice = f"Training needs more time: set {' and '.join(needed)}"
     if not needed:
-        advice = f"Time was not what it lacked: raise max_epochs in {' and '.join(SETTINGS)}"
-    made = f"Of the planned passes, pretraining made {made[0]} and fine-tuning {made[1]}"
-    return f"THE FLOOR IS MISSED: {said}.\n{made}.\n{advice}; then run this again."
+        advice = f"The time was sufficient: raise max_epochs in {' and '.join(SETTINGS_FILES)}"
+    progress = f"Pretraining did {done[0]} and fine-tuning {done[1]} of the planned epochs"
+    return f"THE FLOOR IS MISSED: {result}.\n{progress}.\n{advice}; then run this again."
 
 
-def measured(name, *arguments):
-    """The figures that an evaluation script writes."""
+def evaluate(name, *arguments):
+    """Run an evaluation script; returns the figures that it writes to NAME.json."""
     path = METRICS.with_name(f"{name}.json")
     run(*arguments, f"--json={path}")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def peak_memory_mb():
-    """Largest resident memory of any process of the demo, in MB; None on Windows, which does not tell it afterwards."""
+    """Largest resident memory of any process of the demo, in MB; None on Windows, which has no `resource`."""
     if resource is None:
         return None
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -199,31 +202,37 @@ def peak_memory_mb():
 
 
 def show_answers():
-    """Print five held-out questions with the model's answers."""
+    """Print held-out questions with the model's answers and the references."""
     _, _, generator = open_generator(TUNED, SampleSettings())
     rows, meta = open_rows("data/processed_demo_sft", "test")
-    print(f"\n{SHOWN} questions about subjects that no training question was about:")
-    for row in rows[:: max(1, len(rows) // SHOWN)][:SHOWN]:
+    print(f"\n{SHOWN_QUESTIONS} questions about subjects that no training question was about:")
+    for row in rows[:: max(1, len(rows) // SHOWN_QUESTIONS)][:SHOWN_QUESTIONS]:
         question, reference = map(generator.tokenizer.decode, split_row(row, meta["special_ids"]))
         answer = "".join(generator.submit(question, SamplingParams(temperature=0.0)))
         print(f"  问 {question}\n  答 {answer}\n  应 {reference}\n")
 
 
-def measure():
-    """Figures of the two models, by the evaluation scripts: what metrics.json gets, and the counts of questions."""
+def measure_models():
+    """Evaluate both models; returns (figures for metrics.json, number of training questions, of held-out questions)."""
     data, tuned = "--data_dir=data/processed_demo_sft", f"--ckpt={TUNED}"
-    base = measured(
+    base = evaluate(
         "base_perplexity",
         "evaluations-perplexity.py",
         f"--ckpt={BASE}",
         "--data_dir=data/processed_demo",
         "--batch_size=64",
     )
-    perplexity = measured("perplexity", "evaluations-perplexity.py", tuned, data, "--split=test", "--batch_size=64")
-    trained = measured(
-        "trained", "evaluations-RougeL.py", tuned, data, "--split=train", f"--max_samples={TRAINED_SAMPLE}", *GREEDY
+    perplexity = evaluate("perplexity", "evaluations-perplexity.py", tuned, data, "--split=test", "--batch_size=64")
+    trained = evaluate(
+        "trained",
+        "evaluations-RougeL.py",
+        tuned,
+        data,
+        "--split=train",
+        f"--max_samples={TRAINED_QUESTIONS}",
+        *GREEDY_FLAGS,
     )
-    heldout = measured("heldout", "evaluations-RougeL.py", tuned, data, *GREEDY)
+    heldout = evaluate("heldout", "evaluations-RougeL.py", tuned, data, *GREEDY_FLAGS)
     run("visualize.py", "--runs=out/demo,out/demo_sft", f"--plot={PLOT}")
     metrics = {
         "trained_exact_match": trained["exact_match"],
@@ -236,38 +245,38 @@ def measure():
 
 
 def print_figures(metrics, pairs, asked):
-    """The lines that the demo ends with; pairs, asked: how many trained and held-out questions were asked."""
+    """Print the figures. pairs, asked: numbers of training and of held-out questions that were asked."""
     metric = metrics.get
     print(f"trained questions:  exact match {metric('trained_exact_match'):.3f} (a sample of {pairs})")
     print(f"held-out questions: exact match {metric('heldout_exact_match'):.3f} (all {asked}), ", end="")
     print(f"Rouge-L {metric('heldout_rouge_l'):.3f}, perplexity {metric('perplexity'):.2f}")
-    print(f"base model: {metric('bits_per_char'):.2f} bits a character on articles about subjects it never saw")
+    print(f"base model: {metric('bits_per_char'):.2f} bits per character on articles about subjects it never saw")
     memory = f"at most {metrics['peak_memory_mb']} MB" if metrics["peak_memory_mb"] else "memory not measured"
     print(f"{metric('seconds'):.0f} s, {memory}; figures: {METRICS}; loss curves: {PLOT}")
 
 
 def main():
-    trainings = [load_settings(TrainSettings, [path]) for path in SETTINGS]
+    trainings = [load_settings(TrainSettings, [path]) for path in SETTINGS_FILES]
     stage = STEPS[0][0]
     try:
         for stage, *arguments in STEPS:
             run(*arguments, watch=Forecast(*trainings) if stage == "pretraining" else None)
         stage = "measuring"
-        figures, pairs, asked = measure()
+        figures, pairs, asked = measure_models()
         show_answers()
     except KeyboardInterrupt:
-        print(f"\n{stopped_words(stage)}")
+        print(f"\n{interrupted_text(stage)}")
         raise SystemExit(130) from None
     seconds = round(time.perf_counter() - STARTED, 1)
     metrics = {"seconds": seconds, "peak_memory_mb": peak_memory_mb(), **figures}
     write_json(METRICS, metrics)
     print_figures(metrics, pairs, asked)
-    print("\nNext: ask it yourself (make sample, or python sample.py), have its report card written (python")
-    print("evaluations-report.py). Then with your own articles and questions:")
-    print("give config/demo.py your input_dir, config/demo_sft.py your qa_files and articles, and run this again;")
-    print('with a graphics card, go on with config/train_config.py, the 124M model (README.md, "Your own model").')
+    print("\nNext: ask the model (make sample, or python sample.py), or write a report on it (python")
+    print("evaluations-report.py). Then train on your own articles and questions: set input_dir in config/demo.py,")
+    print("qa_files and articles in config/demo_sft.py, and run this again. With a GPU, train the 124M model of")
+    print('config/train_config.py (README.md, "Your own model").')
     logs = [log_lines(Path(training.out_dir) / LOG) for training in trainings]
-    print(f"\n{floor_words(logs, trainings)}")
+    print(f"\n{floor_text(logs, trainings)}")
 
 
 if __name__ == "__main__":

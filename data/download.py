@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 # Else huggingface_hub first asks huggingface.co for a list, even where a mirror is set.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
 import requests
 from huggingface_hub import HfApi, constants, get_token, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, HTTPError

@@ -1,11 +1,12 @@
-"""The report's comparisons, repeated small: each trains its runs with three seeds and says what came of it.
+"""The report's comparisons, repeated small: each trains its runs with three seeds and tests what the report claims.
 
     python experiments/run.py                        # all of them, and docs/experiments.md: an hour on two cores
-    python experiments/run.py order layout           # some, printed
+    python experiments/run.py order layout           # some of them; their tables are printed
     python experiments/run.py --input_dir=my_wiki --qa_files=my_qa.jsonl --articles=my_wiki --docs=my_experiments.md
 
-Runs that several comparisons need are made once, and what is done stays in out_dir: the same command goes on after a
-stop. `--help` lists the settings and the experiments.
+A run that several comparisons need is made once. Results stay in out_dir, so the same command continues after a stop;
+a run is made anew when its settings, its data or the code that makes it has changed. `--help` lists the settings and
+the experiments.
 """
 
 import os
@@ -16,47 +17,51 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_json
-from minigpt.experiments import build as making
-from minigpt.experiments.claims import EXPERIMENTS
-from minigpt.experiments.plan import Plan, arguments
-from minigpt.experiments.report import chosen, table, verdict_lines, write_page
-from minigpt.experiments.scheduling import make_all
+from minigpt.experiments import build, data
+from minigpt.experiments.claims import EXPERIMENTS, select_experiments
+from minigpt.experiments.plan import Plan
+from minigpt.experiments.report import experiment_table, verdict_lines, write_page
+from minigpt.experiments.results import read_figures, to_flags
 from minigpt.settings.parse import help_text, load_settings
 from minigpt.settings.stages import ExperimentSettings
 
 
-def head(plan, counts, seeds, seconds):
-    """The lines that say what was done, and on what."""
+def page_head(plan, counts, seeds, seconds):
+    """First lines of the page: the command, the models, the data, the machine."""
     settings = plan.settings
     files = ", ".join(f"`{Path(f).name}`" for f in settings.input_dir)
     shape = f"{settings.n_layer} layers, width {settings.n_embd}, blocks of {settings.block_size} tokens"
-    usual = ExperimentSettings().to_dict()
-    changed = {k: v for k, v in settings.to_dict().items() if v != usual[k] and k not in ("docs", "out_dir", "workers")}
-    called = " ".join(["python experiments/run.py", *arguments(changed)])
+    default = ExperimentSettings().to_dict()
+    changed = {name: value for name, value in settings.to_dict().items() if value != default[name]}
+    for name in ("docs", "out_dir", "workers"):
+        changed.pop(name, None)
+    command = " ".join(["python experiments/run.py", *to_flags(changed)])
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     return [
-        f"Made by `{called}`: models of {shape}, {settings.max_iters} steps of {settings.batch_size} "
+        f"Made by `{command}`: models of {shape}, {settings.max_iters} steps of {settings.batch_size} "
         f"rows of pretraining and {settings.tune_iters} of fine-tuning, on {files}. {len(seeds)} seeds "
         f"({', '.join(map(str, seeds))}) of weights, order and batches. A figure is the mean ± standard deviation over "
         "them; dots in the plots are seeds.",
         "",
         f"Three sets of questions: {counts['trained']} that every fine-tuning is trained on; {counts['never_asked']} "
         f"on subjects that were pretrained on and never asked about; {counts['never_seen']} on subjects that nothing "
-        f"was trained on. At most {making.ASKED} of each are asked, greedily. A claim holds where every seed says so. "
-        "Where the report found the same, its model and data were larger, and only the direction is compared.",
+        f"was trained on. At most {data.QUESTIONS_PER_SET} of each are asked, greedily. A claim holds where every "
+        "seed says so. Where the report found the same, its model and data were larger, and only the direction is "
+        "compared.",
         "",
-        f"由 `{called}` 生成：{len(seeds)} 个种子的均值 ± 标准差。三组问题：训练过的；"
+        f"由 `{command}` 生成：{len(seeds)} 个种子的均值 ± 标准差。三组问题：训练过的；"
         "预训练过、但从未问过的主题；从未见过的主题。每个种子都同向才算成立。",
         "",
         f"{seconds / 60:.0f} minutes of work on {machine}.",
     ]
 
 
-def names_text():
-    """Lines that name the experiments."""
+def experiments_help():
+    """The part of --help that lists the experiments."""
     width = max(len(experiment.name) for experiment in EXPERIMENTS)
     lines = [f"  {experiment.name:{width}}  {experiment.title} {experiment.title_zh}" for experiment in EXPERIMENTS]
     return "\n".join(
@@ -66,7 +71,7 @@ def names_text():
 
 def main():
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(help_text(ExperimentSettings) + "\n\n" + names_text())
+        print(help_text(ExperimentSettings) + "\n\n" + experiments_help())
         return
     names = [a for a in sys.argv[1:] if not a.startswith("-") and not a.endswith(".py")]
     settings = load_settings(ExperimentSettings, [a for a in sys.argv[1:] if a not in names])
@@ -76,30 +81,30 @@ def main():
     plan, seeds = Plan(settings), settings.seeds
     workers = settings.workers or os.cpu_count()
     started = time.perf_counter()
-    counts = making.write_questions(plan)
-    making.make_table(plan)
-    needed = plan.needed([name for e in chosen(names) for name in e.runs])
+    selected = select_experiments(names)
+    # Data first: questions, the tokenizer, and the rows of all runs.
+    counts = data.write_questions(plan)
+    tokenizer_spec = data.make_tokenizer(plan, data.hash_sources(settings))
+    needed = plan.needed([name for experiment in selected for name in experiment.runs])
     for rows in dict.fromkeys(["plain", *(run.rows for run in needed)]):
-        making.make_rows(plan, plan.rows[rows])
+        data.prepare_rows(plan, plan.rows[rows], tokenizer_spec)
     threads = max(1, os.cpu_count() // workers)
-    results = make_all(plan, [run.name for run in needed], seeds, workers, threads)
-    took = spent(plan, started)
-    for experiment in chosen(names):
-        print(
-            f"\n{experiment.title}\n\n{table(experiment, results)}\n\n" + "\n".join(verdict_lines(experiment, results))
-        )
+    results = build.run_all(plan, [run.name for run in needed], seeds, workers, threads)
+    total_seconds = add_seconds(plan, time.perf_counter() - started)
+    for experiment in selected:
+        lines = [experiment.title, "", experiment_table(experiment, results), "", *verdict_lines(experiment, results)]
+        print("\n" + "\n".join(lines))
     if not names:
-        write_page(settings.docs, EXPERIMENTS, results, head(plan, counts, seeds, took))
+        write_page(settings.docs, EXPERIMENTS, results, page_head(plan, counts, seeds, total_seconds))
         print(f"\nwritten: {settings.docs}")
 
 
-def spent(plan, started):
-    """Seconds that all calls together have worked: what was done by an earlier one counts."""
+def add_seconds(plan, seconds):
+    """Seconds of work of all calls together, this one included. They are kept in the plan's folder."""
     path = plan.folder / "seconds.json"
-    before = making.known_result(path, "seconds") or 0.0
-    now = before + time.perf_counter() - started
-    write_json(path, {"spec": "seconds", "figures": now})
-    return now
+    seconds += read_figures(path, "seconds") or 0.0
+    write_json(path, {"spec": "seconds", "figures": seconds})
+    return seconds
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""demo.py: how long it says it will take, and what it says when it ends, is stopped, or misses its floor."""
+"""demo.py: its forecast, and its texts at the end, after Ctrl-C, and where the floor is missed."""
 
 import json
 import os
@@ -19,7 +19,7 @@ FIGURES = {"exact_match": 0.5, "rouge_l_f": 0.6, "perplexity": 1.5, "bits_per_ch
 
 
 def log(epochs, pace, answered=None):
-    """Lines of a log that tells `pace` seconds a pass up to `epochs`."""
+    """Lines of a log in which an epoch takes `pace` seconds, up to `epochs`."""
     lines = [{"step": i, "epoch": epochs * i / 10, "seconds": 5 + pace * epochs * i / 10} for i in range(1, 11)]
     return [*lines[:-1], lines[-1] if answered is None else {**lines[-1], "answered": answered}]
 
@@ -32,7 +32,7 @@ def trainings(**seconds):
     return [pretraining, tuning]
 
 
-def test_a_training_takes_what_its_log_tells_without_the_warming_up():
+def test_the_time_of_a_training_is_estimated_by_its_log_without_the_start():
     pretraining, _ = trainings()
     assert demo.seconds_for_all(log(2.0, 100), pretraining) == pytest.approx(400)
     assert demo.seconds_for_all(log(2.0, 100)[:2], pretraining) is None
@@ -41,7 +41,7 @@ def test_a_training_takes_what_its_log_tells_without_the_warming_up():
     assert demo.seconds_for_all(log(2.0, 100), by_steps) == pytest.approx(4 * 200)
 
 
-def test_what_is_to_come_is_by_the_pace_and_within_max_seconds():
+def test_the_remaining_time_is_estimated_by_the_speed_and_limited_by_max_seconds():
     lines = log(0.5, 100)  # 55 s gone
     after = 400 * (demo.TUNING_SHARE + demo.MEASURING_SHARE)
     assert demo.seconds_to_come(lines, *trainings()) == pytest.approx(400 - 55 + after)
@@ -52,17 +52,17 @@ def test_what_is_to_come_is_by_the_pace_and_within_max_seconds():
     assert demo.seconds_to_come(lines[:1], *trainings()) is None
 
 
-def test_the_forecast_is_said_once_and_not_by_an_earlier_run_s_log(tmp_path, monkeypatch, capsys):
+def test_the_forecast_is_printed_once_and_not_by_the_log_of_an_earlier_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "STARTED", time.perf_counter() - demo.FORECAST_SECONDS)
     path = Path("out/demo") / LOG
     path.parent.mkdir(parents=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in log(0.5, 100)), encoding="utf-8")
     forecast = demo.Forecast(*trainings())
-    os.utime(path, (forecast.began - 100, forecast.began - 100))
+    os.utime(path, (forecast.started - 100, forecast.started - 100))
     forecast()
     assert capsys.readouterr().out == ""
-    os.utime(path, (forecast.began + 1, forecast.began + 1))
+    os.utime(path, (forecast.started + 1, forecast.started + 1))
     forecast()
     forecast()
     assert capsys.readouterr().out.count("This machine will take about") == 1
@@ -74,38 +74,38 @@ def test_nothing_is_forecast_before_the_first_minute(tmp_path, monkeypatch, caps
     assert capsys.readouterr().out == ""
 
 
-def test_the_words_of_a_forecast():
-    said = demo.forecast_words(60, 540)
+def test_the_text_of_a_forecast():
+    said = demo.forecast_text(60, 540)
     assert "about 10 min in all, 9 min from now on" in said and "Ctrl-C" in said
 
 
 def test_a_floor_that_is_reached():
-    said = demo.floor_words([log(4.0, 50), log(1.5, 20, answered=0.905)], trainings())
+    said = demo.floor_text([log(4.0, 50), log(1.5, 20, answered=0.905)], trainings())
     assert said.startswith("The floor is reached: 0.905 of 200") and "\n" not in said
 
 
 def test_a_floor_missed_for_time_names_the_seconds_that_the_machine_needs():
-    said = demo.floor_words([log(1.0, 800), log(1.0, 190, answered=0.3)], trainings())
+    said = demo.floor_text([log(1.0, 800), log(1.0, 190, answered=0.3)], trainings())
     assert said.startswith("THE FLOOR IS MISSED: 0.300 of 200") and "the floor is 0.90" in said
-    assert "pretraining made 25% and fine-tuning 33%" in said
+    assert "Pretraining did 25% and fine-tuning 33%" in said
     assert "max_seconds = 3540 in config/demo.py and max_seconds = 660 in config/demo_sft.py" in said
     assert said.endswith("run this again.")
 
 
-def test_no_floor_is_spoken_of_where_none_was_asked_for():
+def test_the_floor_is_not_judged_without_stop_at_answered():
     pretraining, tuning = trainings()
     tuning.stop_at_answered = 0.0
-    said = demo.floor_words([log(4.0, 50), log(3.0, 20)], [pretraining, tuning])
+    said = demo.floor_text([log(4.0, 50), log(3.0, 20)], [pretraining, tuning])
     assert said.startswith("Whether the floor is reached is not known")
 
 
 def test_a_floor_missed_in_one_training_only_names_that_one():
-    said = demo.floor_words([log(1.0, 800), log(3.0, 20, answered=0.3)], trainings())
+    said = demo.floor_text([log(1.0, 800), log(3.0, 20, answered=0.3)], trainings())
     assert "config/demo.py" in said and "config/demo_sft.py" not in said
 
 
-def test_a_floor_missed_with_all_passes_made_is_not_put_down_to_time():
-    said = demo.floor_words([log(4.0, 50), log(3.0, 20, answered=0.8)], trainings())
+def test_a_floor_missed_after_all_epochs_is_not_blamed_on_time():
+    said = demo.floor_text([log(4.0, 50), log(3.0, 20, answered=0.8)], trainings())
     assert said.startswith("THE FLOOR IS MISSED: 0.800") and "max_seconds" not in said and "max_epochs" in said
 
 
@@ -130,17 +130,17 @@ def test_a_floor_missed_with_all_passes_made_is_not_put_down_to_time():
         ("measuring", [demo.BASE, demo.TUNED, demo.TUNED_LAST], [demo.TUNED, "python sample.py"], ["resume"]),
     ],
 )
-def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path, monkeypatch, stage, there, said, unsaid):
+def test_ctrl_c_says_what_is_kept_and_how_to_continue(tmp_path, monkeypatch, stage, there, said, unsaid):
     monkeypatch.chdir(tmp_path)
     for path in map(Path, there):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    words = demo.stopped_words(stage)
+    words = demo.interrupted_text(stage)
     assert all(part in words for part in said) and not any(part in words for part in unsaid)
 
 
 class Scripts:
-    """Stands for demo.run: notes the scripts, writes what trainings and evaluations write, or is interrupted."""
+    """Replaces demo.run: notes the scripts, writes what trainings and evaluations write, or is interrupted."""
 
     def __init__(self, answered=0.95, interrupted_in=None):
         self.answered, self.interrupted_in, self.ran = answered, interrupted_in, []
@@ -150,7 +150,7 @@ class Scripts:
         if self.interrupted_in and self.interrupted_in in arguments:
             raise KeyboardInterrupt
         if arguments[0] == "train.py":
-            tuning = arguments[1] == demo.SETTINGS[1]
+            tuning = arguments[1] == demo.SETTINGS_FILES[1]
             folder = Path("out/demo_sft" if tuning else "out/demo")
             folder.mkdir(parents=True, exist_ok=True)
             lines = log(1.0, 100, self.answered if tuning else None)
@@ -161,10 +161,10 @@ class Scripts:
 
 @pytest.fixture
 def play(tmp_path, monkeypatch):
-    """play(answered=…, interrupted_in=…): the demo with scripts that are played; returns the `Scripts`."""
+    """play(answered=…, interrupted_in=…): run the demo with `Scripts`, which it returns."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config").mkdir()
-    for path in demo.SETTINGS:
+    for path in demo.SETTINGS_FILES:
         (tmp_path / path).write_bytes((ROOT / path).read_bytes())
 
     def run(**how):
@@ -185,7 +185,7 @@ def test_the_demo_ends_with_its_figures_and_the_floor(play, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("The floor is reached: 0.930")
 
 
-def test_the_demo_s_last_words_are_of_the_floor_where_it_is_missed(play, capsys):
+def test_the_demo_ends_with_the_floor_where_it_is_missed(play, capsys):
     play(answered=0.4)
     said = capsys.readouterr().out
     assert "THE FLOOR IS MISSED: 0.400" in said[said.index("Next:") :]

@@ -1,1 +1,1 @@
-"""The comparisons of bench.py: what each way of working brings, measured side by side."""
+"""The benchmarks of bench.py: this project beside others, measured in turns on the same machine."""

@@ -1,4 +1,4 @@
-"""What every comparison needs: processes of its own, the machine's name, a place for the table."""
+"""What the benchmarks share: fresh processes, the name of the machine, sections of the docs."""
 
 import multiprocessing
 import os
@@ -16,17 +16,22 @@ from minigpt.common.errors import UserError
 from minigpt.common.files import PROJECT, write_atomic
 
 
-def in_process(function, *arguments):
-    """The function's value, from a fresh process, so that memory and kernels are its own."""
+def call_in_process(function, *arguments):
+    """Call a function in a fresh process, which shares no memory and no compiled kernels; returns its value.
+
+    Raises UserError where the process is killed.
+    """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(function, *arguments).result()
         except BrokenProcessPool:
-            raise UserError(f"measuring {arguments[0]} ended at once: most likely it ran out of memory") from None
+            raise UserError(
+                f"the process that measured {arguments[0]} was killed, most likely since memory ran out"
+            ) from None
 
 
-def machine(device):
-    """A line that names the machine."""
+def machine_name(device):
+    """Processor or GPU, cores and torch's version, in one line."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     name, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
@@ -40,7 +45,7 @@ def machine(device):
 
 
 def write_docs(path, title, text):
-    """Put a section into a Markdown file, in the place of an older one of the same title."""
+    """Append a section to a Markdown file; an older section of the same title is removed."""
     path = Path(path)
     old = path.read_text(encoding="utf-8") if path.exists() else "# Benchmarks\n"
     sections = [s for s in old.split("\n## ") if not s.startswith(title + "\n")]
@@ -49,7 +54,7 @@ def write_docs(path, title, text):
 
 
 def run_quietly(script, *arguments):
-    """Seconds that one of the project's scripts took. Raises UserError with its own message when it fails."""
+    """Run one of the project's scripts; returns the seconds it took. Raises UserError with its message if it fails."""
     started = time.perf_counter()
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, str(PROJECT / script), *arguments]

@@ -1,4 +1,4 @@
-"""Corpora of any size for measuring: the embedded one, varied so that no article is another's."""
+"""Corpora of any size, made from the embedded one: sentences in new orders, so that no two articles are equal."""
 
 import glob
 import json
@@ -12,18 +12,22 @@ SAMPLE = PROJECT / "data" / "wiki_sample"
 
 
 def varied_articles(seed=0):
-    """Yields articles without end, as dicts: the embedded corpus, sentences in new orders, and a number in each."""
-    rng, number, rows = random.Random(seed), 0, []
+    """Yield articles, as dicts, without end: those of the embedded corpus in turn, with a number in each.
+
+    The sentences of each are in a new random order every time.
+    """
+    rng = random.Random(seed)
+    number, rows = 0, []
     for path in sorted(glob.glob(str(SAMPLE / "*.jsonl"))):
         with open(path, encoding="utf-8") as file:
             rows += map(json.loads, file)
-    told = []
+    articles = []
     for row in rows:
         body = drop_title(row["text"], row["title"])
         ends = [match.end() for match in SENTENCE_END.finditer(body)]
-        told.append((row["title"], [body[a:b] for a, b in zip([0, *ends], ends, strict=False)]))
+        articles.append((row["title"], [body[a:b] for a, b in zip([0, *ends], ends, strict=False)]))
     while True:
-        for title, sentences in told:
+        for title, sentences in articles:
             order = rng.sample(sentences, len(sentences))
             order.insert(rng.randrange(len(order) + 1), f"这一篇的编号是{number}。")
             yield {"id": number, "title": title, "text": f"{title}\n\n{''.join(order)}"}
@@ -31,7 +35,7 @@ def varied_articles(seed=0):
 
 
 def write_varied(path, n_bytes, seed=0):
-    """Write a jsonl file of about so many bytes; returns how many articles it has."""
+    """Write a jsonl file of at least `n_bytes`; returns its number of articles."""
     written = count = 0
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:

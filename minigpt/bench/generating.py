@@ -1,8 +1,8 @@
-"""Our generation beside a plain loop and Hugging Face's `generate` on the same weights, and the server under load.
+"""Measures generation beside a plain loop and Hugging Face's `generate` on the same weights, and the server under load.
 
-A model of 124M parameters is trained for a few minutes, so that its perplexity says something and its text is none
-of a random model's, and never to stop, so that every text has as many tokens. All sides are in one process and take
-turns; the server is a process of its own, which rests meanwhile, and so are its clients.
+A model of 124M parameters is trained for a few minutes, so that its perplexity means something and its text is not
+that of a random model. EOT is never learned, so all texts have the same length. The ways of generating take turns in
+one process. The server and its clients are processes of their own, and idle meanwhile.
 """
 
 import math
@@ -16,8 +16,8 @@ import torch
 from torch.nn import functional as F
 
 from data_utils import loss_mask, open_rows, row_lengths
-from minigpt.bench.common import in_process, machine, run_quietly, write_docs
-from minigpt.bench.load import ServedModel, load
+from minigpt.bench.common import call_in_process, machine_name, run_quietly, write_docs
+from minigpt.bench.load import ServedModel, load_server
 from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_json
@@ -27,28 +27,28 @@ from minigpt.inference.model_runner import ModelRunner
 from minigpt.inference.params import SamplingParams
 from minigpt.inference.quantize import convert_weights
 
-COMPARED = ("float32", "bfloat16", "int8")  # compute types
-TABLE_IDS = 8192  # of a table of the articles' own, whose every token is whole characters; the output layer is GPT-2's
-SHAPE = ["--n_layer=12", "--n_head=12", "--n_embd=768", "--block_size=512", "--vocab_size=50304", "--batch_tokens=1024"]
+TOKENIZER_VOCAB = 8192  # trained on the articles; the output layer has GPT-2's 50304
+MODEL_FLAGS = ["--n_layer=12", "--n_head=12", "--n_embd=768", "--block_size=512", "--vocab_size=50304"]
 TRAIN_STEPS, QUICK_TRAIN_STEPS = 80, 20
-PROMPT, NEW = 32, 100  # tokens
+PROMPT_TOKENS, NEW_TOKENS = 32, 100
 ROUNDS, QUICK_ROUNDS = 5, 2
-BATCHES = (1, 8)
-CLIENTS = {1: 6, 8: 5, 32: 3}  # clients: requests of each
+BATCH_SIZES = (1, 8)
+REQUESTS_OF_EACH = {1: 6, 8: 5, 32: 3}  # number of clients: requests of each
 SCORED_ROWS = 24
-BEST = "int8"
-DEMO = "out/demo_sft/ckpt.pt", "data/processed_demo_sft"
+COMPARED_TYPES = ("float32", "bfloat16", "int8")
+CPU_DTYPE, GPU_DTYPE = "int8", "bfloat16"  # the fastest
+DEMO_MODEL, DEMO_ROWS = "out/demo_sft/ckpt.pt", "data/processed_demo_sft"
 
 
 def make_checkpoint(folder, settings, steps):
-    """Path of a 124M model's checkpoint, pretrained for so many steps on the settings' articles."""
+    """Pretrain the 124M model for `steps` on the settings' articles; returns the path of its checkpoint."""
     data, out = f"--data_dir={folder}/rows", f"--out_dir={folder}/run"
-    articles, table = f"--input_dir={','.join(settings.input_dir)}", f"{folder}/own.tiktoken"
-    ids = f"--tokenizer_vocab={TABLE_IDS}"
-    run_quietly("data/train_tokenizer.py", articles, f"--tokenizer_path={table}", ids)
-    run_quietly("data/prepare.py", articles, data, f"--tokenizer={table}", "--block_size=512", "--overflow=split")
+    articles = f"--input_dir={','.join(settings.input_dir)}"
+    tokenizer, vocab = f"{folder}/own.tiktoken", f"--tokenizer_vocab={TOKENIZER_VOCAB}"
+    run_quietly("data/train_tokenizer.py", articles, f"--tokenizer_path={tokenizer}", vocab)
+    run_quietly("data/prepare.py", articles, data, f"--tokenizer={tokenizer}", "--block_size=512", "--overflow=split")
     length = [f"--max_iters={steps}", "--warmup_iters=5", "--eval_interval=2000", "--eval_iters=1"]
-    run_quietly("train.py", data, out, *SHAPE, *length, "--train_on_eot=False")
+    run_quietly("train.py", data, out, *MODEL_FLAGS, *length, "--batch_tokens=1024", "--train_on_eot=False")
     return Path(folder) / "run" / "last.pt"
 
 
@@ -65,10 +65,10 @@ def to_hugging_face(model):
             activation_function="gelu", bos_token_id=None, eos_token_id=None,
         )
     )  # fmt: skip
-    state = {name: torch.zeros_like(tensor) for name, tensor in theirs.state_dict().items()}  # biases stay zero
+    state = {name: torch.zeros_like(tensor) for name, tensor in theirs.state_dict().items()}  # GPT-2's biases stay zero
     for name, tensor in model.state_dict().items():
         if not name.startswith("lm_head"):
-            matrix = name.startswith("h.") and tensor.dim() == 2  # theirs are (in, out)
+            matrix = name.startswith("h.") and tensor.dim() == 2  # GPT-2's are (in, out)
             state[f"transformer.{name}"] = tensor.T if matrix else tensor
     state["lm_head.weight"] = model.lm_head.weight
     theirs.load_state_dict(state)
@@ -76,8 +76,8 @@ def to_hugging_face(model):
 
 
 @torch.inference_mode()
-def plain(model, prompts, n_new):
-    """Greedy ids (n, T + n_new) after prompts (n, T) by nanoGPT's way: the whole context again for each token."""
+def generate_plainly(model, prompts, n_new):
+    """Greedy ids (n, T + n_new) after prompts (n, T), as nanoGPT: a pass over the whole context for each token."""
     ids = torch.tensor(prompts, device=model.wte.weight.device)
     for _ in range(n_new):
         logits = model.lm_head(model.hidden(ids)[:, -1])
@@ -85,8 +85,8 @@ def plain(model, prompts, n_new):
     return ids
 
 
-def hugging_face(model, prompts, n_new):
-    """Greedy ids (n, T + n_new) by `generate`, of prompts (n, T)."""
+def generate_by_hugging_face(model, prompts, n_new):
+    """Greedy ids (n, T + n_new) after prompts (n, T), by the `generate` of a transformers model."""
     ids = torch.tensor(prompts, device=model.device)
     return model.generate(
         ids, attention_mask=torch.ones_like(ids), min_new_tokens=n_new, max_new_tokens=n_new, do_sample=False,
@@ -94,27 +94,31 @@ def hugging_face(model, prompts, n_new):
     )  # fmt: skip
 
 
-def ours(generator, prompts, n_new):
-    """Greedy texts."""
+def generate_by_ours(generator, prompts, n_new):
+    """Greedy texts after prompts, lists of ids, by a `TextGenerator`."""
     return generator.generate(prompts, SamplingParams(temperature=0, max_new_tokens=n_new))
 
 
-class Sides:
-    """{name: function(prompts, n_new)} of what is compared, on one checkpoint's weights."""
+class GenerationWays:
+    """The ways to generate that are compared, with the weights of one checkpoint.
+
+    ways: {name: function(prompts, n_new)}; models: {compute type: model}; compiled: names of the compute types that are
+    also compiled. Raises UserError where compiling fails.
+    """
 
     def __init__(self, path, device, compiled, say=print):
         self.device, content = device, load_checkpoint(path)
         model, self.tokenizer = load_model(content, device)
         theirs = to_hugging_face(model).to(device)
         self.ways = {
-            "plain loop, float32": lambda prompts, n_new: plain(model, prompts, n_new),
-            "Hugging Face, float32": lambda prompts, n_new: hugging_face(theirs, prompts, n_new),
+            "plain loop, float32": lambda prompts, n_new: generate_plainly(model, prompts, n_new),
+            "Hugging Face, float32": lambda prompts, n_new: generate_by_hugging_face(theirs, prompts, n_new),
         }
         if device.type == "cuda":
             half = to_hugging_face(model).to(device, torch.bfloat16)
-            self.ways["Hugging Face, bfloat16"] = lambda prompts, n_new: hugging_face(half, prompts, n_new)
+            self.ways["Hugging Face, bfloat16"] = lambda prompts, n_new: generate_by_hugging_face(half, prompts, n_new)
         self.models = {}
-        for name in COMPARED:
+        for name in COMPARED_TYPES:
             if name == "int8" and device.type != "cpu":
                 continue
             self.models[name] = convert_weights(load_model(content, device)[0], name)
@@ -123,18 +127,18 @@ class Sides:
                 self.add(f"ours, {name}, compiled", self.models[name], True, say)
 
     def add(self, name, model, compiled, say):
-        """Put a way of our own beside the others."""
+        """Add a way: our generation with a model, compiled or not."""
         generator = TextGenerator(model, self.tokenizer, "pretrain")
-        generator.engine.eot_id = -1  # nothing ends a text before its time
+        generator.engine.eot_id = -1  # no token ends a text early
         if compiled:
             say(f"  compiling: {name} …", flush=True)
             generator.compile()
             if not generator.compiled:
-                raise UserError(f"{name}: the compiler's failure stands above; without one there is nothing to measure")
-        self.ways[name] = lambda prompts, n_new: ours(generator, prompts, n_new)
+                raise UserError(f"{name}: the model was not compiled (the reason is above), so it is not measured")
+        self.ways[name] = lambda prompts, n_new: generate_by_ours(generator, prompts, n_new)
 
     def time(self, name, prompts, n_new):
-        """Seconds that a way takes."""
+        """Seconds that a way takes for `n_new` tokens after prompts."""
         wait_for(self.device)
         started = time.perf_counter()
         self.ways[name](prompts, n_new)
@@ -142,44 +146,46 @@ class Sides:
         return time.perf_counter() - started
 
 
-def prompts_of(rows, n):
-    """n prompts of PROMPT ids, the beginnings of rows; another one where there are too few rows."""
-    long = [row[:PROMPT].tolist() for row in rows if row[PROMPT] != row[-1]]
+def take_prompts(rows, n):
+    """n prompts, lists of PROMPT_TOKENS ids: the beginnings of rows (N, T), used again where N is too small."""
+    long = [row[:PROMPT_TOKENS].tolist() for row in rows if row[PROMPT_TOKENS] != row[-1]]
     if not long:
-        raise UserError(f"no validation article is longer than {PROMPT} tokens; give more articles by --input_dir=")
+        raise UserError(
+            f"no validation article is longer than {PROMPT_TOKENS} tokens; give more articles by --input_dir="
+        )
     return [long[i % len(long)] for i in range(n)]
 
 
-def measure(sides, server, prompts, rounds):
-    """({(way, batch): {"tokens_per_second", "first_token"}}, {clients: figures of `load`}): medians over rounds.
+def measure_generation(ways, server, prompts, rounds):
+    """({(way, batch size): {"tokens_per_second", "first_token"}}, {clients: figures of `load_server`}): medians.
 
-    One round has every way once, then the server with each number of clients. The plain loop of eight prompts, which
-    takes most of a minute, is in the first and the last round only.
+    A round has every way once, then the server with each number of clients. The plain loop with eight prompts takes
+    most of a minute, so it is in the first and the last round only.
     """
-    cases = [(name, batch) for batch in BATCHES for name in sides.ways]
-    found, loads = {case: [] for case in cases}, {clients: [] for clients in CLIENTS}
-    for turn in range(rounds + 1):  # the first makes kernels and caches ready
+    cases = [(name, batch) for batch in BATCH_SIZES for name in ways.ways]
+    found, loads = {case: [] for case in cases}, {clients: [] for clients in REQUESTS_OF_EACH}
+    for turn in range(rounds + 1):  # the first, which is not counted, warms kernels and caches up
         print(f"  round {turn} of {rounds} …", flush=True)
         for name, batch in cases:
             if "plain" in name and batch > 1 and turn not in (1, rounds):
                 continue
-            first = sides.time(name, prompts[:batch], 1)
-            seconds = sides.time(name, prompts[:batch], NEW)
-            found[name, batch].append({"tokens_per_second": batch * NEW / seconds, "first_token": first})
-        for clients, requests in CLIENTS.items():
-            loads[clients].append(in_process(load, server.address, prompts, clients, requests, NEW))
+            first = ways.time(name, prompts[:batch], 1)
+            seconds = ways.time(name, prompts[:batch], NEW_TOKENS)
+            found[name, batch].append({"tokens_per_second": batch * NEW_TOKENS / seconds, "first_token": first})
+        for clients, requests in REQUESTS_OF_EACH.items():
+            loads[clients].append(call_in_process(load_server, server.address, prompts, clients, requests, NEW_TOKENS))
     measured = ({case: each[-rounds:] for case, each in part.items()} for part in (found, loads))
     return tuple({case: medians(each) for case, each in part.items()} for part in measured)
 
 
 def medians(figures):
-    """{key: median} of dicts of one shape."""
+    """{key: median} over dicts with the same keys."""
     return {key: statistics.median(f[key] for f in figures) for key in figures[0]}
 
 
 @torch.no_grad()
 def perplexity(model, rows, meta):
-    """That of rows (n, T), their loss mask kept, by the steps that generation takes: one token at a time, cached."""
+    """Perplexity of rows (n, T) under their loss mask, one token at a time with the KV cache, as in generation."""
     rows = rows[:, : int(row_lengths(rows, meta["special_ids"]["pad"]).max())]
     mask = torch.from_numpy(loss_mask(rows, meta["special_ids"], meta["stage"], train_on_eot=False))
     ids, nats, kept = torch.from_numpy(rows.astype(np.int64)), 0.0, 0
@@ -193,46 +199,48 @@ def perplexity(model, rows, meta):
 
 
 def demo_perplexities():
-    """Those of the demo's model on its test part; {} where the demo has not run."""
-    path, folder = DEMO
-    if not Path(path).exists() or not Path(folder).exists():
+    """{compute type: perplexity} of the demo's model on its test part; {} where the demo has not run."""
+    if not Path(DEMO_MODEL).exists() or not Path(DEMO_ROWS).exists():
         return {}
-    rows, meta = open_rows(folder, "test")
-    models = {name: convert_weights(load_model(load_checkpoint(path))[0], name) for name in COMPARED}
+    rows, meta = open_rows(DEMO_ROWS, "test")
+    models = {name: convert_weights(load_model(load_checkpoint(DEMO_MODEL))[0], name) for name in COMPARED_TYPES}
     return {name: perplexity(model, rows[:SCORED_ROWS], meta) for name, model in models.items()}
 
 
-def ratios_of(speed, loads, large, demo):
-    """The figures that say whether it is fast: ours over the others, and the price in perplexity."""
+def generation_ratios(speed, loads, large, demo):
+    """Speeds of ours over those of the others, and perplexities of ours over that in float32.
+
+    large, demo: {compute type: perplexity} of the 124M model and of the demo's.
+    """
 
     def fastest(batch, beginning):
         return max(
             f["tokens_per_second"] for (name, b), f in speed.items() if b == batch and name.startswith(beginning)
         )
 
-    def price(found, name):
-        return found[name] / found["float32"] if name in found else None
+    def loss_of_quality(perplexities, name):
+        return perplexities[name] / perplexities["float32"] if name in perplexities else None
 
     one, eight = fastest(1, "ours"), loads[8]["tokens_per_second"]
-    theirs = {batch: speed["Hugging Face, float32", batch]["tokens_per_second"] for batch in BATCHES}
+    theirs = {batch: speed["Hugging Face, float32", batch]["tokens_per_second"] for batch in BATCH_SIZES}
     ratios = {
         "one_stream_vs_hf": one / theirs[1],
         "one_stream_vs_plain": one / fastest(1, "plain"),
         "float32_vs_hf": fastest(1, "ours, float32") / theirs[1],
         "eight_streams_vs_hf8": eight / theirs[8],
         "eight_streams_vs_one": eight / one,
-        "int8_perplexity_ratio": price(large, "int8"),
-        "bf16_perplexity_ratio": price(large, "bfloat16"),
-        "demo_int8_perplexity_ratio": price(demo, "int8"),
-        "demo_bf16_perplexity_ratio": price(demo, "bfloat16"),
+        "int8_perplexity_ratio": loss_of_quality(large, "int8"),
+        "bf16_perplexity_ratio": loss_of_quality(large, "bfloat16"),
+        "demo_int8_perplexity_ratio": loss_of_quality(demo, "int8"),
+        "demo_bf16_perplexity_ratio": loss_of_quality(demo, "bfloat16"),
     }
     if ("Hugging Face, bfloat16", 1) in speed:
         ratios["one_stream_vs_hf_bf16"] = one / speed["Hugging Face, bfloat16", 1]["tokens_per_second"]
     return ratios
 
 
-def as_table(speed, loads, ratios, characters_a_token):
-    """The figures as Markdown."""
+def generation_table(speed, loads, ratios, characters_a_token):
+    """Markdown tables of the figures of `measure_generation` and `generation_ratios`."""
     lines = ["| way | prompts together | tokens/s | characters/s | first token, ms |", "|---" * 5 + "|"]
     for (name, batch), f in speed.items():
         rates = f"{f['tokens_per_second']:.1f} | {f['tokens_per_second'] * characters_a_token:.1f}"
@@ -247,25 +255,26 @@ def as_table(speed, loads, ratios, characters_a_token):
     return "\n".join(lines)
 
 
-def bench(settings):
-    """Compare generation: table, JSON and docs by the settings of bench.py."""
+def bench_generation(settings):
+    """Measure generation; print the tables, and write JSON and docs by the settings of bench.py."""
     device, quick = pick_device(settings.device), settings.quick
-    started, name = time.perf_counter(), machine(device)
-    print(f"{name}\ntraining a model of 124M parameters for a while …", flush=True)
+    started, name = time.perf_counter(), machine_name(device)
+    print(f"{name}\ntraining a model of 124M parameters for a few minutes …", flush=True)
     with tempfile.TemporaryDirectory(prefix="minigpt-bench-") as folder:
         path = make_checkpoint(folder, settings, QUICK_TRAIN_STEPS if quick else TRAIN_STEPS)
         rows, meta = open_rows(f"{folder}/rows", "val")
-        best = BEST if device.type == "cpu" else "bfloat16"
-        compiled = () if device.type != "cpu" else (BEST,) if quick else COMPARED
+        best = CPU_DTYPE if device.type == "cpu" else GPU_DTYPE
+        compiled = () if device.type != "cpu" else (CPU_DTYPE,) if quick else COMPARED_TYPES
+        prompts, rounds = take_prompts(rows, max(REQUESTS_OF_EACH)), QUICK_ROUNDS if quick else ROUNDS
         with ServedModel(path, f"--device={settings.device}", f"--dtype={best}") as server:
-            sides = Sides(path, device, compiled)
+            ways = GenerationWays(path, device, compiled)
             server.wait_until_compiled()
-            speed, loads = measure(sides, server, prompts_of(rows, max(CLIENTS)), QUICK_ROUNDS if quick else ROUNDS)
+            speed, loads = measure_generation(ways, server, prompts, rounds)
         print("  perplexities …", flush=True)
-        large = {name: perplexity(model, rows[:SCORED_ROWS], meta) for name, model in sides.models.items()}
+        large = {name: perplexity(model, rows[:SCORED_ROWS], meta) for name, model in ways.models.items()}
     demo, counts = demo_perplexities(), meta["parts"]["val"]
-    ratios = ratios_of(speed, loads, large, demo)
-    table = as_table(speed, loads, ratios, counts["characters"] / counts["tokens"])
+    ratios = generation_ratios(speed, loads, large, demo)
+    table = generation_table(speed, loads, ratios, counts["characters"] / counts["tokens"])
     print(f"\n{table}\n\n{time.perf_counter() - started:.0f} s in all")
     if settings.json:
         flat = {f"{way}, {batch}": f for (way, batch), f in speed.items()}

@@ -1,4 +1,4 @@
-"""The server under load: clients that ask at once, and the time that each piece of text took to come."""
+"""Puts load on the server: clients that ask at the same time. Measures when each piece of text arrives."""
 
 import http.client
 import itertools
@@ -13,15 +13,12 @@ from urllib.parse import urlsplit
 from minigpt.common.errors import UserError
 from minigpt.common.files import PROJECT
 
-MODEL = "run/last"  # as the server calls run/last.pt
+MODEL = "run/last"  # the server's name for run/last.pt
 START_SECONDS, COMPILE_SECONDS = 120, 900
 
 
 class ServedModel:
-    """server.py as a process of its own, on a free port, for as long as the context lasts.
-
-    address: its http:// address.
-    """
+    """Context manager: server.py as a process on a free port. address: its http:// address."""
 
     def __init__(self, ckpt, *flags):
         self.command = [
@@ -67,39 +64,43 @@ class ServedModel:
             self.changed.notify_all()
 
     def wait_for_line(self, words, seconds):
-        """The first line with these words. Raises UserError when the server ends, gives up, or takes longer."""
+        """Wait for the first line that the server prints with these words; returns it.
 
-        def found():
+        Raises UserError where the server ends, compiling fails, or `seconds` have passed.
+        """
+
+        def find_line():
             ends = (words, "not compiled", "the server ended")
             return next((line for line in self.lines if any(end in line for end in ends)), None)
 
         with self.changed:
-            line = self.changed.wait_for(found, seconds)
+            line = self.changed.wait_for(find_line, seconds)
         if line is None or words not in line:
             raise UserError(f"server.py did not say {words!r} within {seconds} s: {' / '.join(self.lines[-3:])}")
         return line
 
     def wait_until_compiled(self):
-        """Wait for the background compiling to be done. Raises UserError where it fails."""
+        """Wait until the server has compiled its model in the background. Raises UserError where that fails."""
         self.wait_for_line("compiled in", COMPILE_SECONDS)
 
 
-def load(address, prompts, clients, requests, n_new):
-    """Figures of so many clients at once, each with its prompt (ids) and so many requests, one after the other.
+def load_server(address, prompts, clients, requests, n_new):
+    """Figures, a dict, of clients that ask at the same time, each one prompt again and again.
 
-    tokens_per_second: of all together; first_50, first_99: seconds to the first piece of text, median and 99th
-    percentile; between_50, between_99: seconds between one piece and the next.
+    prompts: lists of ids; clients: their number; requests: of each client, one after the other; n_new: tokens of an
+    answer. tokens_per_second: of all clients together; first_50, first_99: seconds until the first piece of text,
+    median and 99th percentile; between_50, between_99: seconds between two pieces. Raises UserError.
     """
     firsts, betweens, tokens, errors = [], [], [], []
 
     def client(prompt):
         try:
             for _ in range(requests):
-                times, made = one_request(address, prompt, n_new)
+                times, n_tokens = stream_completion(address, prompt, n_new)
                 firsts.append(times[1] - times[0])
                 betweens.extend(b - a for a, b in itertools.pairwise(times[1:]))
-                tokens.append(made)
-        except Exception as error:  # whatever it is, the figures would be of fewer clients than they say
+                tokens.append(n_tokens)
+        except Exception as error:  # of any kind: without this client the figures would be wrong
             errors.append(error)
 
     threads = [threading.Thread(target=client, args=(prompts[i % len(prompts)],)) for i in range(clients)]
@@ -117,13 +118,13 @@ def load(address, prompts, clients, requests, n_new):
     return figures
 
 
-def one_request(address, prompt, n_new):
-    """([time of asking, of each piece of text], tokens made), by a streamed completion."""
-    place = urlsplit(address)
-    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=120)
+def stream_completion(address, prompt, n_new):
+    """([time of the request, times of the pieces of text], number of tokens) of a streamed completion."""
+    parts = urlsplit(address)
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=120)
     body = {"model": MODEL, "prompt": prompt, "max_tokens": n_new, "temperature": 0, "stream": True}
     body["stream_options"] = {"include_usage": True}
-    times, made = [time.perf_counter()], 0
+    times, n_tokens = [time.perf_counter()], 0
     connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
     response = connection.getresponse()
     if response.status != 200:
@@ -134,8 +135,8 @@ def one_request(address, prompt, n_new):
             if event["choices"] and event["choices"][0]["text"]:
                 times.append(time.perf_counter())
             if event.get("usage"):
-                made = event["usage"]["completion_tokens"]
+                n_tokens = event["usage"]["completion_tokens"]
     connection.close()
     if len(times) < 2:
         raise ValueError(f"no text came for the prompt {prompt[:8]}…")
-    return times, made
+    return times, n_tokens

@@ -1,1 +1,1 @@
-"""The report's comparisons, repeated small: what is compared (arms), how it is made and measured, what it shows."""
+"""The report's comparisons, repeated small: runs (plan), how they are made (build) and measured, claims, report."""

@@ -1,4 +1,4 @@
-"""What is measured of a run: likelihood of articles and answers, answers to three sets of questions, empty brackets."""
+"""Measures a run: likelihood of articles or answers, answers to three sets of questions, empty brackets."""
 
 import re
 
@@ -9,24 +9,23 @@ from data_utils import open_rows
 from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.evaluation.models import checkpoints_of
 from minigpt.evaluation.prompts import pairs_of_rows
-from minigpt.experiments.plan import SETS, questions_of
+from minigpt.experiments.data import QUESTION_SETS, draw_questions
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.likelihood import likelihood
 from minigpt.inference.params import SamplingParams
 from minigpt.metrics import rouge_l, score_pairs
 from minigpt.run_log import LOG, log_lines
 
-VERSION = 1  # another number measures all runs anew
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=48)
 HOT = SamplingParams(temperature=1.5, top_k=20, max_new_tokens=48, seed=0)
 WARM = SamplingParams(temperature=0.8, top_k=0, max_new_tokens=64, seed=0)
-CONTINUED = 300  # articles that a pretrained model writes
-EMPTY = re.compile(r"[（(【「『《“]\s*[）)】」』》”]")
-BATCH = 64
+MAX_CONTINUATIONS = 300  # articles that a pretrained model continues
+EMPTY_BRACKETS = re.compile(r"[（(【「『《“]\s*[）)】」』》”]")
+BATCH_SIZE = 64
 
 
-def measure(plan, run, place, threads):
-    """Figures of a finished run."""
+def measure_run(plan, run, place, threads):
+    """Figures, a dict, of a finished run in the folder `place`."""
     torch.set_num_threads(threads)
     lines = log_lines(place / LOG)
     figures = {"seconds": lines[-1]["seconds"], "steps": lines[-1]["step"], "tokens": lines[-1]["tokens"]}
@@ -43,20 +42,20 @@ def measure(plan, run, place, threads):
 
 
 def measure_checkpoint(plan, run, path, hot=False):
-    """Figures of one checkpoint. hot: trained questions at temperature 1.5, too."""
+    """Figures of one checkpoint. hot: answers at temperature 1.5 are measured, too."""
     content = load_checkpoint(path)
     model, tokenizer = load_model(content)
-    generator = TextGenerator(model, tokenizer, content["stage"], BATCH)
+    generator = TextGenerator(model, tokenizer, content["stage"], BATCH_SIZE)
     rows, meta = open_rows(plan.folder / "rows" / run.rows, "test" if run.tunes else "val")
-    told = likelihood(model, rows, meta, BATCH, tokenizer)
+    measured = likelihood(model, rows, meta, BATCH_SIZE, tokenizer)
     figures = {
-        "step": content["progress"]["step"], "epoch": content["progress"]["epoch"], "loss": told.loss,
-        "perplexity": told.perplexity, "bits_per_char": told.bits_per_char,
+        "step": content["progress"]["step"], "epoch": content["progress"]["epoch"], "loss": measured.loss,
+        "perplexity": measured.perplexity, "bits_per_char": measured.bits_per_char,
     }  # fmt: skip
     if not run.tunes:
         return {**figures, **measure_continuations(generator, rows, meta)}
-    for name in SETS:
-        questions, references = zip(*questions_of(plan, name), strict=True)
+    for name in QUESTION_SETS:
+        questions, references = zip(*draw_questions(plan, name), strict=True)
         answers = generator.generate(questions, GREEDY)
         figures[name] = score_pairs(answers, references)
         if hot and name != "never_seen":
@@ -67,11 +66,11 @@ def measure_checkpoint(plan, run, path, hot=False):
 
 
 def measure_continuations(generator, rows, meta):
-    """Articles of subjects never seen, gone on with: how many have empty brackets, and Rouge-L."""
-    pairs = pairs_of_rows(rows, meta, generator.tokenizer)[:CONTINUED]
+    """Continuations of articles about subjects never seen: the share with empty brackets, and Rouge-L F."""
+    pairs = pairs_of_rows(rows, meta, generator.tokenizer)[:MAX_CONTINUATIONS]
     prompts, references = zip(*pairs, strict=True)
     texts = generator.generate(prompts, WARM)
     return {
-        "empty_brackets": float(np.mean([bool(EMPTY.search(text)) for text in texts])),
+        "empty_brackets": float(np.mean([bool(EMPTY_BRACKETS.search(text)) for text in texts])),
         "continuation_rouge_l": float(np.mean([rouge_l(*pair)[2] for pair in zip(texts, references, strict=True)])),
     }

@@ -1,4 +1,4 @@
-"""The page of the experiments: tables with seeds' spread, plots, and what each claim comes to. All of it computed."""
+"""Writes the page of the experiments: tables of means over seeds, plots, and whether each claim holds."""
 
 from pathlib import Path
 
@@ -7,7 +7,14 @@ import numpy as np
 from minigpt.common.files import write_atomic
 from minigpt.evaluation.plots import COLOURS, plt, save_plot
 from minigpt.evaluation.tables import markdown_table
-from minigpt.experiments.claims import ASKED, EXPERIMENTS, NUMBERS, SEEN, TRAINED, judge, values_of
+from minigpt.experiments.claims import (
+    NEVER_ASKED_MATCH,
+    NEVER_SEEN_MATCH,
+    NUMBER_ACCURACY,
+    TRAINED_MATCH,
+    column_values,
+    judge_claim,
+)
 
 SAID = {
     True: ("every seed says so", "每个种子都如此"),
@@ -22,34 +29,38 @@ AGREES = {
     ("expected", False): ("not as expected", "不符合预期"),
     ("expected", None): ("open", "未定"),
 }
-PANELS = 4  # beside each other
+PANELS_IN_A_ROW = 4
+KNOWN_COLUMNS = (TRAINED_MATCH, NEVER_ASKED_MATCH, NEVER_SEEN_MATCH, NUMBER_ACCURACY)  # over epochs of fine-tuning
 
 
-def spread(values, digits):
-    """ "mean ± standard deviation" of seeds."""
+def format_mean(values, digits):
+    """Text "mean ± standard deviation" of values (seeds,)."""
     if not len(values):
         return "–"
     mean = f"{values.mean():.{digits}f}"
     return f"{mean} ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else mean
 
 
-def table(experiment, results):
+def experiment_table(experiment, results):
+    """Markdown table with a line for each run of an experiment."""
     names = ["run", *(column.title for column in experiment.columns)]
     rows = [
-        [name, *(spread(values_of(column, results[name]), column.digits) for column in experiment.columns)]
+        [name, *(format_mean(column_values(column, results[name]), column.digits) for column in experiment.columns)]
         for name in experiment.runs
     ]
     return markdown_table(names, rows)
 
 
 def verdict_lines(experiment, results):
-    """A list item for each claim, with the figures that it stands on."""
-    for verdict in (judge(claim, results) for claim in experiment.claims):
+    """Markdown list items, one for each claim, with its figures."""
+    for verdict in (judge_claim(claim, results) for claim in experiment.claims):
         claim, count = verdict.claim, len(verdict.differences)
         said, agrees = SAID[verdict.holds], AGREES[claim.source, verdict.holds]
         digits = claim.column.digits
-        sure = f" (standard error {verdict.error:.{digits}f})" if count > 1 else ""
-        better = f"better by {verdict.differences.mean():.{digits}f}{sure}, in {verdict.for_it} of {count} seeds"
+        error = f" (standard error {verdict.standard_error:.{digits}f})" if count > 1 else ""
+        better = (
+            f"better by {verdict.differences.mean():.{digits}f}{error}, in {verdict.seeds_in_favour} of {count} seeds"
+        )
         yield (
             f"- **{claim.text}: {said[0]}, {agrees[0]}.** `{claim.better}` against `{claim.worse}`, "
             f"{claim.column.title}: {better}.  \n"
@@ -57,30 +68,30 @@ def verdict_lines(experiment, results):
         )
 
 
-def summary(experiments, results):
-    """A table of all claims."""
+def claims_table(experiments, results):
+    """Markdown table of all claims."""
     rows = []
     for experiment in experiments:
-        for verdict in (judge(claim, results) for claim in experiment.claims):
+        for verdict in (judge_claim(claim, results) for claim in experiment.claims):
             claim, count = verdict.claim, len(verdict.differences)
             mean = f"{verdict.differences.mean():.{claim.column.digits}f}"
             words = f"{AGREES[claim.source, verdict.holds][0]} / {AGREES[claim.source, verdict.holds][1]}"
             link = f"[{experiment.title}](#{experiment.name})"
-            rows.append([link, claim.text, words, claim.column.title, mean, f"{verdict.for_it} of {count}"])
+            rows.append([link, claim.text, words, claim.column.title, mean, f"{verdict.seeds_in_favour} of {count}"])
     return markdown_table(["experiment", "claim", "what it comes to", "figure", "better by", "seeds"], rows, left=4)
 
 
 def draw_bars(experiment, results):
-    """A panel a column: each run's mean over seeds as a bar, the seeds as dots."""
-    columns = [c for c in experiment.columns if any(len(values_of(c, results[name])) for name in experiment.runs)]
-    lines = -(-len(columns) // PANELS)
-    figure, panels = plt.subplots(lines, PANELS, figsize=(2.9 * PANELS, 3.2 * lines), squeeze=False)
+    """Figure with a panel for each column: a bar for the mean of each run, and a dot for each seed."""
+    columns = [c for c in experiment.columns if any(len(column_values(c, results[name])) for name in experiment.runs)]
+    lines = -(-len(columns) // PANELS_IN_A_ROW)
+    figure, panels = plt.subplots(lines, PANELS_IN_A_ROW, figsize=(2.9 * PANELS_IN_A_ROW, 3.2 * lines), squeeze=False)
     for panel in panels.flat[len(columns) :]:
         panel.set_axis_off()
     for panel, column in zip(panels.flat, columns, strict=False):
-        names = [name for name in experiment.runs if len(values_of(column, results[name]))]
+        names = [name for name in experiment.runs if len(column_values(column, results[name]))]
         for i, name in enumerate(names):
-            values = values_of(column, results[name])
+            values = column_values(column, results[name])
             colour = COLOURS[experiment.runs.index(name) % len(COLOURS)]
             panel.bar(i, values.mean(), color=colour, alpha=0.6, width=0.7)
             panel.plot(np.full(len(values), i), values, "k.", markersize=4)
@@ -88,34 +99,36 @@ def draw_bars(experiment, results):
         panel.tick_params(axis="x", rotation=30)
         panel.set_title(column.title.replace(", ", ",\n"), fontsize=8)
         panel.tick_params(axis="y", labelsize=7)
-        panel.set_ylim(0, 1 if "." in column.path else None)  # what is told of answers are shares
+        panel.set_ylim(0, 1 if "." in column.path else None)  # figures of answers are shares
         panel.grid(axis="y", alpha=0.3)
     return figure
 
 
-def band(panel, x, series, label, colour):
-    """A line through the means of seeds (seeds, points), with their range."""
+def draw_range(panel, x, series, label, colour):
+    """Draw a line through the means of series (seeds, points), and the range of the seeds around it."""
     series = np.array(series, dtype=np.float64)
     panel.plot(x, series.mean(axis=0), color=colour, marker="o", markersize=3, label=label)
     panel.fill_between(x, series.min(axis=0), series.max(axis=0), color=colour, alpha=0.15)
 
 
 def draw_epochs(results):
-    """By epoch of long training: losses of pretraining, and what a model still knows in fine-tuning."""
+    """Figure over the epochs of long training: losses of pretraining, and answers during fine-tuning."""
     figure, (losses, known, hot) = plt.subplots(1, 3, figsize=(13, 3.8))
     curves = [figures["curve"] for figures in results["pretrained_long"]]
     epochs = [line["epoch"] for line in curves[0]]
     for key, label, colour in (("train_loss", "training", COLOURS[0]), ("val_loss", "validation", COLOURS[5])):
-        band(losses, epochs, [[line[key] for line in curve] for curve in curves], label, colour)
+        draw_range(losses, epochs, [[line[key] for line in curve] for curve in curves], label, colour)
     losses.set(title="pretraining", xlabel="epoch", ylabel="loss (nats a token)")
     tuned = [figures["epochs"] for figures in results["tuned_long"]]
     epochs = [at["epoch"] for at in tuned[0]]
-    for column, colour in zip((TRAINED, ASKED, SEEN, NUMBERS), COLOURS, strict=False):
-        band(known, epochs, [[column.of(at) for at in seed] for seed in tuned], column.title, colour)
+    for column, colour in zip(
+        (TRAINED_MATCH, NEVER_ASKED_MATCH, NEVER_SEEN_MATCH, NUMBER_ACCURACY), COLOURS, strict=False
+    ):
+        draw_range(known, epochs, [[column.value(at) for at in seed] for seed in tuned], column.title, colour)
     known.set(title="fine-tuning: what it knows", xlabel="epoch", ylabel="share right", ylim=(0, 1))
     for name, colour in (("trained", COLOURS[0]), ("never_asked", COLOURS[1])):
         series = [[at[name]["changed_by_heat"] for at in seed] for seed in tuned]
-        band(hot, epochs, series, name.replace("_", " "), colour)
+        draw_range(hot, epochs, series, name.replace("_", " "), colour)
     hot.set(title="answers that temperature 1.5 changes", xlabel="epoch", ylabel="share of answers", ylim=(0, 1))
     for panel in (losses, known, hot):
         panel.grid(alpha=0.3)
@@ -124,26 +137,26 @@ def draw_epochs(results):
 
 
 def epochs_table(results):
-    """Long fine-tuning, epoch by epoch, means over seeds."""
+    """Markdown table of long fine-tuning, a line for each epoch: means over seeds."""
     tuned = [figures["epochs"] for figures in results["tuned_long"]]
-    names = ["epoch", TRAINED.title, ASKED.title, SEEN.title, NUMBERS.title]
+    names = ["epoch", *(column.title for column in KNOWN_COLUMNS)]
     names += ["perplexity, never asked", "trained: changed by temperature 1.5", "trained: right at temperature 1.5"]
     rows = []
     for at in zip(*tuned, strict=True):
-        paths = [column.of for column in (TRAINED, ASKED, SEEN, NUMBERS)]
-        paths += [lambda a: a["perplexity"], lambda a: a["trained"]["changed_by_heat"]]
-        paths += [lambda a: a["trained"]["exact_match_hot"]]
-        rows.append([str(round(at[0]["epoch"], 1)), *(f"{np.mean([path(a) for a in at]):.3f}" for path in paths)])
+        values = [[column.value(figures) for column in KNOWN_COLUMNS] for figures in at]
+        for row, figures in zip(values, at, strict=True):
+            row += [figures["perplexity"], figures["trained"]["changed_by_heat"], figures["trained"]["exact_match_hot"]]
+        rows.append([str(round(at[0]["epoch"], 1)), *(f"{mean:.3f}" for mean in np.mean(values, axis=0))])
     return markdown_table(names, rows)
 
 
-def section(experiment, results, folder):
-    """Lines of one experiment; its plots go into the folder."""
+def experiment_section(experiment, results, folder):
+    """Markdown lines of one experiment. Its plots are written to the folder."""
     save_plot(draw_bars(experiment, results), folder / f"{experiment.name}.png")
     lines = [
         f'<a id="{experiment.name}"></a>', "", f"## {experiment.title} / {experiment.title_zh}", "", experiment.about,
         "", experiment.about_zh, "", "```", f"python experiments/run.py {experiment.name}", "```", "",
-        table(experiment, results), "", f"![{experiment.title}]({folder.name}/{experiment.name}.png)", "",
+        experiment_table(experiment, results), "", f"![{experiment.title}]({folder.name}/{experiment.name}.png)", "",
         *verdict_lines(experiment, results), "",
     ]  # fmt: skip
     if experiment.name == "overfitting":
@@ -153,17 +166,12 @@ def section(experiment, results, folder):
 
 
 def write_page(path, experiments, results, about):
-    """Write the page as Markdown, its plots into a folder of its name beside it. about: lines at its head."""
+    """Write the page as Markdown, and its plots into a folder of the same name beside it. about: its first lines."""
     path = Path(path)
     folder = path.with_suffix("")
-    lines = ["# Experiments / 实验", "", *about, "", summary(experiments, results), ""]
+    lines = ["# Experiments / 实验", "", *about, "", claims_table(experiments, results), ""]
     for experiment in experiments:
-        lines += section(experiment, results, folder)
-    for svg in folder.glob("*.svg"):  # a page needs but one of the two
+        lines += experiment_section(experiment, results, folder)
+    for svg in folder.glob("*.svg"):  # the page shows the PNG files
         svg.unlink()
     write_atomic(path, lambda file: file.write(("\n".join(lines).rstrip() + "\n").encode()))
-
-
-def chosen(names):
-    """The experiments of those names; all for none."""
-    return [e for e in EXPERIMENTS if not names or e.name in names]

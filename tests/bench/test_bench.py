@@ -1,6 +1,8 @@
-"""bench.py: that both sides do the work that they are timed at, and what is made of the figures."""
+"""bench.py: both ways of training do the work that is timed, and the figures become ratios and tables."""
 
+import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,8 +23,8 @@ SPEED = {
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Rows of 32 under tmp_path, and sizes to match."""
-    monkeypatch.setattr(training, "BLOCK", 32)
+    """Rows of 32 tokens under tmp_path, and a model to match."""
+    monkeypatch.setattr(training, "BLOCK_SIZE", 32)
     monkeypatch.setattr(training, "SIZES", {training.SMALL: {"n_layer": 1, "n_head": 2, "n_embd": 16}})
     rows = [[(7 * i + k) % 250 for k in range(3 + i % 25)] for i in range(60)]
     write_rows(tmp_path / "rows", {"train": rows, "val": rows[:9]}, 32, tokenizer=byte_tokenizer())
@@ -30,52 +32,57 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("way", ["recipe", "ours"])
-def test_a_side_trains_and_counts_the_real_tokens(folder, way):
+def test_a_way_of_training_trains_and_counts_tokens_without_padding(folder, way):
     side = training.WAYS[way](folder, training.SMALL, "cpu")
     before = side.model.wte.weight.detach().clone()
     tokens, flops = side.step()
     assert not torch.equal(side.model.wte.weight, before)
-    assert 3 * training.ROWS < tokens < 60 * 32
+    assert 3 * training.BATCH_ROWS < tokens < 60 * 32
     matrices = sum(p.numel() for p in side.model.parameters() if p.dim() == 2) - side.model.wpe.weight.numel()
     assert 5 * matrices * tokens < flops < 8 * matrices * tokens
 
 
-def test_the_recipe_learns_what_the_rows_say(folder):
-    curve = training.measure_quality("recipe", folder, training.SMALL, "cpu", 0.5)
-    (later,) = training.measure_quality("recipe", folder, training.SMALL, "cpu", 4)
-    assert later[1] < curve[0][1] and later[0] >= 4
+@pytest.fixture
+def clock(monkeypatch):
+    """Time in which every look at the clock takes a second, so that a step does, too."""
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
 
 
-def test_quality_is_measured_until_the_target_and_no_longer(folder, monkeypatch):
-    monkeypatch.setattr(training, "CHECK_SECONDS", 0.2)
-    first = training.measure_quality("ours", folder, training.SMALL, "cpu", 60, target=100.0)
+def test_the_recipe_learns(folder, clock):
+    ((_, before),) = training.measure_quality("recipe", folder, training.SMALL, "cpu", 2)
+    ((seconds, after),) = training.measure_quality("recipe", folder, training.SMALL, "cpu", 100)
+    assert after < before and seconds == 100
+
+
+def test_quality_is_measured_until_the_target_and_no_longer(folder, clock):
+    first = training.measure_quality("ours", folder, training.SMALL, "cpu", 600, target=100.0)
     assert len(first) == 1
-    curve = training.measure_quality("ours", folder, training.SMALL, "cpu", 60, target=first[0][1] - 0.5)
-    assert len(curve) > 1 and curve[-1][0] < 60
+    curve = training.measure_quality("ours", folder, training.SMALL, "cpu", 600, target=first[0][1] - 0.5)
+    assert len(curve) > 1 and curve[-1][0] < 600
     assert curve[-1][1] <= first[0][1] - 0.5 < curve[-2][1]
 
 
-def test_speed_has_every_figure(folder):
-    figures = training.measure_speed("ours", folder, training.SMALL, "cpu", 0.2)
+def test_speed_has_every_figure(folder, clock):
+    figures = training.measure_speed("ours", folder, training.SMALL, "cpu", 5)
     assert figures.keys() == FIGURES.keys()
-    assert figures["tokens_per_second"] > figures["characters_per_second"] > 0  # EOT is no character
+    assert figures["tokens_per_second"] > figures["characters_per_second"] > 0  # EOT has no character
 
 
 def test_ratios_are_ours_over_the_recipe():
     quality = {"recipe_seconds": 600.0, "our_seconds": 12.0}
-    assert training.ratios_of(SPEED, quality) == {
+    assert training.training_ratios(SPEED, quality) == {
         "sft_useful_tokens_ratio": 9.0,
         "pretrain_useful_tokens_ratio": 3.0,
         "characters_ratio": 40.0,
         "same_table_ratio": 3.0,
         "time_to_bpc_ratio": 50.0,
     }
-    assert training.ratios_of(SPEED, None)["time_to_bpc_ratio"] is None
-    assert training.ratios_of(SPEED, {**quality, "our_seconds": None})["time_to_bpc_ratio"] is None
+    assert training.training_ratios(SPEED, None)["time_to_bpc_ratio"] is None
+    assert training.training_ratios(SPEED, {**quality, "our_seconds": None})["time_to_bpc_ratio"] is None
 
 
 def test_the_table_says_what_was_not_measured(tmp_path):
-    table = training.as_table({training.SMALL: SPEED}, None, training.ratios_of(SPEED, None))
+    table = training.training_table({training.SMALL: SPEED}, None, training.training_ratios(SPEED, None))
     assert "| time_to_bpc_ratio | not measured |" in table and "| characters_ratio | 40.0 |" in table
 
 
