@@ -18,7 +18,7 @@ from minigpt.arena_ui.common import (
     warning_line,
 )
 
-PEER_COLUMNS = ("peer_name", "col_address", "col_answers", "col_models")
+PEER_COLUMNS = ("col_name", "col_address", "col_answers", "col_models")
 REFRESH_SECONDS = 5.0  # between checks while the tab is open
 MAX_SHOWN_MODELS = 5
 

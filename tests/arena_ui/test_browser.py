@@ -69,11 +69,9 @@ def write_peers(path, **addresses):
 
 
 def refresh(page, model):
-    """Update the lists of models until they have a model."""
+    """Update the lists of models, and choose one on the first tab once it is there."""
     page.click("#refresh")
-    page.click("#model input")
-    page.locator("#model [role=option]", has_text=model).first.wait_for()
-    page.keyboard.press("Escape")
+    choose(page, "model", model)
 
 
 def test_one_model_answers_an_example_with_its_times_and_flag_writes(page, folder):
@@ -190,8 +188,6 @@ def test_hostile_prompts_answers_and_names_are_shown_as_text(page, peers_file):
         ask(page, "说")
         wait_for(page, lambda: "截断" in state(page, "single"))
         assert without_spaces(last_answer(page)) == long[:32768]
-        ask(page, long)
-        wait_for(page, lambda: "⚠" in state(page, "single"))
     assert page.evaluate("window.hacked") is None
 
 
@@ -236,7 +232,6 @@ def test_a_telephone_in_english_and_dark_whose_closed_tab_frees_the_model(browse
             check_language(page, "Refresh Send Stop", "⚠ write something first")
             assert page.evaluate("document.body.classList.contains('dark')")
             refresh(page, "slow @ p")
-            choose(page, "model", "slow @ p")
             ask(page, "慢" * 400)
             wait_for(page, lambda: len(last_answer(page)) > 40)  # more than a line
             assert page.evaluate("document.documentElement.scrollWidth") <= 362
