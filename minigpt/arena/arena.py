@@ -9,11 +9,12 @@ from pathlib import Path
 
 from minigpt.arena.answers import ModelAnswer, RunningRequests
 from minigpt.arena.models import CheckpointInfo, ModelCache
-from minigpt.arena.peers import CHECK_WAIT_SECONDS, MINIGPT_OWNER, SEPARATOR, Peers
+from minigpt.arena.peers import CHECK_WAIT_SECONDS, SEPARATOR, Peers
 from minigpt.arena.problems import Problem, validate_number
 from minigpt.arena.votes import Battles, Votes
 from minigpt.checkpoint import BEST
 from minigpt.common.files import PROJECT
+from minigpt.common.net import MINIGPT_OWNER
 from minigpt.inference.engine import open_generator
 from minigpt.inference.params import SamplingParams
 from minigpt.openai_client import Limits, clean_text

@@ -21,7 +21,6 @@ CHECK_WAIT_SECONDS = 3.5  # how long the page waits for checks: the timeout and 
 FRESH_SECONDS = 5.0  # a peer is not checked again within this time
 OFFLINE_CODES = ("unreachable", "broke_off", "too_slow")  # codes of ApiFailure after which a peer counts as offline
 SEPARATOR = " @ "  # between a remote model's name and its peer's
-MINIGPT_OWNER = "minigpt"  # "owned_by" of the models of server.py
 
 
 @dataclass(frozen=True)

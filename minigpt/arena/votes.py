@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from minigpt.arena.problems import Problem
 from minigpt.common.files import append_durably
 
-LOCK_SECONDS = 20.0
+LOCK_TIMEOUT_SECONDS = 20.0
 RESULTS = ("left", "right", "tie", "bad")
 MAX_OPEN_BATTLES = 10_000  # beyond these the oldest is dropped
 # A spreadsheet takes a cell that starts with one of these for a formula.
@@ -27,14 +27,14 @@ def utc_now():
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def append(path, text, head=""):
+def append_lines(path, text, head=""):
     """Append text (whole lines) to a file durably; writers in other threads and processes wait for each other.
 
     head: first line of a new file. Raises Problem if it cannot be written; the file then has its previous content.
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
+        with FileLock(f"{path}.lock", timeout=LOCK_TIMEOUT_SECONDS):
             append_durably(path, text, head)
     except (OSError, Timeout) as error:
         detail = "locked" if isinstance(error, Timeout) else error.strerror
@@ -46,25 +46,26 @@ class Votes:
 
     def __init__(self, path):
         self.path = Path(path)
-        self._seen, self._votes, self._unreadable = None, [], 0
+        self._stamp = None  # modification time and size of the file when it was read
+        self._read = [], 0
         self._lock = threading.Lock()
 
     def add(self, votes):
         """Append votes (dicts). They are on the disk when this returns. Raises Problem."""
-        append(self.path, "".join(json.dumps(vote, ensure_ascii=False) + "\n" for vote in votes))
+        append_lines(self.path, "".join(json.dumps(vote, ensure_ascii=False) + "\n" for vote in votes))
 
     def all(self):
         """As `read_votes`; ([], 0) without a file. The same list is returned until the file changes."""
         with self._lock:
             try:
                 stat = self.path.stat()
-                seen = (stat.st_mtime_ns, stat.st_size)
+                stamp = (stat.st_mtime_ns, stat.st_size)
             except OSError:
                 return [], 0
-            if seen != self._seen:
-                self._votes, self._unreadable = read_votes(self.path)
-                self._seen = seen
-            return self._votes, self._unreadable
+            if stamp != self._stamp:
+                self._read = read_votes(self.path)
+                self._stamp = stamp
+            return self._read
 
 
 def read_votes(path):
@@ -170,4 +171,4 @@ def flag_answers(path, prompt, answers, settings):
         outputs = answers[0].text
     models = " | ".join(answer.key for answer in answers)
     row = [utc_now(), models, prompt, outputs, json.dumps(settings)]
-    append(path, format_csv([row]), head="\ufeff" + format_csv([FLAG_COLUMNS]))
+    append_lines(path, format_csv([row]), head="\ufeff" + format_csv([FLAG_COLUMNS]))

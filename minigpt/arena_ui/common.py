@@ -14,10 +14,10 @@ import gradio as gr
 from minigpt.arena.problems import describe_error
 from minigpt.arena_ui.i18n import PREFIX, TEXTS, fill_text, language_of
 from minigpt.common.errors import UserError
+from minigpt.common.net import LOOPBACK_HOSTS
 
 # Headers by which a proxy or tunnel on this machine shows that the request came from another one.
 FORWARDING_HEADERS = ("forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip")
-LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 CHART_GREY = "#808488"  # readable on white and on black
 CHART_PADDING = {"left": 8, "right": 24, "top": 30, "bottom": 8}  # pixels; Gradio puts the plot's label at the top
 MAX_DOWNLOADS = 100  # files; beyond these the oldest is deleted

@@ -21,7 +21,7 @@ from minigpt.arena_ui.common import (
     warning_line,
 )
 
-EMPTY = {"battle": None, "last": None}
+EMPTY_DUEL = {"battle": None, "last": None}
 
 
 class DuelTab(AskingTab):
@@ -48,7 +48,7 @@ class DuelTab(AskingTab):
                 for result in ("left", "tie", "bad", "right")
             }
         shown, buttons = [*self.chats, *self.statuses], self.buttons.values()
-        self.add_prompt(self.chats, [blind, left, right], shown, EMPTY, "duel-", buttons)
+        self.add_prompt(self.chats, [blind, left, right], shown, EMPTY_DUEL, "duel-", buttons)
         blind.change(lambda blind: gr.Row(visible=not blind), blind, choosers, **PRIVATE)
         voted = [self.state, *self.statuses, self.kept, *buttons]
         for result, button in self.buttons.items():
@@ -74,7 +74,7 @@ class DuelTab(AskingTab):
 
     def begun(self):
         """The previous battle can no longer be voted on."""
-        return {self.state: "", self.kept: EMPTY, **self.allow_votes(False)}
+        return {self.state: "", self.kept: EMPTY_DUEL, **self.allow_votes(False)}
 
     def progress(self, request, kept, prompt, answers, blind):
         """Both chats and statuses. Blind statuses contain nothing that could identify a model, such as its speed."""

@@ -19,7 +19,7 @@ from minigpt.arena_ui.common import (
 )
 
 PEER_COLUMNS = ("col_name", "col_address", "col_answers", "col_models")
-REFRESH_SECONDS = 5.0  # between checks while the tab is open
+PEERS_REFRESH_SECONDS = 5.0  # between checks while the tab is open
 MAX_SHOWN_MODELS = 5
 
 
@@ -40,7 +40,7 @@ class PeersTab:
                 add = gr.Button(T("peer_add"), variant="primary", elem_id="peer-add")
                 which = gr.Dropdown([], label=T("peer_which"), elem_id="peer-which", allow_custom_value=True)
                 remove = gr.Button(T("peer_remove"), variant="stop", elem_id="peer-remove")
-        self.timer = gr.Timer(REFRESH_SECONDS, active=False)
+        self.timer = gr.Timer(PEERS_REFRESH_SECONDS, active=False)
         outputs = [table, state, which, *page.models]
         opened = tab.select(self.open, None, [*outputs, self.timer], **PRIVATE)
         opened.then(self.check, None, outputs, api_name="peers", **UNQUEUED)

@@ -14,8 +14,9 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
 from minigpt.arena_ui.bootstrap import GRADIO_FOLDER
-from minigpt.arena_ui.common import LOOPBACK_HOSTS, host_name
+from minigpt.arena_ui.common import host_name
 from minigpt.arena_ui.i18n import ChineseLocales, translations
+from minigpt.common.net import LOOPBACK_HOSTS
 
 MAX_HANDLER_THREADS = 256  # each answer that is being generated occupies one
 MAX_UPLOAD = "8mb"

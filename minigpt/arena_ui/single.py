@@ -20,7 +20,7 @@ from minigpt.arena_ui.common import (
 )
 
 MAX_SHOWN_TURNS = 20  # older ones leave the page
-EMPTY = {"chat": [], "last": None}
+EMPTY_CHAT = {"chat": [], "last": None}
 
 
 class SingleTab(AskingTab):
@@ -32,7 +32,7 @@ class SingleTab(AskingTab):
         super().__init__(page)
         model = model_dropdown(page, "model", *default_models(page, 1), info=T("model_info"), elem_id="model")
         self.chat = plain_chat("answers", placeholder=T("chat_hint"), height="45vh", elem_id="chat")
-        self.add_prompt([self.chat], [model], [self.chat], EMPTY)
+        self.add_prompt([self.chat], [model], [self.chat], EMPTY_CHAT)
         # Load the model when it is chosen; the default one, when the page opens or the prompt is clicked.
         chosen = [page.opened, model.input, self.prompt.focus]
         chosen = gr.on(chosen, self.announce_loading, model, model, **PRIVATE)
@@ -81,4 +81,4 @@ class SingleTab(AskingTab):
 
     def cleared(self):
         """An empty chat."""
-        return {self.chat: [], self.state: "", self.kept: EMPTY}
+        return {self.chat: [], self.state: "", self.kept: EMPTY_CHAT}

@@ -7,7 +7,7 @@ import pandas
 from minigpt.arena.runs import RunLogs
 from minigpt.arena_ui.common import PRIVATE, UNQUEUED, T, status_line, style_chart, translate, warning_line
 
-REFRESH_SECONDS = 3.0  # between readings of the logs while the tab is open
+CURVES_REFRESH_SECONDS = 3.0  # between readings of the logs while the tab is open
 CHART_HEIGHT = 360  # pixels
 DEFAULT_RUNS = 2  # shown when the tab is opened first
 
@@ -20,7 +20,7 @@ class TrainingTab:
         names = gr.Dropdown([], multiselect=True, label=T("runs"), elem_id="runs")
         state = status_line("state-training")
         plot = gr.Plot(label=T("loss_plot"), elem_id="loss-plot")
-        self.timer = gr.Timer(REFRESH_SECONDS, active=False)
+        self.timer = gr.Timer(CURVES_REFRESH_SECONDS, active=False)
         stamp = gr.State(None)
         tab.select(self.open, names, [names, plot, state, stamp, self.timer], api_name="training", **UNQUEUED)
         names.input(self.render, names, [plot, state, stamp], **PRIVATE)

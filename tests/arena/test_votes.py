@@ -15,7 +15,7 @@ import pytest
 
 from minigpt.arena.leaderboard import ELO_PER_NAT, compute_standings, count_results, fit_strengths, select_votes
 from minigpt.arena.problems import Problem
-from minigpt.arena.votes import Battles, Votes, append, flag_answers, format_csv, preference_pairs, read_votes
+from minigpt.arena.votes import Battles, Votes, append_lines, flag_answers, format_csv, preference_pairs, read_votes
 
 
 def vote(left="a", right="b", result="left", **more):
@@ -91,7 +91,7 @@ def test_lines_that_are_no_votes_are_counted(tmp_path):
 def test_a_place_that_cannot_be_written_to_is_said(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(Problem) as raised:
-        append(tmp_path / "file" / "votes.jsonl", "x\n")
+        append_lines(tmp_path / "file" / "votes.jsonl", "x\n")
     assert raised.value.key == "not_written"
 
 

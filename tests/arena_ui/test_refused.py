@@ -14,6 +14,7 @@ from serving_fakes import started
 
 import sample_gradio
 from minigpt.common.errors import UserError
+from minigpt.common.net import announce_server
 
 FILE = {"_type": "gradio.FileData"}
 
@@ -120,7 +121,7 @@ def test_mistakes_at_the_start_are_one_line_and_an_open_page_warns(folder, scrip
         with pytest.raises(UserError, match="user:password"):
             sample_gradio.checked_auth(arena_settings(tmp_path, auth=auth))
     for host, auth, warns in (("0.0.0.0", "", True), ("0.0.0.0", "me:geheim", False), ("127.0.0.1", "", False)):
-        sample_gradio.announce(arena_settings(tmp_path, host=host), auth, 7860)
+        announce_server("the arena is", host, 7860, bool(auth), "--auth")
         assert ("warning: everyone" in capsys.readouterr().out) == warns
 
 
