@@ -101,7 +101,7 @@ def test_text_appears_while_it_is_generated_and_what_is_typed_meanwhile_stays(pa
 def test_two_models_stream_at_once_a_vote_reveals_them_and_the_board_has_it(page):
     go(page, DUEL)
     set_blind(page, True)
-    ask(page, "slow" * 50, "duel-")
+    ask(page, "slowly" * 50, "duel-")
     wait_for(page, lambda: last_answer(page, "left-chat") and last_answer(page, "right-chat"))
     assert page.is_disabled("#vote-left")  # neither has ended
     page.fill("#duel-prompt textarea", "full stop 下一题")
