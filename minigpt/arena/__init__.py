@@ -1,1 +1,1 @@
-"""The arena without its page: models near and far, what they answer, votes on it, and the board that these make."""
+"""The arena without its page: local and remote models, their answers, votes, and the leaderboard made from them."""

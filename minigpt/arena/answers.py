@@ -1,4 +1,4 @@
-"""Answers on their way: from a model here or elsewhere, several at once, each with its time, stopped together."""
+"""Answers while they are generated, by local or remote models: several at once, timed, and cancelled together."""
 
 import contextlib
 import threading
@@ -6,22 +6,24 @@ import time
 
 from minigpt.common.streams import all_ready
 
-EVERY = 0.04  # seconds between two looks of a reader, so that a fast model's tokens do not each cost a message
-PATIENCE = 0.02  # seconds that one answer may keep the others of its round waiting
+UPDATE_SECONDS = 0.04  # least time between two updates, so that a fast model does not send a message for each token
+POLL_SECONDS = 0.02  # longest wait for one of several answers, before the next one is polled
 
 
-class Answer:
-    """One model's answer.
+class ModelAnswer:
+    """One model's answer to one prompt.
 
-    name: the model's, as it is chosen; key: as votes know it; text: so far; failure: what ended it badly, or None.
+    name: the model's name in the lists; key: its name in votes; text: what has been generated so far; failure: the
+    exception that ended it, or None; ended: nothing more will come; stopped: a reader cancelled it.
     """
 
     def __init__(self, name, key, stream, release=lambda: None):
         self.name, self.key, self.stream, self._release = name, key, stream, release
-        self.text, self.failure, self.ended, self.stopped = "", None, False, False
+        self.text, self.failure = "", None
+        self.ended = self.stopped = False
 
     def pull(self, wait):
-        """Take what is ready, after `wait` seconds at most; returns whether anything changed."""
+        """Append the text that is ready, after `wait` seconds at most. Returns whether anything changed."""
         if self.ended:
             return False
         try:
@@ -34,12 +36,12 @@ class Answer:
         return bool(text) or ended
 
     def stop(self):
-        """End it where it is; the model, here or elsewhere, stops too."""
+        """Cancel the generation, here or on the remote server. The text so far stays."""
         self.stopped = True
         self.stream.cancel()
 
     def close(self):
-        """Let go of the model. Once is enough, twice does no harm."""
+        """Cancel the stream and release the model. May be called more than once."""
         if not self.ended:
             self.ended = True
             self.stream.cancel()
@@ -47,52 +49,53 @@ class Answer:
 
     @property
     def seconds_to_first(self):
-        """From asking to the first token, None before it."""
+        """Seconds from the request to the first token; None before it."""
         first = self.stream.first_token
         return None if first is None else first - self.stream.started
 
     @property
     def seconds(self):
-        """From asking to the end, or to now."""
+        """Seconds from the request to the end, or to now."""
         return (self.stream.finished or time.perf_counter()) - self.stream.started
 
     @property
     def tokens(self):
+        """Tokens generated so far."""
         return self.stream.completion_tokens
 
     @property
     def rate(self):
-        """Tokens a second in all, None before the first."""
+        """Tokens per second of the whole answer; None before the first token."""
         return self.tokens / self.seconds if self.tokens and self.seconds > 0 else None
 
     @property
     def cut(self):
-        """Which limit for peers ended it, time or size; "" where none did."""
+        """The limit for remote models that ended the answer, "time" or "size"; "" if none did."""
         return getattr(self.stream, "cut", "")
 
 
-def follow(answers):
-    """Yields at once, and when there is something new in any of the answers, until all have ended.
+def follow_answers(answers):
+    """Yield at once, and then after each change of any of the answers, until all have ended.
 
-    Closes them, however it ends.
+    Closes all answers when the loop ends, whether it was finished, broken off or failed.
     """
     try:
         yield
         while not all(answer.ended for answer in answers):
-            patience = EVERY if len(answers) == 1 else PATIENCE
-            changed = [answer.pull(patience) for answer in answers]
+            wait = UPDATE_SECONDS if len(answers) == 1 else POLL_SECONDS
+            changed = [answer.pull(wait) for answer in answers]
             if any(changed):
                 yield
-                time.sleep(0 if all(answer.ended for answer in answers) else EVERY)
+                time.sleep(0 if all(answer.ended for answer in answers) else UPDATE_SECONDS)
     finally:
         for answer in answers:
             answer.close()
 
 
-class Ticket:
-    """A reader's leave to have answers made, which can be withdrawn at any time, also before there is an answer.
+class CancelToken:
+    """Cancellation token of one visitor's request. It may be cancelled before its answers exist.
 
-    stopped: it has been; discarded: and nobody wants to see what there is.
+    stopped: it was cancelled; discarded: the text so far is not to be shown either.
     """
 
     def __init__(self):
@@ -100,14 +103,14 @@ class Ticket:
         self._answers, self._lock = [], threading.Lock()
 
     def add(self, answers):
-        """These are being made by it now; stopped at once where it has been."""
+        """Set the answers that the request waits for. They are stopped at once if the token is already cancelled."""
         with self._lock:
             self._answers = list(answers)
         if self.stopped:
             self.stop()
 
     def stop(self):
-        """Withdraw it: answers end where they are, and no others should be asked for."""
+        """Cancel the request: its answers end where they are, and the caller asks for no more."""
         self.stopped = True
         with self._lock:
             answers = list(self._answers)
@@ -116,33 +119,33 @@ class Ticket:
                 answer.stop()
 
 
-class Running:
-    """The tickets under way, by who holds them (any hashable): one each."""
+class RunningRequests:
+    """The CancelToken of each visitor's current request. A visitor is any hashable value, and has one at a time."""
 
     def __init__(self):
-        self._tickets, self._lock = {}, threading.Lock()
+        self._tokens, self._lock = {}, threading.Lock()
 
     @contextlib.contextmanager
-    def ticket(self, who):
-        """A new Ticket, for as long as the block runs; the one that `who` still holds is stopped."""
-        ticket = Ticket()
+    def open_token(self, visitor):
+        """A new CancelToken for the duration of the block. Stops the visitor's previous request."""
+        token = CancelToken()
         with self._lock:
-            before, self._tickets[who] = self._tickets.get(who), ticket
-        if before:
-            before.stop()
+            previous, self._tokens[visitor] = self._tokens.get(visitor), token
+        if previous:
+            previous.stop()
         try:
-            yield ticket
+            yield token
         finally:
             with self._lock:
-                if self._tickets.get(who) is ticket:
-                    del self._tickets[who]
+                if self._tokens.get(visitor) is token:
+                    del self._tokens[visitor]
 
-    def stop(self, who, discard=False):
-        """Stop what runs for `who`; returns whether anything did. discard: it is not to be shown any more."""
+    def stop(self, visitor, discard=False):
+        """Stop the visitor's request; returns whether there was one. discard: its text is not to be shown."""
         with self._lock:
-            ticket = self._tickets.get(who)
-        if ticket is None:
+            token = self._tokens.get(visitor)
+        if token is None:
             return False
-        ticket.discarded |= discard
-        ticket.stop()
+        token.discarded |= discard
+        token.stop()
         return True

@@ -1,16 +1,17 @@
-"""The models that can be asked, near and far, as one list, and answers by them."""
+"""All models that can be asked, local and remote, in one list, and requests to them."""
 
+import csv
 import random
 import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from minigpt.arena.answers import Answer, Running
+from minigpt.arena.answers import ModelAnswer, RunningRequests
 from minigpt.arena.examples import read_examples
-from minigpt.arena.models import Shelf
-from minigpt.arena.peers import SEPARATOR, Peers
-from minigpt.arena.problems import Problem, checked_number
+from minigpt.arena.models import CheckpointInfo, ModelCache
+from minigpt.arena.peers import CHECK_WAIT_SECONDS, SEPARATOR, Peers
+from minigpt.arena.problems import Problem, validate_number
 from minigpt.arena.votes import Battles, Votes
 from minigpt.checkpoint import BEST
 from minigpt.common.files import PROJECT
@@ -19,58 +20,62 @@ from minigpt.inference.engine import open_generator
 from minigpt.inference.params import SamplingParams
 from minigpt.openai_client import Limits, clean_text
 
-EXAMPLES = PROJECT / "examples.csv"
-WAIT_FOR_PEERS = 3.5  # seconds, when models are drawn and no peer has been asked yet
-# What a request may set, with its limits; settings limit the rest.
-RANGES = {"temperature": (0.0, 2.0), "top_k": (0, 100_000), "top_p": (0.0, 1.0), "frequency_penalty": (-2.0, 2.0)}
-MOST_SEED = 2**53 - 1  # a page's numbers are exact so far
+EXAMPLES_FILE = PROJECT / "examples.csv"
+EXAMPLE_COLUMNS = ("prompt", "kind", "note")
+EXAMPLE_KINDS = ("pretrain", "sft")
+# Ranges of the sampling parameters; the settings give the rest.
+PARAM_RANGES = {"temperature": (0.0, 2.0), "top_k": (0, 100_000), "top_p": (0.0, 1.0), "frequency_penalty": (-2.0, 2.0)}
+MAX_SEED = 2**53 - 1  # JavaScript's numbers are exact up to here
+DRAW_CHECK_SECONDS = 60.0  # before models are drawn, peers whose last check is older than this are checked again
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A model that can be asked. name: what it is chosen by; checkpoint: None for a remote one; peer, seconds: the
-    remote one's, and what its last check took."""
+class ModelChoice:
+    """A model that can be asked. name: unique, shown in the lists; checkpoint: None for a remote model; peer, seconds:
+    of a remote model, its peer's name and the response time of the last check."""
 
     name: str
-    checkpoint: object = None
+    checkpoint: CheckpointInfo | None = None
     peer: str = ""
     seconds: float = 0.0
 
 
 class Arena:
-    """Everything that the page shows. settings: a Settings; open: as generation.open_generator."""
+    """Everything that the page shows. settings: a Settings; open: as inference.engine.open_generator."""
 
     def __init__(self, settings, open=open_generator):
         self.settings = settings
-        self.shelf = Shelf(settings, open)
+        self.models = ModelCache(settings, open)
         limits = Limits(seconds=settings.request_seconds, chars=settings.answer_chars)
         self.peers = Peers(settings.peers, limits)
         self.votes = Votes(Path(settings.arena_dir) / "votes.jsonl")
         self.flagged = Path(settings.arena_dir) / "flagged.csv"
-        self.battles, self.running = Battles(self.votes), Running()
+        self.battles = Battles(self.votes)
+        self.running = RunningRequests()
         self.downloads = tempfile.TemporaryDirectory(prefix="minigpt-arena-", ignore_cleanup_errors=True)
-        self.examples, self._example_problems = read_examples(EXAMPLES)
+        self.examples, self._example_problems = read_examples(EXAMPLES_FILE)
 
     def choices(self):
-        """[Choice]: checkpoints, then the models of the peers that answered when they were asked last."""
-        found = [Choice(checkpoint.name, checkpoint) for checkpoint in self.shelf.checkpoints()[0]]
+        """[ModelChoice]: all checkpoints, then the models of the peers that answered their last check."""
+        found = [ModelChoice(checkpoint.name, checkpoint) for checkpoint in self.models.checkpoints()[0]]
         for peer in self.peers.all():
             status = self.peers.status(peer.name)
             for model in status.models if status else ():
-                found.append(Choice(f"{model['id']}{SEPARATOR}{peer.name}", None, peer.name, status.seconds))
+                found.append(ModelChoice(f"{model['id']}{SEPARATOR}{peer.name}", None, peer.name, status.seconds))
         return found
 
     def problems(self):
-        """[UserError]: what is no checkpoint under out_root, no peer in the peers' file, no example in examples.csv."""
-        return [*self.shelf.checkpoints()[1], *self.peers.problems, *self._example_problems]
+        """[UserError]: broken checkpoints under out_root, entries of the peers' file and rows of examples.csv."""
+        return [*self.models.checkpoints()[1], *self.peers.problems, *self._example_problems]
 
-    def draw(self, rng=random):
-        """Two names, drawn at random. Of a run only its best checkpoint takes part, where there are others to meet.
+    def draw_models(self, rng=random):
+        """Names of two models, drawn at random. Only the best checkpoint of each run takes part, unless fewer than two
+        models have one.
 
-        Raises Problem where there are not two models.
+        Raises Problem if there are not two models.
         """
         choices = self.choices()
-        self.peers.check(0.0 if len(choices) > 1 else WAIT_FOR_PEERS, fresh=60.0)
+        self.peers.check(0.0 if len(choices) > 1 else CHECK_WAIT_SECONDS, fresh=DRAW_CHECK_SECONDS)
         choices = self.choices()
         best = [c.name for c in choices if c.peer or c.checkpoint.path.name == BEST]
         names = best if len(best) > 1 else [choice.name for choice in choices]
@@ -79,25 +84,26 @@ class Arena:
         return rng.sample(names, 2)
 
     def is_ready(self, name):
-        """Whether asking it needs no loading first."""
-        return SEPARATOR in name or self.shelf.is_loaded(name)
+        """Whether the model can answer without being loaded first."""
+        return SEPARATOR in name or self.models.is_loaded(name)
 
-    def warm(self, name):
-        """Load a checkpoint, so that its first answer need not wait; does nothing for a remote model."""
+    def preload(self, name):
+        """Load a checkpoint before it is asked. Does nothing for a remote model."""
         if SEPARATOR not in name:
-            self.shelf.borrow(name)
-            self.shelf.give_back(name)
+            self.models.acquire(name)
+            self.models.release(name)
 
     def ask(self, name, prompt, params):
-        """The Answer of a model to a prompt, on its way. Raises Problem, UserError or ApiFailure."""
+        """The ModelAnswer of a model to a prompt, being generated. Raises Problem, UserError or ApiFailure."""
         if SEPARATOR in name:
             stream = self._ask_peer(name, prompt, params)
-            return Answer(name, name, stream, lambda: self.peers.learn(name.rpartition(SEPARATOR)[2], stream.error))
-        generator, checkpoint = self.shelf.borrow(name)
+            peer = name.rpartition(SEPARATOR)[2]
+            return ModelAnswer(name, name, stream, lambda: self.peers.record_error(peer, stream.error))
+        generator, checkpoint = self.models.acquire(name)
         try:
             stream = generator.submit(prompt, params)
         except BaseException:
-            self.shelf.give_back(name)
+            self.models.release(name)
             raise
         timer = threading.Timer(self.settings.request_seconds, stream.cancel)
         timer.daemon = True
@@ -105,15 +111,16 @@ class Arena:
 
         def release():
             timer.cancel()
-            self.shelf.give_back(name)
+            self.models.release(name)
 
-        return Answer(name, checkpoint.key, stream, release)
+        return ModelAnswer(name, checkpoint.key, stream, release)
 
-    def ask_all(self, asked, params):
-        """[Answer] of (name, prompt) each, all on their way. Raises as `ask` does, and then none is."""
+    def ask_all(self, requests, params):
+        """[ModelAnswer] of the requests [(name, prompt)], all being generated. If one raises (as `ask` does), the
+        others are closed."""
         answers = []
         try:
-            for name, prompt in asked:
+            for name, prompt in requests:
                 answers.append(self.ask(name, prompt, params))
         except BaseException:
             for answer in answers:
@@ -130,13 +137,15 @@ class Arena:
         }  # fmt: skip
         if params.seed is not None:
             fields["seed"] = params.seed
+        # A MiniGPT server's completions add the answer mark themselves if the model is fine-tuned; a pretrained one
+        # continues the text. Other servers have a chat template.
         owners = {entry["id"]: entry["owned_by"] for entry in status.models} if status else {}
-        if owners.get(model) == MINIGPT_OWNER:  # whose completions put the answer mark where a model was fine-tuned
+        if owners.get(model) == MINIGPT_OWNER:
             return client.complete(model, prompt, **fields)
         return client.chat(model, [{"role": "user", "content": prompt}], **fields)
 
-    def checked_prompt(self, prompt):
-        """The prompt as models are asked it. Raises Problem where it is empty or too long."""
+    def check_prompt(self, prompt):
+        """The prompt without NUL characters and invalid Unicode. Raises Problem if it is empty or too long."""
         prompt = clean_text(prompt or "").replace("\0", "")
         if not prompt.strip():
             raise Problem("no_prompt")
@@ -145,22 +154,43 @@ class Arena:
             raise Problem("long_prompt", length=len(prompt), most=most)
         return prompt
 
-    def checked_params(self, max_new_tokens, temperature, top_k, top_p, frequency_penalty, seed):
-        """SamplingParams of what a page sends; seed: None or "" for none. Raises Problem naming the field."""
-        ranges = {**RANGES, "max_new_tokens": (1, self.settings.max_tokens_limit), "seed": (0, MOST_SEED)}
-        given = {
+    def check_params(self, max_new_tokens, temperature, top_k, top_p, frequency_penalty, seed):
+        """SamplingParams of the values that a page sent; seed: None or "" for none. Raises Problem, which names the
+        field."""
+        ranges = {**PARAM_RANGES, "max_new_tokens": (1, self.settings.max_tokens_limit), "seed": (0, MAX_SEED)}
+        values = {
             "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
-            "frequency_penalty": frequency_penalty, **({} if seed in (None, "") else {"seed": whole_number(seed)}),
+            "frequency_penalty": frequency_penalty, **({} if seed in (None, "") else {"seed": parse_seed(seed)}),
         }  # fmt: skip
-        return SamplingParams(**{name: checked_number(name, value, *ranges[name]) for name, value in given.items()})
+        return SamplingParams(**{name: validate_number(name, value, *ranges[name]) for name, value in values.items()})
 
     def close(self):
-        """Let go of models, peers and downloads."""
+        """Unload the models, close the connections and delete the downloads."""
         self.downloads.cleanup()
         self.peers.close()
-        self.shelf.close()
+        self.models.close()
 
 
-def whole_number(text):
-    """The number that a text of digits is; anything else as it came."""
+def parse_seed(text):
+    """The int of a text of ASCII digits; anything else unchanged."""
     return int(text) if isinstance(text, str) and text.strip().isascii() and text.strip().isdigit() else text
+
+
+def read_examples(path):
+    """([[prompt, kind, note]], [Problem]) of a CSV file; each unusable row is a Problem and is left out."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            if reader.fieldnames is None or not set(EXAMPLE_COLUMNS) <= set(reader.fieldnames):
+                return [], [Problem("examples_columns", path=str(path), columns=", ".join(EXAMPLE_COLUMNS))]
+            rows = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        detail = getattr(error, "strerror", None) or str(error)
+        return [], [Problem("examples_file", path=str(path), detail=detail)]
+    examples, problems = [], []
+    for line, row in rows:
+        if not (row["prompt"] or "").strip() or row["kind"] not in EXAMPLE_KINDS:
+            problems.append(Problem("examples_row", path=str(path), line=line, kinds=", ".join(EXAMPLE_KINDS)))
+        else:
+            examples.append([row["prompt"], row["kind"], row["note"] or ""])
+    return examples, problems

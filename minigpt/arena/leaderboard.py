@@ -1,27 +1,30 @@
-"""Which model is better: Bradley-Terry scores of votes, with intervals, and who met whom.
+"""The leaderboard: Bradley-Terry scores of votes with confidence intervals, and the results of each pair of models.
 
-The chance that a beats b is 1 / (1 + exp(b - a)) of their strengths (Bradley and Terry 1952); a tie, or "both bad", is
-half a win for each. Strengths are shown as Elo's points: 400 more is ten times the odds, 1000 is the mean.
+P(a beats b) = 1 / (1 + exp(theta_b - theta_a)) for strengths theta in nats (Bradley and Terry 1952). A tie, or "both
+bad", is half a win for each. Scores are on Elo's scale: the mean is 1000, and 400 points are odds of ten to one.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-POINTS = 400 / np.log(10)  # of a nat of strength
-MEAN = 1000.0
-PRIOR = 0.02  # precision of a normal prior on strengths, in 1 / nats²: finite scores also for who never lost
-RESAMPLES = 1000
-INTERVAL = (2.5, 97.5)  # percentiles
-STEPS, LONGEST_STEP, CLOSE = 100, 2.0, 1e-9  # of Newton's method, in nats
-MANY = 40  # models
-UNSEEN = 0.5
+ELO_PER_NAT = 400 / np.log(10)
+MEAN_ELO = 1000.0
+PRIOR_PRECISION = 0.02  # of the normal prior on strengths, in 1 / nats²; keeps the score finite without a loss
+BT_PSEUDOCOUNT = 0.5  # votes added to either side of a pair before resampling
+MAX_RESAMPLES = 1000
+MIN_RESAMPLES = 100
+MAX_MODELS_FULL_RESAMPLES = 40  # with more models there are fewer resamples
+INTERVAL_PERCENTILES = (2.5, 97.5)
+MAX_NEWTON_STEPS = 100
+MAX_STEP_NATS = 2.0
+STEP_TOLERANCE_NATS = 1e-9
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A model's line of the board. score, low, high: points; wins, losses, ties: games; automatic: games of them
-    that matches decided; win_rate: with ties as halves, 0 to 1."""
+    """A model's row of the leaderboard. score, low, high: Elo points; games, wins, losses, ties: votes; automatic:
+    those of them from automatic matches; win_rate: 0 to 1, a tie counts half."""
 
     model: str
     score: float
@@ -38,11 +41,11 @@ class Standing:
         return (self.wins + self.ties / 2) / self.games
 
 
-def countable(votes, kind="all"):
-    """The votes that count. kind: "vote" (people's), "match" (automatic) or "all".
+def select_votes(votes, kind="all"):
+    """The votes that count. kind: "vote" (by people), "match" (automatic) or "all".
 
-    Of automatic votes on one question and one pair of models only the newest counts: a match that is run again adds
-    nothing, but takes the place of the one before. No model meets itself.
+    Of the automatic votes on one question and pair of models only the newest counts, so that a repeated match replaces
+    the earlier one. Votes on a model against itself never count.
     """
     kept = {}
     for number, vote in enumerate(votes):
@@ -55,80 +58,86 @@ def countable(votes, kind="all"):
     return list(kept.values())
 
 
-def strengths(wins):
-    """Strengths (…, n) in nats, their mean 0, from wins (…, n, n): how often row beat column, ties as halves.
+def fit_strengths(wins):
+    """Maximum a posteriori strengths (..., n) in nats, with mean 0.
 
-    The most likely ones under Bradley and Terry's model with a weak prior, by Newton's method, for any number of tables
-    at once.
+    wins: (..., n, n), how often the row's model beat the column's; a tie counts half for each. Newton's method on the
+    Bradley-Terry likelihood with a weak normal prior; leading dimensions are solved in parallel.
     """
     n = wins.shape[-1]
     games = wins + np.swapaxes(wins, -1, -2)
     theta = np.zeros(wins.shape[:-1])
-    for _ in range(STEPS):
-        chance = 1 / (1 + np.exp(theta[..., None, :] - theta[..., :, None]))
-        slope = (wins - games * chance).sum(-1) - PRIOR * theta
-        weight = games * chance * (1 - chance)
-        curve = np.eye(n) * (weight.sum(-1) + PRIOR)[..., None] - weight
-        step = np.linalg.solve(curve, slope[..., None])[..., 0]
-        # Far from the top Newton overshoots; a shortened step still climbs.
-        step *= np.minimum(1, LONGEST_STEP / np.maximum(np.abs(step).max(-1, keepdims=True), 1e-300))
+    for _ in range(MAX_NEWTON_STEPS):
+        win_probability = 1 / (1 + np.exp(theta[..., None, :] - theta[..., :, None]))
+        gradient = (wins - games * win_probability).sum(-1) - PRIOR_PRECISION * theta
+        weight = games * win_probability * (1 - win_probability)
+        negative_hessian = np.eye(n) * (weight.sum(-1) + PRIOR_PRECISION)[..., None] - weight
+        step = np.linalg.solve(negative_hessian, gradient[..., None])[..., 0]
+        # Newton's method overshoots far from the maximum. The objective is concave, so a shorter step still improves.
+        step *= np.minimum(1, MAX_STEP_NATS / np.maximum(np.abs(step).max(-1, keepdims=True), 1e-300))
         theta = theta + step
-        if np.abs(step).max(initial=0) < CLOSE:
+        if np.abs(step).max(initial=0) < STEP_TOLERANCE_NATS:
             break
     return theta - theta.mean(-1, keepdims=True)
 
 
-def standings(votes, seed=0):
-    """[Standing], the best first, of countable votes. Intervals by resampling the votes (bootstrap, Efron 1979)."""
+def compute_standings(votes, seed=0):
+    """[Standing] of selected votes, best first. 95% intervals by bootstrap over the votes (Efron 1979)."""
     models = sorted({vote[side] for vote in votes for side in ("left", "right")})
     if not models:
         return []
-    tally = head_to_head(votes, models)
-    left, right = np.nonzero(np.triu(tally.sum(-1) + tally.sum(-1).T))
-    counts = np.stack([tally[left, right, 0], tally[right, left, 0], tally[left, right, 1]], -1).astype(float)
-    # Half a vote either way in what is drawn from: else thirty wins of thirty would seem certain to the last point.
-    chances = counts + np.array([UNSEEN, UNSEEN, 0])
-    share, size = (chances / chances.sum()).ravel(), resamples(len(models))
-    drawn = np.random.default_rng(seed).multinomial(len(votes), share, size=size)
-    wins = tables(left, right, np.concatenate([counts[None], drawn.reshape(-1, *counts.shape)]), len(models))
-    scores = MEAN + POINTS * strengths(wins)
-    low, high = np.percentile(scores[1:], INTERVAL, axis=0)
-    lines = []
+    results = count_results(votes, models)
+    left, right = np.nonzero(np.triu(results.sum(-1) + results.sum(-1).T))
+    counts = np.stack([results[left, right, 0], results[right, left, 0], results[left, right, 1]], -1).astype(float)
+    # Without the pseudocount all resamples of thirty wins in thirty games would be equal, and the interval empty.
+    chances = counts + np.array([BT_PSEUDOCOUNT, BT_PSEUDOCOUNT, 0])
+    shares = (chances / chances.sum()).ravel()
+    drawn = np.random.default_rng(seed).multinomial(len(votes), shares, size=count_resamples(len(models)))
+    # Sample 0 is the votes themselves, the others are resamples: all are fitted at once.
+    samples = np.concatenate([counts[None], drawn.reshape(-1, *counts.shape)])
+    scores = MEAN_ELO + ELO_PER_NAT * fit_strengths(build_win_matrices(left, right, samples, len(models)))
+    low, high = np.percentile(scores[1:], INTERVAL_PERCENTILES, axis=0)
+    standings = []
     for i, model in enumerate(models):
-        won, lost, tied = tally[i, :, 0].sum(), tally[:, i, 0].sum(), tally[i, :, 1].sum()
+        won, lost, tied = results[i, :, 0].sum(), results[:, i, 0].sum(), results[i, :, 1].sum()
         automatic = sum(v.get("kind") == "match" and model in (v["left"], v["right"]) for v in votes)
-        # A resampled interval may leave the score itself out where games are few.
-        span = min(low[i], scores[0, i]), max(high[i], scores[0, i])
+        # With few votes the score may lie outside the resampled interval, which is then extended to it.
+        interval = min(low[i], scores[0, i]), max(high[i], scores[0, i])
         counted = map(int, (won + lost + tied, won, lost, tied, automatic))
-        lines.append(Standing(model, float(scores[0, i]), *map(float, span), *counted))
-    return sorted(lines, key=lambda line: -line.score)
+        standings.append(Standing(model, float(scores[0, i]), *map(float, interval), *counted))
+    return sorted(standings, key=lambda standing: -standing.score)
 
 
-def tables(left, right, counts, n):
-    """wins (samples, n, n), ties as halves, of pairs (left[k], right[k]), each once, and counts (samples, pairs, 3): of
-    the left's wins, the right's, and ties."""
+def build_win_matrices(left, right, counts, n):
+    """wins (samples, n, n) as `fit_strengths` takes them.
+
+    left, right: (pairs,) indices of the models of each pair; counts: (samples, pairs, 3), the left model's wins, the
+    right one's, and ties.
+    """
     wins = np.zeros((len(counts), n, n))
     wins[:, left, right] = counts[..., 0] + counts[..., 2] / 2
     wins[:, right, left] = counts[..., 1] + counts[..., 2] / 2
     return wins
 
 
-def resamples(n):
-    """How often the votes on n models are drawn again: RESAMPLES, less where solving for so many takes seconds."""
-    return max(100, min(RESAMPLES, round(RESAMPLES * (MANY / max(n, 1)) ** 3)))
+def count_resamples(n):
+    """Number of bootstrap resamples for n models: fewer for many models, where each fit takes O(n³) time."""
+    scaled = round(MAX_RESAMPLES * (MAX_MODELS_FULL_RESAMPLES / max(n, 1)) ** 3)
+    return max(MIN_RESAMPLES, min(MAX_RESAMPLES, scaled))
 
 
-def head_to_head(votes, models):
-    """int (n, n, 2): how often row beat column, and how often the two tied, in the order of `models`."""
-    place = {model: i for i, model in enumerate(models)}
-    tally = np.zeros((len(models), len(models), 2), dtype=int)
+def count_results(votes, models):
+    """int (n, n, 2): how often the row's model beat the column's, and how often the two tied; in the order of
+    `models`."""
+    index = {model: i for i, model in enumerate(models)}
+    results = np.zeros((len(models), len(models), 2), dtype=int)
     for vote in votes:
-        i, j = place[vote["left"]], place[vote["right"]]
+        i, j = index[vote["left"]], index[vote["right"]]
         if vote["result"] == "left":
-            tally[i, j, 0] += 1
+            results[i, j, 0] += 1
         elif vote["result"] == "right":
-            tally[j, i, 0] += 1
+            results[j, i, 0] += 1
         else:
-            tally[i, j, 1] += 1
-            tally[j, i, 1] += 1
-    return tally
+            results[i, j, 1] += 1
+            results[j, i, 1] += 1
+    return results

@@ -1,4 +1,4 @@
-"""An automatic match: the same questions to several models, scored against reference answers where there are any."""
+"""An automatic match: several models answer the same questions, and are scored against reference answers."""
 
 import csv
 import functools
@@ -10,10 +10,10 @@ from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
-from minigpt.arena.answers import follow
+from minigpt.arena.answers import follow_answers
 from minigpt.arena.peers import SEPARATOR
 from minigpt.arena.problems import Problem
-from minigpt.arena.votes import now, vote_of
+from minigpt.arena.votes import make_vote, utc_now
 from minigpt.common.files import PROJECT
 from minigpt.corpus import records as corpus
 from minigpt.metrics import exact_match, rouge_l
@@ -22,30 +22,34 @@ from minigpt.openai_client import clean_text
 MOST_QUESTIONS = 1000
 MOST_BYTES = 8 << 20
 LONGEST_REFERENCE = 4000  # characters
-AT_ONCE = 16  # questions that one model is asked together; a peer takes a quarter of them
+LOCAL_BATCH = 16  # questions that a local model answers at once
+REMOTE_BATCH = 4
 QUESTION_NAMES = ("question", "prompt", "instruction", "问题")
 ANSWER_NAMES = ("answer", "reference", "output", "答案")
 
 
 @dataclass
-class Results:
-    """questions: [(question, reference or "")]; answers: {model: [text or None where it failed]}; keys: {model: as
-    votes know it}; failures: {model: [what went wrong]}; marks: {model: [as `mark_of` gives them]}."""
+class MatchResults:
+    """Results so far.
+
+    questions: [(question, reference or "")]; answers: {model: [text, None where it failed]}; keys: {model: its name in
+    votes}; failures: {model: [exception]}; scores: {model: [as `score_answer` returns them]}.
+    """
 
     questions: list
     answers: dict = field(default_factory=dict)
     keys: dict = field(default_factory=dict)
     failures: dict = field(default_factory=dict)
-    marks: dict = field(default_factory=dict)
+    scores: dict = field(default_factory=dict)
 
-    def scores(self, model):
-        """(mean Rouge-L F, share of exact matches) of a model over the questions that can be scored; None for none."""
-        marks = [mark for mark in self.marks[model] if mark]
-        return tuple(sum(column) / len(marks) for column in zip(*marks, strict=True)) if marks else None
+    def mean_scores(self, model):
+        """(mean Rouge-L F, share of exact matches) over the questions with a score; None if there are none."""
+        scores = [score for score in self.scores[model] if score]
+        return tuple(sum(column) / len(scores) for column in zip(*scores, strict=True)) if scores else None
 
 
-def mark_of(answer, reference):
-    """(Rouge-L's F, exact match) of an answer, or None without a reference or an answer."""
+def score_answer(answer, reference):
+    """(Rouge-L F, exact match) of an answer; None without a reference or an answer."""
     if not reference or answer is None:
         return None
     return rouge_l(answer, reference)[2], exact_match(answer, reference)
@@ -83,7 +87,8 @@ def read_questions(path, most_chars):
 
 @functools.cache
 def sample_questions():
-    """As `read_questions`: those of the embedded corpus about subjects that the demo's training asked nothing about."""
+    """As `read_questions`: the held-out questions of the sample corpus, whose subjects are not in the demo's
+    fine-tuning data."""
     subjects, heldout = (
         corpus.subjects_by_id([PROJECT / "data/wiki_sample"]),
         corpus.read_heldout(PROJECT / "sft/sample_heldout.txt"),
@@ -92,8 +97,8 @@ def sample_questions():
     return [(row.question, row.answer) for _, row in rows if subjects.get(str(row.id)) in heldout], []
 
 
-def drawn(questions, count, seed=0):
-    """`count` of the questions, drawn at random but always the same; 0: all."""
+def draw_questions(questions, count, seed=0):
+    """`count` of the questions, a random sample that depends on the seed alone; all of them for 0."""
     return random.Random(seed).sample(questions, count) if 0 < count < len(questions) else questions
 
 
@@ -135,48 +140,49 @@ def pair_of(row):
     return (question, reference) if question else None
 
 
-def play(arena, ticket, models, questions, params):
-    """Ask every model every question, one model after the other; yields (Results so far, answers that are done).
+def play_match(arena, token, models, questions, params):
+    """Ask each model all questions, one model after the other. Yields (MatchResults so far, number of answers so far).
 
-    ticket: an arena.answers.Ticket that can stop it. Raises what a model that cannot be asked at all raises.
+    questions: [(question, reference or "")]; token: a CancelToken. Raises Problem when it is cancelled, and what
+    `Arena.ask` raises.
     """
-    results, done = Results(questions), 0
+    results, done = MatchResults(questions), 0
     for model in models:
-        texts, failures = [None] * len(questions), []
-        results.answers[model], results.failures[model] = texts, failures
-        marks = results.marks[model] = [None] * len(questions)
-        at_once = AT_ONCE if SEPARATOR not in model else max(1, AT_ONCE // 4)
-        for start in range(0, len(questions), at_once):
-            asked = arena.ask_all([(model, question) for question, _ in questions[start : start + at_once]], params)
-            ticket.add(asked)
-            results.keys[model] = asked[0].key
-            for _ in follow(asked):
-                yield results, done + sum(answer.ended for answer in asked)
-            for i, answer in enumerate(asked, start):
-                texts[i] = None if answer.failure else answer.text
-                marks[i] = None if ticket.stopped else mark_of(texts[i], questions[i][1])
-                failures += [answer.failure] if answer.failure else []
-            done += len(asked)
-            if ticket.stopped:
+        texts, failures, scores = [None] * len(questions), [], [None] * len(questions)
+        results.answers[model], results.failures[model], results.scores[model] = texts, failures, scores
+        batch = REMOTE_BATCH if SEPARATOR in model else LOCAL_BATCH
+        for start in range(0, len(questions), batch):
+            answers = arena.ask_all([(model, question) for question, _ in questions[start : start + batch]], params)
+            token.add(answers)
+            results.keys[model] = answers[0].key
+            for _ in follow_answers(answers):
+                yield results, done + sum(answer.ended for answer in answers)
+            if token.stopped:
                 raise Problem("match_stopped")
+            for i, answer in enumerate(answers, start):
+                texts[i] = None if answer.failure else answer.text
+                scores[i] = score_answer(texts[i], questions[i][1])
+                failures += [answer.failure] if answer.failure else []
+            done += len(answers)
             yield results, done
 
 
-def judge(results, settings):
-    """(votes, {(a, b): [a's wins, b's wins, ties]}): each pair of models on each question with a reference that both
-    answered; the higher Rouge-L F wins."""
-    votes, tally, marks = [], {}, results.marks
-    started = now()
+def make_match_votes(results, settings):
+    """(votes, {(a, b): [a's wins, b's wins, ties]}): a vote for each pair of models and question that both have a score
+    for. The higher Rouge-L F wins."""
+    votes, tally, scores = [], {}, results.scores
+    started = utc_now()
     for a, b in combinations(results.answers, 2):
         counts = tally[a, b] = [0, 0, 0]
         if results.keys[a] == results.keys[b]:
             continue
         for i, (question, _) in enumerate(results.questions):
-            if marks[a][i] is None or marks[b][i] is None:
+            if scores[a][i] is None or scores[b][i] is None:
                 continue
-            fa, fb = marks[a][i][0], marks[b][i][0]
-            result = "left" if fa > fb else "right" if fb > fa else "tie"
+            rouge_a, rouge_b = scores[a][i][0], scores[b][i][0]
+            result = "left" if rouge_a > rouge_b else "right" if rouge_b > rouge_a else "tie"
             counts[("left", "right", "tie").index(result)] += 1
             sides = [SimpleNamespace(key=results.keys[m], text=results.answers[m][i]) for m in (a, b)]
-            votes.append(vote_of(question, *sides, result, settings, kind="match", match=started, rouge_l=[fa, fb]))
+            rouge = [rouge_a, rouge_b]
+            votes.append(make_vote(question, *sides, result, settings, kind="match", match=started, rouge_l=rouge))
     return votes, tally

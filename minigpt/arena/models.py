@@ -1,4 +1,4 @@
-"""The checkpoints under a folder, and those of them that are in memory."""
+"""The checkpoints under a folder, and a cache of those that are loaded."""
 
 import gc
 import threading
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from minigpt.arena.problems import Problem, printable
+from minigpt.arena.problems import Problem, clean_name
 from minigpt.checkpoint import BEST, PREVIOUS, load_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.inference.engine import open_generator
@@ -15,9 +15,12 @@ from model import GPT, GPTConfig
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A file under the folder. name: its run's folder, and, unless it is the run's best, its own; parameters: as
-    nanoGPT counts them; val_loss: nats a token, None where the run has not validated; seconds: when it was saved."""
+class CheckpointInfo:
+    """What the lists show of a checkpoint.
+
+    name: its run's folder, and its own name unless it is the run's best; parameters: counted as in nanoGPT; val_loss:
+    nats per token, None before the first validation; seconds: modification time of the file.
+    """
 
     name: str
     path: Path
@@ -29,13 +32,13 @@ class Checkpoint:
 
     @property
     def key(self):
-        """What votes know it by: a later step of the same run is another model."""
+        """Its name in votes. A later step of the same run counts as another model."""
         return f"{self.name} (step {self.step})"
 
 
-def read_about(path, name):
-    """The `Checkpoint` of a file; its weights are mapped, not read. Raises UserError without one."""
-    stamp = path.stat().st_mtime
+def read_checkpoint_info(path, name):
+    """The `CheckpointInfo` of a file. The weights are memory-mapped, not read. Raises UserError if it has none."""
+    modified = path.stat().st_mtime
     content = load_checkpoint(path, mmap=True)
     try:
         with torch.device("meta"):
@@ -46,13 +49,13 @@ def read_about(path, name):
         loss = loss if loss is not None and loss < float("inf") else None
         if content["stage"] not in ("pretrain", "sft"):
             raise ValueError(f"stage {content['stage']!r}")
-        return Checkpoint(name, path, content["stage"], int(progress["step"]), parameters, loss, stamp)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:  # values of a wrong kind
+        return CheckpointInfo(name, path, content["stage"], int(progress["step"]), parameters, loss, modified)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:  # entries of a wrong type
         raise UserError(f"{path} is no checkpoint of this version ({type(error).__name__})") from None
 
 
-def unique(checkpoints):
-    """[Checkpoint] with a number behind a name that another has already."""
+def number_equal_names(checkpoints):
+    """[CheckpointInfo] with unique names: -2, -3 … is appended to a name that is taken."""
     named = {}
     for checkpoint in checkpoints:
         name, count = checkpoint.name, 1
@@ -63,107 +66,106 @@ def unique(checkpoints):
     return list(named.values())
 
 
-class Slot:
-    """A checkpoint in memory, or on its way there. users: answers that are being made with it."""
+class CacheSlot:
+    """A checkpoint that is loaded or being loaded. users: answers that are being generated with it."""
 
     def __init__(self):
         self.lock, self.checkpoint, self.generator, self.users = threading.Lock(), None, None, 0
 
 
-class Shelf:
-    """Checkpoints under settings.out_root; at most settings.loaded_models in memory, unless more are in use.
+class ModelCache:
+    """The checkpoints under settings.out_root. At most settings.loaded_models of them stay loaded, unless more are in
+    use; the least recently used one is unloaded first.
 
-    open: as generation.open_generator.
+    open: as inference.engine.open_generator.
     """
 
     def __init__(self, settings, open=open_generator):
         self.settings, self._open, self.root = settings, open, Path(settings.out_root)
-        self._about = {}  # (path, time, size) to Checkpoint
-        self._slots, self._lock = {}, threading.Lock()  # name to Slot, the least recently used first
+        self._infos = {}  # (path, modification time, size): CheckpointInfo
+        self._slots, self._lock = {}, threading.Lock()  # name: CacheSlot, the least recently used first
 
     def checkpoints(self):
-        """([Checkpoint], [UserError]): what is there now, the newest (see checkpoint.newest_checkpoint) first, and
-        what is broken."""
+        """([CheckpointInfo], [UserError]): the checkpoints now, in the order of checkpoint.newest_checkpoint, and the
+        errors of the broken ones."""
         found = {}
         for path in sorted(self.root.rglob("*.pt")):
             if path.name == PREVIOUS:
                 continue
             try:
                 stat = path.stat()
-            except OSError:  # replaced just now
+            except OSError:  # replaced since it was listed
                 continue
             known = (path, stat.st_mtime_ns, stat.st_size)
-            found[known] = self._about.get(known) or self._read(path)
-        # What could not be read is tried again: it may have been for an instant only.
-        self._about = {known: each for known, each in found.items() if isinstance(each, Checkpoint)}
-        good = unique(self._about.values())
-        saved, complete = {}, {each.path.parent for each in good if each.path.name == BEST}
-        for each in good:
+            found[known] = self._infos.get(known) or self._read_info(path)
+        # Only successes are remembered: an error may have been temporary.
+        self._infos = {known: each for known, each in found.items() if isinstance(each, CheckpointInfo)}
+        infos = number_equal_names(self._infos.values())
+        complete = {each.path.parent for each in infos if each.path.name == BEST}
+        saved = {}
+        for each in infos:
             saved[each.path.parent] = max(each.seconds, saved.get(each.path.parent, 0))
 
         def order(each):
             run = each.path.parent
             return run not in complete, -saved[run], each.path.name != BEST, -each.seconds, each.name
 
-        good.sort(key=order)
-        return good, [each for each in found.values() if isinstance(each, UserError)]
+        return sorted(infos, key=order), [each for each in found.values() if isinstance(each, UserError)]
 
-    def _read(self, path):
+    def _read_info(self, path):
         folder = path.parent.relative_to(self.root)
         parts = (*folder.parts, *(() if path.name == BEST else (path.stem,)))
         try:
-            # An @ would make it a remote model's name.
-            return read_about(path, printable("/".join(parts) or path.stem).replace("@", "_"))
+            # "@" separates a remote model's name from its peer's.
+            return read_checkpoint_info(path, clean_name("/".join(parts) or path.stem).replace("@", "_"))
         except (UserError, OSError) as error:
             return UserError(str(error))
 
-    def find(self, name):
-        """The Checkpoint of that name. Raises Problem."""
-        for checkpoint in self.checkpoints()[0]:
-            if checkpoint.name == name:
-                return checkpoint
-        raise Problem("no_model", name=printable(str(name)))
-
     def is_loaded(self, name):
-        """Whether asking it needs no loading."""
+        """Whether the checkpoint is loaded."""
         slot = self._slots.get(name)
         return bool(slot and slot.generator)
 
-    def borrow(self, name):
-        """(generator, Checkpoint) of that name, loaded if need be; `give_back` it. Raises Problem or UserError."""
-        checkpoint = self.find(name)
+    def acquire(self, name):
+        """(generator, CheckpointInfo) of that name, loaded if necessary. The caller must `release` it.
+
+        Raises Problem or UserError.
+        """
+        checkpoint = next((each for each in self.checkpoints()[0] if each.name == name), None)
+        if checkpoint is None:
+            raise Problem("no_model", name=clean_name(str(name)))
         with self._lock:
-            slot = self._slots.pop(name, None) or Slot()
+            slot = self._slots.pop(name, None) or CacheSlot()
             self._slots[name] = slot  # the most recently used is the last
             slot.users += 1
-        self._make_room()  # before there is one more
+        self._evict()  # before one more is loaded
         try:
             with slot.lock:
                 if slot.checkpoint != checkpoint and slot.users == 1 and slot.generator:
-                    self._unload(slot)  # the run has saved again
+                    self._unload(slot)  # the run has saved a newer version
                 if slot.generator is None:
                     _, _, slot.generator = self._open(str(checkpoint.path), self.settings)
                     slot.checkpoint = checkpoint
                 return slot.generator, slot.checkpoint
         except BaseException:
-            self.give_back(name)
+            self.release(name)
             raise
 
-    def give_back(self, name):
-        """An answer by that checkpoint has ended."""
+    def release(self, name):
+        """End one use of the checkpoint."""
         with self._lock:
             if slot := self._slots.get(name):
                 slot.users -= 1
                 if not slot.users and slot.generator is None:
                     del self._slots[name]
-        self._make_room()
+        self._evict()
 
-    def _make_room(self):
+    def _evict(self):
         with self._lock:
             idle = [name for name, slot in self._slots.items() if not slot.users]
-            beyond = max(0, len(self._slots) - self.settings.loaded_models)
-            leaving = [self._slots.pop(name) for name in idle[:beyond]]
-        for slot in leaving:
+            excess = max(0, len(self._slots) - self.settings.loaded_models)
+            evicted = [self._slots.pop(name) for name in idle[:excess]]
+        for slot in evicted:
             self._unload(slot)
 
     def _unload(self, slot):
@@ -172,7 +174,7 @@ class Shelf:
         gc.collect()
 
     def close(self):
-        """Unload everything."""
+        """Unload all checkpoints."""
         with self._lock:
             slots, self._slots = list(self._slots.values()), {}
         for slot in slots:

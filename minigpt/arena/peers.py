@@ -1,4 +1,4 @@
-"""Remote models: the file that lists them, whether each answers and how fast, and their models."""
+"""Remote models: the file that lists their servers (peers), checks whether each responds, and their models."""
 
 import json
 import os
@@ -8,22 +8,24 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from minigpt.arena.problems import Problem, printable
+from minigpt.arena.problems import Problem, clean_name
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_json
 from minigpt.openai_client import ApiClient, ApiFailure, Limits, base_url
 
-NAME_CHARS = 40
-MOST_PEERS = 64
-CHECK_SECONDS = 3.0  # that a peer has to list its models
-FRESH_SECONDS = 5.0  # within which a peer is not asked again
-GONE = ("unreachable", "broke_off", "too_slow")  # codes of ApiFailure
-SEPARATOR = " @ "  # between a remote model and its peer
+MAX_NAME_CHARS = 40
+MAX_PEERS = 64
+MAX_CONCURRENT_CHECKS = 16
+CHECK_SECONDS = 3.0  # timeout of a request for a peer's list of models
+CHECK_WAIT_SECONDS = 3.5  # how long the page waits for checks: the timeout and a little more
+FRESH_SECONDS = 5.0  # a peer is not checked again within this time
+OFFLINE_CODES = ("unreachable", "broke_off", "too_slow")  # codes of ApiFailure after which a peer counts as offline
+SEPARATOR = " @ "  # between a remote model's name and its peer's
 
 
 @dataclass(frozen=True)
 class Peer:
-    """An entry of the file. address: as api_client.base_url takes it; key: "" for none."""
+    """An entry of the file. address: as openai_client.base_url takes it; key: the API key, "" for none."""
 
     name: str
     address: str
@@ -31,9 +33,9 @@ class Peer:
 
 
 @dataclass(frozen=True)
-class Status:
-    """What a check found. seconds: that the answer took; models: as ApiClient.models gives them; failure: ApiFailure,
-    None where it answers; at: time.monotonic()."""
+class PeerStatus:
+    """Result of a check. seconds: response time; models: as ApiClient.models returns them; failure: ApiFailure, None if
+    the peer responded; at: time.monotonic() of the check."""
 
     seconds: float = 0.0
     models: tuple = ()
@@ -41,13 +43,13 @@ class Status:
     at: float = 0.0
 
 
-def peer_of(entry):
-    """The Peer of one entry (parsed JSON). Raises Problem or ApiFailure that says what is wrong with it."""
+def parse_peer(entry):
+    """The Peer of one entry (parsed JSON). Raises Problem or ApiFailure, which says what is wrong with it."""
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise Problem("peer_entry")
     name, address, key = entry["name"], entry.get("address"), entry.get("key") or ""
-    if printable(name, NAME_CHARS) != name or not name or "@" in name:
-        raise Problem("peer_bad_name", name=printable(name), most=NAME_CHARS)
+    if clean_name(name, MAX_NAME_CHARS) != name or not name or "@" in name:
+        raise Problem("peer_bad_name", name=clean_name(name), most=MAX_NAME_CHARS)
     if not isinstance(address, str) or not isinstance(key, str):
         raise Problem("peer_entry")
     base_url(address)
@@ -57,17 +59,17 @@ def peer_of(entry):
 
 
 class Peers:
-    """The peers of a file (a JSON list of {"name", "address", "key"}), which may be edited while we run."""
+    """The peers of a file, a JSON list of {"name", "address", "key"}. The file may be edited while we run."""
 
     def __init__(self, path, limits=None):
         self.path, self.limits = Path(path), limits or Limits()
-        self.problems = []  # of the file, when it was read last
-        self._peers, self._clients, self._statuses = {}, {}, {}
+        self.problems = []  # [UserError] of the last reading of the file
+        self._peers, self._clients, self._statuses = {}, {}, {}  # each by the peer's name
         self._read_at, self._lock = None, threading.RLock()
-        self._checks, self._pool = {}, ThreadPoolExecutor(16, "peer-check")
+        self._checks, self._pool = {}, ThreadPoolExecutor(MAX_CONCURRENT_CHECKS, "peer-check")
 
     def all(self):
-        """[Peer], as the file lists them now; entries that cannot be used are in `problems` and cost no other."""
+        """[Peer], as the file lists them now, without unusable entries; `problems` says what is wrong with those."""
         with self._lock:
             try:
                 stat = self.path.stat()
@@ -85,15 +87,17 @@ class Peers:
             if not isinstance(entries, list):
                 raise ValueError("not a list")
         except (OSError, ValueError, RecursionError) as error:
-            entries, self.problems = [], [Problem("peers_file", path=str(self.path), detail=str(error)[:100])]
-        for entry in entries[:MOST_PEERS]:
+            entries = []
+            self.problems = [Problem("peers_file", path=str(self.path), detail=str(error)[:100])]
+        for entry in entries[:MAX_PEERS]:
             try:
-                peer = peer_of(entry)
+                peer = parse_peer(entry)
                 if peer.name in peers:
                     raise Problem("peer_twice", name=peer.name)
                 peers[peer.name] = peer
             except UserError as problem:
                 self.problems.append(problem)
+        # Forget the connections and statuses of peers that were removed or changed.
         for name in [name for name, peer in self._peers.items() if peers.get(name) != peer]:
             if client := self._clients.pop(name, None):
                 client.close()
@@ -101,26 +105,26 @@ class Peers:
         self._peers = peers
 
     def add(self, name, address, key=""):
-        """Write a peer into the file, in the place of one of that name. Raises UserError; a file that cannot be read is
-        left as it is."""
+        """Write a peer into the file; it replaces one of the same name. Raises UserError. A file with errors is not
+        changed."""
         with self._lock:
-            peers = self._readable()
-            peer = peer_of({"name": name.strip(), "address": address, "key": key.strip()})
+            peers = self._read_all()
+            peer = parse_peer({"name": name.strip(), "address": address, "key": key.strip()})
             others = [each for each in peers if each.name != peer.name]
-            if len(others) >= MOST_PEERS:
-                raise Problem("peers_full", most=MOST_PEERS)
+            if len(others) >= MAX_PEERS:
+                raise Problem("peers_full", most=MAX_PEERS)
             self._write([*others, peer])
 
     def remove(self, name):
-        """Take a peer out of the file. Raises UserError."""
+        """Remove a peer from the file. Raises UserError."""
         with self._lock:
-            peers = self._readable()
+            peers = self._read_all()
             if name not in [peer.name for peer in peers]:
-                raise Problem("no_peer", name=printable(name))
+                raise Problem("no_peer", name=clean_name(name))
             self._write([peer for peer in peers if peer.name != name])
 
-    def _readable(self):
-        """All peers. Raises the first problem: what was not understood would be lost by writing."""
+    def _read_all(self):
+        """[Peer]. Raises the first problem of the file, since writing it would lose the unusable entries."""
         peers = self.all()
         if self.problems:
             raise self.problems[0]
@@ -130,37 +134,39 @@ class Peers:
         entries = [{k: v for k, v in asdict(peer).items() if v or k != "key"} for peer in peers]
         try:
             write_json(self.path, entries)
-            os.chmod(self.path, 0o600)  # it has keys in it
+            os.chmod(self.path, 0o600)  # it contains API keys
         except OSError as error:
             raise Problem("not_written", path=str(self.path), detail=error.strerror) from None
-        self._read_at = ()  # read again
+        self._read_at = ()  # equal to no stamp, so that the file is read again
 
     def client(self, name):
-        """The ApiClient of a peer. Raises Problem where there is none."""
+        """The ApiClient of a peer. Raises Problem if there is no such peer."""
         with self._lock:
             peer = next((peer for peer in self.all() if peer.name == name), None)
             if peer is None:
-                raise Problem("no_peer", name=printable(name))
+                raise Problem("no_peer", name=clean_name(name))
             if name not in self._clients:
                 self._clients[name] = ApiClient(peer.address, peer.key, self.limits)
             return self._clients[name]
 
     def status(self, name):
-        """The Status of the last check, None before the first."""
+        """The PeerStatus of the last check, None before the first."""
         return self._statuses.get(name)
 
-    def learn(self, name, error):
-        """What an answer that a peer gave or failed to give tells of it: who is gone is not asked again until a check
-        finds it back."""
-        if isinstance(error, ApiFailure) and error.code in GONE:
+    def record_error(self, name, error):
+        """Mark a peer as offline if the error of an answer says so. Its models leave the lists until a check succeeds.
+
+        error: an exception, or None.
+        """
+        if isinstance(error, ApiFailure) and error.code in OFFLINE_CODES:
             with self._lock:
                 if name in self._peers:
-                    self._statuses[name] = Status(failure=error, at=time.monotonic())
+                    self._statuses[name] = PeerStatus(failure=error, at=time.monotonic())
 
     def check(self, seconds=0.0, fresh=FRESH_SECONDS):
-        """Ask all peers, at the same time, that were not asked within `fresh` seconds; wait `seconds` at most.
+        """Check, in parallel, all peers whose last check is older than `fresh` seconds. Waits `seconds` at most.
 
-        Who has not answered by then does so later: `status` knows.
+        Checks that take longer continue in the background; `status` returns their results later.
         """
         with self._lock:
             now = time.monotonic()
@@ -174,18 +180,18 @@ class Peers:
     def _check(self, peer):
         try:
             models, seconds = self.client(peer.name).models(CHECK_SECONDS)
-            models = [model for model in models if printable(model["id"]) == model["id"]]
-            status = Status(seconds, tuple(models), None, time.monotonic())
+            models = [model for model in models if clean_name(model["id"]) == model["id"]]
+            status = PeerStatus(seconds, tuple(models), None, time.monotonic())
         except ApiFailure as failure:
-            status = Status(failure=failure, at=time.monotonic())
-        except Problem:  # removed meanwhile
+            status = PeerStatus(failure=failure, at=time.monotonic())
+        except Problem:  # removed in the meantime
             return
         with self._lock:
             if self._peers.get(peer.name) == peer:
                 self._statuses[peer.name] = status
 
     def close(self):
-        """Wait for nothing that is still being asked."""
+        """Close all connections. Does not wait for running checks."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         for client in self._clients.values():
             client.close()

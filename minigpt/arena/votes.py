@@ -1,4 +1,4 @@
-"""What the arena writes down: votes (jsonl) and flagged answers (csv), appended so that no writer harms another's."""
+"""The arena's files: votes (JSON lines) and flagged answers (CSV)."""
 
 import csv
 import io
@@ -14,27 +14,27 @@ from filelock import FileLock, Timeout
 from minigpt.arena.problems import Problem
 from minigpt.common.files import append_durably
 
-LOCK_SECONDS = 20.0
+LOCK_TIMEOUT_SECONDS = 20.0
 RESULTS = ("left", "right", "tie", "bad")
-OPEN_BATTLES = 10_000  # of which the oldest is forgotten
-# A spreadsheet takes a cell that begins so for a formula.
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+MAX_OPEN_BATTLES = 10_000  # beyond these the oldest is dropped
+# A spreadsheet takes a cell that starts with one of these for a formula.
+FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")
 FLAG_COLUMNS = ("time", "models", "prompt", "outputs", "settings")
 
 
-def now():
-    """The time in UTC, to the second, as ISO 8601 writes it."""
+def utc_now():
+    """The time in UTC as ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def append(path, text, head=""):
+def append_lines(path, text, head=""):
     """Append text (whole lines) to a file durably; writers in other threads and processes wait for each other.
 
     head: first line of a new file. Raises Problem if it cannot be written; the file then has its previous content.
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
+        with FileLock(f"{path}.lock", timeout=LOCK_TIMEOUT_SECONDS):
             append_durably(path, text, head)
     except (OSError, Timeout) as error:
         detail = "locked" if isinstance(error, Timeout) else error.strerror
@@ -42,33 +42,34 @@ def append(path, text, head=""):
 
 
 class Votes:
-    """The votes of a file, a JSON object a line; see `Battles.cast` for what is in one."""
+    """The votes of a file with one JSON object (see `make_vote`) per line."""
 
     def __init__(self, path):
         self.path = Path(path)
-        self._seen, self._votes, self._unreadable = None, [], 0
+        self._stamp = None  # modification time and size of the file when it was read
+        self._read = [], 0
         self._lock = threading.Lock()
 
     def add(self, votes):
-        """Append votes (dicts); they are on the disk when this returns. Raises Problem."""
-        append(self.path, "".join(json.dumps(vote, ensure_ascii=False) + "\n" for vote in votes))
+        """Append votes (dicts). They are on the disk when this returns. Raises Problem."""
+        append_lines(self.path, "".join(json.dumps(vote, ensure_ascii=False) + "\n" for vote in votes))
 
     def all(self):
-        """([dict], lines that are no votes). A file that has not changed is not read again."""
+        """As `read_votes`; ([], 0) without a file. The same list is returned until the file changes."""
         with self._lock:
             try:
                 stat = self.path.stat()
-                seen = (stat.st_mtime_ns, stat.st_size)
+                stamp = (stat.st_mtime_ns, stat.st_size)
             except OSError:
                 return [], 0
-            if seen != self._seen:
-                self._votes, self._unreadable = read_votes(self.path)
-                self._seen = seen
-            return self._votes, self._unreadable
+            if stamp != self._stamp:
+                self._read = read_votes(self.path)
+                self._stamp = stamp
+            return self._read
 
 
 def read_votes(path):
-    """([dict], count of lines that are no votes) of a file of votes."""
+    """([dict], number of invalid lines) of a file of votes."""
     votes, unreadable = [], 0
     with open(path, "rb") as file:
         for line in file:
@@ -83,31 +84,34 @@ def read_votes(path):
 
 
 class Battles:
-    """Two answers that wait for a vote, by an id that is good for one vote."""
+    """Pairs of answers that wait for a vote. Each has an id, which is valid for one vote."""
 
     def __init__(self, votes):
         self.votes, self._open, self._lock = votes, OrderedDict(), threading.Lock()
 
     def begin(self, prompt, answers, blind, settings):
-        """The id of a new battle between two Answers. settings: dict of how they were sampled."""
+        """The id of a new battle between two ModelAnswers. settings: dict of the sampling parameters."""
         battle = {"prompt": prompt, "answers": answers, "blind": blind, "settings": settings}
-        name = uuid.uuid4().hex
+        id = uuid.uuid4().hex
         with self._lock:
-            self._open[name] = battle
-            while len(self._open) > OPEN_BATTLES:
+            self._open[id] = battle
+            while len(self._open) > MAX_OPEN_BATTLES:
                 self._open.popitem(last=False)
-        return name
+        return id
 
-    def look(self, name):
+    def get(self, id):
         """The battle (dict) of an id, or None."""
-        return self._open.get(name)
+        return self._open.get(id)
 
-    def cast(self, name, result):
-        """Write the vote (one of RESULTS) on a battle down; returns it. Raises Problem, and the battle stays open."""
+    def cast(self, id, result):
+        """Write a vote (one of RESULTS) on a battle to the file and return it.
+
+        Raises Problem if that is not possible; the battle then stays open.
+        """
         if result not in RESULTS:
             raise Problem("bad_result", result=str(result)[:20], results=", ".join(RESULTS))
-        with self._lock:  # no two votes on one battle
-            battle = self._open.pop(name, None)
+        with self._lock:  # so that a battle gets one vote
+            battle = self._open.pop(id, None)
         if battle is None:
             raise Problem("no_battle")
         try:
@@ -116,25 +120,26 @@ class Battles:
                 raise Problem("battle_runs")
             if left.failure or right.failure:
                 raise Problem("battle_failed")
-            vote = vote_of(battle["prompt"], left, right, result, battle["settings"], blind=battle["blind"], id=name)
+            vote = make_vote(battle["prompt"], left, right, result, battle["settings"], blind=battle["blind"], id=id)
             self.votes.add([vote])
             return vote
         except Problem:
             with self._lock:
-                self._open[name] = battle
+                self._open[id] = battle
             raise
 
 
-def vote_of(prompt, left, right, result, settings, kind="vote", **more):
-    """A vote as the file has it. left, right: what has `key` and `text`; kind: "vote" (a person's) or "match"."""
+def make_vote(prompt, left, right, result, settings, kind="vote", **more):
+    """A vote as the file stores it. left, right: objects with `key` and `text`; kind: "vote" (by a person) or "match";
+    more: further entries."""
     return {
-        "time": now(), "kind": kind, "left": left.key, "right": right.key, "result": result, "prompt": prompt,
+        "time": utc_now(), "kind": kind, "left": left.key, "right": right.key, "result": result, "prompt": prompt,
         "left_answer": left.text, "right_answer": right.text, "settings": settings, **more,
     }  # fmt: skip
 
 
-def preferences(votes):
-    """[{"prompt", "chosen", "rejected"}], which DPO trainers read: every vote with a winner, by people or matches."""
+def preference_pairs(votes):
+    """[{"prompt", "chosen", "rejected"}] of the votes with a winner, the form that DPO trainers read."""
     pairs = []
     for vote in votes:
         answers = {side: vote.get(f"{side}_answer") for side in ("left", "right")}
@@ -146,21 +151,24 @@ def preferences(votes):
     return pairs
 
 
-def to_csv(rows):
-    """Rows (lists) as CSV text; no cell is a formula to a spreadsheet."""
+def format_csv(rows):
+    """Rows (lists) as CSV text. Cells that a spreadsheet would take for a formula get a leading apostrophe."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     for row in rows:
         cells = [cell if isinstance(cell, (int, float)) else str(cell) for cell in row]
-        writer.writerow([f"'{c}" if isinstance(c, str) and c.startswith(FORMULA) else c for c in cells])
+        writer.writerow([f"'{c}" if isinstance(c, str) and c.startswith(FORMULA_PREFIXES) else c for c in cells])
     return text.getvalue()
 
 
-def flag(path, prompt, answers, settings):
-    """Append a row about answers (of Answer) to a CSV, which spreadsheets open as UTF-8. Raises Problem."""
+def flag_answers(path, prompt, answers, settings):
+    """Append a row about one or two answers (objects with `key` and `text`) to a CSV file. Raises Problem.
+
+    A new file starts with a byte order mark, from which spreadsheets know that it is UTF-8.
+    """
     outputs = json.dumps({answer.key: answer.text for answer in answers}, ensure_ascii=False)
     if len(answers) == 1:
         outputs = answers[0].text
     models = " | ".join(answer.key for answer in answers)
-    row = [now(), models, prompt, outputs, json.dumps(settings)]
-    append(path, to_csv([row]), head="\ufeff" + to_csv([FLAG_COLUMNS]))
+    row = [utc_now(), models, prompt, outputs, json.dumps(settings)]
+    append_lines(path, format_csv([row]), head="\ufeff" + format_csv([FLAG_COLUMNS]))

@@ -1,6 +1,6 @@
-"""The arena's page, in Gradio: what is seen and pressed. What it shows is made in `minigpt.arena`."""
+"""The arena's page, made with Gradio. What it shows comes from `minigpt.arena`."""
 
-import minigpt.arena_ui.bootstrap  # noqa: F401 (the first of all)
+import minigpt.arena_ui.bootstrap  # noqa: F401 (must be the first import)
 from minigpt.arena_ui.build import create_page
 from minigpt.arena_ui.server import PageServer
 

@@ -1,4 +1,4 @@
-"""The tab of the leaderboard: scores with intervals, who met whom, and both exports."""
+"""The tab of the leaderboard: scores with intervals, results of each pair of models, and exports of both."""
 
 import json
 
@@ -6,23 +6,23 @@ import altair
 import gradio as gr
 import pandas
 
-from minigpt.arena.leaderboard import countable, head_to_head, standings
-from minigpt.arena.votes import preferences, to_csv
-from minigpt.arena_ui.common import AT_ONCE, TABLE, T, may_change, say, status_line, styled, warning
+from minigpt.arena.leaderboard import compute_standings, count_results, select_votes
+from minigpt.arena.votes import format_csv, preference_pairs
+from minigpt.arena_ui.common import TABLE, UNQUEUED, T, is_trusted, status_line, style_chart, translate, warning_line
 
-KINDS = ("all", "vote", "match")
-COLUMNS = ("rank", "model", "score", "interval", "games", "won", "lost", "tied", "rate", "automatic")
-ROW_PIXELS = 34
+VOTE_KINDS = ("all", "vote", "match")
+BOARD_COLUMNS = ("rank", "model", "score", "interval", "games", "won", "lost", "tied", "rate", "automatic")
+ROW_HEIGHT = 34  # pixels of the chart per model
 
 
 class BoardTab:
-    """Built in the Tab that is open; `tab` is that, whose choosing shows the board anew."""
+    """Adds its components to the open gr.Tab, `tab`; selecting it updates the leaderboard."""
 
     def __init__(self, page, tab):
-        self.page, self.arena, self._known = page, page.arena, {}
+        self.page, self.arena, self._computed = page, page.arena, {}
         with gr.Row():
             kind = gr.Radio(
-                [(T(f"kind_{kind}"), kind) for kind in KINDS], value="all", label=T("votes_counted"), scale=4
+                [(T(f"kind_{kind}"), kind) for kind in VOTE_KINDS], value="all", label=T("votes_counted"), scale=4
             )
             refresh = gr.Button(T("refresh"), scale=1, min_width=80, elem_id="board-refresh")
         state = status_line("state-board")
@@ -33,78 +33,82 @@ class BoardTab:
             save_board = gr.DownloadButton(T("save_board"), elem_id="save-board")
             save_preferences = gr.DownloadButton(T("save_preferences"), elem_id="save-preferences")
         gr.on(
-            [tab.select, refresh.click, kind.change], self.show, kind,
-            [state, table, plot, against, save_board, save_preferences], api_name="board", **AT_ONCE,
+            [tab.select, refresh.click, kind.change], self.render, kind,
+            [state, table, plot, against, save_board, save_preferences], api_name="board", **UNQUEUED,
         )  # fmt: skip
 
-    def show(self, request: gr.Request, kind):
-        """The board of the votes of a kind."""
+    def render(self, request: gr.Request, kind):
+        """All outputs of the tab for the votes of a kind (of VOTE_KINDS)."""
         try:
             votes, unreadable = self.arena.votes.all()
-            counted, lines = self.standings(votes, kind)
-        except Exception as error:  # whatever is in the file, the page lives on
-            return [warning(request, error), *[gr.skip()] * 5]
-        exports = [gr.update(value=self.page.file("leaderboard.csv", board_csv(lines)))]
-        if may_change(request):  # the prompts of others are for who runs the arena
-            pairs = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in preferences(counted))
-            exports.append(gr.update(value=self.page.file("preferences.jsonl", pairs), visible=True))
-        else:
-            exports.append(gr.update(value=None, visible=False))
-        headers = [say(request, f"col_{column}") for column in COLUMNS]
-        table = pandas.DataFrame([shown(place, line) for place, line in enumerate(lines, 1)], columns=headers)
-        models = [line.model for line in lines]
+            selected, standings = self.standings(votes, kind)
+        except Exception as error:  # the file may contain anything
+            return [warning_line(request, error), *[gr.skip()] * 5]
+        board = self.page.save_download("leaderboard.csv", board_csv(standings))
+        preferences = None
+        if is_trusted(request):  # they contain what visitors wrote
+            lines = [json.dumps(pair, ensure_ascii=False) + "\n" for pair in preference_pairs(selected)]
+            preferences = self.page.save_download("preferences.jsonl", "".join(lines))
+        headers = [translate(request, f"col_{column}") for column in BOARD_COLUMNS]
+        rows = [board_row(rank, standing) for rank, standing in enumerate(standings, 1)]
+        models = [standing.model for standing in standings]
         return [
-            self.state(request, counted, lines, unreadable), table, chart(request, lines),
-            against_table(counted, models, say(request, "col_model")), *exports,
-        ]  # fmt: skip
+            self.describe(request, selected, standings, unreadable),
+            pandas.DataFrame(rows, columns=headers),
+            score_chart(request, standings),
+            head_to_head_table(selected, models, translate(request, "col_model")),
+            gr.update(value=board),
+            gr.update(value=preferences, visible=preferences is not None),
+        ]
 
     def standings(self, votes, kind):
-        """([vote] that count, [Standing]), computed once for the same votes."""
-        known = self._known.get(kind)
-        if known is None or known[0] is not votes:  # the list is another when the file has changed
-            counted = countable(votes, kind)
-            known = self._known[kind] = votes, counted, standings(counted)
-        return known[1:]
+        """([vote] selected, [Standing]), computed once for the same votes."""
+        computed = self._computed.get(kind)
+        if computed is None or computed[0] is not votes:  # Votes.all returns a new list when the file has changed
+            selected = select_votes(votes, kind)
+            computed = self._computed[kind] = votes, selected, compute_standings(selected)
+        return computed[1:]
 
-    def state(self, request, votes, lines, unreadable):
-        """How much the board rests on."""
-        torn = say(request, "unreadable", count=unreadable) if unreadable else ""
+    def describe(self, request, votes, standings, unreadable):
+        """The status line: numbers of votes and models, and of unreadable lines."""
+        note = translate(request, "unreadable", count=unreadable) if unreadable else ""
         if not votes:
-            return say(request, "no_votes") + torn
+            return translate(request, "no_votes") + note
         automatic = sum(vote.get("kind") == "match" for vote in votes)
-        counts = {"votes": len(votes), "automatic": automatic, "models": len(lines)}
-        return say(request, "board_state", **counts, unreadable=torn)
+        counts = {"votes": len(votes), "automatic": automatic, "models": len(standings)}
+        return translate(request, "board_state", **counts) + note
 
 
-def shown(place, line):
+def board_row(rank, standing):
     """A Standing as a row of the page's table."""
+    interval = f"{standing.low:.0f} – {standing.high:.0f}"
     return [
-        place, line.model, round(line.score), f"{line.low:.0f} – {line.high:.0f}", line.games, line.wins, line.losses,
-        line.ties, f"{line.win_rate:.0%}", line.automatic,
+        rank, standing.model, round(standing.score), interval, standing.games, standing.wins, standing.losses,
+        standing.ties, f"{standing.win_rate:.0%}", standing.automatic,
     ]  # fmt: skip
 
 
-def board_csv(lines):
-    """The board as CSV, with the field's names."""
-    head = ["rank", "model", "score", "low", "high", "games", "wins", "losses", "ties", "win_rate", "automatic"]
+def board_csv(standings):
+    """The leaderboard as CSV text."""
+    header = ["rank", "model", "score", "low", "high", "games", "wins", "losses", "ties", "win_rate", "automatic"]
     rows = [
         [
-            place, line.model, *(round(points, 1) for points in (line.score, line.low, line.high)), line.games,
-            line.wins, line.losses, line.ties, round(line.win_rate, 4), line.automatic,
+            rank, s.model, *(round(points, 1) for points in (s.score, s.low, s.high)), s.games, s.wins, s.losses,
+            s.ties, round(s.win_rate, 4), s.automatic,
         ]
-        for place, line in enumerate(lines, 1)
+        for rank, s in enumerate(standings, 1)
     ]  # fmt: skip
-    return to_csv([head, *rows])
+    return format_csv([header, *rows])
 
 
-def against_table(votes, models, corner):
-    """A DataFrame whose cells say how often the row's model beat, lost to and tied with the column's."""
-    tally = head_to_head(votes, models)
+def head_to_head_table(votes, models, corner):
+    """DataFrame whose cells are wins-losses-ties of the row's model against the column's; empty without a vote."""
+    results = count_results(votes, models)
     rows = []
     for i, model in enumerate(models):
         cells = [
-            f"{tally[i, j, 0]}-{tally[j, i, 0]}-{tally[i, j, 1]}"
-            if i != j and (tally[i, j] + tally[j, i]).any()
+            f"{results[i, j, 0]}-{results[j, i, 0]}-{results[i, j, 1]}"
+            if i != j and (results[i, j] + results[j, i]).any()
             else ""
             for j in range(len(models))
         ]
@@ -112,20 +116,20 @@ def against_table(votes, models, corner):
     return pandas.DataFrame(rows, columns=[corner, *models])
 
 
-def chart(request, lines):
-    """The scores with their intervals; None without any."""
-    if not lines:
+def score_chart(request, standings):
+    """altair.Chart of the scores with their intervals; None without any."""
+    if not standings:
         return None
-    rows = [{"model": line.model, "score": line.score, "low": line.low, "high": line.high} for line in lines]
-    order = [line.model for line in lines]
-    score = say(request, "col_score")
+    rows = [{"model": s.model, "score": s.score, "low": s.low, "high": s.high} for s in standings]
+    order = [standing.model for standing in standings]
+    score = translate(request, "col_score")
     base = altair.Chart(pandas.DataFrame(rows)).encode(
         y=altair.Y("model:N", sort=order, title=None, axis=altair.Axis(labelLimit=200)),
         tooltip=["model", *(altair.Tooltip(column, format=".0f") for column in ("score", "low", "high"))],
     )
     scale = altair.Scale(zero=False, nice=True)
-    spans = base.mark_rule(strokeWidth=3, color="#8aa4f0").encode(
+    intervals = base.mark_rule(strokeWidth=3, color="#8aa4f0").encode(
         x=altair.X("low:Q", title=score, scale=scale), x2="high:Q"
     )
     points = base.mark_point(filled=True, size=90, color="#3b5bdb").encode(x=altair.X("score:Q", scale=scale))
-    return styled(spans + points, ROW_PIXELS * len(lines) + 20)
+    return style_chart(intervals + points, ROW_HEIGHT * len(standings) + 20)

@@ -1,23 +1,22 @@
-"""What must be so before Gradio is imported, which happens here first.
+"""Imports Gradio with the environment that it needs at import time.
 
-Nothing is sent to its makers, its files lie in a folder of this process' own, and a proxy of a kind that its HTTP
-client does not know (SOCKS, as many set for all programs) does not end the import: the page asks nobody but peers.
+Telemetry is off. Gradio's files are in a temporary folder of this process. Proxy variables other than HTTP (such as
+SOCKS) are hidden during the import: Gradio creates an HTTP client, which would raise on them.
 """
 
 import os
 import tempfile
 
-FOLDER = tempfile.TemporaryDirectory(prefix="minigpt-page-", ignore_cleanup_errors=True)
-os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1", GRADIO_TEMP_DIR=FOLDER.name)
-PROXIES = ("all_proxy", "http_proxy", "https_proxy")
-unknown = {
-    name: value
-    for name, value in os.environ.items()
-    if name.lower() in PROXIES and not value.startswith(("http://", "https://"))
+GRADIO_FOLDER = tempfile.TemporaryDirectory(prefix="minigpt-page-", ignore_cleanup_errors=True)
+PROXY_VARIABLES = ("all_proxy", "http_proxy", "https_proxy")
+
+os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1", GRADIO_TEMP_DIR=GRADIO_FOLDER.name)
+hidden = {
+    name: os.environ.pop(name)
+    for name, value in list(os.environ.items())
+    if name.lower() in PROXY_VARIABLES and not value.startswith(("http://", "https://"))
 }
-for name in unknown:
-    del os.environ[name]
 try:
     import gradio  # noqa: F401
 finally:
-    os.environ.update(unknown)
+    os.environ.update(hidden)

@@ -1,6 +1,5 @@
-"""What the page's tabs share: the reader's language, who may change things, model lists, sampling fields, results."""
+"""Shared by the page's tabs: texts in the visitor's language, permissions, lists of models, charts, status lines."""
 
-import functools
 import ipaddress
 import shutil
 import sys
@@ -12,76 +11,82 @@ from pathlib import Path
 
 import gradio as gr
 
-from minigpt.arena.problems import in_words
-from minigpt.arena_ui.i18n import PREFIX, TEXTS, language_of, text
+from minigpt.arena.problems import describe_error
+from minigpt.arena_ui.i18n import PREFIX, TEXTS, fill_text, language_of
 from minigpt.common.errors import UserError
+from minigpt.common.net import LOOPBACK_HOSTS
 
-# By these a proxy or tunnel on this machine tells that the request came from elsewhere.
-FORWARDED = ("forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip")
-LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
-GREY = "#808488"
-PADDING = {"left": 8, "right": 24, "top": 30, "bottom": 8}  # of a chart; its label is at the top
-# Of handlers that answer once: not through the queue, whose stream of events may be closing just then.
-AT_ONCE = {"queue": False, "show_progress": "hidden"}
-QUIET = {**AT_ONCE, "api_visibility": "private"}
+# Headers by which a proxy or tunnel on this machine shows that the request came from another one.
+FORWARDING_HEADERS = ("forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip")
+CHART_GREY = "#808488"  # readable on white and on black
+CHART_PADDING = {"left": 8, "right": 24, "top": 30, "bottom": 8}  # pixels; Gradio puts the plot's label at the top
+MAX_DOWNLOADS = 100  # files; beyond these the oldest is deleted
+# Options of handlers that return once. They bypass Gradio's queue, whose event stream may be closing at that moment.
+UNQUEUED = {"queue": False, "show_progress": "hidden"}
+PRIVATE = {**UNQUEUED, "api_visibility": "private"}
 TABLE = {"interactive": False, "wrap": True}
-KEPT_FILES = 100  # for downloads
 
 
-class Page:
-    """What the tabs are built with. opened: the event of a visitor's coming; models: drop-downs that list models."""
+class PageContext:
+    """Passed to each tab. opened: the event of a visitor opening the page; models: drop-downs that list models."""
 
     def __init__(self, arena, opened):
         self.arena, self.opened, self.models = arena, opened, []
-        self._files, self._lock = deque(), threading.Lock()
+        self._folders, self._lock = deque(), threading.Lock()
 
-    def file(self, name, content):
-        """The path of a new file for a download; the oldest of many is deleted."""
+    def save_download(self, name, content):
+        """Write a file that a visitor can download, and return its path. Deletes the oldest beyond MAX_DOWNLOADS."""
         folder = Path(tempfile.mkdtemp(dir=self.arena.downloads.name))
         (folder / name).write_text(content, encoding="utf-8", errors="replace", newline="")
         with self._lock:
-            self._files.append(folder)
-            old = [self._files.popleft() for _ in range(len(self._files) - KEPT_FILES)]
+            self._folders.append(folder)
+            old = [self._folders.popleft() for _ in range(len(self._folders) - MAX_DOWNLOADS)]
         for each in old:
             shutil.rmtree(each, ignore_errors=True)
         return str(folder / name)
 
 
 def T(key):
-    """The label of a key, in the language of the browser."""
+    """The label of a key; the browser shows it in its language. Raises KeyError for an unknown key."""
     if key not in TEXTS:
         raise KeyError(key)
     return gr.I18n()(PREFIX + key)
 
 
-def say(request, key, **values):
-    """A text in the language of whoever sent the request (gr.Request, or None)."""
+def translate(request, key, **values):
+    """The text of a key in the language of a request (gr.Request; None: English)."""
     header = request.headers.get("accept-language") if request else None
-    return text(key, language_of(header), **values)
+    return fill_text(key, language_of(header), **values)
 
 
-def explain(request, error):
-    """What an exception says to a person; one that is nobody's mistake is written to the console."""
+def explain_error(request, error):
+    """The message for a visitor about an exception. The traceback of an unexpected one is printed."""
     if isinstance(error, UserError):
-        return in_words(error, lambda key, **values: say(request, key, **values))
+        return describe_error(error, lambda key, **values: translate(request, key, **values))
     print("".join(traceback.format_exception(error)), file=sys.stderr, flush=True)
-    return say(request, "failed_unknown")
+    return translate(request, "failed_unknown")
 
 
-def warning(request, error):
-    """The line that tells of an error."""
-    return f"⚠ {explain(request, error)}"
+def warning_line(request, error):
+    """An exception as a status line."""
+    return f"⚠ {explain_error(request, error)}"
 
 
-def may_change(request):
-    """Whether a request is from who sits at this machine, or has logged in."""
+def host_name(header):
+    """The name in a Host header, without port and brackets."""
+    return header.rsplit(":", 1)[0].strip("[]")
+
+
+def is_trusted(request):
+    """Whether a request comes from a browser on this machine, or from a user who has logged in."""
     if request is None:
         return False
     if request.username:
         return True
-    name = request.headers.get("host", "").rsplit(":", 1)[0] if "host" in request.headers else ""
-    passed_on = any(key in FORWARDED or key.startswith("x-forwarded-") for key in map(str.lower, request.headers))
-    if passed_on or name not in LOCAL_NAMES:
+    forwarded = any(
+        key in FORWARDING_HEADERS or key.startswith("x-forwarded-") for key in map(str.lower, request.headers)
+    )
+    if forwarded or host_name(request.headers.get("host", "")) not in LOOPBACK_HOSTS:
         return False
     try:
         return ipaddress.ip_address(request.client.host).is_loopback
@@ -89,31 +94,32 @@ def may_change(request):
         return False
 
 
-def session(request, tab):
-    """Who is asking, for arena.running."""
+def visitor_key(request, tab):
+    """The key of a visitor's request in a tab, for arena.running."""
     return (request.session_hash if request else None, tab)
 
 
 def choice_label(request, choice):
-    """A model as the drop-downs list it."""
+    """A ModelChoice as a drop-down shows it."""
     if choice.checkpoint is None:
-        return say(request, "choice_far", name=choice.name, ms=choice.seconds * 1000)
-    about = choice.checkpoint
-    loss = "" if about.val_loss is None else say(request, "choice_loss", loss=about.val_loss)
-    return say(
-        request, "choice_near", name=about.name, size=f"{about.parameters / 1e6:.1f}M",
-        stage=say(request, f"stage_{about.stage}"), step=f"{about.step:,}", loss=loss,
+        return translate(request, "choice_far", name=choice.name, ms=choice.seconds * 1000)
+    info = choice.checkpoint
+    loss = "" if info.val_loss is None else translate(request, "choice_loss", loss=info.val_loss)
+    return translate(
+        request, "choice_near", name=info.name, size=f"{info.parameters / 1e6:.1f}M",
+        stage=translate(request, f"stage_{info.stage}"), step=f"{info.step:,}", loss=loss,
     )  # fmt: skip
 
 
-def model_lists(page, request):
-    """Updates for all drop-downs of page.models: what can be chosen now."""
+def update_model_lists(page, request):
+    """Updates for all drop-downs of page.models: the models that can be chosen now."""
     choices = [(choice_label(request, choice), choice.name) for choice in page.arena.choices()]
     return [gr.update(choices=choices) for _ in page.models]
 
 
-def first_models(page, count):
-    """Names that are chosen when the page opens: the best checkpoint of each run, the newest run first."""
+def default_models(page, count):
+    """Names chosen when the page opens, None where there are too few: first the best checkpoint of each run, the newest
+    run first."""
     names = [choice.name for choice in page.arena.choices()]
     runs = {}
     for name in names:
@@ -122,45 +128,28 @@ def first_models(page, count):
     return [first[i] if i < len(first) else None for i in range(count)]
 
 
-def model_dropdown(page, label, value, **more):
-    """A drop-down of models, which refreshes with the others."""
+def model_dropdown(page, label, value, **options):
+    """A drop-down of models, updated together with the others."""
     choices = [(choice_label(None, choice), choice.name) for choice in page.arena.choices()]
-    # A value that is no longer in the list is the handlers' to explain, not Gradio's.
-    dropdown = gr.Dropdown(choices, value=value, label=T(label), allow_custom_value=True, **more)
+    # allow_custom_value: a model that has left the list is explained by our handlers, not by Gradio's own error.
+    dropdown = gr.Dropdown(choices, value=value, label=T(label), allow_custom_value=True, **options)
     page.models.append(dropdown)
     return dropdown
 
 
-def styled(chart, pixels):
-    """An altair.Chart as wide as its place, so many pixels high, to be read on white and on black."""
-    grey = {"labelColor": GREY, "titleColor": GREY}
-    chart = chart.properties(width="container", height=pixels, padding=PADDING, background="transparent")
-    chart = chart.configure_axis(gridColor=GREY, gridOpacity=0.25, domainColor=GREY, tickColor=GREY, **grey)
+def style_chart(chart, height):
+    """An altair.Chart as wide as its container and `height` pixels high, for light and dark pages."""
+    grey = {"labelColor": CHART_GREY, "titleColor": CHART_GREY}
+    chart = chart.properties(width="container", height=height, padding=CHART_PADDING, background="transparent")
+    chart = chart.configure_axis(
+        gridColor=CHART_GREY, gridOpacity=0.25, domainColor=CHART_GREY, tickColor=CHART_GREY, **grey
+    )
     return chart.configure_legend(**grey).configure_view(stroke=None)
 
 
-def status_line(elem_id):
-    """A line or a few of plain text, which tells how something stands."""
+def status_line(elem_id, value=""):
+    """A read-only text box for messages of one or a few lines."""
     return gr.Textbox(
-        label=T("state"),
-        interactive=False,
-        container=False,
-        lines=1,
-        max_lines=8,
-        elem_classes="status",
+        value, label=T("state"), interactive=False, container=False, lines=1, max_lines=8, elem_classes="status",
         elem_id=elem_id,
-    )
-
-
-def reporting(handler):
-    """A handler that returns one line, whose errors become that line."""
-
-    @functools.wraps(handler)
-    def safe(*arguments):
-        request = next((a for a in arguments if isinstance(a, gr.Request)), None)
-        try:
-            return handler(*arguments)
-        except Exception as error:  # whatever it is, the page lives on and says so
-            return warning(request, error)
-
-    return safe
+    )  # fmt: skip

@@ -1,141 +1,121 @@
-"""The tab of two models: both answer at once, blind or by name, and a vote says which was better."""
-
-import contextlib
+"""The tab of two models: both answer at the same time, blind or by name, and the visitor votes for the better one."""
 
 import gradio as gr
 
-from minigpt.arena.answers import follow
 from minigpt.arena.problems import Problem
-from minigpt.arena.votes import RESULTS
 from minigpt.arena_ui.asking import (
     AskingTab,
-    frozen,
+    answer_status,
+    chat_turn,
     plain_chat,
-    prompt_row,
-    sampling_dict,
-    sampling_fields,
-    time_line,
-    turn,
+    snapshot,
 )
-from minigpt.arena_ui.common import AT_ONCE, QUIET, T, first_models, model_dropdown, say, status_line, warning
+from minigpt.arena_ui.common import (
+    PRIVATE,
+    UNQUEUED,
+    T,
+    default_models,
+    model_dropdown,
+    status_line,
+    translate,
+    warning_line,
+)
 
-NOTHING = {"battle": None, "last": None}
+EMPTY_DUEL = {"battle": None, "last": None}
 
 
 class DuelTab(AskingTab):
-    """Built in the Tab that is open. prompt: the box that examples fill."""
+    """Adds its components to the open gr.Tab. prompt: the text box that examples fill."""
 
     name = "duel"
 
     def __init__(self, page):
         super().__init__(page)
         blind = gr.Checkbox(True, label=T("blind"), elem_id="blind")
-        left_model, right_model = first_models(page, 2)
+        left_model, right_model = default_models(page, 2)
         with gr.Row(visible=False) as choosers:
             left = model_dropdown(page, "left_model", left_model, elem_id="left-model")
             right = model_dropdown(page, "right_model", right_model, elem_id="right-model")
+        self.chats, self.statuses = [], []
         with gr.Row():
-            with gr.Column(min_width=260):
-                left_chat = plain_chat("left_answer", height="38vh", elem_id="left-chat")
-                left_state = status_line("state-left")
-            with gr.Column(min_width=260):
-                right_chat = plain_chat("right_answer", height="38vh", elem_id="right-chat")
-                right_state = status_line("state-right")
+            for side in ("left", "right"):
+                with gr.Column(min_width=260):
+                    self.chats.append(plain_chat(f"{side}_answer", height="38vh", elem_id=f"{side}-chat"))
+                    self.statuses.append(status_line(f"state-{side}"))
         with gr.Row():
             self.buttons = {
                 result: gr.Button(T(f"vote_{result}"), interactive=False, elem_id=f"vote-{result}", min_width=120)
                 for result in ("left", "tie", "bad", "right")
             }
-        state = status_line("state-duel")
-        self.prompt, send, stop, clear, mark = prompt_row("duel-")
-        fields = sampling_fields(page)
-        kept = gr.State(NOTHING)
-        chats, lines = [left_chat, right_chat], [left_state, right_state]
-        everything = [*chats, *lines, self.prompt, state, kept, *self.buttons.values()]
-
-        gr.on(
-            [send.click, self.prompt.submit], self.ask, [blind, left, right, self.prompt, kept, *fields], everything,
-            api_name="duel", show_progress="hidden",
-        )  # fmt: skip
-        stop.click(self.stop, None, state, api_name="duel_stop", **AT_ONCE)
-        cleared = [clear.click, left_chat.clear, right_chat.clear]
-        gr.on(cleared, self.clear, None, everything, api_name="duel_clear", **AT_ONCE)
-        mark.click(self.flag, kept, state, api_name="duel_flag", **AT_ONCE)
-        blind.change(lambda blind: gr.Row(visible=not blind), blind, choosers, **QUIET)
+        shown, buttons = [*self.chats, *self.statuses], self.buttons.values()
+        self.add_prompt(self.chats, [blind, left, right], shown, EMPTY_DUEL, "duel-", buttons)
+        blind.change(lambda blind: gr.Row(visible=not blind), blind, choosers, **PRIVATE)
+        voted = [self.state, *self.statuses, self.kept, *buttons]
         for result, button in self.buttons.items():
-            button.click(
-                self.vote, [gr.State(result), kept], [state, *lines, kept, *self.buttons.values()],
-                api_name=f"vote_{result}", **AT_ONCE,
-            )  # fmt: skip
+            inputs = [gr.State(result), self.kept]
+            button.click(self.vote, inputs, voted, api_name=f"vote_{result}", **UNQUEUED)
 
-    def votable(self, possible):
-        """Updates for the vote's buttons."""
-        return [gr.update(interactive=possible) for _ in RESULTS]
+    def allow_votes(self, allowed):
+        """Updates of the vote buttons."""
+        return {button: gr.update(interactive=allowed) for button in self.buttons.values()}
 
     def ask(self, request: gr.Request, blind, left, right, prompt, kept, *fields):
-        """Both chats with the answers so far, again and again until both have ended; then a vote is possible."""
-        skip = [gr.skip()]
-        with self.ticket(request) as ticket:
-            try:
-                prompt_text, params = self.arena.checked_prompt(prompt), self.arena.checked_params(*fields)
-                names = self.names(blind, left, right)
-                if waiting := [name for name in names if not self.arena.is_ready(name)]:
-                    shown = "…" if blind else ", ".join(waiting)
-                    yield [*skip * 5, say(request, "loading", name=shown), *skip, *self.votable(False)]
-                answers = self.arena.ask_all([(name, prompt_text) for name in names], params)
-            except Exception as error:  # a model file may fail in any way, and the page lives on
-                open_still = self.votable(bool(kept["battle"]))
-                yield [*skip * 4, prompt, warning(request, error), kept, *open_still]
-                return
-            ticket.add(answers)
-            rest = ["", "", {**NOTHING}, *self.votable(False)]  # once: the next question may be typed meanwhile
-            with contextlib.closing(follow(answers)) as news:
-                for _ in news:
-                    if not ticket.discarded:
-                        yield [*self.progress(request, prompt_text, answers, blind), *rest]
-                        rest = skip * 7
-            if ticket.discarded:
-                yield [[], [], "", "", *skip, "", {**NOTHING}, *self.votable(False)]
-                return
-            yield self.outcome(request, prompt_text, answers, blind, sampling_dict(params))
+        """Yields updates of both chats until both answers have ended; then a vote is possible."""
 
-    def names(self, blind, left, right):
-        """The two models that are asked. Raises Problem."""
-        names = self.arena.draw() if blind else [left, right]
-        if not all(names):
-            raise Problem("no_model_chosen")
-        if names[0] == names[1]:
-            raise Problem("same_model")
-        return names
+        def choose_models():
+            names = self.arena.draw_models() if blind else [left, right]
+            if not all(names):
+                raise Problem("no_model_chosen")
+            if names[0] == names[1]:
+                raise Problem("same_model")
+            return names
 
-    def outcome(self, request, prompt, answers, blind, settings):
-        """What is shown when both have ended: a vote is possible, unless one side failed."""
+        yield from self.answer(request, kept, choose_models, prompt, fields, blind)
+
+    def begun(self):
+        """The previous battle can no longer be voted on."""
+        return {self.state: "", self.kept: EMPTY_DUEL, **self.allow_votes(False)}
+
+    def progress(self, request, kept, prompt, answers, blind):
+        """Both chats and statuses. Blind statuses contain nothing that could identify a model, such as its speed."""
+        updates = dict(zip(self.chats, [chat_turn(request, prompt, answer) for answer in answers], strict=True))
+        if blind:
+            lines = ["✓" if answer.ended else "…" for answer in answers]
+        else:
+            lines = [named_status(request, answer) for answer in answers]
+        return {**updates, **dict(zip(self.statuses, lines, strict=True))}
+
+    def finished(self, request, kept, prompt, answers, settings, blind):
+        """A vote is possible unless one answer failed; then the names are shown at once."""
         failed = any(answer.failure for answer in answers)
         battle = None if failed else self.arena.battles.begin(prompt, answers, blind, settings)
-        kept = {"battle": battle, "last": (prompt, [frozen(answer) for answer in answers], settings)}
-        line = say(request, "battle_failed" if failed else "vote_now" if blind else "vote_open")
-        progress = self.progress(request, prompt, answers, blind and not failed)
-        return [*progress, gr.skip(), line, kept, *self.votable(not failed)]
-
-    def progress(self, request, prompt, answers, blind):
-        """Both chats and both lines; blind: the lines tell nothing that gives a name away."""
-        chats = [turn(request, prompt, answer) for answer in answers]
-        if blind:
-            return [*chats, *("✓" if answer.ended else "…" for answer in answers)]
-        return [*chats, *(f"{answer.key}: {time_line(request, answer)}" for answer in answers)]
+        return {
+            **self.progress(request, kept, prompt, answers, blind and not failed),
+            self.state: translate(request, "battle_failed" if failed else "vote_now" if blind else "vote_open"),
+            self.kept: {"battle": battle, "last": (prompt, [snapshot(answer) for answer in answers], settings)},
+            **self.allow_votes(not failed),
+        }
 
     def vote(self, request: gr.Request, result, kept):
-        """Count a vote, and tell whose the answers were."""
-        battle = self.arena.battles.look(kept["battle"])
+        """Count a vote, then show the models' names."""
+        battle = self.arena.battles.get(kept["battle"])
         try:
             vote = self.arena.battles.cast(kept["battle"], result)
-        except Exception as error:  # the vote is not lost: the battle stays open
-            return [warning(request, error), *[gr.skip()] * 7]
-        said = say(request, "voted", left=vote["left"], right=vote["right"])
-        lines = [f"{answer.key}: {time_line(request, answer)}" for answer in battle["answers"]]
-        return [said, *lines, {**kept, "battle": None}, *self.votable(False)]
+        except Exception as error:  # the battle stays open for another try
+            return {self.state: warning_line(request, error)}
+        lines = [named_status(request, answer) for answer in battle["answers"]]
+        return {
+            self.state: translate(request, "voted", left=vote["left"], right=vote["right"]),
+            **dict(zip(self.statuses, lines, strict=True)),
+            self.kept: {**kept, "battle": None},
+            **self.allow_votes(False),
+        }
 
-    def clear(self, request: gr.Request):
-        """Empty both chats; answers under way are stopped, and a vote that was not cast is none."""
-        self.discard(request)
-        return [[], [], "", "", "", "", {**NOTHING}, *self.votable(False)]
+    def cleared(self):
+        """Empty chats; the battle can no longer be voted on."""
+        return {**{chat: [] for chat in self.chats}, **dict.fromkeys(self.statuses, ""), **self.begun()}
+
+
+def named_status(request, answer):
+    """The status of an answer after the model's name in votes."""
+    return f"{answer.key}: {answer_status(request, answer)}"

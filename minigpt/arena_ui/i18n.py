@@ -1,25 +1,57 @@
-"""The texts of texts.toml in the reader's language: labels, which the browser picks, and what handlers say."""
+"""The page's texts (i18n.toml) in the visitor's language: labels, which the browser picks, and handlers' messages."""
 
 import tomllib
 from pathlib import Path
 
 TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 LANGUAGES = ("zh", "en")
-PREFIX = "minigpt_"  # of the keys in the browser, where Gradio has texts of its own
+PREFIX = "minigpt_"  # of our keys in the browser, where Gradio has keys of its own
+# Gradio's frontend knows zh-CN and zh-TW only, and would show English for zh, zh-HK and others.
+LOCALE_SCRIPT = b"""<script>
+if (/^zh/i.test(navigator.language)) {
+  Object.defineProperty(navigator, "language", {get: () => "zh-CN"});
+  Object.defineProperty(navigator, "languages", {get: () => ["zh-CN"]});
+}
+</script>"""
 
 
-def text(key, language, **values):
-    """The text of a key in a language of LANGUAGES, filled in."""
+def fill_text(key, language, **values):
+    """The text of a key in a language of LANGUAGES, with its placeholders filled."""
     return TEXTS[key][LANGUAGES.index(language)].format(**values)
 
 
 def translations():
-    """{locale: {key: text}} for the browser, which takes its own language's, or English."""
+    """{locale: {key: text}} for the browser, which uses the table of its locale, or English."""
     tables = {language: {PREFIX + key: pair[i] for key, pair in TEXTS.items()} for i, language in enumerate(LANGUAGES)}
-    return {"en": tables["en"], **{locale: tables["zh"] for locale in ("zh-CN", "zh-TW")}}
+    return {"en": tables["en"], "zh-CN": tables["zh"]}
 
 
 def language_of(header):
-    """The language of an Accept-Language header: Chinese where its first choice is, else English."""
+    """The language for an Accept-Language header: "zh" if its first entry is Chinese, else "en"."""
     first = (header or "").split(",")[0].strip().lower()
     return "zh" if first == "zh" or first.startswith("zh-") else "en"
+
+
+class ChineseLocales:
+    """ASGI middleware that inserts LOCALE_SCRIPT at the start of the page's head.
+
+    Gradio's own option for the head is not enough: it is applied after Gradio has read the locale.
+    """
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http" or scope["path"] != "/":
+            return await self.app(scope, receive, send)
+
+        async def send_with_script(message):
+            if message["type"] == "http.response.start":  # the length changes; without it the body is sent in chunks
+                message["headers"] = [(k, v) for k, v in message["headers"] if k != b"content-length"]
+            else:
+                message["body"] = message.get("body", b"").replace(b"<head>", b"<head>" + LOCALE_SCRIPT, 1)
+            await send(message)
+
+        # A compressed body could not be searched.
+        headers = [(key, value) for key, value in scope["headers"] if key != b"accept-encoding"]
+        await self.app({**scope, "headers": headers}, receive, send_with_script)

@@ -1,8 +1,8 @@
-"""The page in uvicorn: who may reach it and what of Gradio is served."""
+"""Serves the page with uvicorn, and restricts who can reach it and which of Gradio's paths are served."""
 
 import contextlib
 import hmac
-import json
+import logging
 import threading
 import time
 from urllib.parse import urlsplit
@@ -11,25 +11,25 @@ import anyio.to_thread
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
+from fastapi.responses import JSONResponse
 
-from minigpt.arena_ui.bootstrap import FOLDER
-from minigpt.arena_ui.common import LOCAL_NAMES
-from minigpt.arena_ui.i18n import translations
-from minigpt.arena_ui.language import ChineseForAll
+from minigpt.arena_ui.bootstrap import GRADIO_FOLDER
+from minigpt.arena_ui.common import host_name
+from minigpt.arena_ui.i18n import ChineseLocales, translations
 from minigpt.common.net import LOOPBACK_HOSTS
 
-THREADS = 256  # handlers that may wait at once: each answer on its way has one
-UPLOAD = "8mb"
-BODY_BYTES = 9 << 20  # of any request, uploads among them
-START_SECONDS = 30
-SESSIONS = 500  # whose state is kept, a quarter of a megabyte each; the oldest is forgotten
-API = "/gradio_api/"
-# What the page needs of Gradio's paths below API; its others (a proxy, an editor, recordings …) are not served.
-SERVED = (
+MAX_HANDLER_THREADS = 256  # each answer that is being generated occupies one
+MAX_UPLOAD = "8mb"
+MAX_BODY_BYTES = 9 << 20  # of any request: an upload and its form
+START_TIMEOUT_SECONDS = 30
+MAX_SESSIONS = 500  # sessions with state, about 256 KiB each; beyond these the oldest is dropped
+API_PREFIX = "/gradio_api/"
+# The paths below API_PREFIX that the page needs. Others (a proxy, an editor, recordings …) are not served.
+ALLOWED_API_PATHS = (
     "api/", "app_id", "call/", "cancel", "file=", "heartbeat/", "info", "login_check", "queue/", "reset", "run/",
     "startup-events", "theme.css", "upload", "upload_progress", "user",
 )  # fmt: skip
-NOT_SERVED = ("/monitoring", "/dev/", "/svelte", "/openapi.json", "/docs", "/redoc")
+REFUSED_PATHS = ("/monitoring", "/dev/", "/svelte", "/openapi.json", "/docs", "/redoc")
 CSS = """
 #head { align-items: center; flex-wrap: nowrap; }
 #title { font-size: 1.3em; font-weight: 600; }
@@ -44,11 +44,11 @@ CSS = """
 
 
 class Guard:
-    """ASGI: refuses what the page never sends.
+    """ASGI middleware that refuses requests which the page itself never sends.
 
-    local: the page is for this machine alone, so a name that is not this machine's is a web page's trick (DNS
-    rebinding). A form or script of another origin (CSRF) is refused always, and so are paths of Gradio that the page
-    does not use, among them those that would fetch an address for whoever asks.
+    Always refused: requests from other origins (CSRF), and Gradio's paths that the page does not use, some of which
+    would fetch any address. local: the page is for this machine only, so other host names are refused as well (DNS
+    rebinding).
     """
 
     def __init__(self, app, local):
@@ -59,98 +59,98 @@ class Guard:
         if reason is None:
             return await self.app(scope, receive, send)
         status, text = reason
-        body = json.dumps({"detail": text}).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await JSONResponse({"detail": text}, status)(scope, receive, send)
 
     def refusal(self, scope):
-        """(status, why), or None for what may pass."""
+        """(status, message), or None if the request is allowed."""
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
         host, path = headers.get("host", ""), scope["path"]
-        if self.local and host.rsplit(":", 1)[0] not in LOCAL_NAMES:
+        if self.local and host_name(host) not in LOOPBACK_HOSTS:
             return 403, "this page is for this machine only: open it as http://127.0.0.1, or start it with --host"
         origin = headers.get("origin")
         if origin and urlsplit(origin).netloc != host:
-            return 403, "another page may not ask this one"
-        if not self.serves(path):
+            return 403, "requests from other origins are refused"
+        if not is_served(path):
             return 404, "not found"
         if "transfer-encoding" in headers:
-            return 411, "send the body's length"
+            return 411, "a Content-Length header is required"
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > BODY_BYTES:
-            return 413, f"the request is longer than {BODY_BYTES} bytes"
+        if not length.isdigit() or int(length) > MAX_BODY_BYTES:
+            return 413, f"the request is longer than {MAX_BODY_BYTES} bytes"
         return None
 
-    def serves(self, path):
-        """Whether the page has a use for a path."""
-        if path.startswith(NOT_SERVED):
-            return False
-        if not path.startswith(API):
-            return True
-        rest = path.removeprefix(API)
-        return rest.startswith(SERVED) and not rest.startswith(("file=http", "file=//"))
+
+def is_served(path):
+    """Whether the page uses a path."""
+    if path.startswith(REFUSED_PATHS):
+        return False
+    if not path.startswith(API_PREFIX):
+        return True
+    rest = path.removeprefix(API_PREFIX)
+    return rest.startswith(ALLOWED_API_PATHS) and not rest.startswith(("file=http", "file=//"))
 
 
-def checker(auth):
-    """The function that checks a name and password against "name:password", taking as long for any."""
-    wanted = auth.encode()
-    return lambda user, password: hmac.compare_digest(f"{user}:{password}".encode("utf-8", "replace"), wanted)
+def login_checker(auth):
+    """A function that compares a user and password with "user:password", in constant time."""
+    expected = auth.encode()
+    return lambda user, password: hmac.compare_digest(f"{user}:{password}".encode("utf-8", "replace"), expected)
 
 
 class PageServer:
-    """uvicorn over the page, in a thread of its own.
+    """A thread that serves the page with uvicorn.
 
-    sock: from sockets.listening_socket; auth: "user:password", or "" for none.
+    sock: from common.net.listening_socket; auth: "user:password", or "" for none.
     """
 
     def __init__(self, blocks, sock, host, auth=""):
         self.port = sock.getsockname()[1]
-        blocks.state_session_capacity = SESSIONS
-        app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=enough_threads)
+        blocks.state_session_capacity = MAX_SESSIONS
+        app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=raise_thread_limit)
         app = gr.mount_gradio_app(
-            app, blocks, path="/", auth=checker(auth) if auth else None, server_name=host, server_port=self.port,
-            footer_links=[], run_history=False, show_error=False, max_file_size=UPLOAD, ssr_mode=False,
-            enable_monitoring=False, mcp_server=False, pwa=False, i18n=gr.I18n(**translations()), theme=theme(),
+            app, blocks, path="/", auth=login_checker(auth) if auth else None, server_name=host, server_port=self.port,
+            footer_links=[], run_history=False, show_error=False, max_file_size=MAX_UPLOAD, ssr_mode=False,
+            enable_monitoring=False, mcp_server=False, pwa=False, i18n=gr.I18n(**translations()), theme=make_theme(),
             css=CSS,
         )  # fmt: skip
-        blocks.has_launched = True  # else Gradio takes the set-up for not yet done, and checks no path of a file
+        blocks.has_launched = True  # before it is launched, Gradio does not check the paths of files
         config = uvicorn.Config(
-            Guard(ChineseForAll(app), local=host in LOOPBACK_HOSTS and not auth), log_level="warning", access_log=False,
-            ws="none",  # the page opens no WebSocket
-            proxy_headers=False,  # else a header could say that a request is from this machine
+            Guard(ChineseLocales(app), local=host in LOOPBACK_HOSTS and not auth), log_level="warning",
+            access_log=False, ws="none",  # the page opens no WebSocket
+            proxy_headers=False,  # otherwise a header could claim that a request comes from this machine
             timeout_graceful_shutdown=2,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([sock],), name="page", daemon=True)
 
     def start(self):
-        """Serve; returns once the page can be opened, and says whether that is so."""
+        """Start the thread and wait until the page can be opened. Returns whether it can."""
         self._thread.start()
-        until = time.monotonic() + START_SECONDS
+        until = time.monotonic() + START_TIMEOUT_SECONDS
         while self._thread.is_alive() and not self._server.started and time.monotonic() < until:
             time.sleep(0.02)
         return self._server.started
 
     def is_alive(self):
-        """Whether it still serves."""
+        """Whether the thread is running."""
         return self._thread.is_alive()
 
     def stop(self, seconds=5.0):
-        """Close the connections, end, and delete what Gradio has kept."""
+        """Close the connections, end the thread, and delete Gradio's files."""
+        # uvicorn would log the event streams of open pages, which it cancels, as errors with tracebacks.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         self._server.should_exit = True
         self._thread.join(seconds)
-        FOLDER.cleanup()
+        GRADIO_FOLDER.cleanup()
 
 
 @contextlib.asynccontextmanager
-async def enough_threads(app):
-    """Let as many handlers wait at once as there may be answers on their way."""
-    anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+async def raise_thread_limit(app):
+    """Lifespan of the app: allow MAX_HANDLER_THREADS handlers at the same time."""
+    anyio.to_thread.current_default_thread_limiter().total_tokens = MAX_HANDLER_THREADS
     yield
 
 
-def theme():
-    """Gradio's default in the system's fonts: those of the web are not reached everywhere."""
+def make_theme():
+    """Gradio's default theme with the system's fonts, since web fonts cannot be loaded everywhere."""
     fonts = ["system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
     return gr.themes.Default(font=fonts, font_mono=["ui-monospace", "Consolas", "monospace"])

@@ -1,64 +1,66 @@
-"""The tab of training: the loss curves of the runs under out/, live."""
+"""The tab of training: the loss curves of the runs under out_root, updated while they train."""
 
 import altair
 import gradio as gr
 import pandas
 
 from minigpt.arena.runs import RunLogs
-from minigpt.arena_ui.common import AT_ONCE, QUIET, T, say, status_line, styled, warning
+from minigpt.arena_ui.common import PRIVATE, UNQUEUED, T, status_line, style_chart, translate, warning_line
 
-EVERY = 3.0  # seconds between looks at the logs while the tab is open
-PIXELS = 360
-FIRST_RUNS = 2  # shown when the page opens
+CURVES_REFRESH_SECONDS = 3.0  # between readings of the logs while the tab is open
+CHART_HEIGHT = 360  # pixels
+DEFAULT_RUNS = 2  # shown when the tab is opened first
 
 
 class TrainingTab:
-    """Built in the Tab that is open; `tab` is that, whose choosing lists the runs anew."""
+    """Adds its components to the open gr.Tab, `tab`; selecting it updates the list of runs."""
 
     def __init__(self, page, tab):
         self.runs = RunLogs(page.arena.settings.out_root)
         names = gr.Dropdown([], multiselect=True, label=T("runs"), elem_id="runs")
         state = status_line("state-training")
         plot = gr.Plot(label=T("loss_plot"), elem_id="loss-plot")
-        self.timer = gr.Timer(EVERY, active=False)
-        seen = gr.State(None)
-        tab.select(self.open, names, [names, plot, state, seen, self.timer], api_name="training", **AT_ONCE)
-        names.input(self.show, names, [plot, state, seen], **QUIET)
-        self.timer.tick(self.tick, [names, seen], [plot, state, seen], **QUIET)
+        self.timer = gr.Timer(CURVES_REFRESH_SECONDS, active=False)
+        stamp = gr.State(None)
+        tab.select(self.open, names, [names, plot, state, stamp, self.timer], api_name="training", **UNQUEUED)
+        names.input(self.render, names, [plot, state, stamp], **PRIVATE)
+        self.timer.tick(self.tick, [names, stamp], [plot, state, stamp], **PRIVATE)
 
     def open(self, request: gr.Request, names):
-        """The runs that there are, and the curves of those chosen, or of the newest."""
-        there = list(self.runs.logs())
-        names = [name for name in names or [] if name in there] or there[:FIRST_RUNS]
-        return [gr.update(choices=there, value=names), *self.show(request, names), gr.Timer(active=True)]
+        """The list of runs, and the curves of the chosen ones (of the newest, if none is chosen)."""
+        existing = list(self.runs.list_logs())
+        names = [name for name in names or [] if name in existing] or existing[:DEFAULT_RUNS]
+        return [gr.update(choices=existing, value=names), *self.render(request, names), gr.Timer(active=True)]
 
-    def show(self, request: gr.Request, names):
-        """Curves and states of runs."""
+    def render(self, request: gr.Request, names):
+        """[chart, status line, stamp] of runs."""
+        names = names or []
         try:
-            points = self.runs.curves(names or [])
-            states = [(name, self.runs.state(name)) for name in names or []]
-            seen = self.runs.stamp(names or [])
-        except Exception as error:  # whatever is in a log, the page lives on
-            return [gr.skip(), warning(request, error), gr.skip()]
-        said = [self.said(request, name, state) for name, state in states if state]
-        return [chart(request, points), "\n".join(said) or say(request, "no_runs"), seen]
+            points = self.runs.curves(names)
+            states = [(name, self.runs.state(name)) for name in names]
+            stamp = self.runs.stamp(names)
+        except Exception as error:  # a log may contain anything
+            return [gr.skip(), warning_line(request, error), gr.skip()]
+        lines = [describe_run(request, name, state) for name, state in states if state]
+        return [loss_chart(request, points), "\n".join(lines) or translate(request, "no_runs"), stamp]
 
-    def tick(self, request: gr.Request, names, seen):
-        """As `show`; the curves are sent only where a run has a new line."""
-        plot, said, now = self.show(request, names)
-        return [gr.skip() if now == seen else plot, said, now]
-
-    def said(self, request, name, state):
-        """A run's last figures, and whether it is going on."""
-        losses = {
-            kind: "–" if state[f"{kind}_loss"] is None else f"{state[f'{kind}_loss']:.4f}" for kind in ("train", "val")
-        }
-        when = say(request, "run_going", age=state["age"]) if state["going_on"] else say(request, "run_ended")
-        return say(request, "run_state", name=name, step=state["step"], **losses, when=when)
+    def tick(self, request: gr.Request, names, stamp):
+        """As `render`, but sends the chart only if a run has a new line."""
+        chart, lines, new_stamp = self.render(request, names)
+        return [gr.skip() if new_stamp == stamp else chart, lines, new_stamp]
 
 
-def chart(request, points):
-    """The curves of (step, loss, curve's name); None without any."""
+def describe_run(request, name, state):
+    """A line with a run's last losses, and whether it is still training. state: of `RunLogs.state`."""
+    losses = {
+        kind: "–" if state[f"{kind}_loss"] is None else f"{state[f'{kind}_loss']:.4f}" for kind in ("train", "val")
+    }
+    when = translate(request, "run_going", age=state["age"]) if state["active"] else translate(request, "run_ended")
+    return translate(request, "run_state", name=name, step=state["step"], **losses, when=when)
+
+
+def loss_chart(request, points):
+    """altair.Chart of the curves [(step, loss, curve's name)]; None without points."""
     if not points:
         return None
     frame = pandas.DataFrame(points, columns=["step", "loss", "curve"])
@@ -66,10 +68,10 @@ def chart(request, points):
         altair.Chart(frame)
         .mark_line(point=altair.OverlayMarkDef(size=12))
         .encode(
-            x=altair.X("step:Q", title=say(request, "step")),
-            y=altair.Y("loss:Q", title=say(request, "loss")),
+            x=altair.X("step:Q", title=translate(request, "step")),
+            y=altair.Y("loss:Q", title=translate(request, "loss")),
             color=altair.Color("curve:N", title=None, legend=altair.Legend(orient="bottom", columns=2, labelLimit=300)),
             tooltip=["curve", "step", altair.Tooltip("loss", format=".4f")],
         )
     )
-    return styled(lines, PIXELS)
+    return style_chart(lines, CHART_HEIGHT)

@@ -1,18 +1,18 @@
-"""Automatic matches, training runs and examples, as the arena has them."""
+"""Automatic matches, training runs and examples."""
 
 import json
 import threading
 
 import pytest
 from arena_fakes import arena_settings, open_fake, write_checkpoints
+from corpora import ROOT
 from peer_fakes import peer
 
-from minigpt.arena.answers import Ticket
-from minigpt.arena.arena import Arena
-from minigpt.arena.examples import read_examples
-from minigpt.arena.match import drawn, judge, play, read_questions, sample_questions
+from minigpt.arena.answers import CancelToken
+from minigpt.arena.arena import Arena, read_examples
+from minigpt.arena.match import draw_questions, make_match_votes, play_match, read_questions, sample_questions
 from minigpt.arena.problems import Problem
-from minigpt.arena.runs import POINTS, RunLogs
+from minigpt.arena.runs import MAX_CURVE_POINTS, RunLogs
 from minigpt.inference.params import SamplingParams
 
 
@@ -71,12 +71,12 @@ def test_a_match_scores_the_answers_and_counts_wins(arena):
     with peer(["echo", "whole"]) as other:
         arena.peers.add("p", other.address)
         arena.peers.check(5)
-        steps = list(play(arena, Ticket(), ["alpha", "whole @ p"], questions, SamplingParams()))
+        steps = list(play_match(arena, CancelToken(), ["alpha", "whole @ p"], questions, SamplingParams()))
     results, done = steps[-1]
     assert done == 6 and results.answers["alpha"] == [question for question, _ in questions]
     assert results.answers["whole @ p"][0] == "整个full stop"
-    assert results.scores("alpha")[1] == 0.5 and results.marks["alpha"][2] is None
-    votes, tally = judge(results, {"seed": 1})
+    assert results.mean_scores("alpha")[1] == 0.5 and results.scores["alpha"][2] is None
+    votes, tally = make_match_votes(results, {"seed": 1})
     assert tally == {("alpha", "whole @ p"): [1, 0, 1]} and len(votes) == 2
     assert votes[0]["kind"] == "match" and votes[0]["result"] == "left" and votes[0]["rouge_l"][0] == 1.0
     assert votes[0]["left"] == "alpha (step 7)" and votes[1]["result"] == "tie"
@@ -84,25 +84,25 @@ def test_a_match_scores_the_answers_and_counts_wins(arena):
 
 def test_a_model_that_fails_some_answers_loses_none_of_the_others(arena):
     questions = [("fail", "f"), ("full stop", "full stop")]
-    results, _ = list(play(arena, Ticket(), ["alpha"], questions, SamplingParams()))[-1]
+    results, _ = list(play_match(arena, CancelToken(), ["alpha"], questions, SamplingParams()))[-1]
     assert results.answers["alpha"] == [None, "full stop"] and len(results.failures["alpha"]) == 1
-    assert results.marks["alpha"] == [None, (1.0, True)]
+    assert results.scores["alpha"] == [None, (1.0, True)]
 
 
 def test_a_match_can_be_stopped(arena):
-    ticket = Ticket()
-    playing = play(arena, ticket, ["alpha", "beta"], [("never", "")] * 3, SamplingParams())
-    threading.Timer(0.3, ticket.stop).start()
+    token = CancelToken()
+    playing = play_match(arena, token, ["alpha", "beta"], [("never", "")] * 3, SamplingParams())
+    threading.Timer(0.3, token.stop).start()
     with pytest.raises(Problem) as raised:
         list(playing)
-    assert key_of(raised) == "match_stopped" and arena.shelf._slots["alpha"].users == 0
+    assert key_of(raised) == "match_stopped" and arena.models._slots["alpha"].users == 0
 
 
 def test_the_embedded_questions_are_about_held_out_subjects():
     questions, skipped = sample_questions()
     assert len(questions) == 830 and not skipped and all(all(pair) for pair in questions)
-    assert len(drawn(questions, 20)) == 20 and drawn(questions, 20) == drawn(questions, 20)
-    assert drawn(questions, 0) == questions
+    assert len(draw_questions(questions, 20)) == 20 and draw_questions(questions, 20) == draw_questions(questions, 20)
+    assert draw_questions(questions, 0) == questions
 
 
 # Runs and examples
@@ -117,19 +117,17 @@ def test_runs_are_read_while_they_grow_and_long_curves_are_thinned(tmp_path):
     log.parent.mkdir(parents=True)
     log.write_text(line(1) + '{"step": 2, "tra', encoding="utf-8")
     runs = RunLogs(tmp_path / "out")
-    assert list(runs.logs()) == ["a"] and runs.curves(["a"]) == [(1, 1.0, "a · train")]
-    assert runs.state("a")["going_on"] and runs.state("a")["val_loss"] is None and runs.state("b") is None
+    assert list(runs.list_logs()) == ["a"] and runs.curves(["a"]) == [(1, 1.0, "a · train")]
+    assert runs.state("a")["active"] and runs.state("a")["val_loss"] is None and runs.state("b") is None
     log.write_text(line(1) + line(2, "abc") + line(3, [1], float("nan")), encoding="utf-8")
     assert runs.state("a")["train_loss"] == 1.0 and runs.curves(["a"]) == [(1, 1.0, "a · train")]
     log.write_text("".join(line(i, i, 5.0 if i == 999 else None) for i in range(1000)), encoding="utf-8")
     curve = [point for point in runs.curves(["a", "none"]) if point[2] == "a · train"]
-    assert len(curve) <= POINTS and curve[-1] == (999, 999, "a · train")
+    assert len(curve) <= MAX_CURVE_POINTS and curve[-1] == (999, 999, "a · train")
     assert runs.curves(["a"])[-1] == (999, 5.0, "a · val") and runs.state("a")["step"] == 999
 
 
 def test_examples_are_those_of_the_file_and_a_bad_row_costs_no_good_one(tmp_path):
-    from conftest import ROOT
-
     rows, problems = read_examples(ROOT / "examples.csv")
     assert len(rows) >= 20 and not problems and {kind for _, kind, _ in rows} == {"pretrain", "sft"}
     path = tmp_path / "e.csv"

@@ -1,4 +1,4 @@
-"""What the arena writes down: votes that survive crowds and kills, the board that they make, exports."""
+"""The arena's files: concurrent and killed writers, the leaderboard, exports."""
 
 import csv
 import json
@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minigpt.arena.leaderboard import POINTS, countable, head_to_head, standings, strengths
+from minigpt.arena.leaderboard import ELO_PER_NAT, compute_standings, count_results, fit_strengths, select_votes
 from minigpt.arena.problems import Problem
-from minigpt.arena.votes import Battles, Votes, append, flag, preferences, read_votes, to_csv
+from minigpt.arena.votes import Battles, Votes, append_lines, flag_answers, format_csv, preference_pairs, read_votes
 
 
 def vote(left="a", right="b", result="left", **more):
@@ -35,7 +35,7 @@ def answer(key, text="答", ended=True, failure=None):
 
 
 def cast_many(path, number, count, acknowledged):
-    """A process that votes; what was acknowledged is written to a file of its own."""
+    """Cast votes in a process of its own. Votes that are on the disk are listed in the file `acknowledged`."""
     votes = Votes(path)
     with open(acknowledged, "a", encoding="utf-8") as file:
         for i in range(count):
@@ -44,11 +44,13 @@ def cast_many(path, number, count, acknowledged):
             file.flush()
 
 
-def test_500_votes_of_five_processes_one_of_them_killed_are_all_there(tmp_path):
+def test_votes_of_three_processes_one_of_them_killed_are_all_there(tmp_path):
     path, spawn = tmp_path / "votes.jsonl", multiprocessing.get_context("spawn")
-    names = [tmp_path / f"acknowledged-{number}" for number in range(5)]
+    names = [tmp_path / f"acknowledged-{number}" for number in range(3)]
+    counts = (10**6, 100, 100)  # the first process is killed long before its last vote
     workers = [
-        spawn.Process(target=cast_many, args=(path, number, 100, names[number]), daemon=True) for number in range(5)
+        spawn.Process(target=cast_many, args=(path, number, count, names[number]), daemon=True)
+        for number, count in enumerate(counts)
     ]
     for worker in workers:
         worker.start()
@@ -56,14 +58,13 @@ def test_500_votes_of_five_processes_one_of_them_killed_are_all_there(tmp_path):
         time.sleep(0.005)
     workers[0].kill()
     for worker in workers:
-        worker.join(60)
+        worker.join()
     votes, unreadable = read_votes(path)
     found = [each["id"] for each in votes]
     acknowledged = [line for name in names for line in name.read_text(encoding="utf-8").split("\n")[:-1]]
-    assert len(acknowledged) >= 420 and set(acknowledged) <= set(found)
+    assert len(acknowledged) >= 220 and set(acknowledged) <= set(found)
     assert len(found) == len(set(found)) and unreadable <= 1
-    assert sum(each.startswith("0-") for each in found) < 100  # it was killed in the middle
-    Votes(path).add([vote(id="after")])  # the killed process holds nothing up
+    Votes(path).add([vote(id="after")])  # the killed process blocks nobody
     assert read_votes(path)[0][-1]["id"] == "after"
 
 
@@ -90,7 +91,7 @@ def test_lines_that_are_no_votes_are_counted(tmp_path):
 def test_a_place_that_cannot_be_written_to_is_said(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(Problem) as raised:
-        append(tmp_path / "file" / "votes.jsonl", "x\n")
+        append_lines(tmp_path / "file" / "votes.jsonl", "x\n")
     assert raised.value.key == "not_written"
 
 
@@ -130,7 +131,7 @@ def test_a_vote_that_could_not_be_written_can_be_cast_again(tmp_path):
 
 
 def test_two_models_differ_by_the_logarithm_of_their_odds():
-    lines = standings([vote()] * 300 + [vote("b", "a", "left")] * 100)
+    lines = compute_standings([vote()] * 300 + [vote("b", "a", "left")] * 100)
     assert [line.model for line in lines] == ["a", "b"]
     assert lines[0].score - lines[1].score == pytest.approx(400 * math.log10(3), rel=0.01)  # the prior's share
     assert lines[0].score + lines[1].score == pytest.approx(2000)
@@ -138,7 +139,7 @@ def test_two_models_differ_by_the_logarithm_of_their_odds():
 
 
 def simple_strengths(wins, prior=0.02, steps=20000, rate=0.02):
-    """The same by plain gradient ascent, one table at a time."""
+    """As `fit_strengths`, by gradient ascent for one matrix."""
     theta = np.zeros(len(wins))
     for _ in range(steps):
         slope = -prior * theta
@@ -154,7 +155,7 @@ def simple_strengths(wins, prior=0.02, steps=20000, rate=0.02):
 def test_many_tables_at_once_are_solved_as_one_by_a_plain_loop():
     wins = np.random.default_rng(0).integers(0, 6, size=(3, 4, 4)) * (1 - np.eye(4))
     wins[1, 0] = 0  # who never won
-    for table, theta in zip(wins, strengths(wins), strict=True):
+    for table, theta in zip(wins, fit_strengths(wins), strict=True):
         np.testing.assert_allclose(theta, simple_strengths(table, steps=4000), atol=1e-3)
 
 
@@ -166,32 +167,36 @@ def test_strengths_that_made_the_votes_are_found_and_mostly_lie_in_their_interva
     for _ in range(3000):
         a, b = rng.sample(sorted(true), 2)
         votes.append(vote(a, b, "left" if rng.random() < 1 / (1 + math.exp(true[b] - true[a])) else "right"))
-    lines = standings(votes)
-    inside = [line.low <= 1000 + POINTS * (true[line.model] - mean) <= line.high for line in lines]
+    lines = compute_standings(votes)
+    inside = [line.low <= 1000 + ELO_PER_NAT * (true[line.model] - mean) <= line.high for line in lines]
     assert sum(inside) >= 6 and all(line.low <= line.score <= line.high for line in lines)
-    assert standings(votes) == lines  # and the same again
+    assert compute_standings(votes) == lines  # and the same again
 
 
 def test_who_never_lost_has_a_finite_score_and_no_certainty():
-    first, _ = standings([vote()] * 20)
+    first, _ = compute_standings([vote()] * 20)
     assert first.model == "a" and 1000 < first.score < 2000 and first.high - first.low > 50
-    assert standings([]) == [] and len(standings([vote(result="bad")])) == 2
+    assert compute_standings([]) == [] and len(compute_standings([vote(result="bad")])) == 2
 
 
 def test_ties_and_both_bad_are_half_a_win_each():
-    lines = standings([vote(result="tie")] * 3 + [vote(result="bad")] * 2)
+    lines = compute_standings([vote(result="tie")] * 3 + [vote(result="bad")] * 2)
     assert [line.score for line in lines] == pytest.approx([1000, 1000])
     assert [line.ties for line in lines] == [5, 5]
-    assert head_to_head([vote(result="bad"), vote()], ["a", "b"])[..., 0].tolist() == [[0, 1], [0, 0]]
+    assert count_results([vote(result="bad"), vote()], ["a", "b"])[..., 0].tolist() == [[0, 1], [0, 0]]
 
 
 def test_a_match_that_was_run_again_counts_once_and_kinds_can_be_told_apart():
     match = vote(kind="match")
     turned = vote("b", "a", "left", kind="match", right_answer="又答")  # the same question again, and b wins
     votes = [match, match, turned, vote(), vote(), vote("a", "a")]
-    assert len(countable(votes)) == 3 and turned in countable(votes) and match not in countable(votes)
-    assert len(countable(votes)) == 3 and len(countable(votes, "vote")) == 2 and len(countable(votes, "match")) == 1
-    assert standings(countable(votes))[0].automatic == 1
+    assert len(select_votes(votes)) == 3 and turned in select_votes(votes) and match not in select_votes(votes)
+    assert (
+        len(select_votes(votes)) == 3
+        and len(select_votes(votes, "vote")) == 2
+        and len(select_votes(votes, "match")) == 1
+    )
+    assert compute_standings(select_votes(votes))[0].automatic == 1
 
 
 def test_preferences_are_what_dpo_trainers_read():
@@ -203,7 +208,7 @@ def test_preferences_are_what_dpo_trainers_read():
         vote(right_answer="左答"),
         {**vote(), "prompt": None},
     ]
-    assert preferences(votes) == [
+    assert preference_pairs(votes) == [
         {"prompt": "问", "chosen": "左答", "rejected": "右答"},
         {"prompt": "问", "chosen": "右答", "rejected": "左答"},
     ]
@@ -211,15 +216,15 @@ def test_preferences_are_what_dpo_trainers_read():
 
 def test_flagged_answers_are_a_csv_that_spreadsheets_open_and_no_cell_of_it_is_a_formula(tmp_path):
     path = tmp_path / "arena" / "flagged.csv"
-    flag(path, "=1+1", [answer("a", '多行\n"引号",逗号')], {"seed": 1})
-    flag(path, "问", [answer("a", "一"), answer("b", "二")], {})
+    flag_answers(path, "=1+1", [answer("a", '多行\n"引号",逗号')], {"seed": 1})
+    flag_answers(path, "问", [answer("a", "一"), answer("b", "二")], {})
     assert path.read_bytes().startswith(b"\xef\xbb\xbf")
     with open(path, encoding="utf-8-sig", newline="") as file:
         first, second = csv.DictReader(file)
     assert first["prompt"] == "'=1+1" and first["outputs"] == '多行\n"引号",逗号' and first["settings"] == '{"seed": 1}'
     assert second["models"] == "a | b" and json.loads(second["outputs"]) == {"a": "一", "b": "二"}
-    assert to_csv([[-1, "@x"]]) == '-1,"\'@x"\n'
-    assert list(csv.reader([to_csv([["a\rb", "ok\r=1"]])])) == [["a\rb", "ok\r=1"]]
+    assert format_csv([[-1, "@x"]]) == '-1,"\'@x"\n'
+    assert list(csv.reader([format_csv([["a\rb", "ok\r=1"]])])) == [["a\rb", "ok\r=1"]]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX's file size limit")

@@ -1,37 +1,32 @@
-"""Each function of the page by gradio_client, over models that say the prompt back, and what the page refuses."""
+"""Each function of the page, called with gradio_client. The models repeat the prompt."""
 
 import csv
 import json
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import gradio_client
 import pytest
-from arena_fakes import __file__ as fake
 from arena_fakes import write_checkpoints
 from arena_visitors import ELSEWHERE, FIELDS, table, texts, visitor
+from page_in_browser import HANG_SECONDS
 from peer_fakes import peer
-from serving_fakes import started
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("arena")
-    write_checkpoints(folder / "out")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def arena(folder):
-    with started(fake, "--port=0", "--peers=peers.json", cwd=folder) as server:
-        yield server
-
-
-@pytest.fixture
 def client(arena):
+    """A visitor; tests do not rely on what the earlier ones left in the session."""
     client = visitor(arena)
     yield client
     client.close()
+
+
+def wait_until(condition):
+    begun = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begun < HANG_SECONDS
+        time.sleep(0.02)
 
 
 def votes_of(folder):
@@ -40,29 +35,29 @@ def votes_of(folder):
 
 
 def test_one_model_answers_with_its_time(client):
+    client.predict(api_name="/clear")
     chat, _, state = client.predict("alpha", "full stop", *FIELDS, api_name="/ask")
     assert texts(chat) == [("user", "full stop"), ("assistant", "full stop")]
     assert "首字" in state and "9 token" in state
     chat, _, _ = client.predict("base", "full stop too", *FIELDS, api_name="/ask")
     assert len(chat) == 4  # what came before stays
-    assert client.predict(api_name="/clear") == ([], "")
+    chat, _, state = client.predict(api_name="/clear")
+    assert (chat, state) == ([], "")
 
 
 def test_text_comes_while_it_is_made(client):
     job = client.submit("alpha", "slow" * 5, *FIELDS, api_name="/ask")
-    job.result(timeout=30)
+    job.result(HANG_SECONDS)
     lengths = [len(texts(output[0])[-1][1]) for output in job.outputs() if isinstance(output[0], list) and output[0]]
     assert len(set(lengths)) > 5 and lengths == sorted(lengths) and lengths[-1] == 30
 
 
 def test_stop_stops_the_generation_and_the_text_stays(client, arena):
     job = client.submit("alpha", "slow" * 100, 4000, *FIELDS[1:], api_name="/ask")
-    while len(job.outputs()) < 4:
-        time.sleep(0.02)
-    started_at = time.monotonic()
+    wait_until(lambda: len(job.outputs()) >= 4)
     assert client.predict(api_name="/stop") == "已停止"
-    chat, _, state = job.result(timeout=10)
-    assert time.monotonic() - started_at < 2 and "已停止" in state and len(texts(chat)[-1][1]) < 400
+    chat, _, state = job.result(HANG_SECONDS)
+    assert "已停止" in state and 0 < len(texts(chat)[-1][1]) < 4000
     assert client.predict(api_name="/stop") == "没有正在生成的回答"
 
 
@@ -87,7 +82,7 @@ def test_a_mistake_is_said_and_what_was_typed_stays(client, values, said):
 
 def test_handlers_speak_the_readers_language(arena):
     client = visitor(arena, **{"Accept-Language": "en-GB,en;q=0.9,zh;q=0.5"})
-    assert client.predict(api_name="/stop") == "nothing is being generated"
+    assert client.predict(api_name="/stop") == "No answer is being generated"
     _, _, state = client.predict("alpha", "full stop", *FIELDS, api_name="/ask")
     assert state.startswith("first token") and "tokens/s" in state
     client.close()
@@ -99,6 +94,7 @@ def test_an_engine_that_fails_is_said_and_what_came_before_it_stays(client):
 
 
 def test_a_flagged_answer_is_in_the_csv_with_its_settings(client, folder):
+    client.predict(api_name="/clear")
     assert client.predict(api_name="/flag") == "还没有可标记的回答"
     client.predict("alpha", "full stop, =标记", *FIELDS, api_name="/ask")
     assert "flagged.csv" in client.predict(api_name="/flag")
@@ -109,7 +105,7 @@ def test_a_flagged_answer_is_in_the_csv_with_its_settings(client, folder):
 def test_two_models_answer_at_once_by_name_and_a_vote_counts_once(client, folder):
     before = len(votes_of(folder))
     left, right, left_line, right_line, _, state, *_ = client.predict(
-        False, "alpha", "base", "full stop 甲", *FIELDS, api_name="/duel"
+        False, "alpha", "base", "full stop 甲", *FIELDS, api_name="/duel_ask"
     )
     assert texts(left) == texts(right) == [("user", "full stop 甲"), ("assistant", "full stop 甲")]
     assert left_line.startswith("alpha (step 7)") and right_line.startswith("base (step 7)") and "哪个更好" in state
@@ -122,8 +118,8 @@ def test_two_models_answer_at_once_by_name_and_a_vote_counts_once(client, folder
 
 
 def test_a_blind_battle_tells_no_name_before_the_vote(client):
-    job = client.submit(True, "alpha", "base", "slow full stop", *FIELDS, api_name="/duel")
-    result = job.result(timeout=30)
+    job = client.submit(True, "alpha", "base", "slow full stop", *FIELDS, api_name="/duel_ask")
+    result = job.result(HANG_SECONDS)
     shown = json.dumps([*job.outputs(), result], ensure_ascii=False, default=str)
     assert not any(name in shown for name in ("alpha", "beta", "base (")) and "token" not in shown
     said, left_line, *_ = client.predict(api_name="/vote_tie")
@@ -131,17 +127,16 @@ def test_a_blind_battle_tells_no_name_before_the_vote(client):
 
 
 def test_stopping_a_duel_stops_both(client):
-    job = client.submit(False, "alpha", "beta", "slow" * 100, 4000, *FIELDS[1:], api_name="/duel")
-    while len(job.outputs()) < 4:
-        time.sleep(0.02)
+    job = client.submit(False, "alpha", "beta", "slow" * 100, 4000, *FIELDS[1:], api_name="/duel_ask")
+    wait_until(lambda: len(job.outputs()) >= 4)
     client.predict(api_name="/duel_stop")
-    left, right, left_line, right_line, *_ = job.result(timeout=10)
+    left, right, left_line, right_line, *_ = job.result(HANG_SECONDS)
     assert "已停止" in left_line and "已停止" in right_line and texts(left)[-1][1] and texts(right)[-1][1]
 
 
 def test_the_board_shows_the_votes_and_exports_them(client, arena):
     for _ in range(3):
-        client.predict(False, "alpha", "beta", "full stop 榜", *FIELDS, api_name="/duel")
+        client.predict(False, "alpha", "beta", "full stop 榜", *FIELDS, api_name="/duel_ask")
         client.predict(api_name="/vote_left")
     state, standings, plot, against, board, preferences = client.predict("vote", api_name="/board")
     assert "票" in state and "alpha (step 7)" in [row[1] for row in table(standings)]
@@ -179,7 +174,7 @@ def test_a_match_runs_a_file_and_feeds_the_board(client, folder, tmp_path):
     assert "2 题" in client.predict(["alpha", "base"], None, 2, *FIELDS, api_name="/match")[0]
 
 
-def test_a_peer_is_added_asked_and_removed(client, folder):
+def test_a_peer_is_added_asked_and_removed(client, peers_file):
     with peer(["echo"], "minigpt") as other:
         *form, rows, said, _ = client.predict("小明", other.address, "k", api_name="/add_peer")[:6]
         assert form == ["", "", ""] and "已添加" in said
@@ -188,23 +183,22 @@ def test_a_peer_is_added_asked_and_removed(client, folder):
         chat, _, state = client.predict("echo @ 小明", "你好", *FIELDS, api_name="/ask")
         assert texts(chat)[-1] == ("assistant", "你好") and "首字" in state
         assert other.seen[-1][1]["Authorization"] == "Bearer k"
-        assert "k" in (folder / "peers.json").read_text(encoding="utf-8")
+        assert "k" in peers_file.read_text(encoding="utf-8")
         assert '"k"' not in json.dumps(client.predict(api_name="/peers"), default=str)
     assert "⚠" in client.predict("file", "file:///etc/passwd", "", api_name="/add_peer")[4]
     _, said, *_ = client.predict("小明", api_name="/remove_peer")
-    assert "已删除" in said and (folder / "peers.json").read_text(encoding="utf-8").strip() == "[]"
+    assert "已删除" in said and peers_file.read_text(encoding="utf-8").strip() == "[]"
 
 
 @pytest.mark.parametrize("headers", [ELSEWHERE, {"Forwarded": "for=1.2.3.4"}, {"X-Real-IP": "1.2.3.4"}])
-def test_who_comes_from_elsewhere_can_add_and_remove_no_peer(arena, folder, headers):
-    (folder / "peers.json").write_text('[{"name": "a", "address": "x"}]', encoding="utf-8")
+def test_who_comes_from_elsewhere_can_add_and_remove_no_peer(arena, peers_file, headers):
+    peers_file.write_text('[{"name": "a", "address": "x"}]', encoding="utf-8")
     client = visitor(arena, **headers)
     form = client.predict("b", "127.0.0.1:80", "k", api_name="/add_peer")
     assert "坐在这台机器前" in form[4] and [*form[:3]] == ["b", "127.0.0.1:80", "k"]
     assert "坐在这台机器前" in client.predict("a", api_name="/remove_peer")[1]
-    assert (folder / "peers.json").read_text(encoding="utf-8") == '[{"name": "a", "address": "x"}]'
+    assert peers_file.read_text(encoding="utf-8") == '[{"name": "a", "address": "x"}]'
     client.close()
-    (folder / "peers.json").unlink()
 
 
 def test_the_training_tab_gives_the_curves_of_the_runs(client, folder):
@@ -240,57 +234,62 @@ def test_ten_tabs_at_once_each_have_their_own_text_and_none_waits_for_another(ar
         client.close()
 
 
-def test_a_tab_that_is_closed_stops_its_answer(arena, folder):
-    client = visitor(arena)
-    job = client.submit("beta", "slow" * 100, 4000, *FIELDS[1:], api_name="/ask")
-    while len(job.outputs()) < 3:
-        time.sleep(0.02)
-    job.cancel()
-    client.close()
-    begun = time.monotonic()
-    other = visitor(arena)
-    # A fake's whole batch slows down while anything slow is in it.
-    while True:
-        asked = time.monotonic()
-        other.predict("beta", "quick", *FIELDS, api_name="/ask")
-        if time.monotonic() - asked < 0.8:
-            break
-        assert time.monotonic() - begun < 20
-    other.close()
+def test_a_closed_tab_stops_its_answer(arena, peers_file):
+    with peer(["slow"]) as other:
+        peers_file.write_text(json.dumps([{"name": "p", "address": other.address}]), encoding="utf-8")
+        client = visitor(arena)
+        job = client.submit("slow @ p", "慢" * 4000, *FIELDS, api_name="/ask")
+        wait_until(lambda: len(job.outputs()) >= 3)
+        client.close()
+        wait_until(lambda: other.left)  # the peer notices that the connection is closed
 
 
 def test_clear_stops_an_answer_and_what_it_had_made_is_not_shown(client):
     job = client.submit("alpha", "slow" * 100, 4000, *FIELDS[1:], api_name="/ask")
-    while len(job.outputs()) < 4:
-        time.sleep(0.02)
+    wait_until(lambda: len(job.outputs()) >= 4)
     client.predict(api_name="/clear")
-    assert job.result(timeout=10)[0] == []
-    job = client.submit(False, "alpha", "beta", "slow" * 100, 4000, *FIELDS[1:], api_name="/duel")
-    while len(job.outputs()) < 4:
-        time.sleep(0.02)
+    assert job.result(HANG_SECONDS)[0] == []
+    job = client.submit(False, "alpha", "beta", "slow" * 100, 4000, *FIELDS[1:], api_name="/duel_ask")
+    wait_until(lambda: len(job.outputs()) >= 4)
     client.predict(api_name="/duel_clear")
-    assert job.result(timeout=10)[:2] == ([], [])
+    assert job.result(HANG_SECONDS)[:2] == ([], [])
     assert "没有等待投票" in client.predict(api_name="/vote_left")[0]
 
 
 def test_a_vote_stays_possible_when_the_next_question_cannot_be_asked(client):
-    client.predict(False, "alpha", "beta", "full stop", *FIELDS, api_name="/duel")
+    client.predict(False, "alpha", "beta", "full stop", *FIELDS, api_name="/duel_ask")
     for left, right, prompt in (("gone", "beta", "x"), ("alpha", "alpha", "x"), ("alpha", "beta", " ")):
-        result = client.predict(False, left, right, prompt, *FIELDS, api_name="/duel")
+        result = client.predict(False, left, right, prompt, *FIELDS, api_name="/duel_ask")
         assert result[5].startswith("⚠") and result[4] == prompt
     assert "已投票" in client.predict(api_name="/vote_bad")[0]
 
 
-def test_stop_while_a_model_is_loading_stops_what_would_come(folder):
-    with started(fake, "--port=0", "--arena_dir=late", cwd=folder, FAKE_LOADING="1") as server:
-        client = visitor(server)
-        job = client.submit("alpha", "slow" * 50, *FIELDS, api_name="/ask")
-        while not job.outputs():  # "loading"
-            time.sleep(0.01)
-        assert client.predict(api_name="/stop") == "已停止"
-        assert texts(job.result(timeout=10)[0])[-1][1] in ("", "（没有回答）", "s")
-        job = client.submit(["beta", "base"], None, 5, *FIELDS, api_name="/match")
-        time.sleep(0.4)
-        assert client.predict(api_name="/match_stop") == "已停止"
-        assert "没有计票" in job.result(timeout=10)[0] and not (folder / "late").exists()
-        client.close()
+def test_stop_while_a_model_is_loading_stops_what_would_come(client, folder):
+    write_checkpoints(folder / "out", ["gated", "gated-2"])
+    before = len(votes_of(folder))
+    job = client.submit("gated", "slow" * 50, *FIELDS, api_name="/ask")
+    wait_until(job.outputs)  # the status line: it is being loaded
+    assert client.predict(api_name="/stop") == "已停止"
+    (folder / "out" / "gated" / "open").touch()
+    assert texts(job.result(HANG_SECONDS)[0])[-1][1] in ("", "（没有回答）", "s")
+    job = client.submit(["gated-2", "alpha"], None, 5, *FIELDS, api_name="/match")
+    wait_until(lambda: client.predict(api_name="/match_stop") == "已停止")
+    (folder / "out" / "gated-2" / "open").touch()
+    assert "没有计票" in job.result(HANG_SECONDS)[0] and len(votes_of(folder)) == before
+    for name in ("gated", "gated-2"):
+        shutil.rmtree(folder / "out" / name)
+
+
+def test_only_the_timer_of_the_selected_tab_runs(arena):
+    config = json.loads(arena.ask("GET", "/config")[2])
+    components = {each["id"]: each for each in config["components"]}
+    timers = {}  # tab's id: which timers it starts
+    for event in config["dependencies"]:
+        if event["outputs"] and all(components[output]["type"] == "timer" for output in event["outputs"]):
+            ((tab, name),) = event["targets"]
+            assert name == "select"
+            body = {"data": [], "fn_index": event["id"], "session_hash": "timers"}
+            updates = arena.post("/gradio_api/run/predict", **body)[1]["data"]
+            timers[components[tab]["props"]["id"]] = [update["active"] for update in updates]
+    others = {name: [False, False] for name in ("single", "duel", "board", "match")}
+    assert timers == {**others, "training": [True, False], "peers": [False, True]}

@@ -1,4 +1,4 @@
-"""What the arena's page refuses: files, addresses, foreign names and pages, who has not logged in."""
+"""Requests that the page refuses: for files and addresses, from other hosts and origins, without a login."""
 
 import http.client
 import json
@@ -8,25 +8,15 @@ import uuid
 import gradio_client
 import pytest
 from arena_fakes import __file__ as fake
-from arena_fakes import write_checkpoints
-from arena_visitors import ELSEWHERE, FIELDS, table, texts, visitor
-from peer_fakes import peer
+from arena_fakes import arena_settings
+from arena_visitors import ELSEWHERE, FIELDS
 from serving_fakes import started
 
+import sample_gradio
+from minigpt.common.errors import UserError
+from minigpt.common.net import announce_server
+
 FILE = {"_type": "gradio.FileData"}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("arena")
-    write_checkpoints(folder / "out")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def arena(folder):
-    with started(fake, "--port=0", "--peers=peers.json", cwd=folder) as server:
-        yield server
 
 
 def ask_raw(arena, method, path, body=b"", **headers):
@@ -44,15 +34,14 @@ def ask_raw(arena, method, path, body=b"", **headers):
      "/static/../../peers.json",
      "/gradio_api/../peers.json", "/assets/..%2f..%2f..%2fpeers.json"],
 )  # fmt: skip
-def test_no_file_and_no_address_is_fetched_for_a_visitor(arena, folder, path):
-    (folder / "peers.json").write_text('[{"name": "a", "address": "x", "key": "geheim"}]', encoding="utf-8")
+def test_no_file_and_no_address_is_fetched_for_a_visitor(arena, peers_file, path):
+    peers_file.write_text('[{"name": "a", "address": "x", "key": "geheim"}]', encoding="utf-8")
     status, body = ask_raw(arena, "GET", path)
     assert status in (403, 404, 405, 422) and b"geheim" not in body and b"root:" not in body
-    (folder / "peers.json").unlink()
 
 
 def raw(arena, name, data):
-    """What a function's stream says to data sent as they are (gradio_client would upload files first)."""
+    """The event stream of a function that is sent these data (gradio_client would upload files first)."""
     session, config = uuid.uuid4().hex, json.loads(ask_raw(arena, "GET", "/config")[1])
     (index,) = (each["id"] for each in config["dependencies"] if each["api_name"] == name)
     body = json.dumps({"data": data, "fn_index": index, "session_hash": session}).encode()
@@ -62,22 +51,19 @@ def raw(arena, name, data):
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "peers.json", "http://127.0.0.1:9/x", "https://example.com/x"])
-def test_a_file_that_is_named_in_the_place_of_a_text_is_not_read(arena, folder, path):
-    (folder / "peers.json").write_text('[{"name": "a", "address": "x", "key": "geheim"}]', encoding="utf-8")
-    path = str(folder / path) if path == "peers.json" else path
-    for payload in ({"path": path, "meta": FILE}, {"path": path}, [{"path": path, "meta": FILE}], {"url": path}):
-        for name, data in (
-            ("ask", ["alpha", payload, None, *FIELDS]),
-            ("duel", [False, "alpha", payload, "x", None, *FIELDS]),
-            ("match", [["alpha", "beta"], payload, 1, *FIELDS]),
-        ):
-            said = raw(arena, name, data)
-            assert '"success":false' in said and not any(word in said for word in ("root:", "geheim", "/tmp/gradio"))
-        status, said = ask_raw(
-            arena, "POST", "/gradio_api/run/add_peer", json.dumps({"data": [payload, "x", ""]}).encode()
-        )
-        assert status == 500 and b"passwd" not in said and b"geheim" not in said
-    (folder / "peers.json").unlink()
+def test_a_file_in_the_place_of_a_text_is_not_read(arena, peers_file, path):
+    peers_file.write_text('[{"name": "a", "address": "x", "key": "geheim"}]', encoding="utf-8")
+    path = str(peers_file) if path == "peers.json" else path
+    payload = {"path": path, "meta": FILE}
+    for name, data in (
+        *(("ask", ["alpha", each, None, *FIELDS]) for each in (payload, {"path": path}, [payload], {"url": path})),
+        ("duel_ask", [False, "alpha", payload, "x", None, *FIELDS]),
+        ("match", [["alpha", "beta"], payload, 1, *FIELDS]),
+    ):
+        said = raw(arena, name, data)
+        assert '"success":false' in said and not any(word in said for word in ("root:", "geheim", "/tmp/gradio"))
+    status, said = ask_raw(arena, "POST", "/gradio_api/run/add_peer", json.dumps({"data": [payload, "x", ""]}).encode())
+    assert status == 500 and b"passwd" not in said and b"geheim" not in said
 
 
 def test_another_name_and_another_origin_are_refused(arena):
@@ -109,7 +95,7 @@ def test_what_is_far_too_long_is_refused_before_it_is_read(arena):
     connection.close()
 
 
-def test_a_login_is_needed_where_one_is_set_and_lets_one_add_peers(folder):
+def test_a_login_is_needed_where_one_is_set_and_ctrl_c_ends_the_page(folder, peers_file):
     with started(fake, "--port=0", "--host=0.0.0.0", "--auth=me:geheim", "--peers=peers.json", cwd=folder) as server:
         assert "warning" not in "".join(server.lines)
         for path in ("/config", "/gradio_api/info", "/gradio_api/file=x", "/gradio_api/queue/data?session_hash=a"):
@@ -118,24 +104,13 @@ def test_a_login_is_needed_where_one_is_set_and_lets_one_add_peers(folder):
             gradio_client.Client(server.url, verbose=False, auth=("me", "wrong"))
         client = gradio_client.Client(server.url, verbose=False, auth=("me", "geheim"), headers=ELSEWHERE)
         assert "127.0.0.1:9" in json.dumps(client.predict("x", "127.0.0.1:9", "", api_name="/add_peer"), default=str)
-        assert (folder / "peers.json").exists()
+        assert peers_file.exists()
         client.close()
-    (folder / "peers.json").unlink()
+        code, said = server.stop()
+        assert code == 0 and "Traceback" not in said
 
 
-def test_a_proxy_of_any_kind_in_the_environment_does_not_keep_the_page_from_starting(folder):
-    with peer(["echo"]) as other:
-        (folder / "peers.json").write_text(json.dumps([{"name": "p", "address": other.address}]), encoding="utf-8")
-        proxies = {"ALL_PROXY": "socks5://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "NO_PROXY": ""}
-        with started(fake, "--port=0", "--peers=peers.json", cwd=folder, **proxies) as server:
-            client = visitor(server)
-            assert "ms" in table(client.predict(api_name="/peers")[0])[0][2]
-            assert texts(client.predict("echo @ p", "你好", *FIELDS, api_name="/ask")[0])[-1] == ("assistant", "你好")
-            client.close()
-    (folder / "peers.json").unlink()
-
-
-def test_mistakes_at_the_start_are_one_line(folder, script):
+def test_mistakes_at_the_start_are_one_line_and_an_open_page_warns(folder, script, tmp_path, capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -143,15 +118,11 @@ def test_mistakes_at_the_start_are_one_line(folder, script):
         done = script("sample_gradio.py", f"--port={port}", cwd=folder)
         assert done.returncode == 1 and done.stderr.count("\n") == 1 and f"port {port} is taken" in done.stderr
     for auth in ("onlyuser", "user:", ":password"):
-        done = script("sample_gradio.py", f"--auth={auth}", cwd=folder)
-        assert done.returncode == 1 and "user:password" in done.stderr
-
-
-def test_an_open_page_without_a_login_warns_and_stops_at_ctrl_c_with_zero(folder):
-    with started(fake, "--port=0", "--host=0.0.0.0", cwd=folder) as server:
-        assert "warning: everyone" in "".join(server.lines)
-        code, said = server.stop()
-        assert code == 0 and "Traceback" not in said
+        with pytest.raises(UserError, match="user:password"):
+            sample_gradio.checked_auth(arena_settings(tmp_path, auth=auth))
+    for host, auth, warns in (("0.0.0.0", "", True), ("0.0.0.0", "me:geheim", False), ("127.0.0.1", "", False)):
+        announce_server("the arena is", host, 7860, bool(auth), "--auth")
+        assert ("warning: everyone" in capsys.readouterr().out) == warns
 
 
 @pytest.mark.parametrize(("origin", "status"), [("http://evil.example", 403), ("null", 403), ("", 200)])

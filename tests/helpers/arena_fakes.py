@@ -1,9 +1,8 @@
-"""The arena over generators without a model, and what its tests need: run as a script it is that arena.
+"""An arena with fake generators. Run as a script, it serves the page with them.
 
-Checkpoints are real files of a tiny model; what answers is serving_fakes.FakeGenerator, which says the prompt back.
+Checkpoints are real files of a tiny model. The answers come from serving_fakes.FakeGenerator, which repeats the prompt.
 """
 
-import os
 import time
 from pathlib import Path
 
@@ -16,7 +15,7 @@ STAGES = {"alpha": "sft", "beta": "sft", "base": "pretrain"}
 
 
 def write_checkpoints(root, names=tuple(STAGES), step=7):
-    """Checkpoints of a tiny model: <root>/<name>/ckpt.pt; returns the root."""
+    """Write <root>/<name>/ckpt.pt of a tiny model for each name. Returns the root."""
     from tiny import tiny_model, tiny_tokenizer
 
     model = tiny_model()
@@ -26,7 +25,7 @@ def write_checkpoints(root, names=tuple(STAGES), step=7):
 
 
 def write_checkpoint(path, model, tokenizer, stage="sft", step=7, loss=1.5):
-    """One checkpoint, as train.py writes it."""
+    """Write one checkpoint, as train.py does. Returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     progress = {"step": step, "best_val_loss": loss, "last_losses": (1.0, loss + 1)}
     save_checkpoint(path, model.state_dict(), model.config, TrainSettings(), stage, tokenizer, progress)
@@ -34,13 +33,18 @@ def write_checkpoint(path, model, tokenizer, stage="sft", step=7, loss=1.5):
 
 
 def open_fake(ckpt, settings):
-    """As generation.open_generator, of a fake; it takes the environment's FAKE_LOADING seconds."""
-    time.sleep(float(os.environ.get("FAKE_LOADING", 0)))
+    """As inference.engine.open_generator, with a FakeGenerator.
+
+    A checkpoint in a folder whose name has "gated" in it is loaded only once that folder has a file named "open".
+    """
+    folder = Path(ckpt).parent
+    while "gated" in folder.name and not (folder / "open").exists():
+        time.sleep(0.01)
     return ckpt, {}, FakeGenerator("pretrain" if "base" in ckpt else "sft", settings.max_batch)
 
 
 def arena_settings(folder, **more):
-    """The arena's settings, everything under a folder."""
+    """Settings of an arena with all its files under a folder."""
     made = ArenaSettings()
     made.out_root, made.arena_dir, made.peers = (str(folder / name) for name in ("out", "arena", "peers.json"))
     for name, value in more.items():

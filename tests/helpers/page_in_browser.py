@@ -1,4 +1,4 @@
-"""The arena's page in headless Chromium: what a person does there, and waits for."""
+"""Actions on the arena's page in headless Chromium."""
 
 import os
 import shutil
@@ -8,11 +8,11 @@ from contextlib import contextmanager
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 SINGLE, DUEL, BOARD, MATCH, TRAINING, PEERS = range(6)
-HANG_SECONDS = 240  # after which a wait is given up: a page takes half a minute to open on a busy machine
+HANG_SECONDS = 240  # timeout of all waits; opening a page may take half a minute on a busy machine
 
 
 def with_streams(page):
-    """The page, whose `streams` has from now on the requests of Gradio's streams of events that are open."""
+    """The page, with a set `streams` of the open requests for Gradio's event streams."""
     page.streams = set()
     page.on("request", lambda r: page.streams.add(r) if "/gradio_api/queue/data" in r.url else None)
     page.on("requestfinished", lambda r: page.streams.discard(r))
@@ -22,7 +22,7 @@ def with_streams(page):
 
 @contextmanager
 def opened(browser, arena, locale="zh-CN", **more):
-    """A page of a new visitor; `alien` has the requests that it made to other machines."""
+    """A page of a new visitor. `alien` lists its requests to other machines, `dialogs` the texts of its dialogs."""
     context = browser.new_context(locale=locale, **more)
     page = with_streams(context.new_page())
     page.alien, page.dialogs = [], []
@@ -38,48 +38,47 @@ def opened(browser, arena, locale="zh-CN", **more):
 
 
 def go(page, tab):
-    """Open a tab."""
+    """Select a tab."""
     page.locator("button[role=tab]").nth(tab).click()
 
 
 def ask(page, prompt, prefix=""):
-    """Ask, once Gradio's stream of the answer before is closed.
+    """Send a prompt, after Gradio's event stream of the previous answer has closed.
 
-    An event that joins in the moment in which the stream closes would wait for its news for ever.
+    An event that is queued while the stream closes would never receive its updates.
     """
     wait_for(page, lambda: not page.streams)
     page.fill(f"#{prefix}prompt textarea", prompt)
     page.click(f"#{prefix}send")
 
 
-def said(page, chat="chat"):
-    """What a chatbot shows as the last answer, "" before there is one."""
+def last_answer(page, chat="chat"):
+    """Text of the last answer in a chatbot, "" before the first."""
     return page.evaluate(
         f"[...document.querySelectorAll('#{chat} .bot .message-content, #{chat} .message.bot')].at(-1)?.innerText ?? ''"
     ).strip()
 
 
 def wait_for(page, condition):
-    """Wait until condition() holds; returns the seconds that it took."""
+    """Wait until condition() is true."""
     begun = time.monotonic()
     while not condition():
         assert time.monotonic() - begun < HANG_SECONDS, page.inner_text("body")[:2000]
         page.wait_for_timeout(20)
-    return time.monotonic() - begun
 
 
 def state(page, name):
+    """Text of a status line."""
     return page.input_value(f"#state-{name} textarea")
 
 
 def choose(page, dropdown, text):
-    """Choose what contains a text in a drop-down."""
+    """Select the first option that contains a text."""
     page.click(f"#{dropdown} input")
     page.locator(f"#{dropdown} [role=option]", has_text=text).first.click()
 
 
-def by_name(page):
-    """Leave the blind mode."""
-    if page.is_checked("#blind input"):
-        page.click("#blind input")
-    page.wait_for_selector("#left-model input", state="visible")
+def set_blind(page, blind):
+    """Switch the blind mode on or off."""
+    page.set_checked("#blind input", blind)
+    page.wait_for_selector("#left-model input", state="hidden" if blind else "visible")

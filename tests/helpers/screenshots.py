@@ -1,4 +1,4 @@
-"""Pictures of each tab for the README and docs/arena.md, and the times that a visitor waits.
+"""Takes the pictures for the README and docs/arena.md, and measures the page's response time.
 
     python sample_gradio.py        (with the demo's two checkpoints, and a peer for the last tab)
     python tests/helpers/screenshots.py http://127.0.0.1:7860 docs/arena
@@ -21,14 +21,14 @@ from page_in_browser import (
     TRAINING,
     ask,
     go,
-    said,
+    last_answer,
     state,
     wait_for,
     with_streams,
 )
 from playwright.sync_api import sync_playwright
 
-ASKED = [
+PROMPTS = [
     "铁的元素符号是什么？",
     "曹操是谁？",
     "新加坡的国土在哪个地区？",
@@ -39,9 +39,9 @@ SIZE = {"width": 1120, "height": 860}
 
 
 def first_character(page, prompt):
-    """Seconds from pressing the button to the first character of the answer, as the page's own clock has it."""
+    """Seconds from pressing the button to the first character of the answer, by the browser's clock."""
     page.click("#clear")
-    wait_for(page, lambda: not said(page))
+    wait_for(page, lambda: not last_answer(page))
     page.fill("#prompt textarea", prompt)
     page.wait_for_timeout(300)
     return page.evaluate(
@@ -65,29 +65,29 @@ def opened(browser, url, **more):
 
 
 def single(page, folder):
-    """The first tab, and the times to the first character."""
-    page.click("#prompt textarea")  # has the model loaded
+    """Pictures of the first tab, and times to the first character."""
+    page.click("#prompt textarea")  # loads the model
     page.wait_for_timeout(3000)
-    times = [first_character(page, prompt) for prompt in ASKED * 4]
+    times = [first_character(page, prompt) for prompt in PROMPTS * 4]
     shown = f"median {statistics.median(times):.3f} s, longest {max(times):.3f} s of {len(times)}"
     print(f"first character after pressing the button: {shown}")
     page.click("#clear")
-    for prompt in ASKED[:2]:
+    for prompt in PROMPTS[:2]:
         ask(page, prompt)
-        wait_for(page, lambda: "token" in state(page, "single") and said(page))
+        wait_for(page, lambda: "token" in state(page, "single") and last_answer(page))
         page.wait_for_timeout(500)
     page.screenshot(path=folder / "single.png")
 
 
 def duel(page, folder):
-    """A few blind battles, voted on."""
+    """Pictures of blind battles, before and after the vote."""
     go(page, DUEL)
-    for prompt in ASKED:
+    for prompt in PROMPTS:
         ask(page, prompt, "duel-")
         page.wait_for_selector("#vote-left:not([disabled])")
         page.wait_for_timeout(300)
         page.screenshot(path=folder / "duel.png")
-        left, right = said(page, "left-chat"), said(page, "right-chat")
+        left, right = last_answer(page, "left-chat"), last_answer(page, "right-chat")
         best = "tie" if left == right else "left" if left.endswith("。") and len(left) < len(right) else "right"
         page.click(f"#vote-{best}")
         wait_for(page, lambda: "已投票" in state(page, "duel"))
@@ -95,10 +95,10 @@ def duel(page, folder):
 
 
 def rest(page, folder):
-    """The other tabs."""
+    """Pictures of the other tabs."""
     go(page, MATCH)
     page.click("#match-start")
-    wait_for(page, lambda: "20 题" in state(page, "match"), 120)
+    wait_for(page, lambda: "20 题" in state(page, "match"))
     page.screenshot(path=folder / "match.png")
     for tab, name in ((BOARD, "board"), (TRAINING, "training"), (PEERS, "peers")):
         go(page, tab)
@@ -118,8 +118,8 @@ def main(url, folder):
         rest(page, folder)
         telephone = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "locale": "en-US"}
         page = opened(browser, url, **telephone)
-        ask(page, ASKED[0])
-        wait_for(page, lambda: "token" in state(page, "single") and said(page))
+        ask(page, PROMPTS[0])
+        wait_for(page, lambda: "token" in state(page, "single") and last_answer(page))
         page.screenshot(path=folder / "telephone.png")
         browser.close()
 
