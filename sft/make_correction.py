@@ -25,7 +25,15 @@ from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_atomic
 from minigpt.corpus.cleaning import Cleaner
 from minigpt.corpus.records import Problems, article_of, dropped_text, find_files, hash_share, read_rows
-from minigpt.evaluation.mistakes import KINDS, UNCHANGED, han_places, is_whole, most_frequent, sentences_of, spoilt
+from minigpt.evaluation.mistakes import (
+    MISTAKE_KINDS,
+    UNCHANGED,
+    add_mistake,
+    frequent_characters,
+    han_places,
+    is_complete,
+    sentences_of,
+)
 from minigpt.settings.parse import load_settings
 
 FEWEST = 4  # Han characters of a sentence that is used
@@ -87,7 +95,7 @@ class Sentences:
         """Why a sentence cannot be used, or None."""
         if text in self.texts:
             return AGAIN
-        if not is_whole(text):
+        if not is_complete(text):
             return OPEN
         if len(text) > self.settings.max_sentence_chars:
             return LONG
@@ -100,7 +108,7 @@ class Sentences:
 
 def rows_of(sentences, settings):
     """Yields the rows (dicts) of all sentences. No question is another row's answer, or stands in two rows."""
-    frequent, taken = most_frequent(sentences.characters), set(sentences.texts)
+    frequent, taken = frequent_characters(sentences.characters), set(sentences.texts)
     for sentence in sentences.in_order():
         about = {"answer": sentence.text, "id": sentence.id, "subject": sentence.subject}
         if hash_share(f"{settings.seed}:keep:{sentence.text}") < settings.unchanged_share:
@@ -110,7 +118,7 @@ def rows_of(sentences, settings):
         kinds = rng.sample(settings.mistakes, len(settings.mistakes))
         for variant in range(settings.variants):
             for kind in kinds[variant % len(kinds) :] + kinds[: variant % len(kinds)]:
-                text = spoilt(sentence.text, kind, rng, frequent, taken)
+                text = add_mistake(sentence.text, kind, rng, frequent, taken)
                 if text:
                     taken.add(text)
                     yield {"question": text, **about, "kind": kind}
@@ -123,7 +131,7 @@ def rows_of(sentences, settings):
 def make(settings):
     """Write the rows of settings.corrections; returns (`Sentences`, Counter of rows by kind)."""
     if not settings.mistakes:
-        raise UserError(f"mistakes is empty; name some of {', '.join(KINDS)} with --mistakes=…")
+        raise UserError(f"mistakes is empty; name some of {', '.join(MISTAKE_KINDS)} with --mistakes=…")
     settings.mistakes = list(dict.fromkeys(settings.mistakes))
     sentences, counts = Sentences(settings), Counter()
     sentences.read(find_files(settings.input_dir))
@@ -154,7 +162,8 @@ def main():
     left_out = ", ".join(f"{n} {reason}" for reason, n in sentences.left_out.most_common()) or "none"
     print(f"{sentences.articles} articles, {sentences.found} sentences; left out: {left_out}")
     rows = sum(counts.values())
-    print(f"{rows} rows: " + ", ".join(f"{counts[kind]} {kind}" for kind in [*KINDS, UNCHANGED] if counts[kind]))
+    kinds = [kind for kind in (*MISTAKE_KINDS, UNCHANGED) if counts[kind]]
+    print(f"{rows} rows: " + ", ".join(f"{counts[kind]} {kind}" for kind in kinds))
     print(
         f"written to {settings.corrections}; go on with: python data/prepare_sft.py --qa_files={settings.corrections}"
     )

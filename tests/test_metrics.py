@@ -16,10 +16,10 @@ from minigpt.metrics import (
     cut_words,
     distinct,
     exact_match,
+    extract_numbers,
+    has_same_numbers,
     interval,
-    means,
-    numbers,
-    numbers_right,
+    mean_scores,
     repetition,
     rouge_l,
     score_each,
@@ -187,16 +187,16 @@ NUMBERS = {
 
 @pytest.mark.parametrize("text", NUMBERS)
 def test_numbers_of_a_text(text):
-    assert numbers(text) == NUMBERS[text]
+    assert extract_numbers(text) == NUMBERS[text]
 
 
 def test_numbers_are_right_where_all_are_told_and_no_other():
-    assert numbers_right("它发现于1801年。", "谷神星发现于１８０１年。") is True
-    assert numbers_right("桥有1234座", "1,234座") is True
-    assert numbers_right("电话区号是10。", "电话区号是010。") is False
-    assert numbers_right("1801年1月", "1801年") is False
-    assert numbers_right("", "1801年") is False
-    assert numbers_right("1801年", "一八〇一年") is None
+    assert has_same_numbers("它发现于1801年。", "谷神星发现于１８０１年。") is True
+    assert has_same_numbers("桥有1234座", "1,234座") is True
+    assert has_same_numbers("电话区号是10。", "电话区号是010。") is False
+    assert has_same_numbers("1801年1月", "1801年") is False
+    assert has_same_numbers("", "1801年") is False
+    assert has_same_numbers("1801年", "一八〇一年") is None
 
 
 def test_repetition_by_hand():
@@ -222,7 +222,7 @@ def test_scores_are_means_over_the_pairs():
 def test_a_missing_prediction_is_in_no_mean():
     each = score_each(["1年", None, "天"], ["1年", "2年", "地"], words=True)
     assert all(math.isnan(values[1]) for values in each.values())
-    found = means(each)
+    found = mean_scores(each)
     assert (found["pairs"], found["exact_match"], found["numbers"], found["pairs_with_numbers"]) == (2, 0.5, 1.0, 1)
     assert found["rouge_l_words_recall"] == 0.5
 
@@ -320,7 +320,7 @@ def test_a_comparison_is_paired():
 def test_many_rows_are_drawn_a_part_at_a_time_and_the_same(monkeypatch):
     rows = np.random.default_rng(0).random(1000)
     whole, drawn = interval(rows, resamples=100, seed=1), []
-    monkeypatch.setattr(scores, "RESAMPLES_AT_ONCE", 3000)
+    monkeypatch.setattr(scores, "MAX_RESAMPLED_NUMBERS", 3000)
 
     class Watched:
         """As numpy's generator; notes how many numbers are drawn together."""

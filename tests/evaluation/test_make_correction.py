@@ -11,7 +11,14 @@ import pytest
 from corpora import ROOT, made_up_articles, write_jsonl
 
 from minigpt.common.errors import UserError
-from minigpt.evaluation.mistakes import FREQUENT, KINDS, is_whole, most_frequent, sentences_of, spoilt
+from minigpt.evaluation.mistakes import (
+    MISTAKE_KINDS,
+    REPLACEMENTS,
+    add_mistake,
+    frequent_characters,
+    is_complete,
+    sentences_of,
+)
 
 HAN = re.compile("[\u4e00-\u9fff]")
 FREQUENT_HERE = list("的是在了有")
@@ -72,15 +79,15 @@ def check_order(right, wrong):
     assert sorted(re.findall(r"\d+|[a-z]+", right)) == sorted(re.findall(r"\d+|[a-z]+", wrong))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MISTAKE_KINDS)
 def test_a_mistake_is_one_of_its_kind_falls_on_han_characters_and_always_changes_the_sentence(kind, rounds):
     made = 0
     for number, sentence in enumerate(random_sentences(rounds(150, 3000))):
-        wrong = spoilt(sentence, kind, random.Random(number), FREQUENT_HERE)
+        wrong = add_mistake(sentence, kind, random.Random(number), FREQUENT_HERE)
         if wrong is None:
             continue
         made += 1
-        assert wrong != sentence and wrong == spoilt(sentence, kind, random.Random(number), FREQUENT_HERE)
+        assert wrong != sentence and wrong == add_mistake(sentence, kind, random.Random(number), FREQUENT_HERE)
         globals()[f"check_{kind}"](sentence, wrong)
         if kind != "order":
             assert without_han(wrong) == without_han(sentence)
@@ -100,22 +107,22 @@ def test_a_mistake_is_one_of_its_kind_falls_on_han_characters_and_always_changes
     ],
 )
 def test_where_a_kind_of_mistake_would_change_nothing_or_break_quotes_there_is_none(kind, sentence):
-    assert all(spoilt(sentence, kind, random.Random(seed), ["的"]) is None for seed in range(20))
+    assert all(add_mistake(sentence, kind, random.Random(seed), ["的"]) is None for seed in range(20))
 
 
 def test_clauses_change_places_and_their_signs_stay():
-    found = {spoilt("石桥在南，木桥1座在北；", "order", random.Random(seed), []) for seed in range(40)}
+    found = {add_mistake("石桥在南，木桥1座在北；", "order", random.Random(seed), []) for seed in range(40)}
     assert "木桥1座在北，石桥在南；" in found
 
 
 def test_a_text_that_is_taken_is_not_made():
-    assert spoilt("桥河。", "swapped", random.Random(1), []) == "河桥。"
-    assert spoilt("桥河。", "swapped", random.Random(1), [], taken={"河桥。"}) is None
+    assert add_mistake("桥河。", "swapped", random.Random(1), []) == "河桥。"
+    assert add_mistake("桥河。", "swapped", random.Random(1), [], taken={"河桥。"}) is None
 
 
 def test_sentences_are_cut_at_their_ends_and_no_text_is_lost(rounds):
     assert sentences_of("甲。乙！”丙？！尾\n丁。 ") == ["甲。", "乙！”", "丙？！", "尾\n", "丁。 "]
-    assert [is_whole(text) for text in ("甲。", "乙！”", "丙", "甲。乙", "")] == [True, True, False, False, False]
+    assert [is_complete(text) for text in ("甲。", "乙！”", "丙", "甲。乙", "")] == [True, True, False, False, False]
     rng = random.Random(3)
     for _ in range(rounds(200, 5000)):
         text = "".join(rng.choices("甲乙。！？”’ \n，1", k=rng.randint(0, 30)))
@@ -123,9 +130,9 @@ def test_sentences_are_cut_at_their_ends_and_no_text_is_lost(rounds):
 
 
 def test_a_wrong_character_comes_from_the_most_frequent_han_characters():
-    counts = Counter({chr(0x4E00 + i): i + 1 for i in range(FREQUENT + 50)}) + Counter({"，": 10**6, "1": 10**6})
-    frequent = most_frequent(counts)
-    assert len(frequent) == FREQUENT and frequent[0] == chr(0x4E00 + FREQUENT + 49) and "，" not in frequent
+    counts = Counter({chr(0x4E00 + i): i + 1 for i in range(REPLACEMENTS + 50)}) + Counter({"，": 10**6, "1": 10**6})
+    frequent = frequent_characters(counts)
+    assert len(frequent) == REPLACEMENTS and frequent[0] == chr(0x4E00 + REPLACEMENTS + 49) and "，" not in frequent
 
 
 # The script
@@ -176,7 +183,7 @@ def test_rows_are_right_and_wrong_sentences_of_the_articles_each_once(make, tmp_
         assert (row["kind"] == "unchanged") == (row["question"] == row["answer"])
         assert row["question"] == row["answer"] or row["question"] not in answers
     counts = Counter(row["kind"] for row in rows)
-    assert set(counts) == {*KINDS, "unchanged"} and 25 < counts["unchanged"] < 75
+    assert set(counts) == {*MISTAKE_KINDS, "unchanged"} and 25 < counts["unchanged"] < 75
     assert all(f"{n} {kind}" in said for kind, n in counts.items())
     assert "1 bad JSON" in said and "240 there already" in said and "1 without an end" in said
     assert "1 fewer than 4 Han characters" in said and "wiki/a.jsonl, line 1" in said

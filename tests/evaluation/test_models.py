@@ -1,4 +1,4 @@
-"""Whom evaluations ask: checkpoints give the same answers however they are batched, servers may fail."""
+"""Models under evaluation: a checkpoint's answers do not depend on batching, and servers may fail."""
 
 from dataclasses import replace
 
@@ -7,8 +7,8 @@ from evaluation_fakes import add_picky, make_project, save_tiny
 from peer_fakes import peer
 
 from minigpt.common.errors import UserError
-from minigpt.evaluation import models as answerers
-from minigpt.evaluation.models import LocalModel, find_models, is_address, open_answerer
+from minigpt.evaluation.asking import EvaluatedModel
+from minigpt.evaluation.models import LocalModel, find_models, is_address, params_of_prompt
 from minigpt.inference.params import SamplingParams
 from minigpt.settings.record import Settings
 
@@ -85,7 +85,7 @@ def test_addresses_are_told_from_paths():
 
 
 def asked(about, model="echo"):
-    return open_answerer(model, f"{model}@http://{about.address}/v1", Settings())
+    return EvaluatedModel(model, f"{model}@http://{about.address}/v1").open(Settings())
 
 
 def test_a_servers_answers_come_in_order_and_a_failed_one_is_none(monkeypatch):
@@ -140,10 +140,10 @@ def test_ctrl_c_gives_up_what_a_server_has_under_way():
 )
 def test_a_server_that_cannot_be_asked_is_one_line(address, said):
     with peer() as about, pytest.raises(UserError, match=said) as caught:
-        open_answerer("m", address.format(about.address), Settings())
+        EvaluatedModel("m", address.format(about.address))
     assert "\n" not in str(caught.value)
 
 
 def test_seeds_are_drawn_only_from_a_seed():
-    assert answerers.own_params(replace(PARAMS, seed=None), 3).seed is None
-    assert answerers.own_params(PARAMS, 3) == replace(PARAMS, seed=8)
+    assert params_of_prompt(replace(PARAMS, seed=None), 3).seed is None
+    assert params_of_prompt(PARAMS, 3) == replace(PARAMS, seed=8)

@@ -1,4 +1,4 @@
-"""evaluations-perplexity.py: known answers, several checkpoints, batch sizes, what it writes, and the leak check."""
+"""evaluations-perplexity.py: known answers, several checkpoints, batch sizes, files, contamination."""
 
 import csv
 import json
@@ -107,7 +107,7 @@ def test_one_checkpoint_has_its_figures_on_top_and_as_a_model(measure, project):
     said, found = measure(*BASE, "--csv=rows.csv")
     assert found["models"] == [{k: v for k, v in found.items() if k not in ("models", "comparisons")}]
     assert (found["checkpoint"], found["step"], found["comparisons"]) == ("out/base/ckpt.pt", 1, [])
-    assert "bits a character" in said and "leak check" in said and "A < B" not in said
+    assert "bits per character" in said and "contamination check" in said and "A < B" not in said
     rows = rows_of(project / "rows.csv")
     assert [row["row"] for row in rows] == [str(i + 1) for i in range(20)]
     assert rows[1]["text"] == "第第1镇的河。1镇的河。" and {row["checkpoint"] for row in rows} == {"base"}
@@ -122,7 +122,7 @@ def test_a_runs_folder_is_every_checkpoint_in_it_and_each_is_compared_with_the_b
     assert (told["a"], told["b"], told["figure"]) == (best["name"], other["name"], "loss")
     assert told["difference"] == pytest.approx(other["loss"] - best["loss"], rel=1e-5)
     assert told["low"] <= told["difference"] <= told["high"]
-    assert f"{best['name']} < {other['name']}" in said and said.count("leak check") == 1  # one run
+    assert f"{best['name']} < {other['name']}" in said and said.count("contamination check") == 1  # one run
 
 
 def test_of_a_few_rows_no_interval_and_no_comparison_is_told(measure):
@@ -174,7 +174,7 @@ def test_rows_that_were_cut_off_are_told(measure, project):
 
 
 def test_ctrl_c_keeps_what_was_measured(measure, project, monkeypatch):
-    measured = SCRIPT.Measured.measure
+    measured = SCRIPT.MeasuredCheckpoint.measure
     tries = iter([True, False])
 
     def once(self, *more):
@@ -182,18 +182,18 @@ def test_ctrl_c_keeps_what_was_measured(measure, project, monkeypatch):
             raise KeyboardInterrupt
         measured(self, *more)
 
-    monkeypatch.setattr(SCRIPT.Measured, "measure", once)
+    monkeypatch.setattr(SCRIPT.MeasuredCheckpoint, "measure", once)
     with pytest.raises(KeyboardInterrupt):
         measure(*TUNED)
     found = json.loads((project / "figures.json").read_text(encoding="utf-8"))
     assert [model["name"] for model in found["models"]] == ["tuned/step_10"] and found["rows"] == 4
 
 
-def test_the_leak_check_is_in_the_figures_and_can_be_left_out(measure):
+def test_the_contamination_check_is_in_the_figures_and_can_be_left_out(measure):
     said, found = measure(*BASE)  # whose first rows are its training rows
     assert found["leak"]["verdict"] == "leaked" and found["leak"]["leaked_rows"] >= 4 and "WARNING" in said
     said, found = measure(*BASE, "--check_leak=False")
-    assert found["leak"] is None and "leak" not in said
+    assert found["leak"] is None and "contamination" not in said
     said, found = measure(*BASE, "--split=train")
     assert found["leak"]["verdict"] == "trained on" and "these rows were trained on" in said and "WARNING" not in said
 

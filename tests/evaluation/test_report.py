@@ -1,4 +1,4 @@
-"""The report card: what it says is what was measured, and what could not be measured is said."""
+"""The report: its numbers are those that were measured, and it says what could not be measured."""
 
 import csv
 import json
@@ -13,9 +13,9 @@ from tiny import tiny_model
 from minigpt.checkpoint import load_checkpoint, save_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.corpus.row_files import RowWriter
-from minigpt.evaluation.report_figures import changed_settings, shown_path
-from minigpt.evaluation.report_page import as_text
-from minigpt.evaluation.report_words import glance
+from minigpt.evaluation.report_figures import changed_settings, public_path
+from minigpt.evaluation.report_page import escape_markdown
+from minigpt.evaluation.report_words import summary_sentences
 from minigpt.settings.record import Settings
 
 QUICK = ["--max_new_tokens=4", "--sweep=temperature", "--resamples=50", "--max_samples=24"]
@@ -54,8 +54,14 @@ def make_card(monkeypatch, folder, *flags):
 
 def test_the_card_has_every_part_and_its_plots_beside_it(project, monkeypatch, capsys):
     page, figures = make_card(monkeypatch, project, "--csv=pairs.csv")
-    for title in ("模型 Model", "泄漏检查 Leak check", "困惑度 Perplexity", "问答 Answers", "解码参数 Decoding",
-                  "训练曲线 Training curves"):  # fmt: skip
+    titles = (
+        "模型 Model",
+        "数据污染检查 Contamination check",
+        "困惑度 Perplexity",
+        "问答 Answers",
+        "训练曲线 Training curves",
+    )
+    for title in (*titles, "解码参数 Decoding"):
         assert f"## {title}\n" in page
     assert "Not measured" not in page
     for name in re.findall(r"!\[\w+\]\(<(.+?)>\)", page):
@@ -70,7 +76,7 @@ def test_the_card_has_every_part_and_its_plots_beside_it(project, monkeypatch, c
     assert "It over-fits after step 10: validation loss rose from 4.000 to 5.111 (+27.8%)" in page
     assert "Its curves show no over-fitting" not in page
     before, after = (row for row in figures["card"]["perplexity"] if "chain" in row)
-    assert f"went from {before['perplexity']:.2f} to {after['perplexity']:.2f}" in page
+    assert f"from {before['perplexity']:.2f} to {after['perplexity']:.2f}" in page
     assert (before["model"], before["data_dir"], before["rows"]) == ("base", "data/base", after["rows"])
     assert "written: " in capsys.readouterr().out
 
@@ -132,18 +138,18 @@ def test_rows_that_it_was_trained_on_are_said_before_any_figure(project, monkeyp
         verdict = "leaked"
 
         def line(self):
-            return "leak check: 7 of 12 rows"
+            return "contamination check: 7 of 12 rows"
 
         def to_dict(self):
             return {"rows": 12, "leaked_rows": 7, "share": 0.5, "verdict": "leaked"}
 
-    monkeypatch.setattr("minigpt.evaluation.contamination.leak_of", lambda *_, **__: Found())
+    monkeypatch.setattr("minigpt.evaluation.contamination.check_contamination", lambda *_, **__: Found())
     page, _ = make_card(monkeypatch, project)
     first = page.index(
-        "**The figures of data/tuned test do not tell how it does on what is new to it**: 7 of the 12 rows were "
-        "trained on, and of their runs of 16 characters 50.0% stand in training rows."
+        "**The figures on data/tuned test do not show how it does on new text**: 7 of the 12 rows were trained on, "
+        "and 50.0% of their n-grams of 16 characters occur in training rows."
     )
-    assert first < page.index("questions, it answers") and "leak check: 7 of 12 rows" in page
+    assert first < page.index("questions, it answers") and "contamination check: 7 of 12 rows" in page
 
 
 def town(number, repeats=False):
@@ -181,7 +187,7 @@ def test_the_card_and_the_perplexity_of_the_same_articles_say_the_same_of_what_w
     for key in ("share", "leaked_rows", "rows", "verdict"):
         assert by_rows["data/base val"][key] == figures["card"]["leak"][key] == found[key]
     assert by_rows["data/tuned test"]["verdict"] == by_rows["data/tuned val"]["verdict"] == "clean"
-    assert "The figures of data/base val do not tell" in page and "was not found" not in page
+    assert "The figures on data/base val do not show" in page and "was not found" not in page
     page, figures = make_card(monkeypatch, tmp_path, "--ckpt=out/base/ckpt.pt")
     assert {key: figures["card"]["leak"][key] for key in found} == found and "was not found" not in page
 
@@ -189,7 +195,7 @@ def test_the_card_and_the_perplexity_of_the_same_articles_say_the_same_of_what_w
 @pytest.mark.parametrize(
     "flag, said",
     [
-        ("--ckpt=http://127.0.0.1:9/v1", "a card is of a checkpoint"),
+        ("--ckpt=http://127.0.0.1:9/v1", "a report is of a checkpoint"),
         ("--ckpt=out/tuned", "looks at one model"),
         ("--ckpt=out/none.pt", "out/none.pt is not there"),
     ],
@@ -207,12 +213,12 @@ def test_ctrl_c_leaves_an_older_card_as_it_was(project, monkeypatch, capsys):
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minigpt.evaluation.report_figures.sweep", stopped)
+    monkeypatch.setattr("minigpt.evaluation.report_figures.run_sweep", stopped)
     with pytest.raises(KeyboardInterrupt):
         make_card(monkeypatch, project, "--seed=5")
     assert (project / "cards/my card.md").read_text(encoding="utf-8") == older
     assert all(path.read_bytes() == before for path, before in plots.items())
-    assert "no card is written" in capsys.readouterr().out
+    assert "no report is written" in capsys.readouterr().out
 
 
 def test_the_same_card_comes_twice(project, monkeypatch):
@@ -224,10 +230,10 @@ def test_the_same_card_comes_twice(project, monkeypatch):
 def test_a_run_without_a_beginning_or_with_one_that_is_its_own_is_no_endless_chain(project, monkeypatch):
     begin(project / "out/tuned/ckpt.pt", init_from="out/tuned/ckpt.pt")
     _, figures = make_card(monkeypatch, project)
-    assert "named as its own beginning" in figures["card"]["missing"][0][1]
+    assert "recorded as its own starting point" in figures["card"]["missing"][0][1]
     begin(project / "out/tuned/ckpt.pt", init_from="resume")
     _, figures = make_card(monkeypatch, project)
-    assert "no longer tells where it began" in figures["card"]["missing"][0][1]
+    assert "does not record what it started from" in figures["card"]["missing"][0][1]
 
 
 @pytest.mark.parametrize(
@@ -240,14 +246,14 @@ def test_a_run_without_a_beginning_or_with_one_that_is_its_own_is_no_endless_cha
         ("back\\slash\x1b[2J", r"back\\slash�\[2J"),
     ],
 )
-def test_what_a_model_writes_is_shown_as_text(text, shown):
-    assert as_text(text) == shown
+def test_what_a_model_writes_is_shown_escape_markdown(text, shown):
+    assert escape_markdown(text) == shown
 
 
 def test_paths_of_elsewhere_do_not_tell_where(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert shown_path(tmp_path / "out" / "a.pt") == "out/a.pt" and shown_path("out/a.pt") == "out/a.pt"
-    assert shown_path("/home/somebody/models/out/a.pt") == "out/a.pt"
+    assert public_path(tmp_path / "out" / "a.pt") == "out/a.pt" and public_path("out/a.pt") == "out/a.pt"
+    assert public_path("/home/somebody/models/out/a.pt") == "out/a.pt"
 
 
 def decoding(best, given, low, high):
@@ -265,15 +271,15 @@ def decoding(best, given, low, high):
             0.5,
             0.4,
             0.6,
-            "temperature=1 has the highest Rouge-L F: 0.800, against 0.500 as given, the intervals apart.",
+            "temperature=1 has the highest Rouge-L F: 0.800, against 0.500 as given, and the intervals do not overlap.",
         ),
-        (0.6, 0.5, 0.4, 0.6, "against 0.500 as given, the intervals overlapping."),
+        (0.6, 0.5, 0.4, 0.6, "against 0.500 as given, but the intervals overlap."),
         (0.6, 0.5, None, None, "against 0.500 as given."),
-        (0.5, 0.6, 0.5, 0.7, "none has a higher Rouge-L F than those given (0.600)"),
+        (0.5, 0.6, 0.5, 0.7, "none has a higher Rouge-L F than the given ones (0.600)"),
     ],
 )
 def test_what_is_said_of_decoding_goes_by_the_intervals(best, given, low, high, said):
-    ((_, english),) = glance({"decoding": decoding(best, given, low, high)})
+    ((_, english),) = summary_sentences({"decoding": decoding(best, given, low, high)})
     assert said in english
 
 
@@ -282,9 +288,9 @@ def test_of_a_few_questions_the_card_gives_no_interval_and_compares_nothing(proj
     assert figures["intervals"]["rouge_l_f"] is None and figures["card"]["change"] is None
     few = "(too few rows (19) for an interval; give at least 20)"
     assert f"Rouge-L F is {figures['rouge_l_f']:.3f} {few}." in page
-    assert "times what it was (too few rows (5) for an interval; give at least 20)." in page
+    assert "(too few rows (5) for an interval; give at least 20)." in page
     rows = [{**row, "pairs": 19} for row in decoding(0.8, 0.5, 0.4, 0.6)]
-    ((chinese, english),) = glance({"decoding": rows, "resamples": 50})
+    ((chinese, english),) = summary_sentences({"decoding": rows, "resamples": 50})
     assert english == f"The decoding settings tried are not compared {few}." and "只有 19 行" in chinese
 
 
@@ -292,4 +298,6 @@ def test_without_intervals_and_a_leak_check_the_card_speaks_of_none(project, mon
     page, figures = make_card(monkeypatch, project, "--check_leak=False", "--resamples=0")
     top = page.split("## ")[0]
     assert "bootstrap" not in top and "interval" not in top and "trained on" not in top and "nan" not in top
-    assert "Leak check" not in page and "its perplexity is" in top and figures["intervals"]["rouge_l_f"] is None
+    assert (
+        "Contamination check" not in page and "its perplexity is" in top and figures["intervals"]["rouge_l_f"] is None
+    )

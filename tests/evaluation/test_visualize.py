@@ -21,19 +21,19 @@ import visualize
 from minigpt import run_log as runs
 from minigpt.common.errors import UserError
 from minigpt.evaluation import plots
-from minigpt.evaluation.curves import draw_curves
-from minigpt.evaluation.plots import drawable, plot_files, save_plot, style
-from minigpt.evaluation.run_plots import POINTS, draw_runs
+from minigpt.evaluation.checkpoint_plots import draw_curves
+from minigpt.evaluation.plots import curve_style, drawable_names, plot_files, save_plot
+from minigpt.evaluation.training_plots import MAX_CURVE_POINTS, draw_runs
 from minigpt.run_log import (
     RunLog,
     best_line,
     cut_log,
+    find_gaps,
     find_runs,
-    gaps,
+    measure_throughput,
     overfitting,
-    pace,
     run_names,
-    smoothed,
+    smooth_values,
     thinned,
 )
 from minigpt.settings.parse import load_settings
@@ -61,7 +61,7 @@ def some_run(folder, lines=30, over=0.0):
 
 
 def without_chinese_fonts(monkeypatch):
-    kept = [font for font in font_manager.fontManager.ttflist if font.name not in plots.CHINESE]
+    kept = [font for font in font_manager.fontManager.ttflist if font.name not in plots.CHINESE_FONTS]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", kept)
 
 
@@ -84,7 +84,7 @@ FONTS = [("DejaVu Sans", 10), ("DejaVu Serif", 16), ("STIXGeneral", 8), ("DejaVu
 
 def drawn_in(monkeypatch, family, size):
     monkeypatch.setattr(plots, "use_chinese_font", lambda: None)
-    monkeypatch.setitem(matplotlib.rcParams, "font.family", [family, plots.PLAIN])
+    monkeypatch.setitem(matplotlib.rcParams, "font.family", [family, plots.DEFAULT_FONT])
     monkeypatch.setitem(matplotlib.rcParams, "font.size", size)
 
 
@@ -114,7 +114,7 @@ def test_a_damaged_log_gives_its_good_lines_and_a_line_about_each_thing_left_out
     assert log.columns["step"].tolist() == [1, 4, 5, 6, 7, 8, 9, 10]
     assert np.isfinite(log.columns["train_loss"]).tolist() == [True, False, True, False, False, False, False, False]
     said = "\n".join(log.notes)
-    for words in ("5 lines could not be read (the first is line 3)", "last line is not whole", "1 line without a step",
+    for words in ("5 lines could not be read (the first is line 3)", "last line is incomplete", "1 line without a step",
                   "3 training losses not finite, first at step 4"):  # fmt: skip
         assert words in said
 
@@ -146,25 +146,27 @@ def test_lines_that_a_resumed_run_wrote_again_stand_there_once(tmp_path):
 
 def test_smoothing_is_the_debiased_exponential_average():
     values = np.random.default_rng(0).random(100)
-    for i, found in enumerate(smoothed(values, 0.8)):
+    for i, found in enumerate(smooth_values(values, 0.8)):
         assert found == pytest.approx(np.average(values[: i + 1], weights=0.8 ** np.arange(i, -1, -1)))
-    assert smoothed(values, 0.0) == pytest.approx(values)
+    assert smooth_values(values, 0.0) == pytest.approx(values)
 
 
 @pytest.mark.parametrize("n", [1, 2, 12, 40, 1000])
 def test_a_short_runs_smoothed_loss_is_not_far_from_its_loss(n):
-    assert smoothed(np.full(n, 3.0), 0.9) == pytest.approx(np.full(n, 3.0))
+    assert smooth_values(np.full(n, 3.0), 0.9) == pytest.approx(np.full(n, 3.0))
     falling = np.linspace(4.0, 0.5, n)
-    assert falling[-1] <= smoothed(falling, 0.9)[-1] <= falling[-1] + 0.1 * (falling[0] - falling[-1])
+    assert falling[-1] <= smooth_values(falling, 0.9)[-1] <= falling[-1] + 0.1 * (falling[0] - falling[-1])
 
 
 def test_a_short_run_is_said_to_be_smoothed_only_where_it_is(tmp_path):
     few, more = ([line(step, 4.0 / step) for step in range(1, n + 1)] for n in (8, 30))
     log = log_of(tmp_path / "few", few)
-    assert "training loss 0.5000" in runs.summary(log, 0.9)[0] and "smoothed" not in runs.summary(log, 0.9)[0]
+    assert (
+        "training loss 0.5000" in runs.summarize_run(log, 0.9)[0] and "smoothed" not in runs.summarize_run(log, 0.9)[0]
+    )
     assert draw_runs([log], smooth=0.9).axes[0].get_legend_handles_labels()[1] == ["training"]
     log = log_of(tmp_path / "more", more)
-    assert "(smoothed)" in runs.summary(log, 0.9)[0]
+    assert "(smoothed)" in runs.summarize_run(log, 0.9)[0]
     labels = draw_runs([log], smooth=0.9).axes[0].get_legend_handles_labels()[1]
     assert labels == ["training, raw", "training, smoothed (0.67)"]
 
@@ -188,7 +190,7 @@ def test_over_fitting_begins_at_the_last_best_validation_after_which_validation_
     found = overfitting(log.columns)
     assert (found and found.step) == at
     assert vals[best_line(log.columns)] == min(vals)
-    said = "\n".join(runs.summary(log, 0.9))
+    said = "\n".join(runs.summarize_run(log, 0.9))
     assert (f"over-fits after step {at}: validation loss 2.0000 → 2.5000 (+25.0%)" in said) == (at is not None)
     assert ("no over-fitting" in said) == (at is None)
 
@@ -201,22 +203,22 @@ def test_tokens_a_second_leave_validations_and_clocks_that_run_backwards_out(tmp
     for row in rows[15:]:
         row["seconds"] -= 50
     del rows[17]["tokens"]
-    found = pace(log_of(tmp_path, rows).columns)
+    found = measure_throughput(log_of(tmp_path, rows).columns)
     assert found.overall == pytest.approx(100) and found.rates == pytest.approx(100) and not found.with_checks
-    checked = pace(log_of(tmp_path, [{**row, "val_loss": 2.0} for row in rows[:11]]).columns)
+    checked = measure_throughput(log_of(tmp_path, [{**row, "val_loss": 2.0} for row in rows[:11]]).columns)
     assert checked.with_checks and checked.overall == pytest.approx(1000 / 50)
-    assert math.isnan(pace(log_of(tmp_path, [line(1), line(2, seconds=0.5)]).columns).overall)
+    assert math.isnan(measure_throughput(log_of(tmp_path, [line(1), line(2, seconds=0.5)]).columns).overall)
 
 
 def test_a_clock_too_coarse_for_its_lines_gives_no_infinite_pace(tmp_path):
     rows = [line(step, tokens=10 * step, seconds=round(step * 0.004, 2)) for step in range(1, 2001)]
-    found = pace(log_of(tmp_path, rows).columns)
+    found = measure_throughput(log_of(tmp_path, rows).columns)
     assert len(found.rates) > 5 and found.rates == pytest.approx(2500, rel=0.05)
 
 
 def test_missing_lines_are_a_gap_and_another_log_interval_is_none():
-    assert gaps(np.array([1, 2, 3, 40, 41, 42.0])).tolist() == [3]
-    assert gaps(np.array([1, 2, 3, 4, 24, 44, 64.0])).tolist() == []
+    assert find_gaps(np.array([1, 2, 3, 40, 41, 42.0])).tolist() == [3]
+    assert find_gaps(np.array([1, 2, 3, 4, 24, 44, 64.0])).tolist() == []
 
 
 def test_no_curve_crosses_a_gap(tmp_path):
@@ -245,7 +247,7 @@ def test_a_long_log_is_thinned_before_it_is_drawn(tmp_path, rounds):
     log.read()
     figure = draw_runs([log])
     assert len(log) == n
-    assert max(len(drawn.get_xdata()) for panel in figure.axes for drawn in panel.lines) <= POINTS + 2
+    assert max(len(drawn.get_xdata()) for panel in figure.axes for drawn in panel.lines) <= MAX_CURVE_POINTS + 2
 
 
 def test_a_run_is_drawn_with_both_losses_the_best_step_and_over_fitting(tmp_path):
@@ -257,7 +259,7 @@ def test_a_run_is_drawn_with_both_losses_the_best_step_and_over_fitting(tmp_path
     assert f"at step {log.columns['step'][best]:.0f}" in labels[3] and "over-fits: validation +" in labels[4]
     assert losses.lines[0].get_ydata().tolist() == log.columns["train_loss"].tolist()
     assert rate.get_ylabel() == "learning rate" and speed.get_ylabel() == "tokens / s"
-    assert speed.get_xlabel() == "step" and losses.get_ylabel() == "loss (nats a token)"
+    assert speed.get_xlabel() == "step" and losses.get_ylabel() == "loss (nats per token)"
 
 
 @pytest.mark.parametrize(
@@ -280,7 +282,7 @@ def test_a_log_without_what_the_curves_go_by_is_said_and_other_missing_fields_le
     rows = [{"step": step, "train_loss": 2.0} for step in range(1, 9)]
     log = log_of(tmp_path, rows)
     assert len(draw_runs([log]).axes) == 1 and "no line has epoch or lr or tokens or seconds" in log.notes[0]
-    with pytest.raises(UserError, match="does not tell seconds; draw it by another"):
+    with pytest.raises(UserError, match="does not record seconds; choose another"):
         draw_runs([log], "seconds")
 
 
@@ -296,7 +298,7 @@ def test_twenty_runs_together_are_told_apart_and_their_legend_lies_beside_the_cu
 ):
     drawn_in(monkeypatch, family, size)
     logs = [some_run(tmp_path / f"run_{i}") for i in range(20)]
-    assert len({str(style(i)) for i in range(20)}) == 20
+    assert len({str(curve_style(i)) for i in range(20)}) == 20
     figure = draw_runs(logs, together=True)
     (place,) = figure.subfigs
     assert len(place.legends[0].get_texts()) == 20
@@ -365,12 +367,12 @@ def test_any_name_is_drawn_without_a_missing_glyph(tmp_path, monkeypatch, capsys
 
 def test_names_that_no_font_draws_are_numbered_and_the_numbers_told(monkeypatch, capsys):
     without_chinese_fonts(monkeypatch)
-    assert drawable(["demo", "我的模型"]) == ["demo", "[2]"]
+    assert drawable_names(["demo", "我的模型"]) == ["demo", "[2]"]
     assert "我的模型; it is [2] in the plot" in capsys.readouterr().out
     monkeypatch.undo()
     if plots.use_chinese_font():
-        assert drawable(["我的模型"]) == ["我的模型"]
-    assert drawable(["_a", "b$c$"]) == [" _a", r"b\$c\$"]
+        assert drawable_names(["我的模型"]) == ["我的模型"]
+    assert drawable_names(["_a", "b$c$"]) == [" _a", r"b\$c\$"]
 
 
 def test_a_plot_that_cannot_be_written_leaves_the_older_one_whole(tmp_path, monkeypatch):
@@ -435,7 +437,7 @@ def test_live_waits_for_the_first_line_draws_only_what_is_new_and_tries_again_wh
     with pytest.raises(KeyboardInterrupt):
         visualize.watch(visualize.Watcher(settings), wait)
     said = capsys.readouterr().out
-    assert saves == [2, 3, 3] and min(looks) >= visualize.LIVE_SECONDS
+    assert saves == [2, 3, 3] and min(looks) >= visualize.POLL_SECONDS
     assert said.count("waiting for the first line of") == 1 and "it is open elsewhere; tried again" in said
     assert "best validation loss 2.0000 at step 3 of 1 validation\n" in said
     assert said.rstrip().endswith(f"the last plot is {path.with_name('loss.png')}")
