@@ -22,9 +22,11 @@ from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_json
 from minigpt.evaluation.asking import (
     collect_answers,
+    combine_entries,
     compare_models,
     load_evaluation,
     lowest_and_highest,
+    note_cut_prompts,
     shorten,
     strip_controls,
 )
@@ -50,8 +52,7 @@ def answer_all(models, pairs, params, settings):
     for model in models:
         try:
             opened = model.open(settings)
-            if cut := opened.cut_prompts([prompt for prompt, _ in pairs], params):
-                print(f"note: {cut} prompts leave no room for an answer in the model's block; only their ends are used")
+            note_cut_prompts(opened, pairs, params)
             with tqdm(total=len(pairs), unit="prompt", desc=model.name) as bar:
                 answers.append(collect_answers(model, opened, pairs, params, settings.words, bar.update))
         except UserError as error:
@@ -165,8 +166,7 @@ def main():
     if settings.csv:
         write_answers(settings.csv, answers, pairs)
     if settings.json:
-        alone = entries[0] if len(entries) == 1 else {}
-        write_json(settings.json, {**alone, "models": entries, "comparisons": comparisons})
+        write_json(settings.json, combine_entries(entries, comparisons=comparisons))
     if stopped:
         raise KeyboardInterrupt
 

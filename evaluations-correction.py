@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from minigpt.common.errors import run_script
 from minigpt.common.files import write_json
-from minigpt.evaluation.asking import EvaluatedModel
+from minigpt.evaluation.asking import EvaluatedModel, combine_entries
 from minigpt.evaluation.checkpoint_plots import draw_curves, runs_of
 from minigpt.evaluation.contamination import check_models
 from minigpt.evaluation.correction import (
@@ -108,9 +108,8 @@ def measure_all(models, cases, pool, settings):
         add_csv_rows(model, "", 0, predictions)
         predictions_of[name] = predictions
         about = {"name": name, "stage": model.stage if model.content else None}
-        where = {"checkpoint": str(path), "run": runs.get(path, ""), "step": model.step}
-        contamination = evaluated.contamination
-        entries.append({**about, **where, **figures, "leak": contamination and contamination.to_dict()})
+        run = {"run": runs.get(path, "")}
+        entries.append({**evaluated.about(), **about, **run, **figures, "leak": evaluated.contamination})
         print(f"{name}: " + ", ".join(f"{head} {cell}" for head, cell in zip(HEADS, group_cells(figures), strict=True)))
         for system, count in [(system, n) for system in systems for n in shots] if path in in_table else ():
             cell = figures
@@ -200,10 +199,9 @@ def main():
     print_tables(entries, cells, comparisons, settings.resamples)
     if settings.csv:
         write_csv(settings.csv, COLUMNS, csv_rows)
-    about = {"questions": settings.questions, "data_dir": settings.data_dir, "part": part}
-    about = {"questions": settings.questions} if settings.questions else about
-    alone = entries[0] if len(entries) == 1 else {}
-    result = {**alone, **about, "models": entries, "table": cells, "comparisons": comparisons}
+    about = {"questions": settings.questions}
+    about |= {} if settings.questions else {"data_dir": settings.data_dir, "part": part}
+    result = combine_entries(entries, **about, table=cells, comparisons=comparisons)
     if settings.json:
         write_json(settings.json, result)
     has_curves = any(len(points) > 1 for points in runs_of(result).values())

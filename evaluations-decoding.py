@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_json
-from minigpt.evaluation.asking import load_evaluation, require_one_model
+from minigpt.evaluation.asking import load_evaluation, note_cut_prompts, require_one_model
 from minigpt.evaluation.contamination import check_models
 from minigpt.evaluation.decoding_sweep import SWEEP_NOTES, draw_sweep, run_sweep, sweep_size, sweep_table
 from minigpt.evaluation.plots import save_plot
@@ -36,8 +36,7 @@ def main():
     if settings.check_leak:
         check_models(models, pairs, prompt_source(settings, model))
     opened = model.open(settings)
-    if cut := opened.cut_prompts([prompt for prompt, _ in pairs], params):
-        print(f"note: {cut} prompts leave no room for an answer in the model's block; only their ends are used")
+    note_cut_prompts(opened, pairs, params)
     with tqdm(total=sweep_size(params, names) * len(pairs), unit="prompt", desc="generate") as bar:
         rows = run_sweep(opened, pairs, params, names, bar.update, settings.resamples, settings.seed)
     print("\n".join([f"{model.path}: {len(pairs)} questions", "", text_table(*sweep_table(rows)), "", SWEEP_NOTES]))
@@ -48,9 +47,7 @@ def main():
     if settings.csv:
         write_csv(settings.csv, list(rows[0]), [list(row.values()) for row in rows])
     if settings.json:
-        about = {"checkpoint": str(model.path), "name": model.name, "step": model.step, "pairs": len(pairs)}
-        leak = model.contamination and model.contamination.to_dict()
-        write_json(settings.json, {**about, "leak": leak, "rows": rows})
+        write_json(settings.json, {**model.about(), "pairs": len(pairs), "leak": model.contamination, "rows": rows})
     folder = model.path.parent if isinstance(model.path, Path) else Path(settings.out_root)
     png, svg = save_plot(draw_sweep(rows), settings.plot or folder / "decoding.png")
     print(f"plot: {png}, {svg}")

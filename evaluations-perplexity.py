@@ -20,8 +20,9 @@ from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_json
 from minigpt.device import pick_device
+from minigpt.evaluation.asking import EvaluatedModel, combine_entries
 from minigpt.evaluation.contamination import check_models
-from minigpt.evaluation.models import find_models, is_address, without_weights
+from minigpt.evaluation.models import find_models, is_address
 from minigpt.evaluation.perplexity import PERPLEXITY_FIGURES, check_rows_fit, perplexity_figures
 from minigpt.evaluation.tables import text_table, write_csv
 from minigpt.inference.likelihood import likelihood_of_rows
@@ -32,15 +33,15 @@ PREVIEW_CHARS = 20  # of a row's text, by which the CSV identifies it
 HEADS = ["perplexity", "nats per token", "bits per token", "bits per character"]  # of PERPLEXITY_FIGURES
 
 
-class MeasuredCheckpoint:
-    """A checkpoint, its contamination and its figures. content: its dict without weights; rows: its `RowFigures`."""
+class MeasuredCheckpoint(EvaluatedModel):
+    """A checkpoint and, once it is measured, its `RowFigures` as `rows`."""
 
-    contamination = rows = None
+    rows = None
 
     def __init__(self, name, path):
         if is_address(str(path)):
             raise UserError(f"{path} is an address: perplexity needs a checkpoint, because an API gives no likelihoods")
-        self.name, self.path, self.content = name, path, without_weights(load_checkpoint(path))
+        super().__init__(name, path)
 
     def measure(self, rows, meta, tokenizer, settings):
         model, _ = load_model(load_checkpoint(self.path), pick_device(settings.device))
@@ -56,10 +57,8 @@ class MeasuredCheckpoint:
     def figures(self, settings, part):
         """Plain values for the JSON."""
         return {
-            "checkpoint": str(self.path), "name": self.name, "stage": self.content["stage"],
-            "step": self.content["progress"]["step"], "data_dir": settings.data_dir, "part": part,
-            **perplexity_figures(self.rows, settings.resamples, settings.seed),
-            "leak": self.contamination and self.contamination.to_dict(),
+            **self.about(), "data_dir": settings.data_dir, "part": part,
+            **perplexity_figures(self.rows, settings.resamples, settings.seed), "leak": self.contamination,
         }  # fmt: skip
 
 
@@ -170,8 +169,7 @@ def main():
         names = ["checkpoint", "row", "text", "tokens", "characters", "nats", "perplexity", "bits_per_char"]
         write_csv(settings.csv, names, csv_rows(measured, rows, meta, tokenizer))
     if settings.json:
-        alone = entries[0] if len(entries) == 1 else {}
-        write_json(settings.json, {**alone, "models": entries, "comparisons": comparisons})
+        write_json(settings.json, combine_entries(entries, comparisons=comparisons))
     if stopped:
         raise KeyboardInterrupt
 

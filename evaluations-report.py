@@ -115,7 +115,7 @@ class Report:
         """Print and keep a `Contamination`. "leak" in the JSON is the worst of all."""
         print(f"{name}: {result.line()}")
         self.contaminations.append(result)
-        entry = {"of": name, **result.to_dict(), "line": without_home(result.line())}
+        entry = {"of": name, **dataclasses.asdict(result), "line": without_home(result.line())}
         self.found["leaks"] = [*self.found.get("leaks", ()), entry]
         worst = worst_contamination(self.contaminations)
         self.found["leak"] = self.found["leaks"][self.contaminations.index(worst)]
@@ -183,8 +183,7 @@ class Report:
         if settings.json:
             row = next((row for row in found["perplexity"] if not row.get("chain")), None)
             own = {key: row[key] for key in SUMMARY_FIGURES} if row else {}
-            about = {"checkpoint": str(self.model.path), "name": self.model.name, "step": self.model.step}
-            write_json(settings.json, {**about, **own, **answers, "card": found})
+            write_json(settings.json, {**self.model.about(), **own, **answers, "card": found})
 
 
 def find_checkpoint(settings):

@@ -19,7 +19,7 @@ CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 class EvaluatedModel:
     """A model under evaluation, before it is loaded: a checkpoint without its weights, or a model behind an API.
 
-    contamination: the `Contamination` that was found, or None.
+    contamination: what `check_models` found, as a dict, or None.
     """
 
     def __init__(self, name, path):
@@ -33,6 +33,10 @@ class EvaluatedModel:
         else:
             self.remote = RemoteModel(path, name)
             self.content, self.stage, self.step = None, self.remote.stage, None
+
+    def about(self):
+        """What it is, for the JSON."""
+        return {"checkpoint": str(self.path), "name": self.name, "stage": self.stage, "step": self.step}
 
     def open(self, settings):
         """The `LocalModel` (its weights are loaded now) or the `RemoteModel`."""
@@ -49,6 +53,17 @@ def load_evaluation(settings):
     for model in models[1:]:
         check_fit(settings, model)
     return models, pairs
+
+
+def note_cut_prompts(opened, pairs, params):
+    """Print how many prompts a loaded model has to cut."""
+    if cut := opened.cut_prompts([prompt for prompt, _ in pairs], params):
+        print(f"note: {cut} prompts leave no room for an answer in the model's block; only their ends are used")
+
+
+def combine_entries(entries, **more):
+    """The JSON of an evaluation: {"models": entries, …}; the figures of a single model are also on the top level."""
+    return {**(entries[0] if len(entries) == 1 else {}), **more, "models": entries}
 
 
 def require_one_model(models, script):
@@ -80,10 +95,9 @@ class ModelAnswers:
         """Plain values for the JSON: the model, the mean scores, and "intervals" {score: [low, high]}."""
         intervals = {name: interval(values, resamples=resamples, seed=seed) for name, values in self.scores.items()}
         return {
-            "checkpoint": str(self.model.path), "name": self.name, "stage": self.model.stage, "step": self.model.step,
-            **mean_scores(self.scores), "failed": self.failed,
+            **self.model.about(), **mean_scores(self.scores), "failed": self.failed,
             "intervals": {name: edges and list(edges) for name, edges in intervals.items()},
-            "leak": self.model.contamination and self.model.contamination.to_dict(),
+            "leak": self.model.contamination,
         }  # fmt: skip
 
 

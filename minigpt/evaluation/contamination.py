@@ -63,16 +63,11 @@ class Contamination:
             text += "; figures over these rows say little about new text"
         return "contamination check: " + "; ".join([text, *self.notes])
 
-    def to_dict(self):
-        """Plain values for the JSON."""
-        return asdict(self)
-
 
 def check_models(models, pairs=None, source=None):
     """Check the models under evaluation, once for all checkpoints of a run; print a line for each run.
 
-    models: objects with `name`, `path` and `content`; their `contamination` is set. pairs, source: as in
-    `check_contamination`.
+    models: `EvaluatedModel`s, whose `contamination` is set. pairs, source: as in `check_contamination`.
     """
     results = {}
     for model in models:
@@ -80,7 +75,7 @@ def check_models(models, pairs=None, source=None):
         if run not in results:
             results[run] = check_contamination(model.content, pairs, source)
             print(f"{model.name}: {results[run].line()}" if len(models) > 1 else results[run].line())
-        model.contamination = results[run]
+        model.contamination = asdict(results[run])
 
 
 def check_contamination(content, pairs=None, source=None):

@@ -55,57 +55,56 @@ class Axis:
         panel.xaxis.set_major_formatter(EngFormatter(sep="") if self.x == "tokens" else plain)
 
 
-def break_at(x, y, missing):
-    """x and y with a nan before each of the indices `missing`, so that no line crosses a gap."""
-    return np.insert(x, missing, np.nan), np.insert(y, missing, np.nan)
-
-
-def draw_curve(panel, run, axis, places, values, extremes=False, **options):
-    """Draw the values at some lines of a run (indices), thinned, with a break where lines are missing."""
-    x = axis.places(run)[places]
-    right = np.isfinite(x) & np.isfinite(values)
-    x, values, places = x[right], values[right], places[right]
-    if not len(x):
+def draw_curve(panel, run, axis, values, extremes=False, **options):
+    """Draw values (one for each line of a run, or nan), thinned, with a break where lines are missing."""
+    x = axis.places(run)
+    places = np.flatnonzero(np.isfinite(x) & np.isfinite(values))
+    if not len(places):
         return []
     missing = np.searchsorted(places, find_gaps(run.columns["step"]))
-    stretches = [part for part in np.split(np.arange(len(x)), np.unique(missing)) if len(part)]
+    stretches = [part for part in np.split(places, np.unique(missing)) if len(part)]
     most = max(2, MAX_CURVE_POINTS // len(stretches))
     parts = [thinned(x[part], values[part], most, extremes) for part in stretches]
-    ends = np.cumsum([len(part[0]) for part in parts])[:-1]
     if any(len(part[0]) == 1 for part in parts):
         options = {"marker": ".", **options}  # a single point has no line
-    return panel.plot(*break_at(*map(np.concatenate, zip(*parts, strict=True)), ends), **options)
+    # A nan between two stretches breaks the line.
+    points = (np.concatenate([np.append(part[i], np.nan) for part in parts])[:-1] for i in (0, 1))
+    return panel.plot(*points, **options)
+
+
+def smoothed_losses(run, smooth):
+    """(lines,) training loss of a run, its finite values smoothed."""
+    losses = run.columns["train_loss"].copy()
+    finite = np.isfinite(losses)
+    losses[finite] = smooth_values(losses[finite], smooth)
+    return losses
+
+
+def validation_marks(run):
+    """Options that mark each validation, if there are few."""
+    few = np.isfinite(run.columns["val_loss"]).sum() <= MAX_MARKED_POINTS
+    return {"marker": "o", "markersize": 3.5} if few else {}
 
 
 def draw_losses(panel, run, axis, smooth):
     """Draw one run's training loss (raw and smoothed), validation loss, best step and over-fitting."""
     columns = run.columns
-    trained, checked = (np.flatnonzero(np.isfinite(columns[name])) for name in ("train_loss", "val_loss"))
-    losses = columns["train_loss"][trained]
-    smooth = limit_smoothing(smooth, len(losses))
+    smooth = limit_smoothing(smooth, np.isfinite(columns["train_loss"]).sum())
     if smooth:
-        draw_curve(panel, run, axis, trained, losses, True, color=RAW_COLOUR, lw=0.8, alpha=0.6, label="training, raw")
+        options = {"color": RAW_COLOUR, "lw": 0.8, "alpha": 0.6, "label": "training, raw"}
+        draw_curve(panel, run, axis, columns["train_loss"], extremes=True, **options)
     label = f"training, smoothed ({smooth:.2g})" if smooth else "training"
-    draw_curve(panel, run, axis, trained, smooth_values(losses, smooth), color=TRAIN_COLOUR, lw=1.8, label=label)
-    marks = {"marker": "o", "markersize": 3.5} if len(checked) <= MAX_MARKED_POINTS else {}
-    draw_curve(
-        panel, run, axis, checked, columns["val_loss"][checked], color=VAL_COLOUR, lw=1.8, label="validation", **marks
-    )
-    mark_best(panel, run, axis)
-    limit_losses(panel, [run])
-
-
-def mark_best(panel, run, axis):
-    columns, best, found = run.columns, best_line(run.columns), overfitting(run.columns)
+    draw_curve(panel, run, axis, smoothed_losses(run, smooth), color=TRAIN_COLOUR, lw=1.8, label=label)
+    options = {"color": VAL_COLOUR, "lw": 1.8, "label": "validation", **validation_marks(run)}
+    draw_curve(panel, run, axis, columns["val_loss"], **options)
+    x, best, found = axis.places(run), best_line(columns), overfitting(columns)
     if best is not None:
-        place, loss, step = axis.places(run)[best], columns["val_loss"][best], columns["step"][best]
-        panel.plot(
-            [place], [loss], color=BEST_COLOUR, markersize=14, label=f"best: {loss:.3f} at step {step:,.0f}", **STAR
-        )
+        label = f"best: {columns['val_loss'][best]:.3f} at step {columns['step'][best]:,.0f}"
+        panel.plot([x[best]], [columns["val_loss"][best]], color=BEST_COLOUR, markersize=14, label=label, **STAR)
     if found:
-        end = axis.places(run)[np.isfinite(axis.places(run))].max()
         label = f"over-fits: validation {found.last / found.best - 1:+.0%}"
-        panel.axvspan(axis.places(run)[found.line], end, color="0.5", alpha=0.13, lw=0, label=label)
+        panel.axvspan(x[found.line], x[np.isfinite(x)].max(), color="0.5", alpha=0.13, lw=0, label=label)
+    limit_losses(panel, [run])
 
 
 def limit_losses(panel, runs):
@@ -130,24 +129,17 @@ def draw_losses_together(panel, runs, names, axis, smooth):
     handles = []
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
         columns, style = run.columns, curve_style(number)
-        trained, checked = (np.flatnonzero(np.isfinite(columns[key])) for key in ("train_loss", "val_loss"))
-        strength = {"lw": 1.0, "alpha": 0.5} if len(checked) else {"lw": 1.6}
-        drawn = draw_curve(
-            panel, run, axis, trained, smooth_values(columns["train_loss"][trained], smooth), **style | strength
-        )
         best, found = best_line(columns), overfitting(columns)
+        strength = {"lw": 1.6} if best is None else {"lw": 1.0, "alpha": 0.5}
+        drawn = draw_curve(panel, run, axis, smoothed_losses(run, smooth), **style | strength)
         if best is not None:
-            marks = (
-                {"marker": "o", "markersize": 3.5}
-                if len(checked) <= MAX_MARKED_POINTS and len(runs) <= MAX_MARKED_RUNS
-                else {}
-            )
-            drawn = draw_curve(panel, run, axis, checked, columns["val_loss"][checked], lw=1.8, **style, **marks)
-            place, loss = axis.places(run)[best], columns["val_loss"][best]
-            panel.plot([place], [loss], color=style["color"], markersize=13, **STAR)
+            marks = validation_marks(run) if len(runs) <= MAX_MARKED_RUNS else {}
+            drawn = draw_curve(panel, run, axis, columns["val_loss"], lw=1.8, **style, **marks)
+            place, loss, colour = axis.places(run)[best], columns["val_loss"][best], style["color"]
+            panel.plot([place], [loss], color=colour, markersize=13, **STAR)
             name += f": {loss:.3f} at step {columns['step'][best]:,.0f}"
             if found:
-                panel.plot([place], [loss], "o", markersize=15, markerfacecolor="none", markeredgecolor=style["color"])
+                panel.plot([place], [loss], "o", markersize=15, markerfacecolor="none", markeredgecolor=colour)
                 name += ", then over-fits"
         for line in drawn:
             line.set_label(name)
@@ -156,29 +148,24 @@ def draw_losses_together(panel, runs, names, axis, smooth):
     return handles
 
 
-def draw_learning_rate(panel, run, axis, **options):
-    places = np.flatnonzero(np.isfinite(run.columns["lr"]))
-    draw_curve(panel, run, axis, places, run.columns["lr"][places], lw=1.6, **options)
-
-
-def draw_throughput(panel, run, axis, **options):
-    found = measure_throughput(run.columns)
-    draw_curve(panel, run, axis, found.places, found.rates, lw=1.4, **options)
-    return found
-
-
-def format_learning_rate(panel):
-    panel.set_ylim(bottom=0)
-    panel.yaxis.set_major_locator(MaxNLocator(4))
-    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
-    panel.set_ylabel("learning rate")
-
-
-def format_throughput(panel):
-    panel.set_ylim(bottom=0)
-    panel.yaxis.set_major_locator(MaxNLocator(4))
-    panel.yaxis.set_major_formatter(EngFormatter(sep=""))
-    panel.set_ylabel("tokens / s")
+def draw_rates(panels, runs, axis, rate_styles, speed_styles):
+    """Draw learning rate and throughput into the `panels_of` that exist, and the x axis below the last one."""
+    losses, rate, speed = panels
+    for run, rate_style, speed_style in zip(runs, rate_styles, speed_styles, strict=True):
+        if rate:
+            draw_curve(rate, run, axis, run.columns["lr"], lw=1.6, **rate_style)
+        if speed:
+            found, rates = measure_throughput(run.columns), np.full(len(run), np.nan)
+            rates[found.places] = found.rates
+            draw_curve(speed, run, axis, rates, lw=1.4, **speed_style)
+    plain = FuncFormatter(lambda value, _: f"{value:.4g}")
+    for panel, label, formatter in (rate, "learning rate", plain), (speed, "tokens / s", EngFormatter(sep="")):
+        if panel:
+            panel.set_ylim(bottom=0)
+            panel.yaxis.set_major_locator(MaxNLocator(4))
+            panel.yaxis.set_major_formatter(formatter)
+            panel.set_ylabel(label)
+    axis.format_panel(speed or rate or losses)
 
 
 def panels_of(block, runs):
@@ -200,18 +187,15 @@ def panels_of(block, runs):
 
 def draw_one(block, run, name, axis, smooth):
     """Draw one run into a block of a figure."""
-    losses, rate, speed = panels_of(block, [run])
+    panels = panels_of(block, [run])
+    losses, _, speed = panels
     draw_losses(losses, run, axis, smooth)
-    if rate:
-        draw_learning_rate(rate, run, axis, color=RATE_COLOUR)
-        format_learning_rate(rate)
+    draw_rates(panels, [run], axis, [{"color": RATE_COLOUR}], [{"color": BEST_COLOUR}])
     if speed:
-        found = draw_throughput(speed, run, axis, color=BEST_COLOUR)
+        found = measure_throughput(run.columns)
         label = f"{found.overall:,.0f} over all{', validations included' if found.with_checks else ''}"
         speed.axhline(found.overall, color="0.5", lw=0.8, ls="--")
         speed.text(0.99, 0.08, label, transform=speed.transAxes, ha="right", fontsize="small", color="0.35")
-        format_throughput(speed)
-    axis.format_panel(next(panel for panel in (speed, rate, losses) if panel))
     block.suptitle(name, fontsize="large")
     if losses.get_legend_handles_labels()[0]:
         losses.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False, fontsize="small")
@@ -219,20 +203,12 @@ def draw_one(block, run, name, axis, smooth):
 
 def draw_all(block, runs, names, axis, smooth):
     """Draw several runs into the same panels of a block."""
-    losses, rate, speed = panels_of(block, runs)
-    handles = draw_losses_together(losses, runs, names, axis, smooth)
-    for number, run in enumerate(runs):
-        if rate:
-            draw_learning_rate(rate, run, axis, **curve_style(number))
-        if speed:
-            draw_throughput(speed, run, axis, **curve_style(number))
-    if rate:
-        format_learning_rate(rate)
-    if speed:
-        format_throughput(speed)
-    axis.format_panel(next(panel for panel in (speed, rate, losses) if panel))
+    panels = panels_of(block, runs)
+    handles = draw_losses_together(panels[0], runs, names, axis, smooth)
+    styles = [curve_style(number) for number in range(len(runs))]
+    draw_rates(panels, runs, axis, styles, styles)
     title = f"validation loss, strong; training loss{', smoothed' if smooth else ''}, faint; ★ best, ○ over-fits"
-    losses.set_title(title, fontsize="medium")
+    panels[0].set_title(title, fontsize="medium")
     block.legend(handles=handles, loc="outside right upper", frameon=False, fontsize="small", handlelength=3)
 
 

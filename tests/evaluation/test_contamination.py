@@ -1,5 +1,7 @@
 """The leak check: rows that were trained on are found out, and rows that only resemble them are not."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from corpora import ROOT, byte_tokenizer, made_up_articles, made_up_questions
@@ -63,7 +65,7 @@ def test_articles_that_share_sentences_but_not_subjects_are_clean(tmp_path):
     leak = look(write_texts(tmp_path / "towns", parts))
     assert (leak.verdict, leak.leaked_rows, leak.rows) == ("clean", 0, len(parts["val"]))
     assert leak.line().startswith("contamination check: clean: 0 of ") and "WARNING" not in leak.line()
-    assert leak.to_dict() == {
+    assert asdict(leak) == {
         "checked": [str(tmp_path / "towns")], "share": leak.share, "leaked_rows": 0, "rows": leak.rows,
         "verdict": "clean", "notes": [],
     }  # fmt: skip

@@ -13,6 +13,7 @@ from tiny import tiny_model
 from minigpt.checkpoint import load_checkpoint, save_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.corpus.row_files import RowWriter
+from minigpt.evaluation.contamination import Contamination
 from minigpt.evaluation.report_figures import changed_settings, public_path
 from minigpt.evaluation.report_page import escape_markdown
 from minigpt.evaluation.report_words import summary_sentences
@@ -134,22 +135,15 @@ def test_questions_of_a_file_that_are_corrections_are_measured_as_such(project, 
 
 
 def test_rows_that_it_was_trained_on_are_said_before_any_figure(project, monkeypatch):
-    class Found:
-        verdict = "leaked"
-
-        def line(self):
-            return "contamination check: 7 of 12 rows"
-
-        def to_dict(self):
-            return {"rows": 12, "leaked_rows": 7, "share": 0.5, "verdict": "leaked"}
-
-    monkeypatch.setattr("minigpt.evaluation.contamination.check_contamination", lambda *_, **__: Found())
+    found = Contamination(["data/tuned"], 0.5, leaked_rows=7, rows=12, verdict="leaked")
+    monkeypatch.setattr("minigpt.evaluation.contamination.check_contamination", lambda *_, **__: found)
     page, _ = make_card(monkeypatch, project)
     first = page.index(
         "**The figures on data/tuned test do not show how it does on new text**: 7 of the 12 rows were trained on, "
         "and 50.0% of their n-grams of 16 characters occur in training rows."
     )
-    assert first < page.index("questions, it answers") and "contamination check: 7 of 12 rows" in page
+    assert first < page.index("questions, it answers")
+    assert "contamination check: WARNING: contaminated: 7 of 12 rows" in page
 
 
 def town(number, repeats=False):
