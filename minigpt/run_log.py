@@ -372,5 +372,5 @@ def summarize_run(run, smooth):
     checks, place = int(np.isfinite(c["val_loss"]).sum()), f"{c['val_loss'][best]:.4f} at step {c['step'][best]:,.0f}"
     lines.append(f"  best validation loss {place} of {_count(checks, 'validation')}")
     found = overfitting(c)
-    none = f"no over-fitting (a rise of {MIN_OVERFITTING_RISE:.0%} after the best step) is seen"
+    none = f"no over-fitting (validation loss did not end {MIN_OVERFITTING_RISE:.0%} above the best)"
     return [*lines, f"  {found.text if found else none}"]

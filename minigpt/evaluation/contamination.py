@@ -22,13 +22,13 @@ from data_utils import load_table, open_rows, read_meta, split_row
 from minigpt.checkpoint import load_checkpoint
 from minigpt.common.errors import UserError
 
-NGRAM_CHARS = 16  # of articles
+NGRAM_CHARS = 16
 QUESTION_NGRAM_CHARS = 8
 MIN_NGRAM_TOKENS = 4
 MIN_ANSWER_CHARS = 16  # an answer of this length is not repeated by coincidence
 MIN_ROW_SHARE = 0.8  # of an article's n-grams
-MAX_CLEAN_ROWS_SHARE = 0.02  # a larger share of contaminated rows makes the verdict "leaked" …
-MAX_CLEAN_NGRAMS_SHARE = 0.2  # … and so does this share of the n-grams of all articles
+LEAKED_ROWS_SHARE = 0.02  # from this share of rows that were trained on, the verdict is "leaked" …
+LEAKED_NGRAMS_SHARE = 0.2  # … and for articles also from this share of all their n-grams
 MAX_NGRAMS = 1 << 18  # of texts with more, a sample of about this size is searched for
 CHUNK_TOKENS = 1 << 18  # training tokens that are hashed at a time
 MAX_CHAIN = 8  # checkpoints that are followed from one that was initialized from another
@@ -105,8 +105,8 @@ def check_contamination(content, pairs=None, source=None):
         trained_on |= found
     result.leaked_rows = int(trained_on.sum())
     if result.checked:
-        many_rows = result.leaked_rows >= max(1, MAX_CLEAN_ROWS_SHARE * result.rows)
-        many_ngrams = not is_sft and result.share >= MAX_CLEAN_NGRAMS_SHARE
+        many_rows = result.leaked_rows >= max(1, LEAKED_ROWS_SHARE * result.rows)
+        many_ngrams = not is_sft and result.share >= LEAKED_NGRAMS_SHARE
         result.verdict = LEAKED if many_rows or many_ngrams else CLEAN
     return result
 
@@ -149,7 +149,7 @@ def texts_of_pairs(pairs, is_sft):
 
 
 def texts_of_rows(folder, part):
-    """The same of prepared rows."""
+    """[(question, answer)] or [(article,)] of the rows of a data folder's part."""
     rows, meta = open_rows(folder, part)
     decode, special = load_table(folder, meta).decode, meta["special_ids"]
     if meta["stage"] == "sft":

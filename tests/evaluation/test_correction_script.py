@@ -1,4 +1,4 @@
-"""Sentence correction measured: the figures on hand-made answers, how models are asked, and the script as it is run."""
+"""Sentence correction: figures of hand-made answers, prompts, and the script."""
 
 import csv
 import json
@@ -42,7 +42,7 @@ MANY = [CorrectionPair(f"第{i}桥在河河上。", f"第{i}桥在河上。") fo
 ]
 
 
-def test_accuracy_is_counted_in_all_on_sentences_to_change_to_keep_and_by_kind():
+def test_accuracy_over_all_sentences_to_change_to_keep_and_by_kind():
     answers = [" 桥在河上。\n", "桥河上。", "河在桥上。", None, "山很小。"]
     verdicts = ["right", "missed", "overcorrected", "no answer", "right"]
     assert [judge_correction(*pair) for pair in zip(CASES, answers, strict=True)] == verdicts
@@ -58,7 +58,7 @@ def test_accuracy_is_counted_in_all_on_sentences_to_change_to_keep_and_by_kind()
     assert found["intervals"]["to_change"] is None  # of twelve sentences
 
 
-def test_where_there_is_no_sentence_to_keep_there_is_no_figure_of_it():
+def test_without_sentences_to_keep_their_figure_is_none():
     found = correction_figures(CASES[:2], ["桥在河上。", ""], resamples=0)
     assert found["to_keep"] is None and found["to_change"] == 0.5
     assert found["intervals"] == {"accuracy": None, "to_change": None, "to_keep": None}
@@ -71,7 +71,7 @@ def test_two_models_are_compared_on_the_same_sentences():
     assert found["accuracy"]["a_better"] > 0.9
 
 
-def test_what_went_wrong_is_shown_first_each_sort_in_turn():
+def test_failures_are_listed_first_each_kind_in_turn():
     answers = ["桥在河河上。", "河上。", "河。", "山很大。", "山很小。"]
     lines = failures_first(CASES, answers, 4)
     assert [line.split(" (")[0] for line in lines] == ["missed", "wrongly corrected", "overcorrected", "missed"]
@@ -86,8 +86,8 @@ def test_a_chat_is_the_system_prompt_examples_as_turns_and_the_sentence():
     assert [message["content"] for message in messages] == ["改", "山很大。", "山很高。", "桥在河河上。"]
 
 
-def test_examples_are_drawn_by_seed_half_of_them_to_keep_and_never_tell_the_answer():
-    # The last is a second mistake in a sentence that is asked.
+def test_examples_are_drawn_by_seed_half_of_them_to_keep_and_never_contain_the_answer():
+    # The last is another mistake in a sentence under evaluation.
     pool = [*MANY, *MANY, CorrectionPair("第3桥河上。", "第3桥在河上。")]
     for case in MANY:
         found = ExampleSampler(pool, 1).draw(case, 5)
@@ -100,14 +100,14 @@ def test_examples_are_drawn_by_seed_half_of_them_to_keep_and_never_tell_the_answ
     assert ExampleSampler(pool, 1).draw(MANY[0], 0) == []
 
 
-def test_where_one_sort_of_example_is_scarce_the_other_fills_up_and_too_few_are_said():
+def test_if_one_kind_of_example_is_scarce_the_other_fills_up_and_too_few_are_an_error():
     pool = [*MANY[:9], MANY[10]]
     assert sum(not example.changes for example in ExampleSampler(pool, 1).draw(CorrectionPair("甲。", "乙。"), 8)) == 1
     with pytest.raises(UserError, match="11 examples are wanted, but there are only 10"):
         ExampleSampler(pool, 1).draw(CorrectionPair("甲。", "乙。"), 11)
 
 
-def test_system_prompts_are_texts_or_files_and_numbers_of_examples_are_numbers(tmp_path):
+def test_system_prompts_and_shots_are_parsed(tmp_path):
     path = tmp_path / "systems.txt"
     path.write_text("\ufeff改错。\n\n none \n改错。\n", encoding="utf-8")
     assert parse_system_prompts([]) == ["", SYSTEM_PROMPT] and parse_system_prompts(["none", "请" * 300]) == [
@@ -133,14 +133,14 @@ def done(process):
     return process.stdout
 
 
-def test_a_model_behind_an_api_is_asked_in_every_way_of_the_table(script, tmp_path, questions):
+def test_a_model_behind_an_api_fills_every_cell_of_the_table(script, tmp_path, questions):
     with peer(models=("echo",)) as server:
         model = f"--ckpt=echo@http://{server.address}/v1"
         flags = ["--systems=none,改错", "--shots=0,2", "--json=c.json", "--csv=c.csv", "--resamples=50"]
         said = done(script("evaluations-correction.py", model, "--questions=q.jsonl", *flags))
         asked = [body["messages"] for path, _, body in server.seen if body]
     figures = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))
-    # An echo keeps what is to be kept, and changes nothing.
+    # An echo changes nothing: it is right on the sentences to keep.
     assert (figures["accuracy"], figures["to_change"], figures["to_keep"]) == (2 / 5, 0, 1)
     assert figures["models"][0]["verdicts"] == {"right": 2, "missed": 3} and figures["models"][0]["step"] is None
     assert figures["kinds"]["dropped"]["pairs"] == 1
@@ -170,7 +170,7 @@ def save(path, step, stage="sft", seed=0):
 
 @pytest.fixture
 def runs(tmp_path, questions):
-    """Two runs of checkpoints that know nothing, a pretrained one, and rows to ask them: all of CASES in each part."""
+    """Two runs of untrained checkpoints, a pretrained one, and rows: all of CASES in each part."""
     for run, steps in (("short", (10, 20)), ("long", (10, 20, 40))):
         for step in steps:
             save(tmp_path / run / f"step_{step:06d}.pt", step, seed=step)
@@ -207,7 +207,7 @@ def test_every_checkpoint_of_runs_is_measured_and_the_curves_are_drawn(runs, mon
     assert [panel.get_title() for panel in draw_curves(content).axes] == ["short", "long", "base"]
 
 
-def test_rows_are_asked_with_their_kinds_and_the_train_part_gives_the_examples(runs, monkeypatch):
+def test_cases_have_their_kinds_and_the_pool_is_the_train_part(runs, monkeypatch):
     monkeypatch.chdir(runs)
     asked, pool = load_cases(Settings(data_dir="rows"))
     assert asked == CASES == pool
@@ -216,7 +216,7 @@ def test_rows_are_asked_with_their_kinds_and_the_train_part_gives_the_examples(r
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--ckpt=gone.pt", "--questions=q.jsonl"], "gone.pt is not there"),
         (["--ckpt=short", "--questions=gone.jsonl"], "gone.jsonl is not there"),
@@ -227,13 +227,13 @@ def test_rows_are_asked_with_their_kinds_and_the_train_part_gives_the_examples(r
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
-def test_a_mistake_of_the_user_is_told_before_anything_is_asked(runs, monkeypatch, flags, told):
+def test_a_user_error_comes_before_any_model_is_asked(runs, monkeypatch, flags, message):
     monkeypatch.chdir(runs)
     with RowWriter(runs / "articles", ["train"], 16, byte_tokenizer()) as writer:
         writer.finish({"stage": "pretrain"})
     module = load_script("evaluations-correction.py")
     monkeypatch.setattr(module, "measure_model", None)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         run_here(monkeypatch, runs, module, *flags)
 
 
@@ -250,7 +250,7 @@ def test_figures_without_a_step_or_of_other_shapes_draw_no_curves(tmp_path):
         read_curves(tmp_path / "a.json")
 
 
-def test_figures_of_other_evaluations_have_panels_of_their_own_and_gaps_are_left_out():
+def test_other_figures_have_their_own_panels_and_missing_values_are_left_out():
     models = [{"checkpoint": f"out/甲/step_{s}.pt", "step": s, "perplexity": 90.0 / s} for s in (3, 1, 2)]
     models += [{"checkpoint": "out/乙/ckpt.pt", "step": 5, "rouge_l_f": 0.5, "intervals": {"rouge_l_f": [0.4, 0.6]}}]
     models += [{"checkpoint": "out/乙/last.pt", "step": 6, "rouge_l_f": None}]

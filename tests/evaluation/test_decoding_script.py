@@ -1,4 +1,4 @@
-"""evaluations-decoding.py: each decoding setting varied alone, against a model whose answers are known."""
+"""evaluations-decoding.py: each setting is varied alone, with a model whose answers are known."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ PAIRS = [("甲", "天地玄黄"), ("乙", "宇宙洪荒"), ("丙", "日月")]
 
 
 class Known:
-    """A model that is right when greedy, and else repeats itself; at top_p 0.5 it has nothing to say to 丙."""
+    """A model that is right when greedy, and repeats itself otherwise; at top_p 0.5 it does not answer 丙."""
 
     def __init__(self):
         self.asked = []
@@ -62,7 +62,7 @@ def test_a_plan_varies_one_setting_and_leaves_the_rest():
     assert {name for name, _, _ in plan_sweep(params, ["top_p"])} == {"top_p"}
 
 
-def test_what_settings_have_in_common_is_asked_once(swept):
+def test_parameters_shared_by_settings_are_run_once(swept):
     model, rows, counts = swept
     assert len(rows) == 25 and len(model.asked) == 21 == sweep_size(SamplingParams(seed=1), list(SWEPT_VALUES))
     assert sum(counts) == 21 * len(PAIRS)
@@ -74,7 +74,7 @@ def test_what_settings_have_in_common_is_asked_once(swept):
     }
 
 
-def test_the_figures_of_a_row_by_hand(swept):
+def test_the_figures_of_a_row_worked_out_by_hand(swept):
     _, rows, _ = swept
     greedy, given = row(rows, "temperature", 0.0), row(rows, "temperature", 0.1)
     assert (greedy["rouge_l_f"], greedy["exact_match"], greedy["repetition"]) == (1.0, 1.0, 0.0)
@@ -97,7 +97,7 @@ def test_a_question_without_an_answer_is_left_out_of_a_row(swept):
     assert half["rouge_l_f"] == pytest.approx((2 * 4 / 12 + 0) / 2)
 
 
-def test_the_table_marks_what_was_given_and_says_the_temperature(swept):
+def test_the_table_marks_given_values_and_has_the_temperature(swept):
     names, cells = sweep_table(swept[1])
     by_row = {tuple(cell[:2]): dict(zip(names[2:], cell[2:], strict=True)) for cell in cells}
     assert len(cells) == 25 and ("temperature", "0.1*") in by_row and ("top_k", "20*") in by_row
@@ -144,7 +144,7 @@ def test_the_script_writes_table_plot_csv_and_json(project, monkeypatch, capsys)
     assert (project / "d.json").read_text(encoding="utf-8") == first and (project / "again.png").is_file()
 
 
-def test_the_script_looks_at_one_model_and_at_some_setting(project, monkeypatch):
+def test_the_script_needs_exactly_one_model_and_a_setting(project, monkeypatch):
     with pytest.raises(UserError, match=r"looks at one model; name one of .*step_10\.pt, .*ckpt\.pt"):
         run_here(monkeypatch, project, SCRIPT, "--ckpt=out/tuned", "--data_dir=data/tuned")
     with pytest.raises(UserError, match="--sweep names nothing"):

@@ -1,4 +1,4 @@
-"""Mistakes put into right sentences, and the rows that sft/make_correction.py writes of them."""
+"""Mistakes that are put into correct sentences, and the rows that sft/make_correction.py writes."""
 
 import importlib.util
 import json
@@ -106,16 +106,16 @@ def test_a_mistake_is_one_of_its_kind_falls_on_han_characters_and_always_changes
         ("order", "“甲，乙”。"),
     ],
 )
-def test_where_a_kind_of_mistake_would_change_nothing_or_break_quotes_there_is_none(kind, sentence):
+def test_a_mistake_that_would_change_nothing_or_break_quotes_is_not_made(kind, sentence):
     assert all(add_mistake(sentence, kind, random.Random(seed), ["的"]) is None for seed in range(20))
 
 
-def test_clauses_change_places_and_their_signs_stay():
+def test_clauses_are_swapped_and_their_punctuation_stays():
     found = {add_mistake("石桥在南，木桥1座在北；", "order", random.Random(seed), []) for seed in range(40)}
     assert "木桥1座在北，石桥在南；" in found
 
 
-def test_a_text_that_is_taken_is_not_made():
+def test_a_taken_text_is_not_returned():
     assert add_mistake("桥河。", "swapped", random.Random(1), []) == "河桥。"
     assert add_mistake("桥河。", "swapped", random.Random(1), [], taken={"河桥。"}) is None
 
@@ -153,14 +153,14 @@ def rows_in(path):
 
 @pytest.fixture
 def wiki(tmp_path):
-    """The made-up articles (and some poor rows) in a folder beside which rows are made."""
+    """A folder of made-up articles and some bad rows."""
     rows = ["{broken", *made_up_articles(), {"title": "短", "text": "短。没有句末"}]
     return write_jsonl(tmp_path / "wiki/a.jsonl", rows).parent
 
 
 @pytest.fixture
 def make(wiki, tmp_path, monkeypatch, capsys):
-    """Make corrections of them with some flags, in this process: (what was said, the rows)."""
+    """Run the script on them in this process; returns (what it printed, the rows)."""
 
     def run(*flags, name="c.jsonl"):
         argv = ["make_correction.py", "--input_dir=wiki", f"--corrections=deep/{name}", *flags]
@@ -176,7 +176,7 @@ def test_rows_are_right_and_wrong_sentences_of_the_articles_each_once(make, tmp_
     said, rows = make("--unchanged_share=0.4")
     articles = {row["id"]: row for row in made_up_articles()}
     answers = [row["answer"] for row in rows]
-    assert len(set(answers)) == len(answers) == 3 * 40  # each town's three sentences, told thrice
+    assert len(set(answers)) == len(answers) == 3 * 40  # each town's three sentences, in three articles
     assert len({row["question"] for row in rows}) == len(rows)
     for row in rows:
         assert row["answer"] in articles[row["id"]]["text"] and row["subject"] == articles[row["id"]]["title"]
@@ -195,7 +195,7 @@ def test_the_same_seed_makes_the_same_bytes_and_another_seed_others(make, tmp_pa
     assert (tmp_path / "deep/c.jsonl").read_bytes() == (tmp_path / "deep/again.jsonl").read_bytes() and len(rows) == 50
     _, other = make("--max_sentences=50", "--seed=2", name="other.jsonl")
     assert {row["answer"] for row in other} != {row["answer"] for row in rows}
-    _, more = make("--max_sentences=60", name="more.jsonl")  # those that were drawn stay drawn
+    _, more = make("--max_sentences=60", name="more.jsonl")  # a larger sample contains the smaller one
     assert {row["answer"] for row in rows} < {row["answer"] for row in more}
 
 
@@ -221,7 +221,7 @@ def test_prepared_rows_keep_the_sentences_of_a_subject_together(make, script, tm
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--input_dir=nowhere"], "nowhere is not there"),
         (["--mistakes="], "mistakes is empty"),
@@ -231,8 +231,8 @@ def test_prepared_rows_keep_the_sentences_of_a_subject_together(make, script, tm
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_a_mistake_of_the_user_is_said_and_nothing_is_written(make, tmp_path, flags, told):
-    with pytest.raises(UserError, match=told):
+def test_a_user_error_leaves_nothing_written(make, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
         make(*flags)
     assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("c.jsonl"))
 

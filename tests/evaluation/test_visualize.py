@@ -1,4 +1,4 @@
-"""What the curves of a run tell, and that they are drawn whole, right and legible, from any log."""
+"""Run logs, what is computed from them, and plots that are complete and legible."""
 
 import json
 import math
@@ -40,19 +40,19 @@ from minigpt.settings.parse import load_settings
 
 
 def line(step, train=2.0, val=None, **more):
-    told = {"epoch": step / 100, "lr": 1e-3, "tokens": 1000 * step, "seconds": 0.5 * step}
-    return {"step": step, "train_loss": train, "val_loss": val, **told, **more}
+    fields = {"epoch": step / 100, "lr": 1e-3, "tokens": 1000 * step, "seconds": 0.5 * step}
+    return {"step": step, "train_loss": train, "val_loss": val, **fields, **more}
 
 
 def log_of(folder, rows):
-    """The `RunLog` of a folder, with rows as its lines, read."""
+    """Write rows as a folder's log, and read it as a `RunLog`."""
     log = RunLog(write_jsonl(folder / "log.jsonl", rows))
     log.read()
     return log
 
 
 def some_run(folder, lines=30, over=0.0):
-    """A run of so many lines, every fifth a validation, whose loss rises by `over` a line from the middle."""
+    """A run whose every fifth line is a validation; validation loss rises by `over` per line from the middle on."""
 
     def val(step):
         return 2 + 3 / step + over * max(0, step - lines / 2) if step % 5 == 0 else None
@@ -72,7 +72,7 @@ def saved_without_warnings(figure, path):
 
 
 def places_of(figure, *artists):
-    """Bboxes of artists as one drawing has them: each renderer (PNG, SVG) has a scale and letters of its own."""
+    """Bboxes of artists from one drawing, since each renderer (PNG, SVG) has its own scale and glyphs."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return [artist.get_window_extent(canvas.get_renderer()) for artist in artists]
@@ -93,7 +93,7 @@ def main(monkeypatch, *arguments):
     visualize.main()
 
 
-def test_a_damaged_log_gives_its_good_lines_and_a_line_about_each_thing_left_out(tmp_path):
+def test_a_damaged_log_gives_its_good_lines_and_notes_about_the_others(tmp_path):
     rows = [
         line(1),
         "",
@@ -119,7 +119,7 @@ def test_a_damaged_log_gives_its_good_lines_and_a_line_about_each_thing_left_out
         assert words in said
 
 
-def test_a_log_is_read_on_from_where_it_was_left_and_anew_where_a_run_is_resumed(tmp_path):
+def test_a_log_is_continued_and_read_again_if_the_run_is_resumed(tmp_path):
     log = log_of(tmp_path, [line(step) for step in range(1, 6)])
     assert not log.read()
     with open(log.path, "r+b") as file:
@@ -138,7 +138,7 @@ def test_a_log_is_read_on_from_where_it_was_left_and_anew_where_a_run_is_resumed
     assert log.read() and not len(log)
 
 
-def test_lines_that_a_resumed_run_wrote_again_stand_there_once(tmp_path):
+def test_lines_that_a_resumed_run_wrote_again_are_kept_once(tmp_path):
     log = log_of(tmp_path, [line(1), line(2), line(3, 9.0), line(4, 9.0), line(3, 1.5), line(5)])
     assert log.columns["step"].tolist() == [1, 2, 3, 5] and log.columns["train_loss"][2] == 1.5
     assert "2 lines that a resumed run wrote again" in "\n".join(log.notes)
@@ -158,7 +158,7 @@ def test_a_short_runs_smoothed_loss_is_not_far_from_its_loss(n):
     assert falling[-1] <= smooth_values(falling, 0.9)[-1] <= falling[-1] + 0.1 * (falling[0] - falling[-1])
 
 
-def test_a_short_run_is_said_to_be_smoothed_only_where_it_is(tmp_path):
+def test_a_short_run_is_labelled_as_smoothed_only_if_it_is(tmp_path):
     few, more = ([line(step, 4.0 / step) for step in range(1, n + 1)] for n in (8, 30))
     log = log_of(tmp_path / "few", few)
     assert (
@@ -195,7 +195,7 @@ def test_over_fitting_begins_at_the_last_best_validation_after_which_validation_
     assert ("no over-fitting" in said) == (at is None)
 
 
-def test_tokens_a_second_leave_validations_and_clocks_that_run_backwards_out(tmp_path):
+def test_throughput_leaves_out_validations_and_clocks_that_run_backwards(tmp_path):
     rows = [line(step, tokens=100 * step, seconds=float(step)) for step in range(1, 21)]
     rows[9]["val_loss"] = 2.0
     for row in rows[10:]:
@@ -210,13 +210,13 @@ def test_tokens_a_second_leave_validations_and_clocks_that_run_backwards_out(tmp
     assert math.isnan(measure_throughput(log_of(tmp_path, [line(1), line(2, seconds=0.5)]).columns).overall)
 
 
-def test_a_clock_too_coarse_for_its_lines_gives_no_infinite_pace(tmp_path):
+def test_a_coarse_clock_gives_no_infinite_throughput(tmp_path):
     rows = [line(step, tokens=10 * step, seconds=round(step * 0.004, 2)) for step in range(1, 2001)]
     found = measure_throughput(log_of(tmp_path, rows).columns)
     assert len(found.rates) > 5 and found.rates == pytest.approx(2500, rel=0.05)
 
 
-def test_missing_lines_are_a_gap_and_another_log_interval_is_none():
+def test_missing_lines_are_a_gap_and_another_log_interval_is_not():
     assert find_gaps(np.array([1, 2, 3, 40, 41, 42.0])).tolist() == [3]
     assert find_gaps(np.array([1, 2, 3, 4, 24, 44, 64.0])).tolist() == []
 
@@ -266,19 +266,19 @@ def test_a_run_is_drawn_with_both_losses_the_best_step_and_over_fitting(tmp_path
     "x, label, last",
     [("tokens", "tokens trained on", 30_000), ("epoch", "epochs", 0.3), ("seconds", "seconds of training", 15)],
 )
-def test_curves_go_by_what_is_asked_for(tmp_path, x, label, last):
+def test_the_x_axis_can_be_chosen(tmp_path, x, label, last):
     figure = draw_runs([some_run(tmp_path)], x)
     assert figure.axes[-1].get_xlabel() == label
     assert figure.axes[0].lines[0].get_xdata()[-1] == pytest.approx(last)
 
 
-def test_hours_of_training_are_said_in_hours(tmp_path):
+def test_a_long_training_has_its_axis_in_hours(tmp_path):
     log = log_of(tmp_path, [line(step, seconds=3600.0 * step) for step in range(1, 9)])
     figure = draw_runs([log], "seconds")
     assert figure.axes[-1].get_xlabel() == "hours of training" and figure.axes[0].lines[0].get_xdata()[-1] == 8
 
 
-def test_a_log_without_what_the_curves_go_by_is_said_and_other_missing_fields_leave_their_panel_out(tmp_path):
+def test_a_log_without_the_x_axis_is_an_error_and_other_missing_fields_drop_their_panel(tmp_path):
     rows = [{"step": step, "train_loss": 2.0} for step in range(1, 9)]
     log = log_of(tmp_path, rows)
     assert len(draw_runs([log]).axes) == 1 and "no line has epoch or lr or tokens or seconds" in log.notes[0]
@@ -293,9 +293,7 @@ def test_one_spike_does_not_flatten_the_curves(tmp_path):
 
 
 @pytest.mark.parametrize("family, size", FONTS)
-def test_twenty_runs_together_are_told_apart_and_their_legend_lies_beside_the_curves(
-    tmp_path, monkeypatch, family, size
-):
+def test_twenty_runs_together_look_different_and_their_legend_is_beside_the_curves(tmp_path, monkeypatch, family, size):
     drawn_in(monkeypatch, family, size)
     logs = [some_run(tmp_path / f"run_{i}") for i in range(20)]
     assert len({str(curve_style(i)) for i in range(20)}) == 20
@@ -310,14 +308,14 @@ def test_twenty_runs_together_are_told_apart_and_their_legend_lies_beside_the_cu
 
 
 @pytest.mark.parametrize("family, size", FONTS)
-def test_the_legend_of_a_run_lies_above_its_curves(tmp_path, monkeypatch, family, size):
+def test_the_legend_of_a_run_is_above_its_curves(tmp_path, monkeypatch, family, size):
     drawn_in(monkeypatch, family, size)
     figure = draw_runs([some_run(tmp_path, over=0.1)])
     legend, panel = places_of(figure, figure.axes[0].get_legend(), figure.axes[0])
     assert legend.y0 >= panel.y1 - 1 and legend.y1 <= figure.bbox.y1
 
 
-def test_runs_of_one_name_are_told_apart_and_a_folder_stands_for_the_runs_in_it(tmp_path):
+def test_runs_of_one_name_get_different_names_and_a_folder_means_the_runs_in_it(tmp_path):
     for name in ("a/sft", "b/sft", "b/old"):
         some_run(tmp_path / name, 3)
     found = find_runs([str(tmp_path / "a/sft"), str(tmp_path / "b")], "out")
@@ -334,7 +332,7 @@ def colours_in(panel):
     return {tuple(colour) for colour in np.unique(inside.reshape(-1, 3), axis=0).tolist()}
 
 
-def test_evaluations_curves_that_lie_on_one_another_are_all_seen_and_others_are_as_thin_as_ever():
+def test_overlapping_curves_are_all_visible_and_others_keep_their_width():
     keys = ["to_change", "to_keep", "accuracy"]
     together = [{"run": "a", "step": step, **dict.fromkeys(keys, 0.0)} for step in range(1, 6)]
     apart = [{"run": "b", "step": e["step"], **{k: 0.2 + i / 5 for i, k in enumerate(keys)}} for e in together]
@@ -361,11 +359,11 @@ def test_any_name_is_drawn_without_a_missing_glyph(tmp_path, monkeypatch, capsys
         log.name = name
     figure = draw_runs(logs, together=together)
     _, svg = saved_without_warnings(figure, tmp_path / "plot.png")
-    assert "<text" not in svg.read_text(encoding="utf-8")  # outlines, which need no font where it is looked at
+    assert "<text" not in svg.read_text(encoding="utf-8")  # outlines need no font
     assert "no font here draws thumb👍" in capsys.readouterr().out
 
 
-def test_names_that_no_font_draws_are_numbered_and_the_numbers_told(monkeypatch, capsys):
+def test_names_that_no_font_draws_are_numbered_and_printed(monkeypatch, capsys):
     without_chinese_fonts(monkeypatch)
     assert drawable_names(["demo", "我的模型"]) == ["demo", "[2]"]
     assert "我的模型; it is [2] in the plot" in capsys.readouterr().out
@@ -375,7 +373,7 @@ def test_names_that_no_font_draws_are_numbered_and_the_numbers_told(monkeypatch,
     assert drawable_names(["_a", "b$c$"]) == [" _a", r"b\$c\$"]
 
 
-def test_a_plot_that_cannot_be_written_leaves_the_older_one_whole(tmp_path, monkeypatch):
+def test_a_plot_that_cannot_be_written_leaves_the_older_one_intact(tmp_path, monkeypatch):
     png, svg = save_plot(draw_runs([some_run(tmp_path)]), tmp_path / "a.b")
     assert (png.name, svg.name) == ("a.b.png", "a.b.svg") == tuple(path.name for path in plot_files("x/a.b.SVG"))
     before = png.read_bytes()
@@ -390,7 +388,7 @@ def test_a_plot_that_cannot_be_written_leaves_the_older_one_whole(tmp_path, monk
     assert png.read_bytes() == before and not list(tmp_path.glob("*.partial"))
 
 
-def test_the_script_says_what_it_saw_and_draws_evaluations_beside_it(tmp_path, monkeypatch, capsys):
+def test_the_script_prints_a_summary_and_draws_evaluations_too(tmp_path, monkeypatch, capsys):
     some_run(tmp_path / "run", over=0.1)
     log_of(tmp_path / "empty", [])
     entries = [{"name": "run", "run": "run", "step": step, "rouge_l_f": step / 100} for step in (10, 20)]
@@ -406,9 +404,7 @@ def test_the_script_says_what_it_saw_and_draws_evaluations_beside_it(tmp_path, m
         main(monkeypatch, f"--runs={tmp_path / 'empty'}")
 
 
-def test_live_waits_for_the_first_line_draws_only_what_is_new_and_tries_again_what_could_not_be_replaced(
-    tmp_path, monkeypatch, capsys
-):
+def test_live_waits_draws_only_new_lines_and_retries_a_failed_save(tmp_path, monkeypatch, capsys):
     path, saves, held = tmp_path / "run" / "log.jsonl", [], [False]
     rows = [line(step, 1.0 + 1 / step, 2.0 if step == 3 else None) for step in range(1, 9)]
 
