@@ -1,15 +1,15 @@
-"""Sentence correction: exact match on sentences to change and on sentences to keep, over the checkpoints of runs.
+"""Measures sentence correction: exact match on sentences to change and on sentences to keep, over runs' checkpoints.
 
     python evaluations-correction.py --ckpt=out/correction --data_dir=data/processed_correction --json=correction.json
     python evaluations-correction.py --ckpt=out/short,out/long --data_dir=… --plot=curves.png   # a short and a long run
     python evaluations-correction.py --ckpt=out/sft/ckpt.pt,model@http://localhost:1234/v1 --questions=my.jsonl
 
-With --shots, also the table of system prompt × fine-tuned × few-shot, by the chat form of the server (of a run's
-folder, the last checkpoint):
+With --shots it also makes the table of system prompt × model × number of examples, in the server's chat format. A run's
+folder is in this table with its last checkpoint:
 
     python evaluations-correction.py --ckpt=out/demo/last.pt,out/correction/last.pt --data_dir=… --shots=0,1,4
 
-What is asked is the test part, or --questions. `--help` lists the settings.
+The sentences are those of the test part, or of --questions. `--help` lists the settings.
 """
 
 from dataclasses import replace
@@ -20,22 +20,22 @@ from tqdm import tqdm
 
 from minigpt.common.cli import run_script
 from minigpt.common.files import write_json
-from minigpt.evaluation.contamination import leak_of
+from minigpt.evaluation.asking import EvaluatedModel, combine_entries
+from minigpt.evaluation.checkpoint_plots import draw_curves, runs_of
+from minigpt.evaluation.contamination import check_models
 from minigpt.evaluation.correction import (
-    GROUPS,
-    MORE_TOKENS,
-    NONE,
-    Examples,
-    chat,
-    compared,
-    figures,
+    CORRECTION_GROUPS,
+    NO_SYSTEM_PROMPT,
+    ExampleSampler,
+    build_chat,
+    compare_corrections,
+    correction_figures,
+    failures_first,
+    judge_correction,
     load_cases,
-    shown,
-    systems_of,
-    verdict,
+    parse_system_prompts,
 )
-from minigpt.evaluation.curves import draw_curves, runs_of
-from minigpt.evaluation.models import find_models, open_answerer
+from minigpt.evaluation.models import find_models
 from minigpt.evaluation.plots import save_plot
 from minigpt.evaluation.tables import text_table, write_csv
 from minigpt.inference.params import SamplingParams
@@ -44,120 +44,110 @@ from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import CorrectionSettings
 
 HEADS = ("all 全部", "to change 需改", "to keep 不改")
-HEAD_OF = dict(zip(GROUPS, HEADS, strict=True))
+HEAD_OF = dict(zip(CORRECTION_GROUPS, HEADS, strict=True))
 COLUMNS = ("model", "step", "system", "shots", "question", "reference", "kind", "prediction", "verdict")
+MARGIN_TOKENS = 8  # beyond the longest correct sentence: an answer that is longer is wrong already
 
 
-def ask(model, cases, examples, settings, system="", shots=0):
-    """(figures, predictions) of a model asked all sentences in one way."""
-    chats = [chat(case, system, examples.draw(case, shots)) for case in cases]
+def measure_model(model, cases, sampler, settings, system="", shots=0):
+    """(figures, predictions) of an opened model, with a system prompt and a number of examples."""
+    chats = [build_chat(case, system, sampler.draw(case, shots)) for case in cases]
     params = SamplingParams.from_settings(settings)
-    if model.content:  # no model in this process writes on far beyond the longest right sentence
+    if model.content:
         longest = max(len(model.tokenizer.encode(case.answer)) for case in cases)
-        params = replace(params, max_new_tokens=min(params.max_new_tokens, longest + MORE_TOKENS))
+        params = replace(params, max_new_tokens=min(params.max_new_tokens, longest + MARGIN_TOKENS))
     about = f"{model.name}{', system' * bool(system)}{f', {shots} examples' if shots else ''}"
     with tqdm(total=len(chats), unit="sentence", desc=about) as bar:
         predictions = model.answers(chats, params, bar.update)
-    if model.stage == "pretrain":  # it goes on after its answer
+    if model.stage == "pretrain":  # it continues after its answer: keep the first line
         predictions = [(text.strip().splitlines() or [""])[0] for text in predictions]
-    found = {**figures(cases, predictions, settings.resamples, settings.seed), "cut_prompts": 0}
+    figures = {**correction_figures(cases, predictions, settings.resamples, settings.seed), "cut_prompts": 0}
     if cut := model.cut_prompts(chats, params):
-        found["cut_prompts"] = cut
+        figures["cut_prompts"] = cut
         print(f"note: {about}: {cut} of {len(chats)} prompts do not fit into the block; their starts are cut off")
-    return found, predictions
+    return figures, predictions
 
 
 def run_labels(models):
-    """{path: what its run is called}: the folder's name, or its whole path where two have one name; addresses: ""."""
-    folders = {path: path.absolute().parent for _, path in models if isinstance(path, Path)}
+    """{path: label of its run}: the folder's name, or the whole path if two folders have the same name."""
+    folders = {model.path: model.path.absolute().parent for model in models if isinstance(model.path, Path)}
     by_name = {}
     for folder in folders.values():
         by_name.setdefault(folder.name, set()).add(folder)
     return {path: folder.name if len(by_name[folder.name]) == 1 else str(folder) for path, folder in folders.items()}
 
 
-def last_of_runs(models, ckpt):
-    """The paths that get a row in the table: those named themselves, and of a run's folder the last."""
-    last = {path.parent: path for _, path in models if isinstance(path, Path)}
-    return {path for _, path in models if not isinstance(path, Path) or last[path.parent] == path} | {
-        path for _, path in models if path in map(Path, ckpt)
+def table_paths(models, ckpt):
+    """The paths with a row in the table of shots: those that --ckpt names, and the last one of a run's folder."""
+    named = set(map(Path, ckpt))
+    last = {model.path.parent: model.path for model in models if isinstance(model.path, Path)}
+    return {
+        model.path
+        for model in models
+        if not isinstance(model.path, Path) or model.path in named or last[model.path.parent] == model.path
     }
 
 
-def check_leak(model, cases, settings, done):
-    """Say, once for each folder that models were trained on, whether its rows had what is asked; done: those so far."""
-    if not settings.check_leak:
-        return None
-    trained_on = model.content and model.content["settings"]["data_dir"]
-    if trained_on not in done:
-        measured = None if settings.questions else (settings.data_dir, settings.split or "test")
-        pairs = [(case.question, case.answer) for case in cases]
-        done[trained_on] = leak_of(model.content, pairs=pairs, measured=measured)
-        print(f"{model.name}: {done[trained_on].line()}")
-    return done[trained_on].to_dict()
+def measure_all(models, cases, pool, settings):
+    """Measure every model; returns (entries, cells of the table, rows of the CSV, {name: predictions})."""
+    systems, shots = parse_system_prompts(settings.systems), list(dict.fromkeys(settings.shots))
+    in_table = table_paths(models, settings.ckpt) if shots else ()
+    sampler, runs = ExampleSampler(pool, settings.seed), run_labels(models)
+    for case in cases:  # so that too few examples are an error before any model is asked
+        sampler.draw(case, max(shots, default=0))
+    entries, cells, csv_rows, predictions_of = [], [], [], {}
 
-
-def measure(models, cases, pool, settings):
-    """Ask every model; returns (entries, cells of the table, lines of the CSV, {name: predictions})."""
-    systems, shots = systems_of(settings.systems), list(dict.fromkeys(settings.shots))
-    in_table = last_of_runs(models, settings.ckpt) if shots else ()
-    examples, runs, leaks = Examples(pool, settings.seed), run_labels(models), {}
-    for case in cases:  # too few are said before anything is asked
-        examples.draw(case, max(shots, default=0))
-    entries, cells, lines, answered = [], [], [], {}
-
-    def keep(model, system, shots, predictions):
+    def add_csv_rows(model, system, shots, predictions):
         for case, prediction in zip(cases, predictions, strict=True):
-            row = [case.question, case.answer, case.kind, prediction, verdict(case, prediction)]
-            lines.append([model.name, model.step, system, shots, *row])
+            row = [case.question, case.answer, case.kind, prediction, judge_correction(case, prediction)]
+            csv_rows.append([model.name, model.step, system, shots, *row])
 
-    for name, path in models:
-        model = open_answerer(name, path, settings)
-        leak = check_leak(model, cases, settings, leaks)
-        found, predictions = ask(model, cases, examples, settings)
-        keep(model, "", 0, predictions)
-        answered[name] = predictions
+    for evaluated in models:
+        name, path, model = evaluated.name, evaluated.path, evaluated.open(settings)
+        figures, predictions = measure_model(model, cases, sampler, settings)
+        add_csv_rows(model, "", 0, predictions)
+        predictions_of[name] = predictions
         about = {"name": name, "stage": model.stage if model.content else None}
-        where = {"checkpoint": str(path), "run": runs.get(path, ""), "step": model.step}
-        entries.append({**about, **where, **found, "leak": leak})
-        print(f"{name}: " + ", ".join(f"{head} {cell}" for head, cell in zip(HEADS, told(found), strict=True)))
+        run = {"run": runs.get(path, "")}
+        entries.append({**evaluated.about(), **about, **run, **figures, "leak": evaluated.contamination})
+        print(f"{name}: " + ", ".join(f"{head} {cell}" for head, cell in zip(HEADS, group_cells(figures), strict=True)))
         for system, count in [(system, n) for system in systems for n in shots] if path in in_table else ():
-            cell = found
+            cell = figures
             if system or count:
-                cell, predictions = ask(model, cases, examples, settings, system, count)
-                keep(model, system, count, predictions)
+                cell, predictions = measure_model(model, cases, sampler, settings, system, count)
+                add_csv_rows(model, system, count, predictions)
             cells.append({**about, "system": system, "shots": count, **cell})
-    return entries, cells, lines, answered
+    return entries, cells, csv_rows, predictions_of
 
 
-def comparisons_of(entries, cases, answered, settings):
-    """Each two of the runs' last checkpoints, by the paired bootstrap."""
+def compare_runs(entries, cases, predictions_of, settings):
+    """The paired bootstrap of every two runs' last checkpoints."""
     last = {entry["run"] or entry["name"]: entry["name"] for entry in entries}
-    pairs = combinations(last.values(), 2)
-    found = [(a, b, compared(cases, answered[a], answered[b], settings.resamples, settings.seed)) for a, b in pairs]
-    return [{"a": a, "b": b, **results} for a, b, results in found if results]
+    comparisons = []
+    for a, b in combinations(last.values(), 2):
+        predictions = predictions_of[a], predictions_of[b]
+        if results := compare_corrections(cases, *predictions, settings.resamples, settings.seed):
+            comparisons.append({"a": a, "b": b, **results})
+    return comparisons
 
 
-# What is printed
-
-
-def told(found):
-    """Each group's figure with its interval: "0.4321 [0.4011, 0.4633]"."""
+def group_cells(figures):
+    """Each group's accuracy with its interval: "0.4321 [0.4011, 0.4633]"."""
     cells = []
-    for name in GROUPS:
-        value, between = found[name], found["intervals"][name]
+    for group in CORRECTION_GROUPS:
+        value, edges = figures[group], figures["intervals"][group]
         cells.append("–" if value is None else f"{value:.4f}")
-        cells[-1] += " [{:.4f}, {:.4f}]".format(*between) if between else ""
+        cells[-1] += " [{:.4f}, {:.4f}]".format(*edges) if edges else ""
     return cells
 
 
 def print_tables(entries, cells, comparisons, resamples):
     if len(entries) > 1:
-        rows = [[entry["name"], entry["step"], *told(entry)] for entry in entries]
+        rows = [[entry["name"], entry["step"], *group_cells(entry)] for entry in entries]
         print("\n" + text_table(["model 模型", "step", *HEADS], rows))
     last = entries[-1]
     if last["kinds"]:
-        rows = [[kind, found["pairs"], found["accuracy"]] for kind, found in last["kinds"].items()]
+        rows = [[kind, figures["pairs"], figures["accuracy"]] for kind, figures in last["kinds"].items()]
         print(f"\n{last['name']} by kind:\n" + text_table(["kind 类型", "sentences", "accuracy"], rows))
     print("\n" + ", ".join(f"{n} {name}" for name, n in last["verdicts"].items()) + f" ({last['name']})")
     counts = {head: last["pairs" if group == "accuracy" else f"pairs_{group}"] for group, head in HEAD_OF.items()}
@@ -166,48 +156,56 @@ def print_tables(entries, cells, comparisons, resamples):
     for result in comparisons:
         for group, head in HEAD_OF.items():
             if group in result:
-                print("{a} against {b}, ".format(**result) + head + difference(result[group]))
+                print("{a} against {b}, ".format(**result) + head + difference_text(result[group]))
     if cells:
-        systems = list(dict.fromkeys(cell["system"] for cell in cells if cell["system"]))
-        print("".join(f"\nsystem prompt {number}: {system}" for number, system in enumerate(systems, start=1)))
-        tuned = {"sft": "yes", "pretrain": "no", None: "?"}
-        rows = [
-            [
-                cell["name"], tuned[cell["stage"]], systems.index(cell["system"]) + 1 if cell["system"] else NONE,
-                cell["shots"], *told(cell), cell["cut_prompts"],
-            ]
-            for cell in cells
-        ]  # fmt: skip
-        print(text_table(["model 模型", "fine-tuned", "system", "shots", *HEADS, "cut"], rows))
+        print_shots_table(cells)
 
 
-def difference(found):
-    if few := too_few(found["rows"]):
-        return f": {few}"
-    return " {difference:+.4f} [{low:+.4f}, {high:+.4f}], better in {a_better:.1%} of the resamples".format(**found)
+def print_shots_table(cells):
+    """Print the table of system prompt × model × number of examples."""
+    systems = list(dict.fromkeys(cell["system"] for cell in cells if cell["system"]))
+    print("".join(f"\nsystem prompt {number}: {system}" for number, system in enumerate(systems, start=1)))
+    tuned = {"sft": "yes", "pretrain": "no", None: "?"}
+    rows = []
+    for cell in cells:
+        system = systems.index(cell["system"]) + 1 if cell["system"] else NO_SYSTEM_PROMPT
+        about = cell["name"], tuned[cell["stage"]], system, cell["shots"]
+        rows.append([*about, *group_cells(cell), cell["cut_prompts"]])
+    print(text_table(["model 模型", "fine-tuned", "system", "shots", *HEADS, "cut"], rows))
+
+
+def difference_text(comparison):
+    if reason := too_few(comparison["rows"]):
+        return f": {reason}"
+    text = " {difference:+.4f} [{low:+.4f}, {high:+.4f}], better in {a_better:.1%} of the resamples"
+    return text.format(**comparison)
 
 
 def main():
     settings = load_settings(CorrectionSettings)
-    systems_of(settings.systems)  # what is wrong with them is said before anything is asked
-    models, (cases, pool) = find_models(settings.ckpt, settings.out_root), load_cases(settings)
+    parse_system_prompts(settings.systems)  # errors in them come before the slow work
+    models = [EvaluatedModel(*found) for found in find_models(settings.ckpt, settings.out_root)]
+    cases, pool = load_cases(settings)
     changed = sum(case.changes for case in cases)
     print(f"{len(cases)} sentences: {changed} to change, {len(cases) - changed} to keep")
-    entries, cells, lines, answered = measure(models, cases, pool, settings)
-    comparisons = comparisons_of(entries, cases, answered, settings)
-    for text in shown(cases, answered[entries[-1]["name"]], settings.show):
+    part = settings.split or "test"
+    if settings.check_leak:
+        pairs = [(case.question, case.answer) for case in cases]
+        check_models(models, pairs, None if settings.questions else (settings.data_dir, part))
+    entries, cells, csv_rows, predictions_of = measure_all(models, cases, pool, settings)
+    comparisons = compare_runs(entries, cases, predictions_of, settings)
+    for text in failures_first(cases, predictions_of[entries[-1]["name"]], settings.show):
         print(text)
     print_tables(entries, cells, comparisons, settings.resamples)
     if settings.csv:
-        write_csv(settings.csv, COLUMNS, lines)
-    about = {"questions": settings.questions, "data_dir": settings.data_dir, "part": settings.split or "test"}
-    about = {"questions": settings.questions} if settings.questions else about
-    alone = entries[0] if len(entries) == 1 else {}
-    result = {**alone, **about, "models": entries, "table": cells, "comparisons": comparisons}
+        write_csv(settings.csv, COLUMNS, csv_rows)
+    about = {"questions": settings.questions}
+    about |= {} if settings.questions else {"data_dir": settings.data_dir, "part": part}
+    result = combine_entries(entries, **about, table=cells, comparisons=comparisons)
     if settings.json:
         write_json(settings.json, result)
-    curves = any(len(points) > 1 for points in runs_of(result).values())
-    if settings.plot or (settings.json and curves):
+    has_curves = any(len(points) > 1 for points in runs_of(result).values())
+    if settings.plot or (settings.json and has_curves):
         png, _ = save_plot(draw_curves(result), settings.plot or Path(settings.json).with_suffix(".png"))
         print(f"drawn: {png}")
 

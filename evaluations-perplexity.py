@@ -1,13 +1,13 @@
-"""Perplexity and bits per character of checkpoints over a whole part of prepared rows.
+"""Measures perplexity and bits per character of checkpoints over a whole part of prepared rows.
 
     python evaluations-perplexity.py                                         # the newest checkpoint, data/processed
     python evaluations-perplexity.py --ckpt=out/sft/ckpt.pt --data_dir=data/processed_sft --split=test
     python evaluations-perplexity.py --ckpt=out/a,out/b/ckpt.pt --csv=rows.csv     # a folder: every checkpoint in it
 
-Perplexity is over all tokens that the stage's mask keeps. Bits per character leave EOT out, and compare models with
-different tokenizers where the rows were cut with overflow=split from the same articles: measure each on its own folder.
-Several checkpoints on the same rows are compared by the paired bootstrap: rows are drawn, and the loss is the drawn
-rows' nats over their tokens, so that a long row weighs as much as it does in the figure itself.
+Perplexity is over all tokens that the stage's mask keeps. Bits per character leave out EOT. They compare models with
+different tokenizers if the rows were cut from the same articles with overflow=split: measure each model on its own
+folder. Several checkpoints on the same rows are compared by the paired bootstrap: rows are resampled, and the loss is
+the sum of their nats over the sum of their tokens, so that a long row weighs as much as in the figure itself.
 """
 
 import math
@@ -15,44 +15,35 @@ import math
 import torch
 from tqdm import tqdm
 
-from data_utils import check_rows, load_table, open_rows, read_meta
+from data_utils import load_table, open_rows, read_meta
 from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_json
 from minigpt.device import pick_device
-from minigpt.evaluation.contamination import leak_of_part
-from minigpt.evaluation.models import find_models, is_address, without_weights
+from minigpt.evaluation.asking import EvaluatedModel, combine_entries
+from minigpt.evaluation.contamination import check_models
+from minigpt.evaluation.models import find_models, is_address
+from minigpt.evaluation.perplexity import PERPLEXITY_FIGURES, check_rows_fit, perplexity_figures
 from minigpt.evaluation.tables import text_table, write_csv
 from minigpt.inference.likelihood import likelihood_of_rows
-from minigpt.metrics import compare, interval, too_few, too_few_notes
+from minigpt.metrics import compare, too_few, too_few_notes
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import PerplexitySettings
 
-START = 20  # characters of a row's text that tell which it is
-COLUMNS = ["perplexity", "loss", "bits_per_token", "bits_per_char"]
-HEADS = ["perplexity", "nats a token", "bits a token", "bits a character"]
+PREVIEW_CHARS = 20  # of a row's text, by which the CSV identifies it
+HEADS = ["perplexity", "nats per token", "bits per token", "bits per character"]  # of PERPLEXITY_FIGURES
 
 
-class Measured:
-    """A checkpoint and its figures. content: its dict without weights; rows: its `RowFigures`, once measured."""
+class MeasuredCheckpoint(EvaluatedModel):
+    """A checkpoint and, once it is measured, its `RowFigures` as `rows`."""
 
-    leak = rows = None
+    rows = None
 
     def __init__(self, name, path):
         if is_address(str(path)):
-            raise UserError(f"{path} is an address: perplexity needs a checkpoint, since an API tells no likelihoods")
-        self.name, self.path, self.content = name, path, without_weights(load_checkpoint(path))
-
-    def check(self, folder, meta):
-        """Raise UserError, naming the checkpoint, unless a folder's rows fit it."""
-        try:
-            check_rows(folder, meta, self.content)
-        except UserError as error:
-            raise UserError(f"{self.path}: {error}") from None
-        longest = self.content["model_args"]["block_size"]
-        if meta["block_size"] > longest:
-            raise UserError(f"{self.path}: rows of {meta['block_size']} do not fit its block_size {longest}")
+            raise UserError(f"{path} is an address: perplexity needs a checkpoint, because an API gives no likelihoods")
+        super().__init__(name, path)
 
     def measure(self, rows, meta, tokenizer, settings):
         model, _ = load_model(load_checkpoint(self.path), pick_device(settings.device))
@@ -66,32 +57,11 @@ class Measured:
             torch.cuda.empty_cache()
 
     def figures(self, settings, part):
-        """Plain values for the JSON: what was measured, the figures, their 95% "intervals" {name: [low, high]}."""
-        total, rows = self.rows.total(), self.rows
-        loss = interval(rows.nats, rows.tokens, settings.resamples, settings.seed)
-        chars = interval(rows.text_nats, rows.characters, settings.resamples, settings.seed)
-        bits = [edges and [value / math.log(2) for value in edges] for edges in (loss, chars)]
-        perplexity = loss and [math.exp(min(700.0, value)) for value in loss]
-        edges = [perplexity, loss and list(loss), *bits]
+        """Plain values for the JSON."""
         return {
-            "checkpoint": str(self.path), "name": self.name, "stage": self.content["stage"],
-            "step": self.content["progress"]["step"], "data_dir": settings.data_dir, "part": part,
-            "rows": len(rows.nats), "tokens": total.tokens, "characters": total.characters,
-            **{column: getattr(total, column) for column in COLUMNS},
-            "intervals": dict(zip(COLUMNS, edges, strict=True)),
-            "leak": self.leak and self.leak.to_dict(),
+            **self.about(), "data_dir": settings.data_dir, "part": part,
+            **perplexity_figures(self.rows, settings.resamples, settings.seed), "leak": self.contamination,
         }  # fmt: skip
-
-
-def look_for_leaks(models, folder, part):
-    """Look for the rows in what each was trained on, once for all checkpoints of a run, and say what was found."""
-    done = {}
-    for model in models:
-        run = repr(model.content.get("settings"))
-        if run not in done:
-            done[run] = leak_of_part(model.content, folder, part)
-            print(f"{model.name}: {done[run].line()}" if len(models) > 1 else done[run].line())
-        model.leak = done[run]
 
 
 def measure_all(models, rows, meta, tokenizer, settings):
@@ -107,94 +77,101 @@ def measure_all(models, rows, meta, tokenizer, settings):
     return models, False
 
 
-def comparisons(models, settings):
-    """[{"a": the best by loss, "b": another, "figure": "loss", …}]: nats a token that B is above A, and how surely."""
+def compare_with_best(models, settings):
+    """[{"a": the checkpoint with the lowest loss, "b": another, "figure": "loss", …}], as `metrics.compare` has it.
+
+    "difference" is how many nats per token B's loss is above A's.
+    """
     best = min(models, key=lambda model: model.rows.total().loss)
-    found = []
+    comparisons = []
     for other in models:
-        # Less is better, so each stands with a minus.
+        # `compare` expects scores that are higher for the better model, hence the minus.
         result = other is not best and compare(
             -best.rows.nats, -other.rows.nats, settings.resamples, settings.seed, best.rows.tokens
         )
         if result:
-            found.append({"a": best.name, "b": other.name, "figure": "loss", **result})
-    return found
+            comparisons.append({"a": best.name, "b": other.name, "figure": "loss", **result})
+    return comparisons
 
 
-def between(edges, digits=4):
+def interval_text(edges, digits=4):
     return " ({:.{d}f}–{:.{d}f})".format(*edges, d=digits) if edges else ""
 
 
 def print_figures(entries, settings):
-    """A line for each checkpoint, and of several a table with the intervals below the figures."""
+    """Print a line for each checkpoint and, for several, a table with the intervals below the figures."""
     for entry in entries:
         edges = entry["intervals"]
         print(
             f"{entry['checkpoint']} on {entry['data_dir']} ({entry['part']}, {entry['rows']} rows, {entry['tokens']} "
             f"tokens, {entry['characters']} characters): perplexity {entry['perplexity']:.3f}"
-            f"{between(edges['perplexity'], 3)}, {entry['loss']:.4f} nats a token{between(edges['loss'])}, "
-            f"{entry['bits_per_token']:.4f} bits a token{between(edges['bits_per_token'])}, "
-            f"{entry['bits_per_char']:.4f} bits a character{between(edges['bits_per_char'])}"
+            f"{interval_text(edges['perplexity'], 3)}, {entry['loss']:.4f} nats per token"
+            f"{interval_text(edges['loss'])}, {entry['bits_per_token']:.4f} bits per token"
+            f"{interval_text(edges['bits_per_token'])}, {entry['bits_per_char']:.4f} bits per character"
+            f"{interval_text(edges['bits_per_char'])}"
         )
     if entries[0]["intervals"]["loss"]:
-        print("in brackets: 95% intervals by the bootstrap over rows")
+        print("in brackets: 95% bootstrap intervals over rows")
     elif settings.resamples:
         print("\n".join(too_few_notes({"intervals and comparisons": entries[0]["rows"]})))
     if len(entries) > 1:
         rows = []
         for entry in entries:
-            rows.append([entry["name"], entry["step"], *(entry[column] for column in COLUMNS)])
+            rows.append([entry["name"], entry["step"], *(entry[name] for name in PERPLEXITY_FIGURES)])
             if entry["intervals"]["loss"]:
-                rows.append(["", "", *("{:.4f}–{:.4f}".format(*entry["intervals"][column]) for column in COLUMNS)])
+                edges = (entry["intervals"][name] for name in PERPLEXITY_FIGURES)
+                rows.append(["", "", *("{:.4f}–{:.4f}".format(*edge) for edge in edges)])
         print("\n" + text_table(["checkpoint", "step", *HEADS], rows))
 
 
-def print_comparisons(found):
-    """How surely the best is better than each other one."""
-    if found and not too_few(found[0]["rows"]):
+def print_comparisons(comparisons):
+    """Print how sure it is that the best checkpoint is better than each other one."""
+    if comparisons and not too_few(comparisons[0]["rows"]):
         rows = [
             [f"{c['a']} < {c['b']}", c["difference"], f"{c['low']:+.4f}…{c['high']:+.4f}", f"{c['a_better']:.1%}"]
-            for c in found
+            for c in comparisons
         ]
-        print("\n" + text_table(["A < B", "nats a token less", "95% interval", "A better in"], rows))
-        print("A better in: share of resamples (paired bootstrap); from 5% to 95%, neither is surely better")
+        print("\n" + text_table(["A < B", "nats per token less", "95% interval", "A better in"], rows))
+        print("A better in: share of resamples (paired bootstrap); 5% to 95% decides nothing")
 
 
-def lines_of_rows(models, rows, meta, tokenizer):
-    """Lines of the CSV: each row under each checkpoint."""
-    starts = [tokenizer.decode(row[row != meta["special_ids"]["pad"]][: 4 * START])[:START] for row in rows]
+def csv_rows(models, rows, meta, tokenizer):
+    """Yield the rows of the CSV: each row of data under each checkpoint."""
+    previews = []
+    for row in rows:
+        ids = row[row != meta["special_ids"]["pad"]][: 4 * PREVIEW_CHARS]  # a character has at most 4 tokens
+        previews.append(tokenizer.decode(ids)[:PREVIEW_CHARS])
     for model in models:
         found = model.rows
         columns = (found.tokens, found.characters, found.nats, found.text_nats)
         for i, (tokens, characters, nats, text_nats) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
             perplexity = math.exp(min(700.0, nats / tokens)) if tokens else None
             bits = text_nats / math.log(2) / characters if characters else None
-            yield [model.name, i + 1, starts[i], tokens, characters, nats, perplexity, bits]
+            yield [model.name, i + 1, previews[i], tokens, characters, nats, perplexity, bits]
 
 
 def main():
     settings = load_settings(PerplexitySettings)
-    models = [Measured(*found) for found in find_models(settings.ckpt, settings.out_root)]
+    models = [MeasuredCheckpoint(*found) for found in find_models(settings.ckpt, settings.out_root)]
     part, meta = settings.split or "val", read_meta(settings.data_dir)
     for model in models:
-        model.check(settings.data_dir, meta)
+        check_rows_fit(model.content, model.path, settings.data_dir, meta)
     rows, meta = open_rows(settings.data_dir, part)
     tokenizer = load_table(settings.data_dir, meta)
     if settings.check_leak:
-        look_for_leaks(models, settings.data_dir, part)
+        check_models(models, source=(settings.data_dir, part))
     measured, stopped = measure_all(models, rows, meta, tokenizer, settings)
     entries = [model.figures(settings, part) for model in measured]
-    found = comparisons(measured, settings)
+    comparisons = compare_with_best(measured, settings)
     print_figures(entries, settings)
-    print_comparisons(found)
+    print_comparisons(comparisons)
     if meta.get("overflow") == "truncate" and meta.get("characters_cut"):
         print("note: these rows were truncated; to compare tokenizers, prepare both with --overflow=split")
     if settings.csv:
         names = ["checkpoint", "row", "text", "tokens", "characters", "nats", "perplexity", "bits_per_char"]
-        write_csv(settings.csv, names, lines_of_rows(measured, rows, meta, tokenizer))
+        write_csv(settings.csv, names, csv_rows(measured, rows, meta, tokenizer))
     if settings.json:
-        alone = entries[0] if len(entries) == 1 else {}
-        write_json(settings.json, {**alone, "models": entries, "comparisons": found})
+        write_json(settings.json, combine_entries(entries, comparisons=comparisons))
     if stopped:
         raise KeyboardInterrupt
 

@@ -1,12 +1,12 @@
-"""The report card of a checkpoint: one page that can be sent to a friend, with its plots in a folder beside it.
+"""Writes the report of a checkpoint: one Markdown page for other people, with its plots in a folder beside it.
 
     python evaluations-report.py                                    # the newest checkpoint, on the data of its training
-    python evaluations-report.py --ckpt=out/demo_sft/ckpt.pt --page=cards/demo.md --max_samples=300
+    python evaluations-report.py --ckpt=out/demo_sft/ckpt.pt --page=reports/demo.md --max_samples=300
     python evaluations-report.py --ckpt=out/sft/ckpt.pt --questions=my_questions.jsonl
 
-It says what the model is and was trained on, whether it has seen what it is asked, its perplexity (and that of the
-pretrained model that it began from), how near its answers come, what decoding changes, and how its training went. What
-cannot be measured is left out, and the page says why.
+The report describes the model and its training data, checks for contamination, and gives the perplexity (also that of
+the pretrained model that it started from), the figures of its answers, the effect of sampling settings, and the
+training curves. What cannot be measured is left out, and the page says why.
 """
 
 import contextlib
@@ -22,150 +22,158 @@ from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic, write_json
 from minigpt.device import pick_device
 from minigpt.evaluation import report_figures as measure
-from minigpt.evaluation.asking import Entrant, only_one
-from minigpt.evaluation.contamination import gravest, leak_of, leak_of_part
-from minigpt.evaluation.decoding_sweep import NOTES, draw_sweep, table
+from minigpt.evaluation.asking import EvaluatedModel, require_one_model
+from minigpt.evaluation.contamination import check_contamination, worst_contamination
+from minigpt.evaluation.decoding_sweep import SWEEP_NOTES, draw_sweep, sweep_table
 from minigpt.evaluation.models import find_models
 from minigpt.evaluation.plots import save_plot
-from minigpt.evaluation.prompts import load_pairs, part_asked
-from minigpt.evaluation.report_figures import shown_path
-from minigpt.evaluation.report_page import page_of
-from minigpt.evaluation.report_words import glance
-from minigpt.evaluation.run_plots import draw_runs
+from minigpt.evaluation.prompts import evaluated_part, load_pairs
+from minigpt.evaluation.report_figures import public_path
+from minigpt.evaluation.report_page import report_markdown
+from minigpt.evaluation.report_words import summary_sentences
 from minigpt.evaluation.tables import write_csv
+from minigpt.evaluation.training_plots import draw_runs
 from minigpt.inference.params import SamplingParams
-from minigpt.run_log import best_line, overfitting, summary
+from minigpt.run_log import best_line, overfitting, summarize_run
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import ReportSettings
 
 SCRIPT = "evaluations-report.py"
-SMOOTH = 0.9  # of the training loss that is drawn
-OWN = ("perplexity", "bits_per_char", "bits_per_token")
+SMOOTHING = 0.9  # weight of the past in the training loss that is drawn
+SUMMARY_FIGURES = ("perplexity", "bits_per_char", "bits_per_token")  # on the JSON's top level
 
 
-def at_home(text):
-    """A text without where on this machine the project lies."""
+def without_home(text):
+    """A text without the path of the current folder."""
     return text.replace(f"{Path.cwd()}{os.sep}", "")
 
 
-class Card:
-    """What is known of a checkpoint so far; `found` goes into the JSON and to report_page.py."""
+class Report:
+    """The measurements so far. `found` is what the JSON ("card") and report_page.py get."""
 
-    def __init__(self, entrant, settings):
-        self.entrant, self.settings, self.found = entrant, settings, {"missing": [], "plots": {}, "perplexity": []}
-        self.found["resamples"] = settings.resamples
-        self.content = {key: value for key, value in load_checkpoint(entrant.path).items() if key != "optimizers"}
-        self.pairs, self.figures, self.leaks = [], {}, []
+    def __init__(self, model, settings):
+        self.model, self.settings = model, settings
+        self.content = {key: value for key, value in load_checkpoint(model.path).items() if key != "optimizers"}
+        self.found = {"missing": [], "plots": {}, "perplexity": [], "resamples": settings.resamples}
+        self.figures = {}  # matplotlib's
+        self.contaminations = []
+        self.pairs = []
         page = Path(settings.page)
         self.plots = page.with_name(f"{page.stem}_files")
 
     @contextlib.contextmanager
-    def part(self, what):
-        """A part of the card, with its bar; where it cannot be measured, it is left out, and the card says why."""
-        bar = tqdm(desc=what.split()[-1], unit="", leave=False)
+    def section(self, title):
+        """A part of the report, with a progress bar. If it raises UserError, it is noted as missing."""
+        bar = tqdm(desc=title.split()[-1], unit="", leave=False)
 
-        def progress(n, of):
+        def progress(n, total):
             if bar.n >= (bar.total or 0):
-                bar.reset(of)
+                bar.reset(total)
             bar.update(n)
 
         try:
             yield progress
         except UserError as error:
-            self.found["missing"].append((what, at_home(str(error))))
-            print(f"note: {what}: not measured ({error})")
+            self.found["missing"].append((title, without_home(str(error))))
+            print(f"note: {title}: not measured ({error})")
         finally:
             bar.close()
 
-    def tell_about(self):
-        path, content = self.entrant.path, self.content
-        told = {"name": self.entrant.name, "about": measure.about(content, path)}
-        told["settings"] = measure.changed_settings(content)
-        given = dataclasses.asdict(SamplingParams.from_settings(self.settings))
-        told["params"] = ", ".join(f"{name} {value}" for name, value in given.items() if value != ())
+    def describe(self):
+        params = dataclasses.asdict(SamplingParams.from_settings(self.settings))
         precision = "float32" if self.settings.dtype == "auto" else self.settings.dtype
-        told["made_by"] = f"MiniGPT, {SCRIPT}; {precision}, {pick_device(self.settings.device).type}"
-        self.found.update(told)
+        self.found |= {
+            "name": self.model.name,
+            "about": measure.describe_checkpoint(self.content, self.model.path),
+            "settings": measure.changed_settings(self.content),
+            "params": ", ".join(f"{name} {value}" for name, value in params.items() if value != ()),
+            "made_by": f"MiniGPT, {SCRIPT}; {precision}, {pick_device(self.settings.device).type}",
+        }
 
     def measure_perplexity(self):
-        settings, rows, name = self.settings, self.found["perplexity"], self.entrant.name
-        with self.part("困惑度 perplexity") as progress:
-            on_eot = self.content["settings"].get("train_on_eot", True)
-            for part in measure.parts_of(settings.data_dir, settings):
-                where = settings.data_dir, part, settings, progress, on_eot
+        settings, rows, name = self.settings, self.found["perplexity"], self.model.name
+        with self.section("困惑度 perplexity") as progress:
+            train_on_eot = self.content["settings"].get("train_on_eot", True)
+            for part in measure.parts_to_measure(settings.data_dir, settings):
                 self.check_part(settings.data_dir, part)
-                rows.append(measure.measured(self.content, name, *where)[0])
+                where = settings.data_dir, part, settings, progress, train_on_eot
+                rows.append(measure.measure_part(self.content, name, *where)[0])
         if self.content["stage"] == "sft":
-            with self.part("微调前后的困惑度 perplexity before and after fine-tuning") as progress:
-                path, before = measure.chain_of(self.content)
-                self.check_part(before["settings"]["data_dir"], "val")
-                pair = before, path, self.content, name
-                more, self.found["change"] = measure.before_and_after(*pair, settings, progress)
-                rows += more
+            with self.section("微调前后的困惑度 perplexity before and after fine-tuning") as progress:
+                path, base = measure.pretrained_base(self.content)
+                self.check_part(base["settings"]["data_dir"], "val")
+                before_and_after, self.found["change"] = measure.measure_before_and_after(
+                    base, path, self.content, name, settings, progress
+                )
+                rows += before_and_after
 
     def check_part(self, folder, part):
-        """Look for the rows of a part, before they are measured, in what the checkpoint was trained on."""
+        """Check all rows of a part for contamination, before they are measured."""
         if self.settings.check_leak:
-            self.note_leak(f"{shown_path(folder)} {part}", leak_of_part(self.content, folder, part))
+            result = check_contamination(self.content, source=(folder, part))
+            self.add_contamination(f"{public_path(folder)} {part}", result)
 
-    def note_leak(self, of, leak):
-        """Keep a `Leak` for the card, and print it; "leak" in the figures is the gravest of all."""
-        print(f"{of}: {leak.line()}")
-        self.leaks.append(leak)
-        told = {"of": of, **leak.to_dict(), "line": at_home(leak.line())}
-        self.found["leaks"] = [*self.found.get("leaks", ()), told]
-        self.found["leak"] = self.found["leaks"][self.leaks.index(gravest(self.leaks))]
+    def add_contamination(self, name, result):
+        """Print and keep a `Contamination`. "leak" in the JSON is the worst of all."""
+        print(f"{name}: {result.line()}")
+        self.contaminations.append(result)
+        entry = {"of": name, **dataclasses.asdict(result), "line": without_home(result.line())}
+        self.found["leaks"] = [*self.found.get("leaks", ()), entry]
+        worst = worst_contamination(self.contaminations)
+        self.found["leak"] = self.found["leaks"][self.contaminations.index(worst)]
 
-    def ask(self):
-        """Questions (or beginnings of articles), sentences to correct, and what decoding changes."""
+    def measure_answers(self):
+        """Measure answers (or continuations of articles), sentence correction, and sampling settings."""
         settings = self.settings
-        with self.part("问答 answers") as progress:
-            pairs = load_pairs(settings, self.entrant)
-            if settings.check_leak and settings.questions:  # rows of data_dir were looked at with their perplexity
-                self.note_leak(shown_path(settings.questions), leak_of(self.content, pairs=pairs))
-            model = self.entrant.open(settings)
-            self.asked = measure.answers(self.entrant, model, pairs, settings, progress)
+        with self.section("问答 answers") as progress:
+            pairs = load_pairs(settings, self.model)
+            if settings.check_leak and settings.questions:  # rows of data_dir were checked before their perplexity
+                self.add_contamination(public_path(settings.questions), check_contamination(self.content, pairs))
+            opened = self.model.open(settings)
+            self.answers = measure.measure_answers(self.model, opened, pairs, settings, progress)
             self.pairs = pairs
-            self.found["answers"] = self.asked.figures(settings.resamples, settings.seed)
-            self.found["asked"] = (settings.questions and shown_path(settings.questions)) or (
-                f"{shown_path(settings.data_dir)} {part_asked(settings, self.entrant)}"
+            self.found["answers"] = self.answers.figures(settings.resamples, settings.seed)
+            self.found["asked"] = (settings.questions and public_path(settings.questions)) or (
+                f"{public_path(settings.data_dir)} {evaluated_part(settings, self.model)}"
             )
         if "answers" not in self.found:
             self.found["missing"].append(("解码参数 decoding", self.found["missing"][-1][1]))
             return
-        with self.part("句子纠错 sentence correction"):
-            self.found["corrections"] = measure.corrected(self.asked, pairs, settings)
-        with self.part("解码参数 decoding") as progress:
-            rows = measure.swept(model, pairs, settings, progress)
+        with self.section("句子纠错 sentence correction"):
+            self.found["corrections"] = measure.measure_corrections(self.answers, pairs, settings)
+        with self.section("解码参数 decoding") as progress:
+            rows = measure.measure_sweep(opened, pairs, settings, progress)
             self.found["decoding"] = [
                 {**row, "as_given": row["given"] and row["temperature"] == settings.temperature} for row in rows
             ]
             self.figures["decoding"] = draw_sweep(rows)
 
     def draw_training(self):
-        with self.part("训练曲线 training curves"):
-            log = measure.run_of(self.entrant.path)
+        with self.section("训练曲线 training curves"):
+            log = measure.log_of_checkpoint(self.model.path)
             found, best = overfitting(log.columns), best_line(log.columns)
-            self.figures["training"] = draw_runs([log], smooth=SMOOTH)
+            self.figures["training"] = draw_runs([log], smooth=SMOOTHING)
             self.found["training"] = {
                 "best_step": None if best is None else int(log.columns["step"][best]),
                 "overfitting": found and dataclasses.asdict(found),
-                "lines": [line.strip() for line in summary(log, SMOOTH)],
+                "lines": [line.strip() for line in summarize_run(log, SMOOTHING)],
             }
 
     def write(self):
-        """The plots and the page; the figures as JSON and CSV where they are wanted. Raises UserError."""
+        """Write the plots and the page, and the JSON and CSV if they are wanted. Raises UserError."""
         settings, found, answers = self.settings, self.found, self.found.get("answers") or {}
         pairs = []
         if answers:
-            scores = self.asked.scores["rouge_l_f"].tolist()
-            texts = zip(self.pairs, self.asked.predictions, scores, strict=True)
+            scores = self.answers.scores["rouge_l_f"].tolist()
+            texts = zip(self.pairs, self.answers.predictions, scores, strict=True)
             pairs = [(*pair, prediction, score) for pair, prediction, score in texts]
         for name, figure in self.figures.items():
             png, _ = save_plot(figure, self.plots / name)
             found["plots"][name] = f"{self.plots.name}/{png.name}"
-        table_of = {"decoding_table": table(found["decoding"]), "decoding_notes": NOTES} if "decoding" in found else {}
-        text = page_of({**found, **table_of, "pairs": pairs})
+        sweep = {}
+        if "decoding" in found:
+            sweep = {"decoding_table": sweep_table(found["decoding"]), "decoding_notes": SWEEP_NOTES}
+        text = report_markdown({**found, **sweep, "pairs": pairs})
         try:
             write_atomic(settings.page, lambda file: file.write(text.encode(errors="backslashreplace")))
         except OSError as error:
@@ -176,38 +184,37 @@ class Card:
             write_csv(settings.csv, ["prompt", "reference", "prediction", "rouge_l_f"], pairs)
         if settings.json:
             row = next((row for row in found["perplexity"] if not row.get("chain")), None)
-            own = {key: row[key] for key in OWN} if row else {}
-            about = {"checkpoint": str(self.entrant.path), "name": self.entrant.name, "step": self.entrant.step}
-            write_json(settings.json, {**about, **own, **answers, "card": found})
+            own = {key: row[key] for key in SUMMARY_FIGURES} if row else {}
+            write_json(settings.json, {**self.model.about(), **own, **answers, "card": found})
 
 
-def find_entrant(settings):
-    """The one checkpoint that the card is of. Raises UserError."""
+def find_checkpoint(settings):
+    """The `EvaluatedModel` to report on. Raises UserError unless --ckpt names exactly one checkpoint."""
     found = find_models(settings.ckpt, settings.out_root)
     for name, path in found:
         if not isinstance(path, Path):
-            raise UserError(f"{name} is behind an API; a card is of a checkpoint, such as --ckpt=out/sft/ckpt.pt")
-    return only_one([Entrant(*one) for one in found], SCRIPT)
+            raise UserError(f"{name} is behind an API; a report is of a checkpoint, such as --ckpt=out/sft/ckpt.pt")
+    return require_one_model([EvaluatedModel(*one) for one in found], SCRIPT)
 
 
 def main():
     settings = load_settings(ReportSettings)
-    entrant = find_entrant(settings)
-    settings.data_dir = measure.folder_of(settings, entrant.content)
-    print(f"the card of {entrant.path}, on {settings.data_dir}")
-    card = Card(entrant, settings)
+    model = find_checkpoint(settings)
+    settings.data_dir = measure.evaluated_folder(settings, model.content)
+    print(f"the report of {model.path}, on {settings.data_dir}")
+    report = Report(model, settings)
     try:
-        card.tell_about()
-        card.measure_perplexity()
-        card.ask()
-        card.draw_training()
+        report.describe()
+        report.measure_perplexity()
+        report.measure_answers()
+        report.draw_training()
     except KeyboardInterrupt:
-        print("stopped; no card is written, and an older one is as it was")
+        print("stopped; no report is written, and an older one is unchanged")
         raise
-    card.write()
-    for _, english in glance(card.found):
+    report.write()
+    for _, english in summary_sentences(report.found):
         print(english.replace("*", ""))
-    print(f"written: {settings.page}, its plots in {card.plots}")
+    print(f"written: {settings.page}, its plots in {report.plots}")
 
 
 if __name__ == "__main__":

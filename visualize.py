@@ -1,12 +1,12 @@
-"""Draw training runs as PNG and SVG: losses, learning rate, tokens a second, the best step and over-fitting.
+"""Draws training runs as PNG and SVG: losses, learning rate, tokens per second, the best step and over-fitting.
 
     python visualize.py                                         # the newest run under out/
-    python visualize.py --live                                  # and again while it trains, until Ctrl-C
+    python visualize.py --live                                  # again and again while it trains, until Ctrl-C
     python visualize.py --runs=out/demo,out/demo_sft --plot=loss.png --x=epoch
-    python visualize.py --runs=out/adamw,out/muon --together    # which is sooner at a loss
-    python visualize.py --figures=correction.json               # and what evaluations found, checkpoint by checkpoint
+    python visualize.py --runs=out/adamw,out/muon --together    # in the same panels: which reaches a loss sooner
+    python visualize.py --figures=correction.json               # also the figures of an evaluation over checkpoints
 
-A run over-fits after its last best validation if the last one lies more than 2% above, while training loss fell on.
+A run over-fits after its best validation if its last validation loss is more than 2% higher while training loss fell.
 """
 
 import time
@@ -16,37 +16,37 @@ import numpy as np
 
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
-from minigpt.evaluation.curves import read_curves
+from minigpt.evaluation.checkpoint_plots import read_curves
 from minigpt.evaluation.plots import save_plot
-from minigpt.evaluation.run_plots import draw_runs
-from minigpt.run_log import RunLog, find_runs, run_names, summary
+from minigpt.evaluation.training_plots import draw_runs
+from minigpt.run_log import RunLog, find_runs, run_names, summarize_run
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import VisualizeSettings
 
-LIVE_SECONDS = 5.0  # between looks at the log; more where drawing takes long:
-REST = 4  # times what the last drawing took, so that it takes little from the training beside it
+POLL_SECONDS = 5.0  # between reads of the logs; with slow drawing it is longer:
+MIN_PAUSE_FACTOR = 4  # times the duration of the last drawing, so that training is not slowed down
 EMPTY = "has no line of a training run yet"
 
 
 class Watcher:
-    """The runs of the settings, read and drawn as often as they grow."""
+    """Reads and draws the runs that the settings name."""
 
     def __init__(self, settings):
-        self.settings, self.logs = settings, {}
-        self.said, self.validations = set(), {}
+        self.settings = settings
+        self.logs = {}  # path: RunLog
+        self.printed = set()
+        self.validations = {}  # path: number of validations that were printed
 
-    def say(self, text):
-        """Print a line, once."""
-        if text not in self.said:
-            self.said.add(text)
+    def print_once(self, text):
+        if text not in self.printed:
+            self.printed.add(text)
             print(text)
 
     def read(self):
-        """(the runs that have lines, whether any of them changed)."""
+        """(the `RunLog`s that have lines, whether any run changed). Raises UserError."""
         settings = self.settings
-        paths = find_runs(
-            settings.runs, settings.out_root, settings.live or bool(settings.figures and not settings.runs)
-        )
+        may_be_missing = settings.live or bool(settings.figures and not settings.runs)
+        paths = find_runs(settings.runs, settings.out_root, may_be_missing)
         changed = paths != list(self.logs)
         names = run_names(paths)
         self.logs = {path: self.logs.get(path) or RunLog(path) for path in paths}
@@ -55,26 +55,26 @@ class Watcher:
             changed = log.read() or changed
         return [log for log in self.logs.values() if len(log)], changed
 
-    def say_what_is_waited_for(self):
+    def print_waiting(self):
         empty = [str(log.path) for log in self.logs.values() if not len(log)]
         if empty or not self.logs:
             what = ", ".join(empty) or f"a run under {self.settings.out_root}"
-            self.say(f"waiting for the first line of {what} (Ctrl-C ends this)")
+            self.print_once(f"waiting for the first line of {what} (Ctrl-C ends this)")
 
-    def drawn(self, runs):
-        """The figure of runs, and of evaluations. Raises UserError."""
+    def draw(self, runs):
+        """The Figure of the runs and of the evaluations. Raises UserError."""
         settings = self.settings
         evaluations = [read_curves(path) for path in settings.figures]
-        return draw_runs(runs, settings.x, settings.smooth, settings.together, evaluations, self.say)
+        return draw_runs(runs, settings.x, settings.smooth, settings.together, evaluations, self.print_once)
 
     def save(self, figure):
-        """Write the figure; returns its files. Raises UserError."""
+        """Write the figure; returns its (PNG, SVG) paths. Raises UserError."""
         beside = next(iter(self.logs), None) or Path(self.settings.figures[0])
         return save_plot(figure, self.settings.plot or beside.with_name("loss.png"))
 
 
 def draw_once(watcher):
-    """Draw the runs as they are now, and say what they tell."""
+    """Draw the runs as they are now, and print their summaries."""
     runs, _ = watcher.read()
     empty = [log for log in watcher.logs.values() if not len(log)]
     for note in (note for log in watcher.logs.values() for note in log.notes):
@@ -84,12 +84,12 @@ def draw_once(watcher):
     for log in empty:
         print(f"note: {log.path} {EMPTY}; it is left out")
     for run in runs:
-        print("\n".join(summary(run, watcher.settings.smooth)))
-    print(f"drawn: {' and '.join(map(str, watcher.save(watcher.drawn(runs))))}")
+        print("\n".join(summarize_run(run, watcher.settings.smooth)))
+    print(f"drawn: {' and '.join(map(str, watcher.save(watcher.draw(runs))))}")
 
 
 def watch(watcher, wait=time.sleep):
-    """Draw the runs whenever they have grown, until Ctrl-C; say what they tell after each validation."""
+    """Draw the runs whenever they have grown, until Ctrl-C. Print their summaries after each validation."""
     files, due = None, False
     try:
         while True:
@@ -99,28 +99,28 @@ def watch(watcher, wait=time.sleep):
                 due = bool(runs) and (changed or due)
             except UserError as error:
                 due = False
-                watcher.say(f"note: {error}; tried again in a moment")
+                watcher.print_once(f"note: {error}; tried again in a moment")
             if due:
-                figure = watcher.drawn(runs)
+                figure = watcher.draw(runs)
                 try:
                     files, due = watcher.save(figure), False
-                    watcher.say(f"drawn, and again whenever there is more: {' and '.join(map(str, files))}")
+                    watcher.print_once(f"drawn, and again whenever there is more: {' and '.join(map(str, files))}")
                 except UserError as error:  # on Windows a file that a viewer has open cannot be replaced
-                    watcher.say(f"note: {error}; tried again in a moment")
-                tell_validations(watcher, runs)
-            watcher.say_what_is_waited_for()
-            wait(max(LIVE_SECONDS, REST * (time.perf_counter() - started)))
+                    watcher.print_once(f"note: {error}; tried again in a moment")
+                print_validated(watcher, runs)
+            watcher.print_waiting()
+            wait(max(POLL_SECONDS, MIN_PAUSE_FACTOR * (time.perf_counter() - started)))
     finally:
         print(f"the last plot is {files[0]}" if files else "nothing was drawn")
 
 
-def tell_validations(watcher, runs):
-    """Say what each run tells that has been validated since."""
+def print_validated(watcher, runs):
+    """Print the summaries of the runs with new validations."""
     for run in runs:
         checks = int(np.isfinite(run.columns["val_loss"]).sum())
         if watcher.validations.get(run.path) != checks:
             watcher.validations[run.path] = checks
-            print("\n".join(summary(run, watcher.settings.smooth)))
+            print("\n".join(summarize_run(run, watcher.settings.smooth)))
 
 
 def main():

@@ -1,6 +1,5 @@
-"""Training runs by their log.jsonl: read as it grows, and what it tells (smoothed loss, best step, over-fitting, pace).
-
-Nothing here draws; plots are in run_plots.py.
+"""Reads the log.jsonl of training runs while it grows, and computes what it shows: smoothed loss, best step,
+over-fitting, throughput. Plots are in minigpt/evaluation/training_plots.py.
 """
 
 import json
@@ -16,21 +15,22 @@ from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic
 
 LOG = "log.jsonl"
-FIELDS = ("step", "epoch", "train_loss", "val_loss", "lr", "tokens", "seconds")
-RISE = 0.02  # share of the best validation loss by which it must have risen for over-fitting
-COMPARED_LINES = 10  # of the log, whose mean training loss is compared
-PACE_POINTS, PACE_SECONDS = 400, 0.5  # at most so many points of tokens a second, each over at least so long
-MOST_LAG = 0.1  # of a run, by which its smoothed loss may lag behind
-GAP = 5.0  # times the distance of the lines before and after: then lines are missing, and no curve crosses it
+LOG_FIELDS = ("step", "epoch", "train_loss", "val_loss", "lr", "tokens", "seconds")
+MIN_OVERFITTING_RISE = 0.02  # of the validation loss above the best one, as a share of it
+COMPARED_LINES = 10  # the training loss is averaged over so many lines of the log
+MAX_THROUGHPUT_POINTS = 400
+MIN_THROUGHPUT_SECONDS = 0.5  # that a point covers
+MAX_LAG_SHARE = 0.1  # of a run, by which the smoothed loss may lag behind
+GAP_FACTOR = 5.0  # lines are missing where two are so many times farther apart than their neighbours
 
 
 def find_runs(runs, out_root, wait=False):
-    """Paths of the log.jsonl files of some runs: folders, folders of runs, or files; []: the newest under out_root.
+    """Paths of the log.jsonl files of runs: folders, folders of runs, or files; []: the newest one under out_root.
 
-    wait: whether a run that is not there yet may come; else UserError is raised for it.
+    Raises UserError for a run that does not exist, unless `wait` is true.
     """
     if not runs:
-        logs = sorted(Path(out_root).rglob(LOG), key=_changed)
+        logs = sorted(Path(out_root).rglob(LOG), key=_modified)
         if not logs and not wait:
             raise UserError(f"no {LOG} under {out_root}; train first: python train.py config/train_config.py")
         return logs[-1:]
@@ -46,8 +46,8 @@ def find_runs(runs, out_root, wait=False):
     return list(dict.fromkeys(logs))
 
 
-def _changed(path):
-    """When a file was last written to; 0 where it has just gone."""
+def _modified(path):
+    """Time of a file's last change; 0 if it has just been deleted."""
     try:
         return path.stat().st_mtime
     except OSError:
@@ -55,7 +55,7 @@ def _changed(path):
 
 
 def run_names(logs):
-    """A name for each log: its folder's, with as many of the folders above as tell it from the others."""
+    """A name for each log: its folder's, with as many parent folders as make it different from the others."""
     parts = [(log.parent if log.name == LOG else log.with_suffix("")).absolute().parts[1:] or ("run",) for log in logs]
     names = []
     for own in parts:
@@ -65,58 +65,59 @@ def run_names(logs):
 
 
 class RunLog:
-    """A run's log, read from where the last `read` ended, so that one of a million lines is not read again.
+    """A run's log. Each `read` continues where the last one ended, so that a long log is not read again.
 
-    After `read`, `columns` is {field: (n,) float64}, a line of the log each, with nan where a value is missing or is no
-    number; lines that a resumed run wrote again stand in it once. `notes`: a line about each kind of thing left out.
+    columns: {field: (n,) float64}, one value for each line of the log, nan if it is missing or not a number. Lines that
+    a resumed run wrote again are contained once. notes: a line about each kind of problem.
     """
 
     def __init__(self, path, name=""):
-        self.path, self.name = Path(path), name or run_names([Path(path)])[0]
-        self._begin(None)
+        self.path = Path(path)
+        self.name = name or run_names([self.path])[0]
+        self._begin()
 
-    def _begin(self, file):
-        self._file, self._position = file, 0
-        self._values = {name: array("d") for name in FIELDS}
-        self._broken, self._half = [], False  # numbers of the lines that are no lines of a log
+    def _begin(self):
+        self._file = None  # identity of the file that was read
+        self._position = 0  # bytes that were read
+        self._values = {name: array("d") for name in LOG_FIELDS}
+        self._broken = []  # numbers of the lines that are not JSON objects
+        self._half = False  # whether the last line is incomplete
         self._lines = 0
-        self.columns = {name: np.zeros(0) for name in FIELDS}
+        self.columns = {name: np.zeros(0) for name in LOG_FIELDS}
 
     def read(self):
-        """Take in what the log has more than before; returns whether anything changed. Raises UserError."""
+        """Read the lines that are new; returns whether anything changed. Raises UserError."""
         try:
             with open(self.path, "rb") as file:
                 return self._read(file)
         except FileNotFoundError:
             changed = self._file is not None
-            self._begin(None)
+            self._begin()
             return changed
         except OSError as error:
             raise UserError(f"{self.path} could not be read ({error.strerror})") from None
 
     def _read(self, file):
-        about = _stat(file)
-        changed = self._file not in (None, about[0])
-        if changed or about[1] < self._position:  # another file: a run that was resumed, or begun again
-            self._begin(None)
-            changed = True
-        self._file, before = about[0], self._position
+        # A resumed or restarted run replaces the file: read it from the beginning.
+        identity, size = _stat(file)
+        replaced = self._file not in (None, identity) or size < self._position
+        if replaced:
+            self._begin()
+        self._file, before = identity, self._position
         file.seek(before)
         for line in file:
-            whole = line.endswith(b"\n")
             row = _parsed(line)
-            if row is None and not whole:  # it may still be under way
+            if row is None and not line.endswith(b"\n"):  # the run is still writing it
                 break
             self._position += len(line)
             self._lines += 1
-            self._half = False
             if row:
                 for name, values in self._values.items():
                     values.append(_number(row.get(name)))
             elif line.strip():
                 self._broken.append(self._lines)
-        self._half = about[1] > self._position
-        if self._position != before or changed:
+        self._half = size > self._position
+        if self._position != before or replaced:
             self.columns = _once({name: np.array(values) for name, values in self._values.items()})
             return True
         return False
@@ -131,7 +132,7 @@ class RunLog:
             first = self._broken[0]
             notes.append(f"{_count(len(self._broken), 'line')} could not be read (the first is line {first})")
         if self._half:
-            notes.append("its last line is not whole (a run that is writing, or was cut off)")
+            notes.append("its last line is incomplete (the run is writing it, or was interrupted)")
         unplaced = int(np.isnan(np.array(values["step"])).sum())
         if unplaced:
             notes.append(f"{_count(unplaced, 'line')} without a step left out")
@@ -143,35 +144,35 @@ class RunLog:
             if len(lost):
                 step = columns["step"][lost[0]]
                 notes.append(f"{_count(len(lost), what + ' loss')} not finite, first at step {step:.0f}")
-        missing = [name for name in FIELDS if name != "val_loss" and len(self) and not np.isfinite(columns[name]).any()]
-        if missing:
+        missing = [name for name in LOG_FIELDS if name != "val_loss" and not np.isfinite(columns[name]).any()]
+        if missing and len(self):
             notes.append(f"no line has {' or '.join(missing)}")
-        if missing_lines := len(gaps(columns["step"])):
+        if missing_lines := len(find_gaps(columns["step"])):
             notes.append(f"{_count(missing_lines, 'gap')} between its lines")
         return [f"{self.path}: {note}" for note in notes]
 
 
 def log_lines(path):
-    """The whole lines of a log, as dicts; one that a crash or a full disk cut short is left out."""
+    """The lines of a log as dicts. Incomplete ones, after a crash or on a full disk, are left out."""
     lines = Path(path).read_bytes().splitlines() if Path(path).exists() else []
     return [row for row in map(_parsed, lines) if row]
 
 
 def cut_log(folder, step):
-    """Take the lines after a step off a run's log: they are about to be written again."""
+    """Remove the lines after a step from a run's log, because training will write them again."""
     path = Path(folder) / LOG
     text = "".join(json.dumps(line) + "\n" for line in log_lines(path) if line["step"] <= step)
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def _stat(file):
-    """(what tells a file from another under its name, bytes)."""
+    """(identity of the file, its size in bytes). A file that replaces it has another identity."""
     about = os.fstat(file.fileno())
     return (about.st_dev, about.st_ino), about.st_size
 
 
 def _parsed(line):
-    """A log's line as a dict; None where it is none; {} where it is empty."""
+    """A line of a log as a dict; None if it is not a JSON object; {} if it is empty."""
     if not line.strip():
         return {}
     try:
@@ -182,7 +183,7 @@ def _parsed(line):
 
 
 def _number(value):
-    """A value as float; nan where it is missing. What is there and not finite is inf, so that it can be told."""
+    """A value as float: nan if it is missing, inf if it is not finite, so that the two can be distinguished."""
     if type(value) not in (int, float):
         return math.nan
     try:
@@ -193,7 +194,7 @@ def _number(value):
 
 
 def _once(columns):
-    """The columns without lines that have no step, or one that a later line has gone back to or before."""
+    """The columns without the lines that have no step, and without those that a resumed run wrote again."""
     steps = columns["step"]
     placed = np.isfinite(steps)
     columns = {name: values[placed] for name, values in columns.items()}
@@ -206,35 +207,35 @@ def _count(n, what):
     return f"{n:,} {what}{'' if n == 1 else 'es' if what.endswith('s') else 's'}"
 
 
-def known(x, y):
-    """Indices at which both have a finite value."""
+def finite_places(x, y):
+    """Indices at which both arrays are finite."""
     return np.flatnonzero(np.isfinite(x) & np.isfinite(y))
 
 
-def gaps(steps):
-    """Indices before which lines are missing: where the distance of two is over GAP times that of both neighbours."""
+def find_gaps(steps):
+    """Indices before which lines are missing: the distance of two steps is over GAP_FACTOR times those beside it."""
     distances = np.diff(steps)
     if len(distances) < 3:
         return np.zeros(0, int)
-    beside = np.maximum(distances[:-2], distances[2:])  # a log_interval that was changed is no gap
-    return np.flatnonzero(distances[1:-1] > GAP * beside) + 2
+    beside = np.maximum(distances[:-2], distances[2:])  # after a change of log_interval, one of them is large too
+    return np.flatnonzero(distances[1:-1] > GAP_FACTOR * beside) + 2
 
 
-def fitting_weight(weight, n):
-    """The weight of what came before by which n values are smoothed: less than the one given where they are few.
+def limit_smoothing(weight, n):
+    """The weight of the past for smoothing n values: the one given, or less for few values.
 
-    An average of weight w lags w / (1 - w) values behind. In a short run, whose loss falls from line to line, that is
-    far above the loss: so it may be a tenth of the run at most.
+    An average with weight w lags w / (1 - w) values behind. In a short run, whose loss still falls fast, it would be
+    far above the loss. So the lag is at most a tenth of the run.
     """
-    return min(weight, 1 - 1 / max(1.0, n * MOST_LAG))
+    return min(weight, 1 - 1 / max(1.0, n * MAX_LAG_SHARE))
 
 
-def smoothed(values, weight):
-    """Exponential average of finite values (n,), without the pull of its start (Adam's debiasing).
+def smooth_values(values, weight):
+    """Exponential moving average of finite values (n,), with Adam's bias correction.
 
-    weight: of what came before, 0 to 1; of few values `fitting_weight`.
+    weight: of the past, 0 to 1; for few values, see `limit_smoothing`.
     """
-    weight = fitting_weight(weight, len(values))
+    weight = limit_smoothing(weight, len(values))
     mean, rest, out = 0.0, 1.0, array("d")
     for value in values.tolist():
         mean = weight * mean + (1 - weight) * value
@@ -244,21 +245,21 @@ def smoothed(values, weight):
 
 
 def best_line(columns):
-    """Index of the lowest validation loss, the first of equal ones; None without one."""
+    """Index of the lowest validation loss (of equal ones the first); None if there is none."""
     found = np.flatnonzero(np.isfinite(columns["val_loss"]))
     return int(found[columns["val_loss"][found].argmin()]) if len(found) else None
 
 
 @dataclass
 class Overfitting:
-    """From where on a run only learned by heart. line: index in its columns; losses in nats a token."""
+    """Where over-fitting begins: the last best validation. Losses in nats per token."""
 
-    line: int
+    line: int  # index in the run's columns
     step: int
-    best: float
-    last: float  # validation loss of the last validation
-    train_best: float  # mean training loss before each of the two
-    train_last: float
+    best: float  # validation loss there
+    last: float  # validation loss at the end
+    train_best: float  # mean training loss before the best validation
+    train_last: float  # mean training loss before the last validation
 
     @property
     def text(self):
@@ -270,11 +271,11 @@ class Overfitting:
 
 
 def overfitting(columns):
-    """`Overfitting`, or None: what training notes, and what plots and the report card tell of a run's log.
+    """`Overfitting` of a run's log, or None. Training, plots and reports all use this definition.
 
-    The point is the last best validation, if the last one lies more than RISE of it above, and the training loss (mean
-    of up to COMPARED_LINES lines before each of the two) is lower than it was there. (Some rises in a row would not do:
-    a run whose loss wavers while it climbs has none, and one may rise three times by next to nothing.)
+    A run over-fits if its last validation loss is more than MIN_OVERFITTING_RISE above the best one, while the training
+    loss (mean of up to COMPARED_LINES lines before each of the two validations) fell. (Several rises in a row would be
+    a worse definition: a loss that fluctuates while it climbs has none, and three rises may be tiny.)
     """
     best, val = best_line(columns), columns["val_loss"]
     if best is None:
@@ -284,7 +285,7 @@ def overfitting(columns):
     trained = np.flatnonzero(np.isfinite(columns["train_loss"]))
     before, after = trained[trained <= best], trained[(trained > best) & (trained <= last)]
     lines = min(COMPARED_LINES, len(before), len(after))
-    if not lines or val[last] <= val[best] * (1 + RISE):
+    if not lines or val[last] <= val[best] * (1 + MIN_OVERFITTING_RISE):
         return None
     means = [float(columns["train_loss"][part[-lines:]].mean()) for part in (before, after)]
     if means[1] >= means[0]:
@@ -293,23 +294,24 @@ def overfitting(columns):
 
 
 @dataclass
-class Pace:
-    """Tokens a second: places (indices in the columns) and rates, and the rate over all."""
+class Throughput:
+    """Tokens per second: places (indices in the columns) with their rates, and the overall rate."""
 
     places: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
     rates: np.ndarray = field(default_factory=lambda: np.zeros(0))
     overall: float = math.nan
-    with_checks: bool = False  # whether the seconds are also those of validating
+    with_checks: bool = False  # whether the time includes validation
 
 
-def pace(columns):
-    """`Pace` of a run: from line to line, a few together where they are close.
+def measure_throughput(columns):
+    """`Throughput` of a run, from line to line; lines that are close in time share a point.
 
-    The clock of a log runs on while a run validates and saves, so lines that come after a validation are left out,
-    unless there are no others. So are lines without time or tokens between them, or with either running backwards.
+    The log's clock includes the time of validating and saving. So the intervals after a validation are left out, unless
+    there are no others. Intervals without tokens are left out too, and those in which the clock ran backwards.
     """
     seconds, tokens = columns["seconds"], columns["tokens"]
-    there = known(seconds, tokens)
+    there = finite_places(seconds, tokens)
+    # The interval from each line to the next.
     took, made = np.diff(seconds[there]), np.diff(tokens[there])
     right = (took >= 0) & (made > 0)
     after_check = np.isfinite(columns["val_loss"][there][:-1])
@@ -317,20 +319,23 @@ def pace(columns):
     chosen = np.flatnonzero(right if with_checks else right & ~after_check)
     total = took[chosen].sum()
     if total <= 0:
-        return Pace()
-    width = max(PACE_SECONDS, total / PACE_POINTS)
+        return Throughput()
+    # Intervals are summed in bins of equal training time.
+    width = max(MIN_THROUGHPUT_SECONDS, total / MAX_THROUGHPUT_POINTS)
     ends = np.cumsum(took[chosen])
     bins = np.minimum((ends - took[chosen] / 2) // width, max(0, total // width - 1)).astype(int)
     took, made = np.bincount(bins, took[chosen]), np.bincount(bins, made[chosen])
     last = np.zeros(len(took), int)
     np.maximum.at(last, bins, there[chosen + 1])
     full = took > 0
-    return Pace(last[full], made[full] / took[full], float(made.sum() / took.sum()), with_checks)
+    return Throughput(last[full], made[full] / took[full], float(made.sum() / took.sum()), with_checks)
 
 
 def thinned(x, y, most, extremes=False):
-    """At most about `most` of the points (x, y), in order, with the first and the last; with `extremes`, the lowest and
-    the highest of every stretch, so that a spike stays."""
+    """About `most` of the points (x, y), in order, the first and the last included.
+
+    With `extremes`, the lowest and the highest of every stretch are kept, so that no spike is lost.
+    """
     n = len(x)
     if n <= most:
         return x, y
@@ -346,8 +351,8 @@ def thinned(x, y, most, extremes=False):
     return x[kept], y[kept]
 
 
-def summary(run, smooth):
-    """Lines that say what a `RunLog` holds: how far it came, the best step, over-fitting."""
+def summarize_run(run, smooth):
+    """Lines about a `RunLog`: its progress, the best step, over-fitting. smooth: weight of `smooth_values`."""
     c, lines = run.columns, []
     losses = c["train_loss"][np.isfinite(c["train_loss"])]
     came = [f"step {c['step'][-1]:,.0f}"]
@@ -355,9 +360,9 @@ def summary(run, smooth):
         if np.isfinite(c[name]).any():
             came.append(form.format(np.nanmax(np.where(np.isfinite(c[name]), c[name], np.nan))))
     if len(losses):
-        told = " (smoothed)" if fitting_weight(smooth, len(losses)) else ""
-        came.append(f"training loss {smoothed(losses, smooth)[-1]:.4f}{told}")
-    speed = pace(c)
+        suffix = " (smoothed)" if limit_smoothing(smooth, len(losses)) else ""
+        came.append(f"training loss {smooth_values(losses, smooth)[-1]:.4f}{suffix}")
+    speed = measure_throughput(c)
     if math.isfinite(speed.overall):
         came.append(f"{speed.overall:,.0f} tokens/s{' (with its validations)' if speed.with_checks else ''}")
     lines.append(f"{run.name}: {', '.join(came)}")
@@ -367,5 +372,5 @@ def summary(run, smooth):
     checks, place = int(np.isfinite(c["val_loss"]).sum()), f"{c['val_loss'][best]:.4f} at step {c['step'][best]:,.0f}"
     lines.append(f"  best validation loss {place} of {_count(checks, 'validation')}")
     found = overfitting(c)
-    none = f"no over-fitting (a rise of {RISE:.0%} after the best step) is seen"
+    none = f"no over-fitting (validation loss did not end {MIN_OVERFITTING_RISE:.0%} above the best)"
     return [*lines, f"  {found.text if found else none}"]

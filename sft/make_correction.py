@@ -26,7 +26,15 @@ from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic
 from minigpt.corpus.cleaning import Cleaner
 from minigpt.corpus.records import Problems, article_of, dropped_text, find_files, hash_share, read_rows
-from minigpt.evaluation.mistakes import KINDS, UNCHANGED, han_places, is_whole, most_frequent, sentences_of, spoilt
+from minigpt.evaluation.mistakes import (
+    MISTAKE_KINDS,
+    UNCHANGED,
+    add_mistake,
+    frequent_characters,
+    han_places,
+    is_complete,
+    sentences_of,
+)
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import CorrectionDataSettings
 
@@ -93,7 +101,7 @@ class Sentences:
         """The reason why a sentence cannot be used, or None."""
         if text in self.texts:
             return "duplicate"
-        if not is_whole(text):
+        if not is_complete(text):
             return "without an end"
         if len(text) > self.settings.max_sentence_chars:
             return "longer than max_sentence_chars"
@@ -106,7 +114,7 @@ class Sentences:
 
 def correction_rows(sentences, settings):
     """Yields the rows (dicts) of all sentences. Questions are unique, and no mistake makes another row's answer."""
-    frequent, taken = most_frequent(sentences.characters), set(sentences.texts)
+    frequent, taken = frequent_characters(sentences.characters), set(sentences.texts)
     for sentence in sentences.in_order():
         about = {"answer": sentence.text, "id": sentence.id, "subject": sentence.subject}
         if hash_share(f"{settings.seed}:keep:{sentence.text}") < settings.unchanged_share:
@@ -116,7 +124,7 @@ def correction_rows(sentences, settings):
         kinds = rng.sample(settings.mistakes, len(settings.mistakes))
         for variant in range(settings.variants):
             for kind in kinds[variant % len(kinds) :] + kinds[: variant % len(kinds)]:
-                text = spoilt(sentence.text, kind, rng, frequent, taken)
+                text = add_mistake(sentence.text, kind, rng, frequent, taken)
                 if text:
                     taken.add(text)
                     yield {"question": text, **about, "kind": kind}
@@ -129,7 +137,7 @@ def correction_rows(sentences, settings):
 def make_corrections(settings):
     """Write the rows to settings.corrections. Returns (`Sentences`, Counter of rows by kind)."""
     if not settings.mistakes:
-        raise UserError(f"mistakes is empty; choose some of {', '.join(KINDS)} with --mistakes=…")
+        raise UserError(f"mistakes is empty; choose some of {', '.join(MISTAKE_KINDS)} with --mistakes=…")
     settings.mistakes = list(dict.fromkeys(settings.mistakes))
     sentences, counts = Sentences(settings), Counter()
     sentences.read(find_files(settings.input_dir))
@@ -158,7 +166,8 @@ def main():
     left_out = ", ".join(f"{n} {reason}" for reason, n in sentences.left_out.most_common()) or "none"
     print(f"{sentences.articles} articles, {sentences.found} sentences; left out: {left_out}")
     rows = sum(counts.values())
-    print(f"{rows} rows: " + ", ".join(f"{counts[kind]} {kind}" for kind in [*KINDS, UNCHANGED] if counts[kind]))
+    kinds = [kind for kind in (*MISTAKE_KINDS, UNCHANGED) if counts[kind]]
+    print(f"{rows} rows: " + ", ".join(f"{counts[kind]} {kind}" for kind in kinds))
     print(
         f"written to {settings.corrections}; go on with: python data/prepare_sft.py --qa_files={settings.corrections}"
     )

@@ -1,4 +1,4 @@
-"""Scores of texts against figures worked out by hand, by plain loops, and by the measures' own programs."""
+"""Metrics compared with values worked out by hand, with plain loops, and with the reference implementations."""
 
 import math
 import random
@@ -16,10 +16,10 @@ from minigpt.metrics import (
     cut_words,
     distinct,
     exact_match,
+    extract_numbers,
+    has_same_numbers,
     interval,
-    means,
-    numbers,
-    numbers_right,
+    mean_scores,
     repetition,
     rouge_l,
     score_each,
@@ -30,12 +30,12 @@ from minigpt.metrics import (
 )
 
 
-def test_the_reports_pair_has_three_times_the_same_figure():
+def test_the_reports_pair_has_equal_recall_precision_and_f():
     assert rouge_l("羊侃的字是公祖。", "羊侃的字是祖忻。") == (0.875, 0.875, 0.875)
 
 
 def plain_lcs(a, b):
-    """Length of the longest common subsequence, a row of the table at a time."""
+    """Length of the longest common subsequence, by dynamic programming."""
     row = [0] * (len(b) + 1)
     for x in a:
         left_above = 0
@@ -58,7 +58,7 @@ def test_rouge_l_is_the_longest_common_subsequence_of_characters(alphabet):
 
 
 def theirs(prediction, reference):
-    """Rouge-L of rouge-chinese over characters, which it wants parted by spaces: (recall, precision, F)."""
+    """Rouge-L of rouge-chinese over characters, which needs spaces between them: (recall, precision, F)."""
     texts = [" ".join("".join(text.split())) for text in (prediction, reference)]
     found = Rouge(metrics=["rouge-l"]).get_scores(*texts)[0]["rouge-l"]
     return found["r"], found["p"], found["f"]
@@ -78,12 +78,12 @@ TRICKY = [
 
 
 @pytest.mark.parametrize("pair", TRICKY, ids=range(len(TRICKY)))
-def test_rouge_l_is_rouge_chineses_on_tricky_texts(pair):
+def test_rouge_l_equals_rouge_chinese_on_tricky_texts(pair):
     assert rouge_l(*pair) == pytest.approx(theirs(*pair), abs=2e-8)  # theirs adds 1e-8 to the divisor of F
 
 
 @pytest.mark.parametrize("alphabet", ["天地", "天地玄黄。！？", "天地玄黄宇宙洪荒a1 \n"])
-def test_rouge_l_is_rouge_chineses_on_random_texts(alphabet):
+def test_rouge_l_equals_rouge_chinese_on_random_texts(alphabet):
     for prediction, reference in random_pairs(alphabet):
         if prediction.strip() and reference.strip():
             assert rouge_l(prediction, reference) == pytest.approx(theirs(prediction, reference), abs=2e-8)
@@ -97,7 +97,7 @@ def test_an_empty_text_scores_zero_where_rouge_chinese_raises():
     assert rouge_l("地", "天") == (0.0, 0.0, 0.0) == pytest.approx(theirs("地", "天"))
 
 
-def test_rouge_l_names_recall_and_precision_rightly():
+def test_rouge_l_does_not_confuse_recall_and_precision():
     assert rouge_l("天地玄黄", "天地") == pytest.approx((1.0, 0.5, 2 / 3))
     assert rouge_l("天地。", "地。天地玄。") == pytest.approx((0.5, 1.0, 2 / 3))
 
@@ -162,7 +162,7 @@ def test_character_f1_of_cases_worked_out_by_hand(case):
 
 
 @pytest.mark.parametrize("alphabet", ["天地", "天地玄黄，。", "天地ab1 ，。…!’‘（"])
-def test_character_f1_is_cmrc_2018s(alphabet):
+def test_character_f1_equals_cmrc_2018(alphabet):
     for pair in random_pairs(alphabet, longest=14):
         assert char_f1(*pair) == pytest.approx(cmrc_f1(*pair)), pair
 
@@ -187,16 +187,16 @@ NUMBERS = {
 
 @pytest.mark.parametrize("text", NUMBERS)
 def test_numbers_of_a_text(text):
-    assert numbers(text) == NUMBERS[text]
+    assert extract_numbers(text) == NUMBERS[text]
 
 
-def test_numbers_are_right_where_all_are_told_and_no_other():
-    assert numbers_right("它发现于1801年。", "谷神星发现于１８０１年。") is True
-    assert numbers_right("桥有1234座", "1,234座") is True
-    assert numbers_right("电话区号是10。", "电话区号是010。") is False
-    assert numbers_right("1801年1月", "1801年") is False
-    assert numbers_right("", "1801年") is False
-    assert numbers_right("1801年", "一八〇一年") is None
+def test_the_numbers_of_two_texts_have_to_be_equal():
+    assert has_same_numbers("它发现于1801年。", "谷神星发现于１８０１年。") is True
+    assert has_same_numbers("桥有1234座", "1,234座") is True
+    assert has_same_numbers("电话区号是10。", "电话区号是010。") is False
+    assert has_same_numbers("1801年1月", "1801年") is False
+    assert has_same_numbers("", "1801年") is False
+    assert has_same_numbers("1801年", "一八〇一年") is None
 
 
 def test_repetition_by_hand():
@@ -219,10 +219,10 @@ def test_scores_are_means_over_the_pairs():
     assert (found["pairs"], found["pairs_with_numbers"], found["numbers"]) == (3, 0, None)
 
 
-def test_a_missing_prediction_is_in_no_mean():
+def test_a_missing_prediction_is_not_averaged():
     each = score_each(["1年", None, "天"], ["1年", "2年", "地"], words=True)
     assert all(math.isnan(values[1]) for values in each.values())
-    found = means(each)
+    found = mean_scores(each)
     assert (found["pairs"], found["exact_match"], found["numbers"], found["pairs_with_numbers"]) == (2, 0.5, 1.0, 1)
     assert found["rouge_l_words_recall"] == 0.5
 
@@ -264,7 +264,7 @@ def test_the_interval_of_a_ratio_is_of_sums():
 MANY = FEWEST_ROWS  # just enough rows
 
 
-def test_intervals_of_little_are_what_they_can_be():
+def test_intervals_of_edge_cases():
     assert interval([0.25] * MANY) == (0.25, 0.25)
     assert interval([]) is interval([math.nan]) is interval([0.5] * MANY, resamples=0) is None
     assert interval([0.1, math.nan, 0.7, math.nan] * MANY) == interval([0.1, 0.7] * MANY)
@@ -274,7 +274,7 @@ def test_intervals_of_little_are_what_they_can_be():
     assert interval([0.1, 0.9, 0.4] * MANY, seed=3) == interval([0.1, 0.9, 0.4] * MANY, seed=3)
 
 
-def test_a_few_rows_have_no_interval_and_no_comparison_and_it_is_said_why():
+def test_a_few_rows_have_no_interval_and_no_comparison_but_a_reason():
     few = [0.1, 0.9] * MANY
     assert interval(few[: MANY - 1]) is None and interval(few[:MANY])
     assert interval([*few[: MANY - 1], math.nan]) is None  # nan is no row
@@ -285,7 +285,7 @@ def test_a_few_rows_have_no_interval_and_no_comparison_and_it_is_said_why():
     assert notes == [f"note: a, c: {too_few(3)}"]  # of no rows there is no figure either
 
 
-def test_one_is_better_by_hand():
+def test_a_comparison_worked_out_by_hand():
     always = compare([1.0, 0.9, 0.8] * MANY, [0.5, 0.4, 0.3] * MANY)
     assert always == pytest.approx({"difference": 0.5, "low": 0.5, "high": 0.5, "a_better": 1.0, "rows": 3 * MANY})
     same = compare([0.3, 0.7] * MANY, [0.3, 0.7] * MANY)
@@ -296,13 +296,13 @@ def test_one_is_better_by_hand():
         compare([1.0, 2.0], [1.0, 2.0, 3.0])
 
 
-def test_of_as_many_rows_each_way_each_is_better_in_half_of_the_resamples_ties_being_halves():
+def test_equal_models_are_better_in_half_of_the_resamples():
     found = compare([1.0, 0.0] * (MANY // 2), [0.0, 1.0] * (MANY // 2), resamples=4000)
     assert found["difference"] == 0.0 and found["low"] == pytest.approx(-found["high"], abs=0.11)
     assert found["a_better"] == pytest.approx(0.5, abs=0.03)
 
 
-def test_a_comparison_is_the_other_way_round_turned_over():
+def test_swapping_the_models_mirrors_a_comparison():
     rng = np.random.default_rng(5)
     a, b = rng.random(200), rng.random(200)
     ab, ba = compare(a, b, seed=7), compare(b, a, seed=7)
@@ -317,13 +317,13 @@ def test_a_comparison_is_paired():
     assert found["a_better"] > 0.999 and found["high"] - found["low"] < 0.005
 
 
-def test_many_rows_are_drawn_a_part_at_a_time_and_the_same(monkeypatch):
+def test_resampling_in_chunks_gives_the_same_interval(monkeypatch):
     rows = np.random.default_rng(0).random(1000)
     whole, drawn = interval(rows, resamples=100, seed=1), []
-    monkeypatch.setattr(scores, "RESAMPLES_AT_ONCE", 3000)
+    monkeypatch.setattr(scores, "MAX_RESAMPLED_NUMBERS", 3000)
 
     class Watched:
-        """As numpy's generator; notes how many numbers are drawn together."""
+        """Like numpy's generator; records how many numbers are drawn at a time."""
 
         def __init__(self, seed):
             self.rng = original(seed)

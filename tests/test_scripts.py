@@ -79,7 +79,7 @@ def test_a_pretrained_checkpoint_is_measured_on_continuations(trained):
     base = "--ckpt=out/pretrain/ckpt.pt"
     said = done(trained, "evaluations-RougeL.py", base, "--data_dir=data/processed", "--show=1", "--max_new_tokens=9")
     assert "Rouge-L recall" in said.stdout and "问题 question:   第" in said.stdout
-    assert "bits a character" in done(trained, "evaluations-perplexity.py", base).stdout
+    assert "bits per character" in done(trained, "evaluations-perplexity.py", base).stdout
 
 
 def test_questions_of_a_file_are_asked_and_its_bad_rows_shown(trained):

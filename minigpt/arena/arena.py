@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt.arena.answers import ModelAnswer, RunningRequests
-from minigpt.arena.examples import read_examples
 from minigpt.arena.models import CheckpointInfo, ModelCache
 from minigpt.arena.peers import CHECK_WAIT_SECONDS, SEPARATOR, Peers
 from minigpt.arena.problems import Problem, validate_number

@@ -10,6 +10,7 @@ import sys
 import unicodedata
 from collections import Counter
 
+from minigpt.common.text import HAN_RUN
 from minigpt.settings.stages import CLEANING
 from minigpt.tokenizer import bounded_spaces
 
@@ -149,7 +150,6 @@ def drop_templates(text):
     return html.unescape(STRAY.sub("", text))
 
 
-HAN_RUN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+")
 LETTER_RUN = re.compile(r"[^\W\d_]+")
 
 

@@ -1,1 +1,1 @@
-"""What the evaluation scripts share: whom they ask, what they look at first, how they show what they found."""
+"""What the evaluation scripts share: models, prompts, the contamination check, metrics by task, tables and plots."""

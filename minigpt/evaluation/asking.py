@@ -1,4 +1,4 @@
-"""Models that are asked the same questions: a look at them first, what they answered, and which of two is better."""
+"""Models that answer the same questions: load them, collect their answers, compare them pair by pair."""
 
 import itertools
 import re
@@ -7,141 +7,147 @@ from pathlib import Path
 
 from minigpt.checkpoint import load_checkpoint
 from minigpt.common.errors import UserError
-from minigpt.evaluation.contamination import leak_of
 from minigpt.evaluation.models import LocalModel, RemoteModel, find_models, without_weights
-from minigpt.evaluation.prompts import check_fit, load_pairs, part_asked
-from minigpt.metrics import compare, interval, means, score_each
+from minigpt.evaluation.prompts import check_fit, load_pairs
+from minigpt.metrics import compare, interval, mean_scores, score_each
 
-EACH_WITH_EACH = 6  # up to so many models every two are compared; of more, each with the best
-COMPARED = ("rouge_l_f", "exact_match")
+MAX_MODELS_FOR_ALL_PAIRS = 6  # up to so many models, every two are compared; with more, each with the best
+COMPARED_FIGURES = ("rouge_l_f", "exact_match")
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-class Entrant:
-    """A model before it is asked. What its checkpoint says is known, but it takes no memory yet; a server is there.
+class EvaluatedModel:
+    """A model under evaluation, before it is loaded: a checkpoint without its weights, or a model behind an API.
 
-    As prompts.py takes a model: stage, content.
+    contamination: what `check_models` found, as a dict, or None.
     """
 
     def __init__(self, name, path):
-        self.name, self.path, self.leak = name, path, None
+        self.name, self.path = name, path
+        self.contamination = None
         if isinstance(path, Path):
-            self.content, self.remote = without_weights(load_checkpoint(path)), None
-            self.stage, self.step = self.content["stage"], self.content["progress"]["step"]
+            self.remote = None
+            self.content = without_weights(load_checkpoint(path))
+            self.stage = self.content["stage"]
+            self.step = self.content["progress"]["step"]
         else:
             self.remote = RemoteModel(path, name)
             self.content, self.stage, self.step = None, self.remote.stage, None
 
+    def about(self):
+        """What it is, for the JSON."""
+        return {"checkpoint": str(self.path), "name": self.name, "stage": self.stage, "step": self.step}
+
     def open(self, settings):
-        """The `LocalModel` or `RemoteModel`."""
+        """The `LocalModel` (its weights are loaded now) or the `RemoteModel`."""
         return self.remote or LocalModel(self.path, self.name, settings)
 
 
-def look(settings):
-    """([`Entrant`], pairs): the models of the setting ckpt, and the questions that all of them are asked.
+def load_evaluation(settings):
+    """([`EvaluatedModel`], pairs): the models of the setting `ckpt`, and the questions that all of them are asked.
 
-    Raises UserError before any has been asked: for one that is not there, or that the rows are not for.
+    Raises UserError, before any model is asked, for one that is missing or that the questions do not fit.
     """
-    entrants = [Entrant(*found) for found in find_models(settings.ckpt, settings.out_root)]
-    pairs = load_pairs(settings, entrants[0])
-    for entrant in entrants[1:]:
-        check_fit(settings, entrant)
-    return entrants, pairs
+    models = [EvaluatedModel(*found) for found in find_models(settings.ckpt, settings.out_root)]
+    pairs = load_pairs(settings, models[0])
+    for model in models[1:]:
+        check_fit(settings, model)
+    return models, pairs
 
 
-def find_leaks(entrants, pairs, settings):
-    """Look for the pairs in what each was trained on, once for all checkpoints of a run; returns lines to print."""
-    by_run, lines = {}, []
-    for entrant in entrants:
-        by_run.setdefault(repr((entrant.content or {}).get("settings", entrant.path)), []).append(entrant)
-    for run in by_run.values():
-        measured = None if settings.questions else (settings.data_dir, part_asked(settings, run[0]))
-        leak = leak_of(run[0].content, pairs=pairs, measured=measured)
-        for entrant in run:
-            entrant.leak = leak
-        who = run[0].name + (f" … {run[-1].name}" if len(run) > 1 else "")
-        lines.append(f"{who}: {leak.line()}" if len(entrants) > 1 else leak.line())
-    return lines
+def note_cut_prompts(opened, pairs, params):
+    """Print how many prompts a loaded model has to cut."""
+    if cut := opened.cut_prompts([prompt for prompt, _ in pairs], params):
+        print(f"note: {cut} prompts leave no room for an answer in the model's block; only their ends are used")
+
+
+def combine_entries(entries, **more):
+    """The JSON of an evaluation: {"models": entries, …}; the figures of a single model are also on the top level."""
+    return {**(entries[0] if len(entries) == 1 else {}), **more, "models": entries}
+
+
+def require_one_model(models, script):
+    """The only one of some `EvaluatedModel`s. Raises UserError if there are more."""
+    if len(models) > 1:
+        names = ", ".join(str(model.path) for model in models[:8])
+        raise UserError(f"{script} looks at one model; name one of {names} with --ckpt=…")
+    return models[0]
 
 
 @dataclass
-class Asked:
-    """What an entrant made of n pairs. predictions: texts, None where no answer came; scores: as `score_each`."""
+class ModelAnswers:
+    """A model's answers to n pairs. predictions: texts, None for no answer; scores: as `score_each` returns them."""
 
-    entrant: Entrant
+    model: EvaluatedModel
     predictions: list
     scores: dict
 
     @property
     def name(self):
-        return self.entrant.name
+        return self.model.name
 
     @property
     def failed(self):
-        """Pairs without an answer; no figure counts them."""
+        """Number of pairs without an answer. No figure counts them."""
         return sum(prediction is None for prediction in self.predictions)
 
     def figures(self, resamples=1000, seed=0):
-        """Plain values for the JSON: what it is, the means, and the "intervals" {name: [low, high]} of these."""
+        """Plain values for the JSON: the model, the mean scores, and "intervals" {score: [low, high]}."""
         intervals = {name: interval(values, resamples=resamples, seed=seed) for name, values in self.scores.items()}
         return {
-            "checkpoint": str(self.entrant.path), "name": self.name, "stage": self.entrant.stage,
-            "step": self.entrant.step, **means(self.scores), "failed": self.failed,
+            **self.model.about(), **mean_scores(self.scores), "failed": self.failed,
             "intervals": {name: edges and list(edges) for name, edges in intervals.items()},
-            "leak": self.entrant.leak and self.entrant.leak.to_dict(),
+            "leak": self.model.contamination,
         }  # fmt: skip
 
 
-def ask(entrant, model, pairs, params, words=False, progress=None):
-    """`Asked`: what a model (the opened entrant) answers to pairs [(prompt, reference)]. Raises UserError."""
-    prompts, references = zip(*pairs, strict=True)
-    predictions = model.answers(prompts, params, progress)
-    return Asked(entrant, predictions, score_each(predictions, references, words))
+def collect_answers(model, opened, pairs, params, words=False, progress=None):
+    """`ModelAnswers` of an `EvaluatedModel` to pairs [(prompt, reference)]. Raises UserError.
 
-
-def comparisons(asked, resamples=1000, seed=0):
-    """[{"a", "b", "figure", …}] of every two models, or of more than EACH_WITH_EACH of the best with each other one.
-
-    The rest of an entry is as `scores.compare` has it. Pairs that either did not answer are left out.
+    opened: what `model.open` returned. words: also compute Rouge-L over words. progress(n): n more are answered.
     """
-    means_of = [means(one.scores)["rouge_l_f"] or 0.0 for one in asked]
-    best = asked[max(range(len(asked)), key=means_of.__getitem__)] if asked else None
-    few = len(asked) <= EACH_WITH_EACH
-    twos = itertools.combinations(asked, 2) if few else ((best, one) for one in asked if one is not best)
-    found = []
-    for (a, b), figure in itertools.product(twos, COMPARED):
+    prompts, references = zip(*pairs, strict=True)
+    predictions = opened.answers(prompts, params, progress)
+    return ModelAnswers(model, predictions, score_each(predictions, references, words))
+
+
+def compare_models(answers, resamples=1000, seed=0):
+    """[{"a", "b", "figure", …}] for every two models, or, for more than MAX_MODELS_FOR_ALL_PAIRS, the best and each.
+
+    answers: [`ModelAnswers`] to the same pairs. The other keys are those of `metrics.compare`.
+    """
+    best = max(answers, key=lambda one: mean_scores(one.scores)["rouge_l_f"] or 0.0)
+    every_two = itertools.combinations(answers, 2)
+    with_best = ((best, one) for one in answers if one is not best)
+    results = []
+    twos = every_two if len(answers) <= MAX_MODELS_FOR_ALL_PAIRS else with_best
+    for (a, b), figure in itertools.product(twos, COMPARED_FIGURES):
         result = compare(a.scores[figure], b.scores[figure], resamples, seed)
         if result:
-            found.append({"a": a.name, "b": b.name, "figure": figure, **result})
-    return found
+            results.append({"a": a.name, "b": b.name, "figure": figure, **result})
+    return results
 
 
-def ends_of(values, most=10):
-    """(indices of the lowest, of the highest) of values (n,), at most so many each, without nan; the first of equal
-    ones first; the highest value is not among the lowest. Both are [] where there are not more than the two would hold.
+def lowest_and_highest(values, count=10):
+    """(indices of the `count` lowest values, indices of the `count` highest), nan left out.
+
+    Equal values keep their order, and the highest value is not among the lowest. Both lists are empty if there are no
+    more than 2 * count values.
     """
-    there = [i for i, value in enumerate(values) if value == value]
-    if len(there) <= 2 * most:
+    known = [i for i, value in enumerate(values) if value == value]
+    if len(known) <= 2 * count:
         return [], []
-    highest = max(values[i] for i in there)
-    lowest = [i for i in sorted(there, key=lambda i: values[i])[:most] if values[i] < highest]
-    return lowest, sorted(there, key=lambda i: -values[i])[:most]
+    highest = max(values[i] for i in known)
+    lowest = [i for i in sorted(known, key=lambda i: values[i])[:count] if values[i] < highest]
+    return lowest, sorted(known, key=lambda i: -values[i])[:count]
 
 
-def printable(text):
-    """A text as a console can be given it: what another machine sent may hold orders to it."""
+def strip_controls(text):
+    """The text with control characters replaced, so that a remote model cannot send terminal escapes."""
     return CONTROLS.sub("�", text)
 
 
-def clipped(text, most=32):
-    """A text's beginning in one line, for a list."""
-    text = printable(" ".join(text.split()))
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def only_one(entrants, script):
-    """The one entrant. Raises UserError where there are more."""
-    if len(entrants) > 1:
-        names = ", ".join(str(entrant.path) for entrant in entrants[:8])
-        raise UserError(f"{script} looks at one model; name one of {names} with --ckpt=…")
-    return entrants[0]
+def shorten(text, max_chars=32):
+    """The beginning of a text, in one line that is safe to print."""
+    text = strip_controls(" ".join(text.split()))
+    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"

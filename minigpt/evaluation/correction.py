@@ -1,4 +1,4 @@
-"""Sentence correction measured: which sentences are asked, how a model is asked, and what its answers are worth."""
+"""Sentence correction: the sentences under evaluation, the prompts, and the figures of a model's answers."""
 
 import os
 import random
@@ -13,57 +13,54 @@ from minigpt.corpus.records import Problems, read_rows
 from minigpt.evaluation.prompts import pairs_of_file, pairs_of_rows
 from minigpt.metrics import compare, exact_match, interval
 
-ASK = "你是中文校对员。请改正用户句子中的错误，只输出改正后的句子；句子没有错误时，原样输出。"
-NONE = "none"  # how no system prompt is named in the settings
-SYSTEMS = ("", ASK)
-GROUPS = ("accuracy", "to_change", "to_keep")
-# What can be wrong with an answer.
+SYSTEM_PROMPT = "你是中文校对员。请改正用户句子中的错误，只输出改正后的句子；句子没有错误时，原样输出。"
+NO_SYSTEM_PROMPT = "none"  # in the settings and in the table
+DEFAULT_SYSTEM_PROMPTS = ("", SYSTEM_PROMPT)
+CORRECTION_GROUPS = ("accuracy", "to_change", "to_keep")  # all sentences, those with a mistake, those without
 RIGHT, MISSED, OVERCORRECTED, WRONG, NO_ANSWER = "right", "missed", "overcorrected", "wrongly corrected", "no answer"
-VERDICTS = (RIGHT, MISSED, WRONG, OVERCORRECTED, NO_ANSWER)
-MORE_TOKENS = 8  # than the longest right sentence has: who needs more has it wrong already
+FAILURES = (MISSED, WRONG, OVERCORRECTED)
+VERDICTS = (RIGHT, *FAILURES, NO_ANSWER)
 
 
 @dataclass(frozen=True)
 class CorrectionPair:
-    question: str  # the sentence, perhaps with a mistake
-    answer: str  # the right one
-    kind: str = ""  # of the mistake, where it is known
+    question: str  # a sentence, with or without a mistake
+    answer: str  # the correct sentence
+    kind: str = ""  # of the mistake, if it is known
 
     @property
     def changes(self):
         return self.question.strip() != self.answer.strip()
 
 
-# What is asked
+# The sentences
 
 
-def kinds_of(paths):
-    """{(question, answer): kind} of the rows of jsonl files that tell it; files that are not there tell nothing."""
-    found = {}
+def read_kinds(paths):
+    """{(question, answer): kind} of the rows of jsonl files that have these fields. Missing files are skipped."""
+    kinds = {}
     for path in filter(os.path.isfile, paths):
         for _, row in read_rows(path, Problems()):
             texts = [row.get(field) for field in ("question", "answer", "kind")]
             if all(isinstance(text, str) for text in texts):
-                found[texts[0].strip(), texts[1].strip()] = texts[2]
-    return found
+                kinds[texts[0].strip(), texts[1].strip()] = texts[2]
+    return kinds
 
 
-def cases_of(pairs, kinds):
-    return [
-        CorrectionPair(question, answer, kinds.get((question.strip(), answer.strip()), ""))
-        for question, answer in pairs
-    ]
+def to_cases(pairs, kinds):
+    """[`CorrectionPair`] of pairs [(question, answer)]."""
+    return [CorrectionPair(*pair, kinds.get((pair[0].strip(), pair[1].strip()), "")) for pair in pairs]
 
 
 def load_cases(settings):
-    """(asked, pool): `CorrectionPair`s that are asked, at most max_samples of them, drawn by seed, and those that
-    examples are drawn from: all rows of the file, or the train part. Raises UserError.
+    """(cases, pool) of `CorrectionPair`s by the settings. Raises UserError.
 
-    The rows are read as text, so that models with other tables can be asked them too.
+    cases: the sentences to correct, at most max_samples of them, drawn by the seed. pool: the pairs that few-shot
+    examples are drawn from: all rows of the file, or the train part. Rows are read as text, so that models with other
+    tokenizers can be asked them.
     """
     if settings.questions:
-        asked = cases_of(pairs_of_file(settings.questions), kinds_of([settings.questions]))
-        pool = asked
+        pool = cases = to_cases(pairs_of_file(settings.questions), read_kinds([settings.questions]))
     else:
         folder, meta = settings.data_dir, read_meta(settings.data_dir)
         if meta["stage"] != "sft":
@@ -71,85 +68,82 @@ def load_cases(settings):
                 f"{folder} holds articles, no sentences to correct; name the folder of data/prepare_sft.py with "
                 "--data_dir=…, or a file of them with --questions=…"
             )
-        table, kinds = load_table(folder, meta), kinds_of(meta.get("sources") or [])
-        asked, pool = (
-            cases_of(pairs_of_rows(rows, meta, table), kinds)
-            for rows in (open_rows(folder, settings.split or "test")[0], rows_to_show(folder, meta))
-        )
-    if not asked:
+        tokenizer, kinds = load_table(folder, meta), read_kinds(meta.get("sources") or [])
+        has_train_rows = meta["parts"].get("train", {}).get("rows")  # a folder may have a test part only
+        cases_rows, _ = open_rows(folder, settings.split or "test")
+        pool_rows = open_rows(folder, "train")[0] if has_train_rows else ()
+        cases, pool = (to_cases(pairs_of_rows(rows, meta, tokenizer), kinds) for rows in (cases_rows, pool_rows))
+    if not cases:
         raise UserError("no sentence could be read")
-    if 0 < settings.max_samples < len(asked):
-        asked = random.Random(settings.seed).sample(asked, settings.max_samples)
-    return asked, pool
+    if 0 < settings.max_samples < len(cases):
+        cases = random.Random(settings.seed).sample(cases, settings.max_samples)
+    return cases, pool
 
 
-def rows_to_show(folder, meta):
-    """The rows of the train part; none where it is empty, as in a folder that is only for tests."""
-    return open_rows(folder, "train")[0] if meta["parts"].get("train", {}).get("rows") else ()
+# The prompts
 
 
-# How it is asked
-
-
-def systems_of(names):
-    """The system prompts that the setting `systems` names, "" for none: texts, or files of them, a line each."""
-    found = []
+def parse_system_prompts(names):
+    """The system prompts that the setting `systems` names: texts, or files with one prompt per line; "" for none."""
+    prompts = []
     for name in names:
         if not os.path.isfile(name):
-            found.append("" if name == NONE else name)
+            prompts.append(name)
             continue
         try:
             with open(name, encoding="utf-8-sig") as file:
-                lines = [line.strip() for line in file if line.strip()]
+                prompts += [line.strip() for line in file if line.strip()]
         except (OSError, UnicodeDecodeError):
             raise UserError(f"{name} cannot be read as UTF-8 text; it has a system prompt a line") from None
-        found += ["" if line == NONE else line for line in lines]
-    return list(dict.fromkeys(found)) or list(SYSTEMS)
+    prompts = ["" if prompt == NO_SYSTEM_PROMPT else prompt for prompt in prompts]
+    return list(dict.fromkeys(prompts)) or list(DEFAULT_SYSTEM_PROMPTS)
 
 
-class Examples:
-    """Draws the examples that stand before a sentence; half of them (rounded down) are sentences to keep."""
+class ExampleSampler:
+    """Draws the few-shot examples of a sentence. Half of them (rounded down) are sentences without a mistake."""
 
     def __init__(self, pool, seed):
         self.seed = seed
-        self.sides = [case for case in pool if case.changes], [case for case in pool if not case.changes]
+        self.to_change = [case for case in pool if case.changes]
+        self.to_keep = [case for case in pool if not case.changes]
 
     def draw(self, case, count):
-        """`count` cases for a case, always the same; never one with its question or its answer. Raises UserError."""
-        rng, found, texts = random.Random(f"{self.seed}:{case.question}"), [], {case.question, case.answer}
-        for side, wanted in zip(self.sides, (count - count // 2, count // 2), strict=True):
-            found += self._take(rng, side, wanted, texts)
-        for side in self.sides:  # where the other has too few
-            found += self._take(rng, side, count - len(found), texts)
-        if len(found) < count:
+        """`count` examples for a case, always the same. None shares a text with the case. Raises UserError."""
+        rng, examples, texts = random.Random(f"{self.seed}:{case.question}"), [], {case.question, case.answer}
+        groups = self.to_change, self.to_keep
+        for group, wanted in zip(groups, (count - count // 2, count // 2), strict=True):
+            examples += self._take(rng, group, wanted, texts)
+        for group in groups:  # if the other one has too few
+            examples += self._take(rng, group, count - len(examples), texts)
+        if len(examples) < count:
             raise UserError(
-                f"{count} examples are wanted, but there are only {len(found)} others; ask for fewer --shots"
+                f"{count} examples are wanted, but there are only {len(examples)} others; ask for fewer --shots"
             )
-        rng.shuffle(found)
-        return found
+        rng.shuffle(examples)
+        return examples
 
-    def _take(self, rng, side, count, texts):
-        """Up to `count` cases of a side that share no text with what was taken."""
-        found = []
-        for case in rng.sample(side, min(len(side), 8 * count + 32)) if count else ():
-            if len(found) < count and not texts & {case.question, case.answer}:
+    def _take(self, rng, group, count, texts):
+        """Up to `count` cases of a group that share no text with `texts`, to which theirs are added."""
+        taken = []
+        for case in rng.sample(group, min(len(group), 8 * count + 32)) if count else ():
+            if len(taken) < count and not texts & {case.question, case.answer}:
                 texts |= {case.question, case.answer}
-                found.append(case)
-        return found
+                taken.append(case)
+        return taken
 
 
-def chat(case, system="", examples=()):
-    """The messages by which a sentence is asked: the system prompt, examples as turns, the sentence."""
+def build_chat(case, system="", examples=()):
+    """The messages of a prompt: the system prompt, the examples as turns, the sentence."""
     messages = [{"role": "system", "content": system}] if system else []
     for example in examples:
         messages += [{"role": "user", "content": example.question}, {"role": "assistant", "content": example.answer}]
     return [*messages, {"role": "user", "content": case.question}]
 
 
-# What answers are worth
+# The figures
 
 
-def verdict(case, prediction):
+def judge_correction(case, prediction):
     """One of VERDICTS."""
     if prediction is None:
         return NO_ANSWER
@@ -160,76 +154,66 @@ def verdict(case, prediction):
     return MISSED if exact_match(prediction, case.question) else WRONG
 
 
-def rights(cases, predictions):
-    """(n,) float64: 1 for an exact match, 0 for none, nan where there was no answer."""
-    marks = [
-        np.nan if prediction is None else exact_match(prediction, case.answer)
-        for case, prediction in zip(cases, predictions, strict=True)
-    ]
-    return np.array(marks, dtype=np.float64)
+def matches_of_groups(cases, predictions):
+    """[(group, (n,) float64)] for CORRECTION_GROUPS: 1 for an exact match, 0 for none, nan for no answer."""
+    matches = np.array(
+        [
+            np.nan if prediction is None else exact_match(prediction, case.answer)
+            for case, prediction in zip(cases, predictions, strict=True)
+        ],
+        dtype=np.float64,
+    )
+    changes = np.array([case.changes for case in cases], dtype=bool)
+    return list(zip(CORRECTION_GROUPS, (matches, matches[changes], matches[~changes]), strict=True))
 
 
-def mean(marks):
-    """The mean of what is a number; None where there is nothing."""
-    marks = marks[~np.isnan(marks)]
-    return float(marks.mean()) if len(marks) else None
+def accuracy_of(matches, resamples, seed):
+    """(mean, number of answers, [low, high]) of matches (n,), nan left out; None for a mean or interval of nothing."""
+    answered = matches[~np.isnan(matches)]
+    edges = interval(answered, resamples=resamples, seed=seed) if len(answered) else None
+    return float(answered.mean()) if len(answered) else None, len(answered), edges and list(edges)
 
 
-def figures(cases, predictions, resamples=1000, seed=0):
-    """Accuracy (exact match) in all, on sentences to change and on sentences to keep, and by kind, with the counts.
+def correction_figures(cases, predictions, resamples=1000, seed=0):
+    """Accuracy (exact match) over all sentences, over those to change and to keep, and by kind of mistake.
 
-    {"accuracy", "to_change", "to_keep" (0 to 1, or None), "intervals": {name: [low, high]}, "pairs",
+    {"accuracy", "to_change", "to_keep" (0 to 1, or None), "intervals": {group: [low, high]}, "pairs",
     "pairs_to_change", "pairs_to_keep", "verdicts": {verdict: n}, "kinds": {kind: {"accuracy", "pairs", "interval"}}}.
-    Sentences without an answer are counted as verdicts, and in nothing else.
+    Sentences without an answer are counted in "verdicts" only.
     """
-    marks = rights(cases, predictions)
-    changes = np.array([case.changes for case in cases], dtype=bool)
-    counts = Counter(verdict(case, prediction) for case, prediction in zip(cases, predictions, strict=True))
-    found = {"intervals": {}, "verdicts": {name: counts[name] for name in VERDICTS if counts[name]}, "kinds": {}}
-    for name, chosen in zip(GROUPS, (np.ones_like(changes), changes, ~changes), strict=True):
-        found[name] = mean(marks[chosen])
-        found["intervals"][name] = interval_of(marks[chosen], resamples, seed)
-        answered = int((~np.isnan(marks[chosen])).sum())
-        found["pairs" if name == "accuracy" else f"pairs_{name}"] = answered
+    groups = matches_of_groups(cases, predictions)
+    counts = Counter(judge_correction(case, prediction) for case, prediction in zip(cases, predictions, strict=True))
+    figures = {"intervals": {}, "verdicts": {name: counts[name] for name in VERDICTS if counts[name]}, "kinds": {}}
+    for group, matches in groups:
+        key = "pairs" if group == "accuracy" else f"pairs_{group}"
+        figures[group], figures[key], figures["intervals"][group] = accuracy_of(matches, resamples, seed)
+    _, all_matches = groups[0]
     for kind in sorted({case.kind for case in cases} - {""}):
-        of_kind = marks[[case.kind == kind for case in cases]]
-        found["kinds"][kind] = {
-            "accuracy": mean(of_kind),
-            "pairs": int((~np.isnan(of_kind)).sum()),
-            "interval": interval_of(of_kind, resamples, seed),
-        }
-    return found
+        accuracy, pairs, edges = accuracy_of(all_matches[[case.kind == kind for case in cases]], resamples, seed)
+        figures["kinds"][kind] = {"accuracy": accuracy, "pairs": pairs, "interval": edges}
+    return figures
 
 
-def interval_of(marks, resamples, seed):
-    found = interval(marks, resamples=resamples, seed=seed) if len(marks) else None
-    return list(found) if found else None
+def compare_corrections(cases, first, second, resamples, seed):
+    """{group: `metrics.compare`} of two models' predictions for the same cases. Groups without cases are left out."""
+    groups = zip(matches_of_groups(cases, first), matches_of_groups(cases, second), strict=True)
+    results = {group: compare(a, b, resamples, seed) for (group, a), (_, b) in groups}
+    return {group: result for group, result in results.items() if result}
 
 
-def compared(cases, first, second, resamples, seed):
-    """{group: `scores.compare`} of two models' predictions for the same cases; groups without a case are left out."""
-    a, b = rights(cases, first), rights(cases, second)
-    changes = np.array([case.changes for case in cases], dtype=bool)
-    found = {}
-    for name, chosen in zip(GROUPS, (np.ones_like(changes), changes, ~changes), strict=True):
-        if result := compare(a[chosen], b[chosen], resamples, seed):
-            found[name] = result
-    return found
-
-
-def shown(cases, predictions, count):
-    """Lines of up to `count` sentences, those that went wrong first, each sort of failure in turn."""
-    sorts = {name: [] for name in (*VERDICTS[1:-1], RIGHT, NO_ANSWER)}
+def failures_first(cases, predictions, count):
+    """Texts of up to `count` sentences with their predictions: the failures first, the kinds of failure in turn."""
+    by_verdict = {name: [] for name in VERDICTS}
     for case, prediction in zip(cases, predictions, strict=True):
-        sorts[verdict(case, prediction)].append((case, prediction))
-    lines = []
-    while len(lines) < count and any(sorts[name] for name in VERDICTS[1:-1]):
-        for name in VERDICTS[1:-1]:
-            if sorts[name] and len(lines) < count:
-                lines.append((name, *sorts[name].pop(0)))
-    lines += [(RIGHT, *found) for found in sorts[RIGHT]][: count - len(lines)]
+        by_verdict[judge_correction(case, prediction)].append((case, prediction))
+    chosen = []
+    while len(chosen) < count and any(by_verdict[name] for name in FAILURES):
+        for name in FAILURES:
+            if by_verdict[name] and len(chosen) < count:
+                chosen.append((name, *by_verdict[name].pop(0)))
+    chosen += [(RIGHT, *pair) for pair in by_verdict[RIGHT]][: count - len(chosen)]
     return [
         f"{name}{f' ({case.kind})' if case.kind else ''}\n  原句 question:   {case.question}\n"
         f"  应为 reference:  {case.answer}\n  预测 prediction: {prediction}"
-        for name, case, prediction in lines
+        for name, case, prediction in chosen
     ]

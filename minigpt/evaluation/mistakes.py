@@ -1,40 +1,42 @@
-"""Mistakes as people make them in writing, put into right sentences: what a model learns to correct.
+"""Puts typical writing mistakes into correct sentences. A model learns to correct them.
 
-A mistake falls on Han characters alone: punctuation, numbers and Latin letters stay as they are.
+Only Han characters are changed: punctuation, numbers and Latin letters stay as they are.
 """
 
 import itertools
 import re
 
-from minigpt.corpus.cleaning import HAN_RUN, SENTENCE_END
+from minigpt.common.text import HAN_RUN
+from minigpt.corpus.cleaning import SENTENCE_END
 from minigpt.metrics import cut_words
 
 UNCHANGED = "unchanged"
-FREQUENT = 500  # characters that take the place of another: those that the corpus has most often
-TRIES = 8  # draws of one kind before it is taken to be impossible in a sentence
+REPLACEMENTS = 500  # a wrong character is one of the corpus's most frequent ones
+MAX_TRIES = 8  # of one kind of mistake in one sentence
 CLAUSE = re.compile(r"[^，；]*[，；]?")
-ENDING = re.compile(r"[，；。！？”’」』\"']*$")
-UNMOVED = re.compile(
-    r"[。！？“”‘’「」『』《》〈〉（）()\[\]【】\"']"
-)  # a clause with these stays, lest pairs be torn apart
+CLAUSE_PUNCTUATION = re.compile(r"[，；。！？”’」』\"']*$")
+# A clause with one of these is not moved, because that could separate quotes or brackets from their partners.
+FIXED_CLAUSE = re.compile(r"[。！？“”‘’「」『』《》〈〉（）()\[\]【】\"']")
 
 
 def sentences_of(text):
-    """The sentences of a text, each with its end and closing quotes; together they are the text. What follows the last
-    end, if anything, comes last. Line breaks end a sentence too, and stay with it."""
-    found = []
+    """The sentences of a text, each with its final punctuation and closing quotes. Joined, they are the text.
+
+    A line break ends a sentence too, and stays with it. The last sentence may be incomplete.
+    """
+    sentences = []
     for line in text.splitlines(keepends=True):
         start = 0
         for match in SENTENCE_END.finditer(line):
             if line[match.end() :].strip():
-                found.append(line[start : match.end()])
+                sentences.append(line[start : match.end()])
                 start = match.end()
-        found.append(line[start:])
-    return found
+        sentences.append(line[start:])
+    return sentences
 
 
-def is_whole(sentence):
-    """Whether a sentence has an end."""
+def is_complete(sentence):
+    """Whether a text ends as a sentence does."""
     ends = list(SENTENCE_END.finditer(sentence))
     return bool(ends) and ends[-1].end() == len(sentence)
 
@@ -44,16 +46,16 @@ def han_places(text):
     return [i for run in HAN_RUN.finditer(text) for i in range(*run.span())]
 
 
-def drop(text, rng, frequent):
+def drop_character(text, rng, frequent):
     places = han_places(text)
-    if len(places) < 2:  # a sentence of none is no sentence
+    if len(places) < 2:  # a character has to be left
         return None
     i = rng.choice(places)
     return text[:i] + text[i + 1 :]
 
 
-def double(text, rng, frequent):
-    """A character twice; not one that stands twice already, of which nobody would say that it is a slip."""
+def double_character(text, rng, frequent):
+    """Double a character. One that is doubled already is left alone: tripled, it would not look like a slip."""
     places = [i for i in han_places(text) if text[i] not in (text[i - 1 : i], text[i + 1 : i + 2])]
     if not places:
         return None
@@ -61,7 +63,7 @@ def double(text, rng, frequent):
     return text[:i] + text[i] + text[i:]
 
 
-def swap(text, rng, frequent):
+def swap_characters(text, rng, frequent):
     places = han_places(text)
     places = [i for i, j in itertools.pairwise(places) if j == i + 1 and text[i] != text[j]]
     if not places:
@@ -70,7 +72,7 @@ def swap(text, rng, frequent):
     return text[:i] + text[i + 1] + text[i] + text[i + 2 :]
 
 
-def replace(text, rng, frequent):
+def replace_character(text, rng, frequent):
     places = han_places(text)
     if not places:
         return None
@@ -80,14 +82,14 @@ def replace(text, rng, frequent):
 
 
 def swap_clauses(text, rng):
-    """Two neighbouring clauses in each other's place, with the signs that end them staying where they were."""
+    """Swap two neighbouring clauses. Their final punctuation stays in its place."""
     clauses = CLAUSE.findall(text)[:-1]  # the last match is empty
-    bodies = [ENDING.sub("", clause) for clause in clauses]
+    bodies = [CLAUSE_PUNCTUATION.sub("", clause) for clause in clauses]
     ends = [clause[len(body) :] for clause, body in zip(clauses, bodies, strict=True)]
     places = [
         i
         for i, (a, b) in enumerate(itertools.pairwise(bodies))
-        if a != b and all(han_places(part) and not UNMOVED.search(part) for part in (a, b))
+        if a != b and all(han_places(part) and not FIXED_CLAUSE.search(part) for part in (a, b))
     ]
     if not places:
         return None
@@ -97,7 +99,7 @@ def swap_clauses(text, rng):
 
 
 def swap_words(text, rng):
-    """Two neighbouring words in each other's place; of two single characters that would be `swap`."""
+    """Swap two neighbouring words, of which at least one has several characters (else it is `swap_characters`)."""
     runs = list(HAN_RUN.finditer(text))
     places = []
     for run in runs:
@@ -112,30 +114,33 @@ def swap_words(text, rng):
     return text[:at] + b + a + text[at + len(a + b) :]
 
 
-def reorder(text, rng, frequent):
-    """Clauses or words in wrong order, by a coin where both can be."""
+def reorder_text(text, rng, frequent):
+    """Swap clauses or words, at random if both are possible."""
     ways = [swap_clauses, swap_words]
     rng.shuffle(ways)
     return ways[0](text, rng) or ways[1](text, rng)
 
 
-# Each: (text, rng, frequent) -> the text with one mistake, or None where it can have none of this kind.
-KINDS = {"dropped": drop, "doubled": double, "swapped": swap, "wrong": replace, "order": reorder}
+# Each is called with (text, rng, frequent); it returns the text with one mistake, or None if that is impossible.
+MISTAKE_KINDS = {
+    "dropped": drop_character, "doubled": double_character, "swapped": swap_characters, "wrong": replace_character,
+    "order": reorder_text,
+}  # fmt: skip
 
 
-def most_frequent(counts):
-    """The Han characters that a Counter of characters has most often, by falling count."""
+def frequent_characters(counts):
+    """The most frequent Han characters of a Counter of characters, at most REPLACEMENTS, by falling count."""
     han = [(-n, char) for char, n in counts.items() if HAN_RUN.fullmatch(char)]
-    return [char for _, char in sorted(han)[:FREQUENT]]
+    return [char for _, char in sorted(han)[:REPLACEMENTS]]
 
 
-def spoilt(sentence, kind, rng, frequent, taken=()):
-    """The sentence with one mistake of a kind, never itself and none of the texts in `taken`; None where there is none.
+def add_mistake(sentence, kind, rng, frequent, taken=()):
+    """The sentence with one mistake of a kind of MISTAKE_KINDS; None if none is possible.
 
-    rng: a random.Random; frequent: characters that a wrong one is drawn from; taken: anything with `in`.
+    rng: a random.Random; frequent: characters that a wrong one is drawn from; taken: texts that are not returned.
     """
-    for _ in range(TRIES):
-        text = KINDS[kind](sentence, rng, frequent)
+    for _ in range(MAX_TRIES):
+        text = MISTAKE_KINDS[kind](sentence, rng, frequent)
         if text is None:
             return None
         if text != sentence and text not in taken:

@@ -1,4 +1,4 @@
-"""Whom an evaluation asks: checkpoints in this process, and models behind an OpenAI-compatible API."""
+"""Models under evaluation: checkpoints in this process, and models behind an OpenAI-compatible API."""
 
 import os
 import re
@@ -11,55 +11,61 @@ from minigpt.common.errors import UserError
 from minigpt.inference.engine import open_generator
 from minigpt.openai_client import ApiClient, ApiFailure
 
-OURS = "minigpt"  # the owner that server.py tells of its models
-AT_ONCE = 8  # requests to a server
-HOPELESS = 3 * AT_ONCE  # failures, without an answer, after which no more is asked
-POLL_SECONDS = 0.5  # between looks for Ctrl-C
+MINIGPT_OWNER = "minigpt"  # "owned_by" of the models of server.py
+MAX_CONCURRENT_REQUESTS = 8
+MAX_FAILURES = 3 * MAX_CONCURRENT_REQUESTS  # a server that has failed so often and never answered is given up
+POLL_SECONDS = 0.5  # how often a waiting main thread can react to Ctrl-C
 ADDRESS = re.compile(r"(?:(?P<model>[^@]*)@)?(?P<url>https?://.+)")
 STEP = re.compile(r"step_(\d+)")
 
 
-def own_params(params, number):
-    """The parameters of prompt `number`: with a seed of its own, so that prompts do not share their luck."""
+def params_of_prompt(params, number):
+    """The sampling parameters of prompt `number`. Each has its own seed, so that the samples are independent."""
     return params if params.seed is None else replace(params, seed=params.seed + number)
 
 
 def without_weights(content):
-    """A checkpoint's dict without what is large."""
+    """A checkpoint's dict without the weights and the optimizer."""
     return {key: value for key, value in content.items() if key not in ("model", "optimizers")}
 
 
 class LocalModel:
-    """A checkpoint. name: for tables; stage: "pretrain" or "sft"; content: the checkpoint's dict, without weights."""
+    """A loaded checkpoint. stage: "pretrain" or "sft"; content: the checkpoint's dict without weights."""
 
     def __init__(self, path, name, settings):
         self.path, content, self.generator = open_generator(str(path), settings, exact=True)
-        self.name, self.stage, self.tokenizer = name, content["stage"], self.generator.tokenizer
+        self.name = name
         self.content = without_weights(content)
+        self.stage = content["stage"]
         self.step = content["progress"]["step"]
+        self.tokenizer = self.generator.tokenizer
 
     def _stream(self, prompt, params):
         return self.generator.new_stream(self.generator.prompt_ids(prompt), params)
 
     def answers(self, prompts, params, progress=None):
-        """[text] of each prompt: a text, or a chat as [{"role", "content"}]. progress(n): n more are done.
+        """[text] for prompts, each a text or a chat [{"role", "content"}]. progress(n): n more are answered.
 
-        With a seed the same again, whatever max_batch is.
+        With a seed, the answers are reproducible and do not depend on max_batch.
         """
         ids = [self.generator.prompt_ids(prompt) for prompt in prompts]
-        return self.generator.generate(ids, [own_params(params, i) for i in range(len(prompts))], progress)
+        return self.generator.generate(ids, [params_of_prompt(params, i) for i in range(len(prompts))], progress)
 
     def cut_prompts(self, prompts, params):
-        """How many of the prompts do not fit into the model's block beside an answer."""
+        """Number of prompts that do not fit into the model's block together with an answer."""
         return sum(self._stream(prompt, params).prompt_cut for prompt in prompts)
 
 
 class RemoteModel:
-    """A model behind an API. A key comes from the environment's OPENAI_API_KEY."""
+    """A model behind an API. The key is the environment's OPENAI_API_KEY.
 
-    stage, step, content, path = "sft", None, None, None  # what it is, is not known: it is asked questions
+    Its stage is unknown; it is treated as instruction-tuned.
+    """
+
+    stage, step, content, path = "sft", None, None, None
 
     def __init__(self, address, name):
+        """Raises UserError if the server does not answer, or does not offer the model."""
         model, url = ADDRESS.fullmatch(address).group("model", "url")
         try:
             self.client = ApiClient(url, os.environ.get("OPENAI_API_KEY", ""))
@@ -69,21 +75,24 @@ class RemoteModel:
         owners = {entry["id"]: entry["owned_by"] for entry in offered}
         if not owners or (model and model not in owners):
             raise UserError(f"{url} offers {', '.join(owners) or 'no model'}; name one as model@{url}")
-        self.model, self.name = model or next(iter(owners)), name
-        self.ours = owners[self.model] == OURS
-        self.streams, self.stopping, self.failure = set(), False, None  # failure: the last one
+        self.name = name
+        self.model = model or next(iter(owners))
+        self.is_minigpt = owners[self.model] == MINIGPT_OWNER
+        self.streams, self.stopping = set(), False
+        self.failure = None  # the last one
 
     def answers(self, prompts, params, progress=None):
-        """As `LocalModel.answers`; None for a prompt that got no answer, after the client's own tries.
+        """As `LocalModel.answers`, with None for a prompt that failed after the client's retries.
 
-        Raises UserError where none gets one, without asking all.
+        Raises UserError if none is answered; after MAX_FAILURES the rest is not sent.
         """
         self.stopping = False
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            pending = [pool.submit(self._answer, prompt, own_params(params, i)) for i, prompt in enumerate(prompts)]
+        with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as pool:
+            own = [params_of_prompt(params, i) for i in range(len(prompts))]
+            pending = [pool.submit(self._answer, *task) for task in zip(prompts, own, strict=True)]
             try:
                 self._wait_for(pending, progress)
-            except BaseException:  # Ctrl-C too: what is under way is given up
+            except BaseException:  # Ctrl-C included: cancel the requests that are running
                 self.stopping = True
                 pool.shutdown(wait=False, cancel_futures=True)
                 for stream in list(self.streams):
@@ -96,8 +105,9 @@ class RemoteModel:
         while left:
             done, left = wait(left, POLL_SECONDS, FIRST_COMPLETED)
             good = sum(task.result() is not None for task in done)
-            answered, failed = answered + good, failed + len(done) - good
-            if failed and not answered and (failed >= HOPELESS or not left):
+            answered += good
+            failed += len(done) - good
+            if failed and not answered and (failed >= MAX_FAILURES or not left):
                 raise UserError(f"{self.name} answered none of {failed} prompts ({self.failure})")
             if progress and done:
                 progress(len(done))
@@ -112,7 +122,8 @@ class RemoteModel:
             fields["stop"] = list(params.stop)
         if self.stopping:
             return None
-        if isinstance(prompt, str) and self.ours:  # whose completions put the answer mark, or continue an article
+        # Our own server's completions add the answer mark, or continue an article, as `LocalModel` does.
+        if isinstance(prompt, str) and self.is_minigpt:
             stream = self.client.complete(self.model, prompt, **fields)
         else:
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -129,21 +140,21 @@ class RemoteModel:
             self.streams.discard(stream)
 
     def cut_prompts(self, prompts, params):
-        return 0  # a server does not tell
+        return 0  # unknown
 
 
 def checkpoints_of(run):
-    """Paths of every checkpoint that is kept in a run's folder, by training step; of those of one step, one."""
+    """Paths of the checkpoints that a run's folder keeps, by training step, one for each step. Raises UserError."""
     paths = [path for path in Path(run).glob("*.pt") if path.name != PREVIOUS]
     order = {BEST: 2, LAST: 1}
-    found = {}
+    by_step = {}
     for path in sorted(paths, key=lambda path: (order.get(path.name, 0), path.name)):
         named = STEP.fullmatch(path.stem)
         step = int(named[1]) if named else load_checkpoint(path)["progress"]["step"]
-        found.setdefault(step, path)
-    if not found:
+        by_step.setdefault(step, path)
+    if not by_step:
         raise UserError(f"no checkpoint in {run}; name a run's folder, or a checkpoint")
-    return [found[step] for step in sorted(found)]
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def is_address(name):
@@ -152,19 +163,16 @@ def is_address(name):
 
 
 def find_models(ckpt, out_root):
-    """[(name, path or address)] of the setting `ckpt`: checkpoints, runs' folders and addresses; []: the
-    newest under out_root. Raises UserError where one is not there."""
-    asked = ckpt or [str(newest_checkpoint(out_root))]
+    """[(name, Path or address)] of the setting `ckpt`: checkpoints, runs' folders and addresses.
+
+    [] means the newest checkpoint under out_root. Raises UserError if one does not exist.
+    """
+    names = ckpt or [str(newest_checkpoint(out_root))]
     paths = []
-    for part in asked:
-        paths += [part] if is_address(part) else checkpoints_of(part) if Path(part).is_dir() else [Path(part)]
+    for name in names:
+        paths += [name] if is_address(name) else checkpoints_of(name) if Path(name).is_dir() else [Path(name)]
     for path in paths:
         if isinstance(path, Path) and not path.is_file():
             raise UserError(f"checkpoint {path} is not there; train one first, or name another")
-    names = iter(model_names([path for path in paths if isinstance(path, Path)]))
-    return [(next(names) if isinstance(path, Path) else path, path) for path in paths]
-
-
-def open_answerer(name, path, settings):
-    """The `LocalModel` or `RemoteModel` of what `find_models` found. Raises UserError."""
-    return LocalModel(path, name, settings) if isinstance(path, Path) else RemoteModel(path, name)
+    short_names = iter(model_names([path for path in paths if isinstance(path, Path)]))
+    return [(next(short_names) if isinstance(path, Path) else path, path) for path in paths]

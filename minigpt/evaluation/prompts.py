@@ -1,4 +1,4 @@
-"""What a model is asked in an evaluation: prompts with their references."""
+"""Prompts of an evaluation, with their reference answers."""
 
 import random
 import re
@@ -10,31 +10,34 @@ from data_utils import check_rows, load_table, open_rows, read_meta, split_row
 from minigpt.common.errors import UserError
 from minigpt.corpus.records import Problems, read_questions
 
-CLAUSE_END = re.compile(r"[，。；：！？]")
+PROMPT_END = re.compile(r"[，。；：！？]")  # an article's first clause is the prompt
 
 
 def pairs_of_rows(rows, meta, tokenizer):
-    """[(prompt, reference)] of prepared rows: question and answer, or an article's first clause and its rest."""
+    """[(prompt, reference)] of prepared rows: question and answer, or an article's first clause and the rest.
+
+    Articles without a clause that ends are left out.
+    """
     pairs, special = [], meta["special_ids"]
     for row in rows:
         if meta["stage"] == "sft":
             pairs.append(tuple(map(tokenizer.decode, split_row(row, special))))
             continue
-        text = tokenizer.decode(row[: first_end(row, special)])
-        clause = CLAUSE_END.search(text)
+        text = tokenizer.decode(row[: first_text_length(row, special)])
+        clause = PROMPT_END.search(text)
         if clause and text[clause.end() :]:
             pairs.append((text[: clause.end()], text[clause.end() :]))
     return pairs
 
 
-def first_end(row, special):
-    """Length of a row's first text: up to its EOT or PAD."""
+def first_text_length(row, special):
+    """Number of tokens before a row's first EOT or PAD."""
     ends = np.flatnonzero((row == special["eot"]) | (row == special["pad"]))
     return ends[0] if len(ends) else len(row)
 
 
 def pairs_of_file(path):
-    """[(question, answer)] of a jsonl file; rows that cannot be used are counted and shown."""
+    """[(question, answer)] of a jsonl file. Rows that cannot be used are skipped, and printed. Raises UserError."""
     if not Path(path).is_file():
         raise UserError(f"{path} is not there; name a jsonl of question and answer with --questions=…")
     problems = Problems()
@@ -44,13 +47,18 @@ def pairs_of_file(path):
     return pairs
 
 
-def part_asked(settings, model):
-    """The part of data_dir whose rows a model is asked."""
+def evaluated_part(settings, model):
+    """The part of data_dir whose rows a model is asked: the setting `split`, else "test" or (articles) "val"."""
     return settings.split or ("test" if model.stage == "sft" else "val")
 
 
+def prompt_source(settings, model):
+    """(data_dir, part) that a model's prompts come from; None if --questions are asked."""
+    return None if settings.questions else (settings.data_dir, evaluated_part(settings, model))
+
+
 def check_fit(settings, model):
-    """Raise UserError unless data_dir's rows, where they are what is asked, are for a model; returns their meta."""
+    """Raise UserError unless data_dir's rows fit a model. Returns their meta, or None if --questions are asked."""
     if settings.questions:
         return None
     meta = read_meta(settings.data_dir)
@@ -62,16 +70,16 @@ def check_fit(settings, model):
 
 
 def load_pairs(settings, model):
-    """[(prompt, reference)] by the settings, at most max_samples of them, drawn by seed.
+    """[(prompt, reference)] by the settings, at most max_samples of them, drawn by the seed.
 
-    model: the `LocalModel` that prepared rows must fit, or a `RemoteModel`, for which any row of questions will do.
-    Raises UserError.
+    model: the model under evaluation that prepared rows must fit. A model behind an API takes the questions of any
+    folder. Raises UserError.
     """
     meta = check_fit(settings, model)
     if meta is None:
         pairs = pairs_of_file(settings.questions)
     else:
-        rows, _ = open_rows(settings.data_dir, part_asked(settings, model))
+        rows, _ = open_rows(settings.data_dir, evaluated_part(settings, model))
         pairs = pairs_of_rows(rows, meta, load_table(settings.data_dir, meta))
         if len(pairs) < len(rows):
             print(f"note: {len(rows) - len(pairs)} of {len(rows)} rows have no clause that ends, and are left out")

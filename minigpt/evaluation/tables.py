@@ -1,4 +1,4 @@
-"""Figures as CSV that spreadsheets open, and as tables to read."""
+"""Figures as CSV files for spreadsheets, and as tables for the console and for Markdown."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from minigpt.common.files import write_atomic
 def write_csv(path, names, rows):
     """Write rows (lists of values in the order of `names`) as UTF-8 CSV, atomically. Raises UserError.
 
-    With a byte order mark, by which Excel knows the encoding.
+    The file starts with a byte order mark, so that Excel recognizes the encoding.
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text)
@@ -23,29 +23,29 @@ def write_csv(path, names, rows):
         raise UserError(f"{path} could not be written ({error.strerror})") from None
 
 
-def width(text):
-    """Columns that a text takes in a console, where a Chinese character takes two."""
+def display_width(text):
+    """Columns that a text takes in a console: two for a Chinese character."""
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
 
 
-def shown(value):
+def format_cell(value):
     return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def text_table(names, rows):
-    """Lines of a table for a console; the first column is left-aligned."""
-    cells = [[str(name) for name in names], *[[shown(value) for value in row] for row in rows]]
-    widths = [max(width(row[i]) for row in cells) for i in range(len(names))]
+    """A table for a console; the first column is left-aligned."""
+    cells = [[str(name) for name in names], *[[format_cell(value) for value in row] for row in rows]]
+    widths = [max(display_width(row[i]) for row in cells) for i in range(len(names))]
 
     def line(row):
-        padded = [" " * (w - width(cell)) for cell, w in zip(row, widths, strict=True)]
+        padded = [" " * (w - display_width(cell)) for cell, w in zip(row, widths, strict=True)]
         return "  ".join([row[0] + padded[0], *(p + cell for p, cell in zip(padded[1:], row[1:], strict=True))])
 
     return "\n".join(line(row).rstrip() for row in cells)
 
 
 def markdown_table(names, rows, left=1):
-    """The same as Markdown. left: how many columns are left-aligned; the others hold numbers."""
+    """A table in Markdown. left: number of left-aligned columns; the others are right-aligned, for numbers."""
     lines = [[str(name) for name in names], ["---" if i < left else "---:" for i in range(len(names))]]
-    lines += [[shown(value).replace("|", "\\|").replace("\n", " ") for value in row] for row in rows]
+    lines += [[format_cell(value).replace("|", "\\|").replace("\n", " ") for value in row] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -3,6 +3,8 @@
 import re
 import unicodedata
 
+from minigpt.common.text import HAN_RUN
+
 # Question words, and words so general that a question with no other word of its article does not name a subject.
 QUESTION_WORDS = """
 什么时候 什么地方 什么样 什么 为什么 为何 何时 何地 何处 何人 何种 何事 何物 何年 何月
@@ -21,7 +23,6 @@ QUESTION_WORDS = """
 以后 期间
 """
 GENERAL_WORD = re.compile("|".join(sorted(QUESTION_WORDS.split(), key=len, reverse=True)))
-HAN_RUN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+")
 NAME_LIKE = re.compile(r"[A-Za-zÀ-ɏͰ-ϿЀ-ӿぁ-ヿ가-힣]{2,}|[A-Za-z]+\d+|\d{2,}")
 QUOTED = re.compile(r"《[^《》]+》|“[^“”]+”|「[^「」]+」|『[^『』]+』|\"[^\"]+\"|〈[^〈〉]+〉")
 TITLE_NOTE = re.compile(r"\s*[（(][^（）()]*[）)]$")  # as in 水星 (行星)

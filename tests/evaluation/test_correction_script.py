@@ -1,34 +1,34 @@
-"""Sentence correction measured: the figures on hand-made answers, how models are asked, and the script as it is run."""
+"""Sentence correction: figures of hand-made answers, prompts, and the script."""
 
 import csv
-import importlib.util
 import json
-import sys
 
 import pytest
-from corpora import ROOT, byte_tokenizer, write_jsonl
+from corpora import byte_tokenizer, write_jsonl
+from evaluation_fakes import load_script, run_here
 from peer_fakes import peer
 from tiny import tiny_model
 
 from minigpt.checkpoint import save_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.corpus.row_files import RowWriter
+from minigpt.evaluation.checkpoint_plots import draw_curves, read_curves
 from minigpt.evaluation.correction import (
-    ASK,
+    SYSTEM_PROMPT,
     CorrectionPair,
-    Examples,
-    chat,
-    compared,
-    figures,
-    kinds_of,
+    ExampleSampler,
+    build_chat,
+    compare_corrections,
+    correction_figures,
+    failures_first,
+    judge_correction,
     load_cases,
-    shown,
-    systems_of,
-    verdict,
+    parse_system_prompts,
+    read_kinds,
 )
-from minigpt.evaluation.curves import draw_curves, read_curves
 from minigpt.settings.stages import CorrectionSettings
 
+SCRIPT = load_script("evaluations-correction.py")
 CASES = [
     CorrectionPair("桥在河河上。", "桥在河上。", "doubled"),
     CorrectionPair("桥河上。", "桥在河上。", "dropped"),
@@ -42,12 +42,12 @@ MANY = [CorrectionPair(f"第{i}桥在河河上。", f"第{i}桥在河上。") fo
 ]
 
 
-def test_accuracy_is_counted_in_all_on_sentences_to_change_to_keep_and_by_kind():
+def test_accuracy_over_all_sentences_to_change_to_keep_and_by_kind():
     answers = [" 桥在河上。\n", "桥河上。", "河在桥上。", None, "山很小。"]
     verdicts = ["right", "missed", "overcorrected", "no answer", "right"]
-    assert [verdict(*pair) for pair in zip(CASES, answers, strict=True)] == verdicts
-    assert verdict(CASES[3], "山高。") == "wrongly corrected"
-    found = figures(CASES * 6, answers * 6, resamples=200)
+    assert [judge_correction(*pair) for pair in zip(CASES, answers, strict=True)] == verdicts
+    assert judge_correction(CASES[3], "山高。") == "wrongly corrected"
+    found = correction_figures(CASES * 6, answers * 6, resamples=200)
     assert (found["accuracy"], found["to_change"], found["to_keep"]) == (2 / 4, 1 / 2, 1 / 2)
     assert (found["pairs"], found["pairs_to_change"], found["pairs_to_keep"]) == (24, 12, 12)
     assert found["verdicts"] == {"right": 12, "missed": 6, "overcorrected": 6, "no answer": 6}
@@ -58,60 +58,63 @@ def test_accuracy_is_counted_in_all_on_sentences_to_change_to_keep_and_by_kind()
     assert found["intervals"]["to_change"] is None  # of twelve sentences
 
 
-def test_where_there_is_no_sentence_to_keep_there_is_no_figure_of_it():
-    found = figures(CASES[:2], ["桥在河上。", ""], resamples=0)
+def test_without_sentences_to_keep_their_figure_is_none():
+    found = correction_figures(CASES[:2], ["桥在河上。", ""], resamples=0)
     assert found["to_keep"] is None and found["to_change"] == 0.5
     assert found["intervals"] == {"accuracy": None, "to_change": None, "to_keep": None}
 
 
 def test_two_models_are_compared_on_the_same_sentences():
     right, kept = [case.answer for case in CASES], [case.question for case in CASES]
-    found = compared(CASES * 4, right * 4, kept * 4, 200, 0)
+    found = compare_corrections(CASES * 4, right * 4, kept * 4, 200, 0)
     assert found["to_change"]["difference"] == 1 and found["to_keep"]["difference"] == 0
     assert found["accuracy"]["a_better"] > 0.9
 
 
-def test_what_went_wrong_is_shown_first_each_sort_in_turn():
+def test_failures_are_listed_first_each_kind_in_turn():
     answers = ["桥在河河上。", "河上。", "河。", "山很大。", "山很小。"]
-    lines = shown(CASES, answers, 4)
+    lines = failures_first(CASES, answers, 4)
     assert [line.split(" (")[0] for line in lines] == ["missed", "wrongly corrected", "overcorrected", "missed"]
     assert "应为 reference:  桥在河上。" in lines[0] and "(doubled)" in lines[0]
-    assert len(shown(CASES, answers, 9)) == 5 and shown(CASES, answers, 0) == []
+    assert len(failures_first(CASES, answers, 9)) == 5 and failures_first(CASES, answers, 0) == []
 
 
 def test_a_chat_is_the_system_prompt_examples_as_turns_and_the_sentence():
-    assert chat(CASES[0]) == [{"role": "user", "content": "桥在河河上。"}]
-    messages = chat(CASES[0], "改", [CASES[3]])
+    assert build_chat(CASES[0]) == [{"role": "user", "content": "桥在河河上。"}]
+    messages = build_chat(CASES[0], "改", [CASES[3]])
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
     assert [message["content"] for message in messages] == ["改", "山很大。", "山很高。", "桥在河河上。"]
 
 
-def test_examples_are_drawn_by_seed_half_of_them_to_keep_and_never_tell_the_answer():
-    # The last is a second mistake in a sentence that is asked.
+def test_examples_are_drawn_by_seed_half_of_them_to_keep_and_never_contain_the_answer():
+    # The last is another mistake in a sentence under evaluation.
     pool = [*MANY, *MANY, CorrectionPair("第3桥河上。", "第3桥在河上。")]
     for case in MANY:
-        found = Examples(pool, 1).draw(case, 5)
-        assert found == Examples(pool, 1).draw(case, 5) and len(set(found)) == 5
+        found = ExampleSampler(pool, 1).draw(case, 5)
+        assert found == ExampleSampler(pool, 1).draw(case, 5) and len(set(found)) == 5
         assert sum(not example.changes for example in found) == 2
         texts = {text for example in found for text in (example.question, example.answer)}
         assert not texts & {case.question, case.answer}
         assert len({example.answer for example in found}) == 5
-    assert any(Examples(pool, 1).draw(case, 5) != Examples(pool, 2).draw(case, 5) for case in MANY)
-    assert Examples(pool, 1).draw(MANY[0], 0) == []
+    assert any(ExampleSampler(pool, 1).draw(case, 5) != ExampleSampler(pool, 2).draw(case, 5) for case in MANY)
+    assert ExampleSampler(pool, 1).draw(MANY[0], 0) == []
 
 
-def test_where_one_sort_of_example_is_scarce_the_other_fills_up_and_too_few_are_said():
+def test_if_one_kind_of_example_is_scarce_the_other_fills_up_and_too_few_are_an_error():
     pool = [*MANY[:9], MANY[10]]
-    assert sum(not example.changes for example in Examples(pool, 1).draw(CorrectionPair("甲。", "乙。"), 8)) == 1
+    assert sum(not example.changes for example in ExampleSampler(pool, 1).draw(CorrectionPair("甲。", "乙。"), 8)) == 1
     with pytest.raises(UserError, match="11 examples are wanted, but there are only 10"):
-        Examples(pool, 1).draw(CorrectionPair("甲。", "乙。"), 11)
+        ExampleSampler(pool, 1).draw(CorrectionPair("甲。", "乙。"), 11)
 
 
-def test_system_prompts_are_texts_or_files(tmp_path):
+def test_system_prompts_and_shots_are_parsed(tmp_path):
     path = tmp_path / "systems.txt"
     path.write_text("\ufeff改错。\n\n none \n改错。\n", encoding="utf-8")
-    assert systems_of([]) == ["", ASK] and systems_of(["none", "请" * 300]) == ["", "请" * 300]
-    assert systems_of([str(path), "另一个"]) == ["改错。", "", "另一个"]
+    assert parse_system_prompts([]) == ["", SYSTEM_PROMPT] and parse_system_prompts(["none", "请" * 300]) == [
+        "",
+        "请" * 300,
+    ]
+    assert parse_system_prompts([str(path), "另一个"]) == ["改错。", "", "另一个"]
 
 
 # The script
@@ -122,19 +125,15 @@ def questions(tmp_path):
     return write_jsonl(tmp_path / "q.jsonl", [*ROWS, "{broken"])
 
 
-def done(process):
-    assert process.returncode == 0, process.stderr
-    return process.stdout
-
-
-def test_a_model_behind_an_api_is_asked_in_every_way_of_the_table(script, tmp_path, questions):
+def test_a_model_behind_an_api_fills_every_cell_of_the_table(tmp_path, questions, monkeypatch, capsys):
     with peer(models=("echo",)) as server:
         model = f"--ckpt=echo@http://{server.address}/v1"
         flags = ["--systems=none,改错", "--shots=0,2", "--json=c.json", "--csv=c.csv", "--resamples=50"]
-        said = done(script("evaluations-correction.py", model, "--questions=q.jsonl", *flags))
+        run_here(monkeypatch, tmp_path, SCRIPT, model, "--questions=q.jsonl", *flags)
         asked = [body["messages"] for path, _, body in server.seen if body]
+    said = capsys.readouterr().out
     figures = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))
-    # An echo keeps what is to be kept, and changes nothing.
+    # An echo changes nothing: it is right on the sentences to keep.
     assert (figures["accuracy"], figures["to_change"], figures["to_keep"]) == (2 / 5, 0, 1)
     assert figures["models"][0]["verdicts"] == {"right": 2, "missed": 3} and figures["models"][0]["step"] is None
     assert figures["kinds"]["dropped"]["pairs"] == 1
@@ -164,7 +163,7 @@ def save(path, step, stage="sft", seed=0):
 
 @pytest.fixture
 def runs(tmp_path, questions):
-    """Two runs of checkpoints that know nothing, a pretrained one, and rows to ask them: all of CASES in each part."""
+    """Two runs of untrained checkpoints, a pretrained one, and rows: all of CASES in each part."""
     for run, steps in (("short", (10, 20)), ("long", (10, 20, 40))):
         for step in steps:
             save(tmp_path / run / f"step_{step:06d}.pt", step, seed=step)
@@ -179,10 +178,10 @@ def runs(tmp_path, questions):
     return tmp_path
 
 
-def test_every_checkpoint_of_runs_is_measured_and_the_curves_are_drawn(script, runs, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_every_checkpoint_of_runs_is_measured_and_the_curves_are_drawn(runs, monkeypatch, capsys):
     flags = ["--data_dir=rows", "--json=out/c.json", "--shots=1,3", "--systems=none", "--resamples=20", "--show=1"]
-    said = done(script("evaluations-correction.py", "--ckpt=short,long,base/last.pt", *flags))
+    run_here(monkeypatch, runs, SCRIPT, "--ckpt=short,long,base/last.pt", *flags)
+    said = capsys.readouterr().out
     content = read_curves(runs / "out/c.json")
     entries = content["models"]
     assert [(entry["run"], entry["step"]) for entry in entries] == [
@@ -196,21 +195,21 @@ def test_every_checkpoint_of_runs_is_measured_and_the_curves_are_drawn(script, r
     cells = [(cell["name"], cell["shots"], cell["cut_prompts"]) for cell in content["table"]]
     names = ["short/step_000020", "long/step_000040", "base/last"]
     assert cells == [(name, shots, 5 * (shots == 3)) for name in names for shots in (1, 3)]
-    assert "5 of 5 prompts do not fit" in said and "leak check" in said
+    assert "5 of 5 prompts do not fit" in said and "contamination check" in said
     assert (runs / "out/c.png").read_bytes().startswith(b"\x89PNG") and (runs / "out/c.svg").exists()
     assert [panel.get_title() for panel in draw_curves(content).axes] == ["short", "long", "base"]
 
 
-def test_rows_are_asked_with_their_kinds_and_the_train_part_gives_the_examples(runs, monkeypatch):
+def test_cases_have_their_kinds_and_the_pool_is_the_train_part(runs, monkeypatch):
     monkeypatch.chdir(runs)
     asked, pool = load_cases(CorrectionSettings(data_dir="rows"))
     assert asked == CASES == pool
     assert len(load_cases(CorrectionSettings(data_dir="rows", max_samples=2))[0]) == 2
-    assert kinds_of(["gone.jsonl"]) == {}
+    assert read_kinds(["gone.jsonl"]) == {}
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--ckpt=gone.pt", "--questions=q.jsonl"], "gone.pt is not there"),
         (["--ckpt=short", "--questions=gone.jsonl"], "gone.jsonl is not there"),
@@ -221,17 +220,13 @@ def test_rows_are_asked_with_their_kinds_and_the_train_part_gives_the_examples(r
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
-def test_a_mistake_of_the_user_is_told_before_anything_is_asked(runs, monkeypatch, flags, told):
+def test_a_user_error_comes_before_any_model_is_asked(runs, monkeypatch, flags, message):
     monkeypatch.chdir(runs)
     with RowWriter(runs / "articles", ["train"], 16, byte_tokenizer()) as writer:
         writer.finish({"stage": "pretrain"})
-    spec = importlib.util.spec_from_file_location("evaluations_correction", ROOT / "evaluations-correction.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "ask", None)
-    monkeypatch.setattr(sys, "argv", ["evaluations-correction.py", *flags])
-    with pytest.raises(UserError, match=told):
-        module.main()
+    monkeypatch.setattr(SCRIPT, "measure_model", None)
+    with pytest.raises(UserError, match=message):
+        run_here(monkeypatch, runs, SCRIPT, *flags)
 
 
 def test_figures_without_a_step_or_of_other_shapes_draw_no_curves(tmp_path):
@@ -247,7 +242,7 @@ def test_figures_without_a_step_or_of_other_shapes_draw_no_curves(tmp_path):
         read_curves(tmp_path / "a.json")
 
 
-def test_figures_of_other_evaluations_have_panels_of_their_own_and_gaps_are_left_out():
+def test_other_figures_have_their_own_panels_and_missing_values_are_left_out():
     models = [{"checkpoint": f"out/甲/step_{s}.pt", "step": s, "perplexity": 90.0 / s} for s in (3, 1, 2)]
     models += [{"checkpoint": "out/乙/ckpt.pt", "step": 5, "rouge_l_f": 0.5, "intervals": {"rouge_l_f": [0.4, 0.6]}}]
     models += [{"checkpoint": "out/乙/last.pt", "step": 6, "rouge_l_f": None}]

@@ -1,4 +1,4 @@
-"""Mistakes put into right sentences, and the rows that sft/make_correction.py writes of them."""
+"""Mistakes that are put into correct sentences, and the rows that sft/make_correction.py writes."""
 
 import importlib.util
 import json
@@ -11,7 +11,14 @@ import pytest
 from corpora import ROOT, made_up_articles, write_jsonl
 
 from minigpt.common.errors import UserError
-from minigpt.evaluation.mistakes import FREQUENT, KINDS, is_whole, most_frequent, sentences_of, spoilt
+from minigpt.evaluation.mistakes import (
+    MISTAKE_KINDS,
+    REPLACEMENTS,
+    add_mistake,
+    frequent_characters,
+    is_complete,
+    sentences_of,
+)
 
 HAN = re.compile("[\u4e00-\u9fff]")
 FREQUENT_HERE = list("的是在了有")
@@ -72,15 +79,15 @@ def check_order(right, wrong):
     assert sorted(re.findall(r"\d+|[a-z]+", right)) == sorted(re.findall(r"\d+|[a-z]+", wrong))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MISTAKE_KINDS)
 def test_a_mistake_is_one_of_its_kind_falls_on_han_characters_and_always_changes_the_sentence(kind, rounds):
     made = 0
     for number, sentence in enumerate(random_sentences(rounds(150, 3000))):
-        wrong = spoilt(sentence, kind, random.Random(number), FREQUENT_HERE)
+        wrong = add_mistake(sentence, kind, random.Random(number), FREQUENT_HERE)
         if wrong is None:
             continue
         made += 1
-        assert wrong != sentence and wrong == spoilt(sentence, kind, random.Random(number), FREQUENT_HERE)
+        assert wrong != sentence and wrong == add_mistake(sentence, kind, random.Random(number), FREQUENT_HERE)
         globals()[f"check_{kind}"](sentence, wrong)
         if kind != "order":
             assert without_han(wrong) == without_han(sentence)
@@ -99,23 +106,23 @@ def test_a_mistake_is_one_of_its_kind_falls_on_han_characters_and_always_changes
         ("order", "“甲，乙”。"),
     ],
 )
-def test_where_a_kind_of_mistake_would_change_nothing_or_break_quotes_there_is_none(kind, sentence):
-    assert all(spoilt(sentence, kind, random.Random(seed), ["的"]) is None for seed in range(20))
+def test_a_mistake_that_would_change_nothing_or_break_quotes_is_not_made(kind, sentence):
+    assert all(add_mistake(sentence, kind, random.Random(seed), ["的"]) is None for seed in range(20))
 
 
-def test_clauses_change_places_and_their_signs_stay():
-    found = {spoilt("石桥在南，木桥1座在北；", "order", random.Random(seed), []) for seed in range(40)}
+def test_clauses_are_swapped_and_their_punctuation_stays():
+    found = {add_mistake("石桥在南，木桥1座在北；", "order", random.Random(seed), []) for seed in range(40)}
     assert "木桥1座在北，石桥在南；" in found
 
 
-def test_a_text_that_is_taken_is_not_made():
-    assert spoilt("桥河。", "swapped", random.Random(1), []) == "河桥。"
-    assert spoilt("桥河。", "swapped", random.Random(1), [], taken={"河桥。"}) is None
+def test_a_taken_text_is_not_returned():
+    assert add_mistake("桥河。", "swapped", random.Random(1), []) == "河桥。"
+    assert add_mistake("桥河。", "swapped", random.Random(1), [], taken={"河桥。"}) is None
 
 
 def test_sentences_are_cut_at_their_ends_and_no_text_is_lost(rounds):
     assert sentences_of("甲。乙！”丙？！尾\n丁。 ") == ["甲。", "乙！”", "丙？！", "尾\n", "丁。 "]
-    assert [is_whole(text) for text in ("甲。", "乙！”", "丙", "甲。乙", "")] == [True, True, False, False, False]
+    assert [is_complete(text) for text in ("甲。", "乙！”", "丙", "甲。乙", "")] == [True, True, False, False, False]
     rng = random.Random(3)
     for _ in range(rounds(200, 5000)):
         text = "".join(rng.choices("甲乙。！？”’ \n，1", k=rng.randint(0, 30)))
@@ -123,9 +130,9 @@ def test_sentences_are_cut_at_their_ends_and_no_text_is_lost(rounds):
 
 
 def test_a_wrong_character_comes_from_the_most_frequent_han_characters():
-    counts = Counter({chr(0x4E00 + i): i + 1 for i in range(FREQUENT + 50)}) + Counter({"，": 10**6, "1": 10**6})
-    frequent = most_frequent(counts)
-    assert len(frequent) == FREQUENT and frequent[0] == chr(0x4E00 + FREQUENT + 49) and "，" not in frequent
+    counts = Counter({chr(0x4E00 + i): i + 1 for i in range(REPLACEMENTS + 50)}) + Counter({"，": 10**6, "1": 10**6})
+    frequent = frequent_characters(counts)
+    assert len(frequent) == REPLACEMENTS and frequent[0] == chr(0x4E00 + REPLACEMENTS + 49) and "，" not in frequent
 
 
 # The script
@@ -146,14 +153,14 @@ def rows_in(path):
 
 @pytest.fixture
 def wiki(tmp_path):
-    """The made-up articles (and some poor rows) in a folder beside which rows are made."""
+    """A folder of made-up articles and some bad rows."""
     rows = ["{broken", *made_up_articles(), {"title": "短", "text": "短。没有句末"}]
     return write_jsonl(tmp_path / "wiki/a.jsonl", rows).parent
 
 
 @pytest.fixture
 def make(wiki, tmp_path, monkeypatch, capsys):
-    """Make corrections of them with some flags, in this process: (what was said, the rows)."""
+    """Run the script on them in this process; returns (what it printed, the rows)."""
 
     def run(*flags, name="c.jsonl"):
         argv = ["make_correction.py", "--input_dir=wiki", f"--corrections=deep/{name}", *flags]
@@ -169,14 +176,14 @@ def test_rows_are_right_and_wrong_sentences_of_the_articles_each_once(make, tmp_
     said, rows = make("--unchanged_share=0.4")
     articles = {row["id"]: row for row in made_up_articles()}
     answers = [row["answer"] for row in rows]
-    assert len(set(answers)) == len(answers) == 3 * 40  # each town's three sentences, told thrice
+    assert len(set(answers)) == len(answers) == 3 * 40  # each town's three sentences, in three articles
     assert len({row["question"] for row in rows}) == len(rows)
     for row in rows:
         assert row["answer"] in articles[row["id"]]["text"] and row["subject"] == articles[row["id"]]["title"]
         assert (row["kind"] == "unchanged") == (row["question"] == row["answer"])
         assert row["question"] == row["answer"] or row["question"] not in answers
     counts = Counter(row["kind"] for row in rows)
-    assert set(counts) == {*KINDS, "unchanged"} and 25 < counts["unchanged"] < 75
+    assert set(counts) == {*MISTAKE_KINDS, "unchanged"} and 25 < counts["unchanged"] < 75
     assert all(f"{n} {kind}" in said for kind, n in counts.items())
     assert "1 bad JSON" in said and "240 duplicate" in said and "1 without an end" in said
     assert "1 fewer than 4 Han characters" in said and "wiki/a.jsonl, line 1" in said
@@ -188,7 +195,7 @@ def test_the_same_seed_makes_the_same_bytes_and_another_seed_others(make, tmp_pa
     assert (tmp_path / "deep/c.jsonl").read_bytes() == (tmp_path / "deep/again.jsonl").read_bytes() and len(rows) == 50
     _, other = make("--max_sentences=50", "--seed=2", name="other.jsonl")
     assert {row["answer"] for row in other} != {row["answer"] for row in rows}
-    _, more = make("--max_sentences=60", name="more.jsonl")  # those that were drawn stay drawn
+    _, more = make("--max_sentences=60", name="more.jsonl")  # a larger sample contains the smaller one
     assert {row["answer"] for row in rows} < {row["answer"] for row in more}
 
 
@@ -214,7 +221,7 @@ def test_prepared_rows_keep_the_sentences_of_a_subject_together(make, script, tm
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--input_dir=nowhere"], "nowhere is not there"),
         (["--mistakes="], "mistakes is empty"),
@@ -224,18 +231,19 @@ def test_prepared_rows_keep_the_sentences_of_a_subject_together(make, script, tm
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_a_mistake_of_the_user_is_said_and_nothing_is_written(make, tmp_path, flags, told):
-    with pytest.raises(UserError, match=told):
+def test_a_user_error_leaves_nothing_written(make, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
         make(*flags)
     assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("c.jsonl"))
 
 
-def test_the_script_runs_as_a_user_runs_it_and_an_error_is_one_line_that_leaves_an_older_file(wiki, script, tmp_path):
-    done = script("sft/make_correction.py", "--input_dir=wiki", "--corrections=c.jsonl")
-    assert done.returncode == 0 and "go on with: python data/prepare_sft.py --qa_files=c.jsonl" in done.stdout
-    before = (tmp_path / "c.jsonl").read_bytes()
-    process = script("sft/make_correction.py", "--input_dir=wiki", "--corrections=c.jsonl", "--max_sentence_chars=4")
+def test_an_error_of_the_script_is_one_line_and_leaves_an_older_file(make, script, tmp_path):
+    said, _ = make()
+    assert "go on with: python data/prepare_sft.py --qa_files=deep/c.jsonl" in said
+    before = (tmp_path / "deep/c.jsonl").read_bytes()
+    flags = "--input_dir=wiki", "--corrections=deep/c.jsonl", "--max_sentence_chars=4"
+    process = script("sft/make_correction.py", *flags)
     errors = [line for line in process.stderr.splitlines() if "error" in line]
     assert process.returncode == 1 and "Traceback" not in process.stderr
     assert len(errors) == 1 and errors[0].startswith("error: no sentence in wiki could be used")
-    assert (tmp_path / "c.jsonl").read_bytes() == before and not list(tmp_path.rglob("*.partial"))
+    assert (tmp_path / "deep/c.jsonl").read_bytes() == before and not list(tmp_path.rglob("*.partial"))

@@ -1,4 +1,4 @@
-"""Whom evaluations ask: checkpoints give the same answers however they are batched, servers may fail."""
+"""Models under evaluation: a checkpoint's answers do not depend on batching, and servers may fail."""
 
 from dataclasses import replace
 
@@ -7,8 +7,8 @@ from evaluation_fakes import add_picky, make_project, save_tiny
 from peer_fakes import peer
 
 from minigpt.common.errors import UserError
-from minigpt.evaluation import models as answerers
-from minigpt.evaluation.models import LocalModel, find_models, is_address, open_answerer
+from minigpt.evaluation.asking import EvaluatedModel
+from minigpt.evaluation.models import LocalModel, find_models, is_address, params_of_prompt
 from minigpt.inference.params import SamplingParams
 from minigpt.settings.stages import RougeSettings
 
@@ -25,7 +25,7 @@ def opened(project, **settings):
     return LocalModel(project / "out/tuned/ckpt.pt", "tuned", RougeSettings(device="cpu", **settings))
 
 
-def test_answers_are_the_same_again_and_at_any_batch_size(project):
+def test_answers_are_reproducible_at_any_batch_size(project):
     model = opened(project)
     first, counts = model.answers(PROMPTS, PARAMS), []
     assert model.answers(PROMPTS, PARAMS, counts.append) == first
@@ -35,7 +35,7 @@ def test_answers_are_the_same_again_and_at_any_batch_size(project):
     assert model.answers(PROMPTS, replace(PARAMS, seed=6)) != first
 
 
-def test_each_prompt_has_its_own_luck(project):
+def test_each_prompt_has_its_own_seed(project):
     same = opened(project).answers(["a?"] * 8, PARAMS)
     assert len(set(same)) > 4
     assert len(set(opened(project).answers(["a?"] * 8, replace(PARAMS, temperature=0.0)))) == 1
@@ -56,13 +56,13 @@ def test_a_chat_is_asked_as_well_as_a_text(project):
     assert model.cut_prompts(["a?", long, "河" * 200], greedy) == 2
 
 
-def test_what_is_known_of_a_checkpoint_has_no_weights(project):
+def test_content_has_no_weights(project):
     model = opened(project)
     assert (model.name, model.stage, model.step) == ("tuned", "sft", 20)
     assert model.content["settings"]["data_dir"] == "data/tuned" and "model" not in model.content
 
 
-def test_a_runs_folder_stands_for_its_checkpoints_by_step(project, tmp_path):
+def test_a_runs_folder_means_its_checkpoints_by_step(project, tmp_path):
     run = tmp_path / "run"
     for name, step in (("step_100", 100), ("step_20", 20), ("ckpt", 100), ("last", 120), ("last.prev", 110)):
         save_tiny(run / f"{name}.pt", step=step)
@@ -72,20 +72,20 @@ def test_a_runs_folder_stands_for_its_checkpoints_by_step(project, tmp_path):
     assert find_models([], project / "out")[0][1].suffix == ".pt"
 
 
-def test_a_model_that_is_not_there_is_said_before_any_is_asked(project):
+def test_a_missing_model_is_an_error_before_any_is_asked(project):
     with pytest.raises(UserError, match=r"none\.pt is not there"):
         find_models([str(project / "out/tuned/ckpt.pt"), "none.pt"], "out")
     with pytest.raises(UserError, match="no checkpoint in"):
         find_models([str(project / "data")], "out")
 
 
-def test_addresses_are_told_from_paths():
+def test_addresses_and_paths_are_distinguished():
     assert is_address("http://a/v1") and is_address("m@https://a")
     assert not is_address("out/sft/ckpt.pt") and not is_address("http_runs/a.pt")
 
 
 def asked(about, model="echo"):
-    return open_answerer(model, f"{model}@http://{about.address}/v1", RougeSettings())
+    return EvaluatedModel(model, f"{model}@http://{about.address}/v1").open(RougeSettings())
 
 
 def test_a_servers_answers_come_in_order_and_a_failed_one_is_none(monkeypatch):
@@ -98,7 +98,7 @@ def test_a_servers_answers_come_in_order_and_a_failed_one_is_none(monkeypatch):
     assert (model.stage, model.content, model.step) == ("sft", None, None)
 
 
-def test_a_server_is_told_the_parameters_and_a_seed_for_each_prompt():
+def test_a_server_gets_the_parameters_and_a_seed_for_each_prompt():
     with peer() as about:
         asked(about).answers(["一", [{"role": "user", "content": "二"}]], replace(PARAMS, stop=("。",)))
         bodies = sorted((body for _, _, body in about.seen if body), key=lambda body: body["seed"])
@@ -109,7 +109,7 @@ def test_a_server_is_told_the_parameters_and_a_seed_for_each_prompt():
     assert (bodies[0]["temperature"], bodies[0]["max_tokens"], bodies[0]["stop"]) == (1.0, 12, ["。"])
 
 
-def test_this_projects_server_gets_a_text_as_it_is_and_a_chat_as_one():
+def test_this_projects_server_gets_texts_as_completions_and_chats_as_chats():
     with peer(owner="minigpt") as about:
         assert asked(about).answers(["一", [{"role": "user", "content": "二"}]], PARAMS) == ["一", "二"]
         assert sorted(path for path, _, body in about.seen if body) == ["/v1/chat/completions", "/v1/completions"]
@@ -124,7 +124,7 @@ def test_a_server_that_answers_nothing_is_given_up():
             asked(about, "junk").answers(["一"] * 2, PARAMS)
 
 
-def test_ctrl_c_gives_up_what_a_server_has_under_way():
+def test_ctrl_c_cancels_running_requests():
     def stop(n):
         raise KeyboardInterrupt
 
@@ -138,12 +138,12 @@ def test_ctrl_c_gives_up_what_a_server_has_under_way():
     ("address", "said"),
     [("no@http://{}/v1", "offers echo; name one as model@"), ("http://127.0.0.1:9/v1", "not answer")],
 )
-def test_a_server_that_cannot_be_asked_is_one_line(address, said):
+def test_an_unusable_server_is_one_line(address, said):
     with peer() as about, pytest.raises(UserError, match=said) as caught:
-        open_answerer("m", address.format(about.address), RougeSettings())
+        EvaluatedModel("m", address.format(about.address))
     assert "\n" not in str(caught.value)
 
 
-def test_seeds_are_drawn_only_from_a_seed():
-    assert answerers.own_params(replace(PARAMS, seed=None), 3).seed is None
-    assert answerers.own_params(PARAMS, 3) == replace(PARAMS, seed=8)
+def test_without_a_seed_prompts_have_none():
+    assert params_of_prompt(replace(PARAMS, seed=None), 3).seed is None
+    assert params_of_prompt(PARAMS, 3) == replace(PARAMS, seed=8)

@@ -1,4 +1,4 @@
-"""evaluations-perplexity.py: known answers, several checkpoints, batch sizes, what it writes, and the leak check."""
+"""evaluations-perplexity.py: known answers, several checkpoints, batch sizes, files, contamination."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ BASE, TUNED = ("--ckpt=out/base/ckpt.pt", "--data_dir=data/base"), ("--ckpt=out/
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """As `make_project`, with a second pretrained checkpoint, and articles of unlike length."""
+    """As `make_project`, with a second pretrained checkpoint, and articles of different lengths."""
     folder = make_project(tmp_path_factory.mktemp("project"))
     encode = tiny_tokenizer().encode
     articles = [[*encode("第" * (i % 5 + 1) + f"{i}镇的河。" * (i % 3 + 1))[: BLOCK - 2], EOT] for i in range(20)]
@@ -56,7 +56,7 @@ def rows_of(path):
 
 @torch.no_grad()
 def plain_figures(folder, ckpt="out/base/ckpt.pt", data="data/base"):
-    """(nats, tokens, text nats, characters) of each row of a validation part, one row and one token after another."""
+    """(nats, tokens, text nats, characters) of each row of a validation part, by a plain loop over rows and tokens."""
     model, tokenizer = load_model(load_checkpoint(folder / ckpt))
     found = []
     for row in open_rows(folder / data, "val")[0]:
@@ -71,7 +71,7 @@ def plain_figures(folder, ckpt="out/base/ckpt.pt", data="data/base"):
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("batch_size", [0, 1, 3, 64])
-def test_the_figures_are_a_plain_loops_at_any_batch_size(measure, project, batch_size):
+def test_the_figures_equal_a_plain_loop_at_any_batch_size(measure, project, batch_size):
     _, found = measure(*BASE, f"--batch_size={batch_size}", "--csv=rows.csv")
     expected = plain_figures(project)
     nats, tokens, text_nats, characters = expected.sum(axis=0)
@@ -87,7 +87,7 @@ def test_the_figures_are_a_plain_loops_at_any_batch_size(measure, project, batch
 
 
 @pytest.mark.numeric
-def test_the_interval_is_that_of_the_ratio_over_rows_drawn_anew(measure, project):
+def test_the_interval_is_of_the_ratio_over_resampled_rows(measure, project):
     said, found = measure(*BASE, "--resamples=2000", "--seed=3")
     nats, tokens, _, _ = plain_figures(project).T
     rng = np.random.default_rng(7)  # another seed: the two agree as two samples do
@@ -105,55 +105,56 @@ def test_the_interval_is_that_of_the_ratio_over_rows_drawn_anew(measure, project
     assert none["intervals"] == dict.fromkeys(FIGURES) and none["loss"] == pytest.approx(found["loss"])
 
 
-def test_one_checkpoint_has_its_figures_on_top_and_as_a_model(measure, project):
+def test_the_figures_of_one_checkpoint_are_on_the_top_level_and_in_models(measure, project):
     said, found = measure(*BASE, "--csv=rows.csv")
     assert found["models"] == [{k: v for k, v in found.items() if k not in ("models", "comparisons")}]
     assert (found["checkpoint"], found["step"], found["comparisons"]) == ("out/base/ckpt.pt", 1, [])
-    assert "bits a character" in said and "leak check" in said and "A < B" not in said
+    assert "bits per character" in said and "contamination check" in said and "A < B" not in said
     rows = rows_of(project / "rows.csv")
     assert [row["row"] for row in rows] == [str(i + 1) for i in range(20)]
     assert rows[1]["text"] == "第第1镇的河。1镇的河。" and {row["checkpoint"] for row in rows} == {"base"}
 
 
-def test_a_runs_folder_is_every_checkpoint_in_it_and_each_is_compared_with_the_best(measure, project):
+def test_every_checkpoint_of_a_run_is_compared_with_the_best(measure, project):
     said, found = measure(*TUNED, "--split=test", "--csv=rows.csv")
     assert [(model["name"], model["step"]) for model in found["models"]] == [("tuned/step_10", 10), ("tuned", 20)]
     assert "perplexity" not in found and len(rows_of(project / "rows.csv")) == 48
     best, other = sorted(found["models"], key=lambda model: model["loss"])
-    (told,) = found["comparisons"]
-    assert (told["a"], told["b"], told["figure"]) == (best["name"], other["name"], "loss")
-    assert told["difference"] == pytest.approx(other["loss"] - best["loss"], rel=1e-5)
-    assert told["low"] <= told["difference"] <= told["high"]
-    assert f"{best['name']} < {other['name']}" in said and said.count("leak check") == 1  # one run
+    (result,) = found["comparisons"]
+    assert (result["a"], result["b"], result["figure"]) == (best["name"], other["name"], "loss")
+    assert result["difference"] == pytest.approx(other["loss"] - best["loss"], rel=1e-5)
+    assert result["low"] <= result["difference"] <= result["high"]
+    assert f"{best['name']} < {other['name']}" in said and said.count("contamination check") == 1  # one run
 
 
-def test_of_a_few_rows_no_interval_and_no_comparison_is_told(measure):
+def test_a_few_rows_give_no_interval_and_no_comparison(measure):
     said, found = measure(*TUNED)
     assert "too few rows (4) for an interval; give at least 20" in said and "95%" not in said and "A < B" not in said
     assert set(found["models"][0]["intervals"].values()) == {None}
-    (told,) = found["comparisons"]
-    assert told["difference"] > 0 and (told["low"], told["high"], told["a_better"], told["rows"]) == (None,) * 3 + (4,)
+    (result,) = found["comparisons"]
+    assert result["difference"] > 0 and result["rows"] == 4
+    assert [result[key] for key in ("low", "high", "a_better")] == [None] * 3
 
 
-def test_answers_alone_are_measured_of_a_fine_tuned_checkpoint(measure):
+def test_only_answers_count_for_a_fine_tuned_checkpoint(measure):
     _, found = measure("--ckpt=out/tuned/ckpt.pt", "--data_dir=data/tuned", "--split=test")
     assert (found["rows"], found["part"], found["stage"]) == (24, "test", "sft")
     assert found["characters"] == 6 * len("东河。" + "12座桥。" + "3?" + "河的名字？")
 
 
-def test_the_better_of_two_is_told_by_the_drawn_rows_nats_over_their_tokens(measure, project):
+def test_two_checkpoints_are_compared_by_nats_over_tokens_of_resampled_rows(measure, project):
     _, found = measure("--ckpt=out/base/ckpt.pt,out/other/ckpt.pt", "--data_dir=data/base", "--resamples=500")
     a, b = (plain_figures(project, f"out/{name}/ckpt.pt") for name in ("base", "other"))
-    (told,) = found["comparisons"]
-    difference = (b - a)[:, 0] if told["a"] == "base" else (a - b)[:, 0]
+    (result,) = found["comparisons"]
+    difference = (b - a)[:, 0] if result["a"] == "base" else (a - b)[:, 0]
     drawn = np.random.default_rng(1).integers(20, size=(4000, 20))
     values = difference[drawn].sum(axis=1) / a[:, 1][drawn].sum(axis=1)
-    assert told["difference"] == pytest.approx(difference.sum() / a[:, 1].sum(), rel=1e-4)
-    assert told["a_better"] == pytest.approx((values > 0).mean(), abs=0.1)
-    assert [told["low"], told["high"]] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=values.std() / 2)
+    assert result["difference"] == pytest.approx(difference.sum() / a[:, 1].sum(), rel=1e-4)
+    assert result["a_better"] == pytest.approx((values > 0).mean(), abs=0.1)
+    assert [result["low"], result["high"]] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=values.std() / 2)
 
 
-def test_an_address_is_refused_and_what_does_not_fit_is_said_with_the_checkpoints_name(measure, project):
+def test_an_address_is_refused_and_rows_that_do_not_fit_name_the_checkpoint(measure, project):
     with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9/v1 .*needs a checkpoint"):
         measure("--ckpt=out/base/ckpt.pt,http://127.0.0.1:9/v1", "--data_dir=data/base")
     with pytest.raises(UserError, match=r"out.tuned.ckpt\.pt: .*--data_dir=data/tuned"):
@@ -166,7 +167,7 @@ def test_an_address_is_refused_and_what_does_not_fit_is_said_with_the_checkpoint
         measure("--ckpt=out/base/ckpt.pt", "--data_dir=data/bytes")
 
 
-def test_rows_that_were_cut_off_are_told(measure, project):
+def test_truncated_rows_are_noted(measure, project):
     shutil.copytree(project / "data/base", project / "data/cut", dirs_exist_ok=True)
     meta = json.loads((project / "data/cut" / META).read_text(encoding="utf-8"))
     meta.update(overflow="truncate", characters_cut=5)
@@ -176,7 +177,7 @@ def test_rows_that_were_cut_off_are_told(measure, project):
 
 
 def test_ctrl_c_keeps_what_was_measured(measure, project, monkeypatch):
-    measured = SCRIPT.Measured.measure
+    measured = SCRIPT.MeasuredCheckpoint.measure
     tries = iter([True, False])
 
     def once(self, *more):
@@ -184,23 +185,23 @@ def test_ctrl_c_keeps_what_was_measured(measure, project, monkeypatch):
             raise KeyboardInterrupt
         measured(self, *more)
 
-    monkeypatch.setattr(SCRIPT.Measured, "measure", once)
+    monkeypatch.setattr(SCRIPT.MeasuredCheckpoint, "measure", once)
     with pytest.raises(KeyboardInterrupt):
         measure(*TUNED)
     found = json.loads((project / "figures.json").read_text(encoding="utf-8"))
     assert [model["name"] for model in found["models"]] == ["tuned/step_10"] and found["rows"] == 4
 
 
-def test_the_leak_check_is_in_the_figures_and_can_be_left_out(measure):
+def test_the_contamination_check_is_in_the_json_and_can_be_skipped(measure):
     said, found = measure(*BASE)  # whose first rows are its training rows
     assert found["leak"]["verdict"] == "leaked" and found["leak"]["leaked_rows"] >= 4 and "WARNING" in said
     said, found = measure(*BASE, "--check_leak=False")
-    assert found["leak"] is None and "leak" not in said
+    assert found["leak"] is None and "contamination" not in said
     said, found = measure(*BASE, "--split=train")
     assert found["leak"]["verdict"] == "trained on" and "these rows were trained on" in said and "WARNING" not in said
 
 
-def test_models_trained_on_the_validation_part_are_found_out_from_end_to_end(tmp_path, monkeypatch, capsys):
+def test_models_trained_on_the_validation_part_are_detected_end_to_end(tmp_path, monkeypatch, capsys):
     tokenizer = byte_tokenizer()
     texts = [tokenizer.encode(row["text"])[:90] for row in made_up_articles(40)]
     val, train = texts[:18], texts[18:]

@@ -1,4 +1,4 @@
-"""The report card: what it says is what was measured, and what could not be measured is said."""
+"""The report: its numbers are those that were measured, and it says what could not be measured."""
 
 import csv
 import json
@@ -13,9 +13,10 @@ from tiny import tiny_model
 from minigpt.checkpoint import load_checkpoint, save_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.corpus.row_files import RowWriter
-from minigpt.evaluation.report_figures import changed_settings, shown_path
-from minigpt.evaluation.report_page import as_text
-from minigpt.evaluation.report_words import glance
+from minigpt.evaluation.contamination import Contamination
+from minigpt.evaluation.report_figures import changed_settings, public_path
+from minigpt.evaluation.report_page import escape_markdown
+from minigpt.evaluation.report_words import summary_sentences
 from minigpt.settings.stages import TrainSettings
 
 QUICK = ["--max_new_tokens=4", "--sweep=temperature", "--resamples=50", "--max_samples=24"]
@@ -23,7 +24,7 @@ QUICK = ["--max_new_tokens=4", "--sweep=temperature", "--resamples=50", "--max_s
 
 @pytest.fixture
 def project(tmp_path):
-    """Two tiny checkpoints, the second begun from the first, with their rows and the second's log."""
+    """Two tiny checkpoints, the second initialized from the first, with their rows and the second's log."""
     make_project(tmp_path)
     log = [
         {"step": step, "train_loss": 5 - step / 9, "val_loss": None if step % 5 else 4 + abs(step - 10) / 9, "lr": 1e-3,
@@ -31,52 +32,58 @@ def project(tmp_path):
         for step in range(1, 21)
     ]  # fmt: skip
     write_jsonl(tmp_path / "out/tuned/log.jsonl", log)
-    begin(tmp_path / "out/tuned/ckpt.pt", init_from="out/base/ckpt.pt", learning_rate=0.5, auth="user:secret")
+    change_settings(tmp_path / "out/tuned/ckpt.pt", init_from="out/base/ckpt.pt", learning_rate=0.5, auth="user:secret")
     return tmp_path
 
 
-def begin(path, **settings):
+def change_settings(path, **settings):
     """Change settings in a checkpoint."""
     content = load_checkpoint(path)
     content["settings"].update(settings)
     torch.save(content, path)
 
 
-def make_card(monkeypatch, folder, *flags):
+def make_report(monkeypatch, folder, *flags):
     """(the page's text, its figures) of the fine-tuned checkpoint, or of the one that the flags name."""
-    flags = [*QUICK, "--page=cards/my card.md", "--json=card.json", *flags]
+    flags = [*QUICK, "--page=reports/my report.md", "--json=report.json", *flags]
     if not any(flag.startswith("--ckpt") for flag in flags):
         flags.append("--ckpt=out/tuned/ckpt.pt")
     run_here(monkeypatch, folder, load_script("evaluations-report.py"), *flags)
-    page = (folder / "cards" / "my card.md").read_text(encoding="utf-8")
-    return page, json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    page = (folder / "reports" / "my report.md").read_text(encoding="utf-8")
+    return page, json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
-def test_the_card_has_every_part_and_its_plots_beside_it(project, monkeypatch, capsys):
-    page, figures = make_card(monkeypatch, project, "--csv=pairs.csv")
-    for title in ("模型 Model", "泄漏检查 Leak check", "困惑度 Perplexity", "问答 Answers", "解码参数 Decoding",
-                  "训练曲线 Training curves"):  # fmt: skip
+def test_the_report_has_every_section_and_its_plots_beside_it(project, monkeypatch, capsys):
+    page, figures = make_report(monkeypatch, project, "--csv=pairs.csv")
+    titles = (
+        "模型 Model",
+        "数据污染检查 Contamination check",
+        "困惑度 Perplexity",
+        "问答 Answers",
+        "训练曲线 Training curves",
+    )
+    for title in (*titles, "解码参数 Decoding"):
         assert f"## {title}\n" in page
     assert "Not measured" not in page
     for name in re.findall(r"!\[\w+\]\(<(.+?)>\)", page):
-        assert (project / "cards" / name).read_bytes().startswith(b"\x89PNG")
+        assert (project / "reports" / name).read_bytes().startswith(b"\x89PNG")
     assert len(re.findall(r"!\[", page)) == 2 and not list(project.rglob("*.partial"))
     with open(project / "pairs.csv", encoding="utf-8-sig", newline="") as file:
         assert len(list(csv.reader(file))) == 1 + figures["pairs"]
-    # The words are of the figures.
+    # The sentences contain the figures.
     f, (low, high) = figures["rouge_l_f"], figures["intervals"]["rouge_l_f"]
     assert f"Rouge-L F is {f:.3f} [{low:.3f}, {high:.3f}]" in page
     assert f"its perplexity is {figures['perplexity']:.2f} " in page
     assert "It over-fits after step 10: validation loss rose from 4.000 to 5.111 (+27.8%)" in page
     assert "Its curves show no over-fitting" not in page
     before, after = (row for row in figures["card"]["perplexity"] if "chain" in row)
-    assert f"went from {before['perplexity']:.2f} to {after['perplexity']:.2f}" in page
+    assert f"from {before['perplexity']:.2f} to {after['perplexity']:.2f}" in page
     assert (before["model"], before["data_dir"], before["rows"]) == ("base", "data/base", after["rows"])
     assert "written: " in capsys.readouterr().out
 
 
-def test_the_card_tells_settings_that_were_changed_and_no_secret(project, monkeypatch):
-    page, figures = make_card(monkeypatch, project)
+def test_the_report_lists_changed_settings_and_no_secret(project, monkeypatch):
+    page, figures = make_report(monkeypatch, project)
     assert figures["card"]["settings"] == {"learning_rate": 0.5}
     assert r"| learning\_rate | 0.5 |" in page and "secret" not in page + json.dumps(figures)
     assert str(project) not in page
@@ -84,11 +91,11 @@ def test_the_card_tells_settings_that_were_changed_and_no_secret(project, monkey
     assert changed_settings(content) == {}
 
 
-def test_a_checkpoint_without_its_data_has_a_card_that_says_what_is_missing_and_why(project, monkeypatch, capsys):
-    begin(project / "out/base/ckpt.pt", data_dir="elsewhere/articles")
-    begin(project / "out/tuned/ckpt.pt", data_dir="elsewhere/questions")
+def test_without_data_the_report_says_what_is_missing_and_why(project, monkeypatch, capsys):
+    change_settings(project / "out/base/ckpt.pt", data_dir="elsewhere/articles")
+    change_settings(project / "out/tuned/ckpt.pt", data_dir="elsewhere/questions")
     (project / "out/tuned/log.jsonl").unlink()
-    page, figures = make_card(monkeypatch, project)
+    page, figures = make_report(monkeypatch, project)
     missing = dict(figures["card"]["missing"])
     assert len(missing) == 5
     assert all(
@@ -103,13 +110,13 @@ def test_a_checkpoint_without_its_data_has_a_card_that_says_what_is_missing_and_
 
 
 def test_a_pretrained_checkpoint_continues_articles(project, monkeypatch):
-    page, figures = make_card(monkeypatch, project, "--ckpt=out/base/ckpt.pt", "--max_samples=0")
+    page, figures = make_report(monkeypatch, project, "--ckpt=out/base/ckpt.pt", "--max_samples=0")
     assert "articles from their first clause" in page and "exactly as the reference" not in page
     assert [row["part"] for row in figures["card"]["perplexity"]] == ["val"]
     assert figures["pairs"] == 5 and "所有的回答 All answers" in page  # too few for a best and a worst ten
 
 
-def test_questions_of_a_file_that_are_corrections_are_measured_as_such(project, monkeypatch):
+def test_questions_that_are_corrections_are_measured_as_such(project, monkeypatch):
     rows = [
         ("东河边有三座桥。", "东河边有三座桥。"),
         ("第二座桥最最长。", "第二座桥最长。"),
@@ -118,41 +125,34 @@ def test_questions_of_a_file_that_are_corrections_are_measured_as_such(project, 
     write_jsonl(
         project / "wrong.jsonl", [{"question": q, "answer": a, "kind": "doubled" if q != a else ""} for q, a in rows]
     )
-    page, figures = make_card(monkeypatch, project, "--questions=wrong.jsonl")
+    page, figures = make_report(monkeypatch, project, "--questions=wrong.jsonl")
     found = figures["card"]["corrections"]
     assert (found["pairs_to_change"], found["pairs_to_keep"]) == (1, 2)
     assert "## 句子纠错 Sentence correction" in page and "doubled" in page
     assert "of the sentences to change, and leaves" in page
-    _, figures = make_card(monkeypatch, project)
+    _, figures = make_report(monkeypatch, project)
     assert not figures["card"]["corrections"]
 
 
-def test_rows_that_it_was_trained_on_are_said_before_any_figure(project, monkeypatch):
-    class Found:
-        verdict = "leaked"
-
-        def line(self):
-            return "leak check: 7 of 12 rows"
-
-        def to_dict(self):
-            return {"rows": 12, "leaked_rows": 7, "share": 0.5, "verdict": "leaked"}
-
-    monkeypatch.setattr("minigpt.evaluation.contamination.leak_of", lambda *_, **__: Found())
-    page, _ = make_card(monkeypatch, project)
+def test_contamination_comes_before_any_figure(project, monkeypatch):
+    found = Contamination(["data/tuned"], 0.5, leaked_rows=7, rows=12, verdict="leaked")
+    monkeypatch.setattr("minigpt.evaluation.contamination.check_contamination", lambda *_, **__: found)
+    page, _ = make_report(monkeypatch, project)
     first = page.index(
-        "**The figures of data/tuned test do not tell how it does on what is new to it**: 7 of the 12 rows were "
-        "trained on, and of their runs of 16 characters 50.0% stand in training rows."
+        "**The figures on data/tuned test do not show how it does on new text**: 7 of the 12 rows were trained on, "
+        "and 50.0% of their n-grams of 16 characters occur in training rows."
     )
-    assert first < page.index("questions, it answers") and "leak check: 7 of 12 rows" in page
+    assert first < page.index("questions, it answers")
+    assert "contamination check: WARNING: contaminated: 7 of 12 rows" in page
 
 
 def town(number, repeats=False):
-    """An article of a town that shares no run of characters with another's; or that is half the first one's."""
+    """An article that shares no n-gram with another; with `repeats`, its second half is from the first one."""
     own = "".join(chr(0x4E00 + number * 100 + i) for i in range(80))
     return f"{own[:40]}{town(0)[:40]}。" if repeats else f"{own}。"
 
 
-def test_the_card_and_the_perplexity_of_the_same_articles_say_the_same_of_what_was_trained_on(tmp_path, monkeypatch):
+def test_report_and_perplexity_script_find_the_same_contamination(tmp_path, monkeypatch):
     make_project(tmp_path)
     tokenizer, block = byte_tokenizer(), 300
     with RowWriter(tmp_path / "data/base", ["train", "val"], block, tokenizer) as writer:
@@ -175,59 +175,59 @@ def test_the_card_and_the_perplexity_of_the_same_articles_say_the_same_of_what_w
     run_here(monkeypatch, tmp_path, load_script("evaluations-perplexity.py"), *flags)
     found = json.loads((tmp_path / "perplexity.json").read_text(encoding="utf-8"))["leak"]
     assert found["verdict"] == "leaked" and found["leaked_rows"] == 0 and found["share"] == pytest.approx(0.4, abs=0.05)
-    page, figures = make_card(monkeypatch, tmp_path)
+    page, figures = make_report(monkeypatch, tmp_path)
     by_rows = {leak["of"]: leak for leak in figures["card"]["leaks"]}
     assert list(by_rows) == ["data/tuned test", "data/tuned val", "data/base val"]
     for key in ("share", "leaked_rows", "rows", "verdict"):
         assert by_rows["data/base val"][key] == figures["card"]["leak"][key] == found[key]
     assert by_rows["data/tuned test"]["verdict"] == by_rows["data/tuned val"]["verdict"] == "clean"
-    assert "The figures of data/base val do not tell" in page and "was not found" not in page
-    page, figures = make_card(monkeypatch, tmp_path, "--ckpt=out/base/ckpt.pt")
+    assert "The figures on data/base val do not show" in page and "was not found" not in page
+    page, figures = make_report(monkeypatch, tmp_path, "--ckpt=out/base/ckpt.pt")
     assert {key: figures["card"]["leak"][key] for key in found} == found and "was not found" not in page
 
 
 @pytest.mark.parametrize(
     "flag, said",
     [
-        ("--ckpt=http://127.0.0.1:9/v1", "a card is of a checkpoint"),
+        ("--ckpt=http://127.0.0.1:9/v1", "a report is of a checkpoint"),
         ("--ckpt=out/tuned", "looks at one model"),
         ("--ckpt=out/none.pt", "out/none.pt is not there"),
     ],
 )
-def test_a_card_is_of_one_checkpoint(project, monkeypatch, flag, said):
+def test_a_report_is_of_one_checkpoint(project, monkeypatch, flag, said):
     with pytest.raises(UserError, match=re.escape(said)):
-        make_card(monkeypatch, project, flag)
-    assert not (project / "cards").exists()
+        make_report(monkeypatch, project, flag)
+    assert not (project / "reports").exists()
 
 
-def test_ctrl_c_leaves_an_older_card_as_it_was(project, monkeypatch, capsys):
-    older, _ = make_card(monkeypatch, project)
-    plots = {path: path.read_bytes() for path in (project / "cards/my card_files").iterdir()}
+def test_ctrl_c_leaves_an_older_report_unchanged(project, monkeypatch, capsys):
+    older, _ = make_report(monkeypatch, project)
+    plots = {path: path.read_bytes() for path in (project / "reports/my report_files").iterdir()}
 
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minigpt.evaluation.report_figures.sweep", stopped)
+    monkeypatch.setattr("minigpt.evaluation.report_figures.run_sweep", stopped)
     with pytest.raises(KeyboardInterrupt):
-        make_card(monkeypatch, project, "--seed=5")
-    assert (project / "cards/my card.md").read_text(encoding="utf-8") == older
+        make_report(monkeypatch, project, "--seed=5")
+    assert (project / "reports/my report.md").read_text(encoding="utf-8") == older
     assert all(path.read_bytes() == before for path, before in plots.items())
-    assert "no card is written" in capsys.readouterr().out
+    assert "no report is written" in capsys.readouterr().out
 
 
-def test_the_same_card_comes_twice(project, monkeypatch):
-    first, figures = make_card(monkeypatch, project)
-    second, again = make_card(monkeypatch, project)
+def test_the_report_is_reproducible(project, monkeypatch):
+    first, figures = make_report(monkeypatch, project)
+    second, again = make_report(monkeypatch, project)
     assert first == second and figures == again
 
 
-def test_a_run_without_a_beginning_or_with_one_that_is_its_own_is_no_endless_chain(project, monkeypatch):
-    begin(project / "out/tuned/ckpt.pt", init_from="out/tuned/ckpt.pt")
-    _, figures = make_card(monkeypatch, project)
-    assert "named as its own beginning" in figures["card"]["missing"][0][1]
-    begin(project / "out/tuned/ckpt.pt", init_from="resume")
-    _, figures = make_card(monkeypatch, project)
-    assert "no longer tells where it began" in figures["card"]["missing"][0][1]
+def test_a_run_without_a_known_base_is_noted(project, monkeypatch):
+    change_settings(project / "out/tuned/ckpt.pt", init_from="out/tuned/ckpt.pt")
+    _, figures = make_report(monkeypatch, project)
+    assert "recorded as its own starting point" in figures["card"]["missing"][0][1]
+    change_settings(project / "out/tuned/ckpt.pt", init_from="resume")
+    _, figures = make_report(monkeypatch, project)
+    assert "does not record what it started from" in figures["card"]["missing"][0][1]
 
 
 @pytest.mark.parametrize(
@@ -240,14 +240,14 @@ def test_a_run_without_a_beginning_or_with_one_that_is_its_own_is_no_endless_cha
         ("back\\slash\x1b[2J", r"back\\slash�\[2J"),
     ],
 )
-def test_what_a_model_writes_is_shown_as_text(text, shown):
-    assert as_text(text) == shown
+def test_text_of_a_model_is_escaped(text, shown):
+    assert escape_markdown(text) == shown
 
 
-def test_paths_of_elsewhere_do_not_tell_where(tmp_path, monkeypatch):
+def test_public_paths_do_not_reveal_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert shown_path(tmp_path / "out" / "a.pt") == "out/a.pt" and shown_path("out/a.pt") == "out/a.pt"
-    assert shown_path("/home/somebody/models/out/a.pt") == "out/a.pt"
+    assert public_path(tmp_path / "out" / "a.pt") == "out/a.pt" and public_path("out/a.pt") == "out/a.pt"
+    assert public_path("/home/somebody/models/out/a.pt") == "out/a.pt"
 
 
 def decoding(best, given, low, high):
@@ -265,31 +265,33 @@ def decoding(best, given, low, high):
             0.5,
             0.4,
             0.6,
-            "temperature=1 has the highest Rouge-L F: 0.800, against 0.500 as given, the intervals apart.",
+            "temperature=1 has the highest Rouge-L F: 0.800, against 0.500 as given, and the intervals do not overlap.",
         ),
-        (0.6, 0.5, 0.4, 0.6, "against 0.500 as given, the intervals overlapping."),
+        (0.6, 0.5, 0.4, 0.6, "against 0.500 as given, but the intervals overlap."),
         (0.6, 0.5, None, None, "against 0.500 as given."),
-        (0.5, 0.6, 0.5, 0.7, "none has a higher Rouge-L F than those given (0.600)"),
+        (0.5, 0.6, 0.5, 0.7, "none has a higher Rouge-L F than the given ones (0.600)"),
     ],
 )
-def test_what_is_said_of_decoding_goes_by_the_intervals(best, given, low, high, said):
-    ((_, english),) = glance({"decoding": decoding(best, given, low, high)})
+def test_the_sentence_about_decoding_depends_on_the_intervals(best, given, low, high, said):
+    ((_, english),) = summary_sentences({"decoding": decoding(best, given, low, high)})
     assert said in english
 
 
-def test_of_a_few_questions_the_card_gives_no_interval_and_compares_nothing(project, monkeypatch):
-    page, figures = make_card(monkeypatch, project, "--max_samples=19")
+def test_a_report_on_few_questions_has_no_interval_and_no_comparison(project, monkeypatch):
+    page, figures = make_report(monkeypatch, project, "--max_samples=19")
     assert figures["intervals"]["rouge_l_f"] is None and figures["card"]["change"] is None
     few = "(too few rows (19) for an interval; give at least 20)"
     assert f"Rouge-L F is {figures['rouge_l_f']:.3f} {few}." in page
-    assert "times what it was (too few rows (5) for an interval; give at least 20)." in page
+    assert "(too few rows (5) for an interval; give at least 20)." in page
     rows = [{**row, "pairs": 19} for row in decoding(0.8, 0.5, 0.4, 0.6)]
-    ((chinese, english),) = glance({"decoding": rows, "resamples": 50})
+    ((chinese, english),) = summary_sentences({"decoding": rows, "resamples": 50})
     assert english == f"The decoding settings tried are not compared {few}." and "只有 19 行" in chinese
 
 
-def test_without_intervals_and_a_leak_check_the_card_speaks_of_none(project, monkeypatch):
-    page, figures = make_card(monkeypatch, project, "--check_leak=False", "--resamples=0")
+def test_without_intervals_and_contamination_check_the_report_mentions_none(project, monkeypatch):
+    page, figures = make_report(monkeypatch, project, "--check_leak=False", "--resamples=0")
     top = page.split("## ")[0]
     assert "bootstrap" not in top and "interval" not in top and "trained on" not in top and "nan" not in top
-    assert "Leak check" not in page and "its perplexity is" in top and figures["intervals"]["rouge_l_f"] is None
+    assert (
+        "Contamination check" not in page and "its perplexity is" in top and figures["intervals"]["rouge_l_f"] is None
+    )

@@ -12,7 +12,7 @@ from peer_fakes import peer
 from tiny import EOT, MARK, padded_rows, tiny_meta, tiny_tokenizer
 
 from minigpt.common.errors import UserError
-from minigpt.evaluation.asking import clipped, ends_of, printable
+from minigpt.evaluation.asking import lowest_and_highest, shorten, strip_controls
 from minigpt.evaluation.prompts import pairs_of_rows
 
 SCRIPT = load_script("evaluations-RougeL.py")
@@ -42,7 +42,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def test_one_checkpoint_has_its_figures_on_top_and_as_a_model(rouge, project):
+def test_the_figures_of_one_checkpoint_are_on_the_top_level_and_in_models(rouge, project):
     said, figures = rouge(TUNED, DATA, "--csv=answers.csv", "--show=3", "--words")
     assert figures["models"] == [{k: v for k, v in figures.items() if k not in ("models", "comparisons")}]
     assert (figures["checkpoint"], figures["step"], figures["pairs"]) == ("out/tuned/ckpt.pt", 20, 24)
@@ -55,10 +55,10 @@ def test_one_checkpoint_has_its_figures_on_top_and_as_a_model(rouge, project):
         assert figures[name] == pytest.approx(np.mean(values)) and low <= figures[name] <= high
     assert sum(row["numbers"] != "" for row in rows) == 12
     assert said.count("预测 prediction:") == 3
-    assert f"exact match {figures['exact_match']:.4f}" in said and "leak check" in said
+    assert f"exact match {figures['exact_match']:.4f}" in said and "contamination check" in said
 
 
-def test_figures_are_the_same_again_and_at_any_batch_size(rouge):
+def test_figures_are_reproducible_at_any_batch_size(rouge):
     _, first = rouge(TUNED, DATA, "--max_samples=10", "--show=0")
     assert first["rouge_l_f"] > 0 and first["pairs"] == 10
     for flags in ((), ("--max_batch=1",), ("--max_batch=3",)):
@@ -66,7 +66,7 @@ def test_figures_are_the_same_again_and_at_any_batch_size(rouge):
     assert rouge(TUNED, DATA, "--max_samples=10", "--show=0", "--seed=2")[1] != first
 
 
-def test_a_run_and_a_server_stand_side_by_side_and_failures_are_counted(rouge, project, monkeypatch):
+def test_a_run_and_a_server_are_compared_and_failures_are_counted(rouge, project, monkeypatch):
     add_picky(monkeypatch)
     write_jsonl(project / "many.jsonl", [{"question": q, "answer": a} for q, a in QUESTIONS * 7])
     with peer(models=("picky",)) as about:
@@ -76,7 +76,7 @@ def test_a_run_and_a_server_stand_side_by_side_and_failures_are_counted(rouge, p
     assert names == ["tuned/step_10", "tuned", address]
     server = figures["models"][2]
     assert (server["pairs"], server["failed"], server["exact_match"]) == (21, 7, pytest.approx(2 / 3))
-    assert "7 without an answer, which no figure counts" in said and f"prediction ({address}): no answer came" in said
+    assert "7 without an answer are not counted" in said and f"prediction ({address}): no answer" in said
     against = {(c["a"], c["b"], c["figure"]): c for c in figures["comparisons"]}
     assert len(against) == 6  # every two of three, by F and by exact match
     assert against["tuned", address, "exact_match"]["rows"] == 21
@@ -97,7 +97,7 @@ def test_a_pretrained_and_a_fine_tuned_one_are_asked_the_same_questions(rouge):
     assert [(entry["stage"], entry["pairs"]) for entry in figures["models"]] == [("pretrain", 4), ("sft", 4)]
 
 
-def test_of_a_few_questions_no_interval_and_no_comparison_is_told(rouge):
+def test_a_few_questions_give_no_interval_and_no_comparison(rouge):
     said, figures = rouge("--ckpt=out/tuned", "--questions=mine.jsonl")
     few = "too few rows (4) for an interval; give at least 20"
     assert (
@@ -105,21 +105,21 @@ def test_of_a_few_questions_no_interval_and_no_comparison_is_told(rouge):
     )
     assert "95%" not in said and "A better in" not in said
     assert set(figures["models"][0]["intervals"].values()) == {None}
-    told = figures["comparisons"][0]
-    assert told["difference"] is not None and [told[name] for name in ("low", "high", "a_better")] == [None] * 3
+    result = figures["comparisons"][0]
+    assert result["difference"] is not None and [result[name] for name in ("low", "high", "a_better")] == [None] * 3
     said, _ = rouge("--ckpt=out/tuned", "--questions=mine.jsonl", "--resamples=0")
     assert "too few" not in said  # where no interval is wanted, none is missing
 
 
-def test_rows_must_be_for_each_model_before_any_is_asked(rouge, monkeypatch):
-    monkeypatch.setattr(SCRIPT, "ask", None)
+def test_rows_that_do_not_fit_a_model_are_an_error_before_any_is_asked(rouge, monkeypatch):
+    monkeypatch.setattr(SCRIPT, "collect_answers", None)
     with pytest.raises(UserError, match="holds sft rows, the checkpoint is of pretrain"):
         rouge("--ckpt=out/tuned/ckpt.pt,out/base/ckpt.pt", DATA)
     with peer() as about, pytest.raises(UserError, match="holds no questions"):
         rouge(f"--ckpt=http://{about.address}/v1", "--data_dir=data/base")
 
 
-def test_a_server_that_fails_wholly_costs_the_others_nothing(rouge):
+def test_a_failing_server_is_left_out(rouge):
     with peer(models=("junk",)) as about:
         address = f"http://{about.address}/v1"
         said, figures = rouge(f"--ckpt={address},out/tuned/ckpt.pt", "--questions=mine.jsonl")
@@ -130,22 +130,22 @@ def test_a_server_that_fails_wholly_costs_the_others_nothing(rouge):
 
 
 def test_ctrl_c_keeps_the_figures_of_the_models_that_were_asked(rouge, project, monkeypatch, capsys):
-    whole, asked = SCRIPT.ask, []
+    whole, asked = SCRIPT.collect_answers, []
 
-    def ask(entrant, *more):
-        asked.append(entrant)
+    def collect_answers(model, *more):
+        asked.append(model)
         if len(asked) > 1:
             raise KeyboardInterrupt
-        return whole(entrant, *more)
+        return whole(model, *more)
 
-    monkeypatch.setattr(SCRIPT, "ask", ask)
+    monkeypatch.setattr(SCRIPT, "collect_answers", collect_answers)
     with pytest.raises(KeyboardInterrupt):
         rouge("--ckpt=out/tuned", "--questions=mine.jsonl")
     figures = json.loads((project / "figures.json").read_text(encoding="utf-8"))
     assert figures["name"] == "tuned/step_10" and "1 of 2 models" in capsys.readouterr().out
 
 
-def test_the_worst_and_the_best_are_listed_where_there_are_many(rouge, project, monkeypatch):
+def test_the_worst_and_the_best_of_many_answers_are_listed(rouge, project, monkeypatch):
     questions = [{"question": f"{i}" * (i + 1), "answer": f"{i}啊啊啊"} for i in range(25)]
     write_jsonl(project / "many.jsonl", questions)
     with peer() as about:
@@ -158,25 +158,25 @@ def test_the_worst_and_the_best_are_listed_where_there_are_many(rouge, project, 
         assert "worst" not in said
 
 
-def test_ends_are_stable_and_leave_out_what_has_no_score():
+def test_lowest_and_highest_are_stable_and_leave_out_nan():
     nan = float("nan")
-    assert ends_of([0.5, nan, 0.1, 0.5, 0.9, 0.1, 0.9], most=2) == ([2, 5], [4, 6])
-    assert ends_of([1.0, 0.2, 1.0, 1.0, 1.0], most=2) == ([1], [0, 2])  # nothing is both
-    assert ends_of([0.1, 0.2, nan, 0.3, 0.4], most=2) == ([], [])
+    assert lowest_and_highest([0.5, nan, 0.1, 0.5, 0.9, 0.1, 0.9], count=2) == ([2, 5], [4, 6])
+    assert lowest_and_highest([1.0, 0.2, 1.0, 1.0, 1.0], count=2) == ([1], [0, 2])  # nothing is both
+    assert lowest_and_highest([0.1, 0.2, nan, 0.3, 0.4], count=2) == ([], [])
 
 
 def test_no_resamples_means_no_intervals(rouge):
     said, figures = rouge(TUNED, DATA, "--max_samples=4", "--resamples=0", "--check_leak=False")
     assert set(figures["intervals"].values()) == {None} and figures["leak"] is None
-    assert "interval" not in said and "leak" not in said
+    assert "interval" not in said and "contamination" not in said
 
 
-def test_what_a_machine_sends_gives_a_console_no_orders():
-    assert printable("a\x1b[31m红\x07\n\tb\x9b") == "a�[31m红�\n\tb�"
-    assert clipped("天\n地 \x1b玄" + "黄" * 50, most=8) == "天 地 �玄黄…"
+def test_control_characters_do_not_reach_the_console():
+    assert strip_controls("a\x1b[31m红\x07\n\tb\x9b") == "a�[31m红�\n\tb�"
+    assert shorten("天\n地 \x1b玄" + "黄" * 50, max_chars=8) == "天 地 �玄黄…"
 
 
-def test_a_row_of_several_articles_gives_the_first_and_one_without_a_clause_nothing():
+def test_pairs_of_rows_use_the_first_article_and_need_a_clause():
     encode = tiny_tokenizer().encode
     lists = [[*encode("河，的。"), EOT, *encode("a，b。"), EOT], [*encode("河的"), EOT], [*encode("河。"), EOT]]
     pairs = pairs_of_rows(padded_rows(lists, 48), tiny_meta("pretrain"), tiny_tokenizer())

@@ -1,4 +1,4 @@
-"""What the curves of a run tell, and that they are drawn whole, right and legible, from any log."""
+"""Run logs, what is computed from them, and plots that are complete and legible."""
 
 import json
 import math
@@ -21,19 +21,19 @@ import visualize
 from minigpt import run_log as runs
 from minigpt.common.errors import UserError
 from minigpt.evaluation import plots
-from minigpt.evaluation.curves import draw_curves
-from minigpt.evaluation.plots import drawable, plot_files, save_plot, style
-from minigpt.evaluation.run_plots import POINTS, draw_runs
+from minigpt.evaluation.checkpoint_plots import draw_curves
+from minigpt.evaluation.plots import curve_style, drawable_names, plot_files, save_plot
+from minigpt.evaluation.training_plots import MAX_CURVE_POINTS, draw_runs
 from minigpt.run_log import (
     RunLog,
     best_line,
     cut_log,
+    find_gaps,
     find_runs,
-    gaps,
+    measure_throughput,
     overfitting,
-    pace,
     run_names,
-    smoothed,
+    smooth_values,
     thinned,
 )
 from minigpt.settings.parse import load_settings
@@ -41,19 +41,19 @@ from minigpt.settings.stages import VisualizeSettings
 
 
 def line(step, train=2.0, val=None, **more):
-    told = {"epoch": step / 100, "lr": 1e-3, "tokens": 1000 * step, "seconds": 0.5 * step}
-    return {"step": step, "train_loss": train, "val_loss": val, **told, **more}
+    fields = {"epoch": step / 100, "lr": 1e-3, "tokens": 1000 * step, "seconds": 0.5 * step}
+    return {"step": step, "train_loss": train, "val_loss": val, **fields, **more}
 
 
 def log_of(folder, rows):
-    """The `RunLog` of a folder, with rows as its lines, read."""
+    """Write rows as a folder's log, and read it as a `RunLog`."""
     log = RunLog(write_jsonl(folder / "log.jsonl", rows))
     log.read()
     return log
 
 
 def some_run(folder, lines=30, over=0.0):
-    """A run of so many lines, every fifth a validation, whose loss rises by `over` a line from the middle."""
+    """A run whose every fifth line is a validation; validation loss rises by `over` per line from the middle on."""
 
     def val(step):
         return 2 + 3 / step + over * max(0, step - lines / 2) if step % 5 == 0 else None
@@ -62,7 +62,7 @@ def some_run(folder, lines=30, over=0.0):
 
 
 def without_chinese_fonts(monkeypatch):
-    kept = [font for font in font_manager.fontManager.ttflist if font.name not in plots.CHINESE]
+    kept = [font for font in font_manager.fontManager.ttflist if font.name not in plots.CHINESE_FONTS]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", kept)
 
 
@@ -73,7 +73,7 @@ def saved_without_warnings(figure, path):
 
 
 def places_of(figure, *artists):
-    """Bboxes of artists as one drawing has them: each renderer (PNG, SVG) has a scale and letters of its own."""
+    """Bboxes of artists from one drawing, since each renderer (PNG, SVG) has its own scale and glyphs."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return [artist.get_window_extent(canvas.get_renderer()) for artist in artists]
@@ -85,7 +85,7 @@ FONTS = [("DejaVu Sans", 10), ("DejaVu Serif", 16), ("STIXGeneral", 8), ("DejaVu
 
 def drawn_in(monkeypatch, family, size):
     monkeypatch.setattr(plots, "use_chinese_font", lambda: None)
-    monkeypatch.setitem(matplotlib.rcParams, "font.family", [family, plots.PLAIN])
+    monkeypatch.setitem(matplotlib.rcParams, "font.family", [family, plots.DEFAULT_FONT])
     monkeypatch.setitem(matplotlib.rcParams, "font.size", size)
 
 
@@ -94,7 +94,7 @@ def main(monkeypatch, *arguments):
     visualize.main()
 
 
-def test_a_damaged_log_gives_its_good_lines_and_a_line_about_each_thing_left_out(tmp_path):
+def test_a_damaged_log_gives_its_good_lines_and_notes_about_the_others(tmp_path):
     rows = [
         line(1),
         "",
@@ -115,12 +115,12 @@ def test_a_damaged_log_gives_its_good_lines_and_a_line_about_each_thing_left_out
     assert log.columns["step"].tolist() == [1, 4, 5, 6, 7, 8, 9, 10]
     assert np.isfinite(log.columns["train_loss"]).tolist() == [True, False, True, False, False, False, False, False]
     said = "\n".join(log.notes)
-    for words in ("5 lines could not be read (the first is line 3)", "last line is not whole", "1 line without a step",
+    for words in ("5 lines could not be read (the first is line 3)", "last line is incomplete", "1 line without a step",
                   "3 training losses not finite, first at step 4"):  # fmt: skip
         assert words in said
 
 
-def test_a_log_is_read_on_from_where_it_was_left_and_anew_where_a_run_is_resumed(tmp_path):
+def test_a_log_is_continued_and_read_again_if_the_run_is_resumed(tmp_path):
     log = log_of(tmp_path, [line(step) for step in range(1, 6)])
     assert not log.read()
     with open(log.path, "r+b") as file:
@@ -139,7 +139,7 @@ def test_a_log_is_read_on_from_where_it_was_left_and_anew_where_a_run_is_resumed
     assert log.read() and not len(log)
 
 
-def test_lines_that_a_resumed_run_wrote_again_stand_there_once(tmp_path):
+def test_lines_that_a_resumed_run_wrote_again_are_kept_once(tmp_path):
     log = log_of(tmp_path, [line(1), line(2), line(3, 9.0), line(4, 9.0), line(3, 1.5), line(5)])
     assert log.columns["step"].tolist() == [1, 2, 3, 5] and log.columns["train_loss"][2] == 1.5
     assert "2 lines that a resumed run wrote again" in "\n".join(log.notes)
@@ -147,25 +147,27 @@ def test_lines_that_a_resumed_run_wrote_again_stand_there_once(tmp_path):
 
 def test_smoothing_is_the_debiased_exponential_average():
     values = np.random.default_rng(0).random(100)
-    for i, found in enumerate(smoothed(values, 0.8)):
+    for i, found in enumerate(smooth_values(values, 0.8)):
         assert found == pytest.approx(np.average(values[: i + 1], weights=0.8 ** np.arange(i, -1, -1)))
-    assert smoothed(values, 0.0) == pytest.approx(values)
+    assert smooth_values(values, 0.0) == pytest.approx(values)
 
 
 @pytest.mark.parametrize("n", [1, 2, 12, 40, 1000])
 def test_a_short_runs_smoothed_loss_is_not_far_from_its_loss(n):
-    assert smoothed(np.full(n, 3.0), 0.9) == pytest.approx(np.full(n, 3.0))
+    assert smooth_values(np.full(n, 3.0), 0.9) == pytest.approx(np.full(n, 3.0))
     falling = np.linspace(4.0, 0.5, n)
-    assert falling[-1] <= smoothed(falling, 0.9)[-1] <= falling[-1] + 0.1 * (falling[0] - falling[-1])
+    assert falling[-1] <= smooth_values(falling, 0.9)[-1] <= falling[-1] + 0.1 * (falling[0] - falling[-1])
 
 
-def test_a_short_run_is_said_to_be_smoothed_only_where_it_is(tmp_path):
+def test_a_short_run_is_labelled_as_smoothed_only_if_it_is(tmp_path):
     few, more = ([line(step, 4.0 / step) for step in range(1, n + 1)] for n in (8, 30))
     log = log_of(tmp_path / "few", few)
-    assert "training loss 0.5000" in runs.summary(log, 0.9)[0] and "smoothed" not in runs.summary(log, 0.9)[0]
+    assert (
+        "training loss 0.5000" in runs.summarize_run(log, 0.9)[0] and "smoothed" not in runs.summarize_run(log, 0.9)[0]
+    )
     assert draw_runs([log], smooth=0.9).axes[0].get_legend_handles_labels()[1] == ["training"]
     log = log_of(tmp_path / "more", more)
-    assert "(smoothed)" in runs.summary(log, 0.9)[0]
+    assert "(smoothed)" in runs.summarize_run(log, 0.9)[0]
     labels = draw_runs([log], smooth=0.9).axes[0].get_legend_handles_labels()[1]
     assert labels == ["training, raw", "training, smoothed (0.67)"]
 
@@ -189,12 +191,12 @@ def test_over_fitting_begins_at_the_last_best_validation_after_which_validation_
     found = overfitting(log.columns)
     assert (found and found.step) == at
     assert vals[best_line(log.columns)] == min(vals)
-    said = "\n".join(runs.summary(log, 0.9))
+    said = "\n".join(runs.summarize_run(log, 0.9))
     assert (f"over-fits after step {at}: validation loss 2.0000 → 2.5000 (+25.0%)" in said) == (at is not None)
     assert ("no over-fitting" in said) == (at is None)
 
 
-def test_tokens_a_second_leave_validations_and_clocks_that_run_backwards_out(tmp_path):
+def test_throughput_leaves_out_validations_and_clocks_that_run_backwards(tmp_path):
     rows = [line(step, tokens=100 * step, seconds=float(step)) for step in range(1, 21)]
     rows[9]["val_loss"] = 2.0
     for row in rows[10:]:
@@ -202,22 +204,22 @@ def test_tokens_a_second_leave_validations_and_clocks_that_run_backwards_out(tmp
     for row in rows[15:]:
         row["seconds"] -= 50
     del rows[17]["tokens"]
-    found = pace(log_of(tmp_path, rows).columns)
+    found = measure_throughput(log_of(tmp_path, rows).columns)
     assert found.overall == pytest.approx(100) and found.rates == pytest.approx(100) and not found.with_checks
-    checked = pace(log_of(tmp_path, [{**row, "val_loss": 2.0} for row in rows[:11]]).columns)
+    checked = measure_throughput(log_of(tmp_path, [{**row, "val_loss": 2.0} for row in rows[:11]]).columns)
     assert checked.with_checks and checked.overall == pytest.approx(1000 / 50)
-    assert math.isnan(pace(log_of(tmp_path, [line(1), line(2, seconds=0.5)]).columns).overall)
+    assert math.isnan(measure_throughput(log_of(tmp_path, [line(1), line(2, seconds=0.5)]).columns).overall)
 
 
-def test_a_clock_too_coarse_for_its_lines_gives_no_infinite_pace(tmp_path):
+def test_a_coarse_clock_gives_no_infinite_throughput(tmp_path):
     rows = [line(step, tokens=10 * step, seconds=round(step * 0.004, 2)) for step in range(1, 2001)]
-    found = pace(log_of(tmp_path, rows).columns)
+    found = measure_throughput(log_of(tmp_path, rows).columns)
     assert len(found.rates) > 5 and found.rates == pytest.approx(2500, rel=0.05)
 
 
-def test_missing_lines_are_a_gap_and_another_log_interval_is_none():
-    assert gaps(np.array([1, 2, 3, 40, 41, 42.0])).tolist() == [3]
-    assert gaps(np.array([1, 2, 3, 4, 24, 44, 64.0])).tolist() == []
+def test_missing_lines_are_a_gap_and_another_log_interval_is_not():
+    assert find_gaps(np.array([1, 2, 3, 40, 41, 42.0])).tolist() == [3]
+    assert find_gaps(np.array([1, 2, 3, 4, 24, 44, 64.0])).tolist() == []
 
 
 def test_no_curve_crosses_a_gap(tmp_path):
@@ -246,7 +248,7 @@ def test_a_long_log_is_thinned_before_it_is_drawn(tmp_path, rounds):
     log.read()
     figure = draw_runs([log])
     assert len(log) == n
-    assert max(len(drawn.get_xdata()) for panel in figure.axes for drawn in panel.lines) <= POINTS + 2
+    assert max(len(drawn.get_xdata()) for panel in figure.axes for drawn in panel.lines) <= MAX_CURVE_POINTS + 2
 
 
 def test_a_run_is_drawn_with_both_losses_the_best_step_and_over_fitting(tmp_path):
@@ -258,30 +260,30 @@ def test_a_run_is_drawn_with_both_losses_the_best_step_and_over_fitting(tmp_path
     assert f"at step {log.columns['step'][best]:.0f}" in labels[3] and "over-fits: validation +" in labels[4]
     assert losses.lines[0].get_ydata().tolist() == log.columns["train_loss"].tolist()
     assert rate.get_ylabel() == "learning rate" and speed.get_ylabel() == "tokens / s"
-    assert speed.get_xlabel() == "step" and losses.get_ylabel() == "loss (nats a token)"
+    assert speed.get_xlabel() == "step" and losses.get_ylabel() == "loss (nats per token)"
 
 
 @pytest.mark.parametrize(
     "x, label, last",
     [("tokens", "tokens trained on", 30_000), ("epoch", "epochs", 0.3), ("seconds", "seconds of training", 15)],
 )
-def test_curves_go_by_what_is_asked_for(tmp_path, x, label, last):
+def test_the_x_axis_can_be_chosen(tmp_path, x, label, last):
     figure = draw_runs([some_run(tmp_path)], x)
     assert figure.axes[-1].get_xlabel() == label
     assert figure.axes[0].lines[0].get_xdata()[-1] == pytest.approx(last)
 
 
-def test_hours_of_training_are_said_in_hours(tmp_path):
+def test_a_long_training_has_its_axis_in_hours(tmp_path):
     log = log_of(tmp_path, [line(step, seconds=3600.0 * step) for step in range(1, 9)])
     figure = draw_runs([log], "seconds")
     assert figure.axes[-1].get_xlabel() == "hours of training" and figure.axes[0].lines[0].get_xdata()[-1] == 8
 
 
-def test_a_log_without_what_the_curves_go_by_is_said_and_other_missing_fields_leave_their_panel_out(tmp_path):
+def test_a_log_without_the_x_axis_is_an_error_and_other_missing_fields_drop_their_panel(tmp_path):
     rows = [{"step": step, "train_loss": 2.0} for step in range(1, 9)]
     log = log_of(tmp_path, rows)
     assert len(draw_runs([log]).axes) == 1 and "no line has epoch or lr or tokens or seconds" in log.notes[0]
-    with pytest.raises(UserError, match="does not tell seconds; draw it by another"):
+    with pytest.raises(UserError, match="does not record seconds; choose another"):
         draw_runs([log], "seconds")
 
 
@@ -292,12 +294,10 @@ def test_one_spike_does_not_flatten_the_curves(tmp_path):
 
 
 @pytest.mark.parametrize("family, size", FONTS)
-def test_twenty_runs_together_are_told_apart_and_their_legend_lies_beside_the_curves(
-    tmp_path, monkeypatch, family, size
-):
+def test_twenty_runs_together_look_different_and_their_legend_is_beside_the_curves(tmp_path, monkeypatch, family, size):
     drawn_in(monkeypatch, family, size)
     logs = [some_run(tmp_path / f"run_{i}") for i in range(20)]
-    assert len({str(style(i)) for i in range(20)}) == 20
+    assert len({str(curve_style(i)) for i in range(20)}) == 20
     figure = draw_runs(logs, together=True)
     (place,) = figure.subfigs
     assert len(place.legends[0].get_texts()) == 20
@@ -309,14 +309,14 @@ def test_twenty_runs_together_are_told_apart_and_their_legend_lies_beside_the_cu
 
 
 @pytest.mark.parametrize("family, size", FONTS)
-def test_the_legend_of_a_run_lies_above_its_curves(tmp_path, monkeypatch, family, size):
+def test_the_legend_of_a_run_is_above_its_curves(tmp_path, monkeypatch, family, size):
     drawn_in(monkeypatch, family, size)
     figure = draw_runs([some_run(tmp_path, over=0.1)])
     legend, panel = places_of(figure, figure.axes[0].get_legend(), figure.axes[0])
     assert legend.y0 >= panel.y1 - 1 and legend.y1 <= figure.bbox.y1
 
 
-def test_runs_of_one_name_are_told_apart_and_a_folder_stands_for_the_runs_in_it(tmp_path):
+def test_runs_of_one_name_get_different_names_and_a_folder_means_the_runs_in_it(tmp_path):
     for name in ("a/sft", "b/sft", "b/old"):
         some_run(tmp_path / name, 3)
     found = find_runs([str(tmp_path / "a/sft"), str(tmp_path / "b")], "out")
@@ -333,7 +333,7 @@ def colours_in(panel):
     return {tuple(colour) for colour in np.unique(inside.reshape(-1, 3), axis=0).tolist()}
 
 
-def test_evaluations_curves_that_lie_on_one_another_are_all_seen_and_others_are_as_thin_as_ever():
+def test_overlapping_curves_are_all_visible_and_others_keep_their_width():
     keys = ["to_change", "to_keep", "accuracy"]
     together = [{"run": "a", "step": step, **dict.fromkeys(keys, 0.0)} for step in range(1, 6)]
     apart = [{"run": "b", "step": e["step"], **{k: 0.2 + i / 5 for i, k in enumerate(keys)}} for e in together]
@@ -350,31 +350,31 @@ def test_evaluations_curves_that_lie_on_one_another_are_all_seen_and_others_are_
 NAMES = ["我的模型", "plain", "cost$5$", "_hidden", "thumb👍", "two\nlines", "长" * 99]
 
 
-@pytest.mark.parametrize("together", [False, True])
-@pytest.mark.parametrize("fonts", ["all fonts", "no Chinese font"])
+@pytest.mark.parametrize(("fonts", "together"), [("all fonts", False), ("no Chinese font", True)])
 def test_any_name_is_drawn_without_a_missing_glyph(tmp_path, monkeypatch, capsys, fonts, together):
     if fonts != "all fonts":
         without_chinese_fonts(monkeypatch)
-    logs = [some_run(tmp_path / str(i), 10) for i in range(len(NAMES))]
+    rows = [{"step": step, "train_loss": 2.0, "val_loss": 2.0} for step in (1, 2)]  # one panel for each run
+    logs = [log_of(tmp_path / str(i), rows) for i in range(len(NAMES))]
     for log, name in zip(logs, NAMES, strict=True):
         log.name = name
     figure = draw_runs(logs, together=together)
     _, svg = saved_without_warnings(figure, tmp_path / "plot.png")
-    assert "<text" not in svg.read_text(encoding="utf-8")  # outlines, which need no font where it is looked at
+    assert "<text" not in svg.read_text(encoding="utf-8")  # outlines need no font
     assert "no font here draws thumb👍" in capsys.readouterr().out
 
 
-def test_names_that_no_font_draws_are_numbered_and_the_numbers_told(monkeypatch, capsys):
+def test_names_that_no_font_draws_are_numbered_and_printed(monkeypatch, capsys):
     without_chinese_fonts(monkeypatch)
-    assert drawable(["demo", "我的模型"]) == ["demo", "[2]"]
+    assert drawable_names(["demo", "我的模型"]) == ["demo", "[2]"]
     assert "我的模型; it is [2] in the plot" in capsys.readouterr().out
     monkeypatch.undo()
     if plots.use_chinese_font():
-        assert drawable(["我的模型"]) == ["我的模型"]
-    assert drawable(["_a", "b$c$"]) == [" _a", r"b\$c\$"]
+        assert drawable_names(["我的模型"]) == ["我的模型"]
+    assert drawable_names(["_a", "b$c$"]) == [" _a", r"b\$c\$"]
 
 
-def test_a_plot_that_cannot_be_written_leaves_the_older_one_whole(tmp_path, monkeypatch):
+def test_a_plot_that_cannot_be_written_leaves_the_older_one_intact(tmp_path, monkeypatch):
     png, svg = save_plot(draw_runs([some_run(tmp_path)]), tmp_path / "a.b")
     assert (png.name, svg.name) == ("a.b.png", "a.b.svg") == tuple(path.name for path in plot_files("x/a.b.SVG"))
     before = png.read_bytes()
@@ -389,7 +389,7 @@ def test_a_plot_that_cannot_be_written_leaves_the_older_one_whole(tmp_path, monk
     assert png.read_bytes() == before and not list(tmp_path.glob("*.partial"))
 
 
-def test_the_script_says_what_it_saw_and_draws_evaluations_beside_it(tmp_path, monkeypatch, capsys):
+def test_the_script_prints_a_summary_and_draws_evaluations_too(tmp_path, monkeypatch, capsys):
     some_run(tmp_path / "run", over=0.1)
     log_of(tmp_path / "empty", [])
     entries = [{"name": "run", "run": "run", "step": step, "rouge_l_f": step / 100} for step in (10, 20)]
@@ -405,9 +405,7 @@ def test_the_script_says_what_it_saw_and_draws_evaluations_beside_it(tmp_path, m
         main(monkeypatch, f"--runs={tmp_path / 'empty'}")
 
 
-def test_live_waits_for_the_first_line_draws_only_what_is_new_and_tries_again_what_could_not_be_replaced(
-    tmp_path, monkeypatch, capsys
-):
+def test_live_waits_draws_only_new_lines_and_retries_a_failed_save(tmp_path, monkeypatch, capsys):
     path, saves, held = tmp_path / "run" / "log.jsonl", [], [False]
     rows = [line(step, 1.0 + 1 / step, 2.0 if step == 3 else None) for step in range(1, 9)]
 
@@ -436,7 +434,7 @@ def test_live_waits_for_the_first_line_draws_only_what_is_new_and_tries_again_wh
     with pytest.raises(KeyboardInterrupt):
         visualize.watch(visualize.Watcher(settings), wait)
     said = capsys.readouterr().out
-    assert saves == [2, 3, 3] and min(looks) >= visualize.LIVE_SECONDS
+    assert saves == [2, 3, 3] and min(looks) >= visualize.POLL_SECONDS
     assert said.count("waiting for the first line of") == 1 and "it is open elsewhere; tried again" in said
     assert "best validation loss 2.0000 at step 3 of 1 validation\n" in said
     assert said.rstrip().endswith(f"the last plot is {path.with_name('loss.png')}")

@@ -1,4 +1,4 @@
-"""What tests of the evaluation scripts share: untrained checkpoints with rows, and scripts run in this process."""
+"""Fakes for tests of the evaluation scripts: untrained checkpoints with rows; scripts run in this process."""
 
 import importlib.util
 import sys
@@ -15,7 +15,7 @@ QUESTIONS = [("第1镇位于哪里？", "东河。"), ("第2镇有几座桥？",
 
 
 def save_tiny(path, stage="sft", seed=0, step=1, data_dir="data/tuned"):
-    """A checkpoint of an untrained model, whose answers are noise, but always the same noise."""
+    """A checkpoint of an untrained model, whose answers are reproducible noise."""
     model, settings = tiny_model(seed, block_size=BLOCK), TrainSettings(data_dir=data_dir)
     path.parent.mkdir(parents=True, exist_ok=True)
     progress = {"step": step, "epoch": 0, "batch": 0, "tokens": 0, "best_val_loss": 1.0}
@@ -53,7 +53,7 @@ def run_here(monkeypatch, folder, module, *flags):
 
 
 def add_picky(monkeypatch):
-    """A manner for a peer: "picky" says a prompt back, and breaks off where there is a bridge (桥) in it."""
+    """Add a model "picky" to peers: it echoes a prompt, and breaks off if the prompt contains 桥."""
 
     def as_picky(self, prompt, body):
         (self.as_dies if "桥" in prompt else self.as_echo)(prompt, body)

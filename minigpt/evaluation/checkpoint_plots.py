@@ -1,7 +1,7 @@
-"""Curves of evaluations over the checkpoints of runs: how a figure goes up or down by training step.
+"""Plots of an evaluation over the checkpoints of runs: its figures by training step.
 
-What is drawn is the content of the JSON that an evaluation writes: {"models": [{"name", "run", "step", …}]} with any of
-the figures of `LABELS` in each entry, and their intervals as {"intervals": {figure: [low, high]}}.
+They are drawn from the JSON that an evaluation writes: {"models": [{"name", "run", "step", …}]}. Each entry has any of
+the figures of `FIGURE_LABELS`, and may have their intervals as {"intervals": {figure: [low, high]}}.
 
     figure = draw_curves(read_curves("correction.json"))      # a Figure of its own
     draw_block(block, read_curves("correction.json"))         # the same in a matplotlib subfigure
@@ -15,23 +15,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from minigpt.common.errors import UserError
-from minigpt.evaluation.plots import COLOURS, drawable, nested
+from minigpt.evaluation.plots import COLOURS, MAX_MARKED_POINTS, curve_widths, drawable_names
 
-# Of 0 to 1, as they are named in a legend, in the order that they are drawn in.
-SHARES = {
+# Figures from 0 to 1 share a panel; each other one has its own. They are drawn in this order.
+SHARE_LABELS = {
     "to_change": "to change", "to_keep": "to keep", "accuracy": "all", "rouge_l_f": "Rouge-L F",
-    "exact_match": "exact match", "char_f1": "character F1", "numbers": "numbers",
+    "exact_match": "exact match", "char_f1": "character F1", "numbers": "number accuracy",
 }  # fmt: skip
-OTHERS = {"perplexity": "perplexity", "bits_per_char": "bits a character"}
-LABELS = {**SHARES, **OTHERS}
-CORRECTION = {"to_change", "to_keep", "accuracy"}
-FEW = 40  # checkpoints that get a mark each
-PANEL = (5.2, 4.4)  # inches
-MOST_COLUMNS = 3
+OTHER_LABELS = {"perplexity": "perplexity", "bits_per_char": "bits per character"}
+FIGURE_LABELS = {**SHARE_LABELS, **OTHER_LABELS}
+CORRECTION_KEYS = {"to_change", "to_keep", "accuracy"}
+PANEL_INCHES = (5.2, 4.4)
+MAX_COLUMNS = 3
 
 
 def read_curves(path):
-    """The content of an evaluation's JSON. Raises UserError where it is none, or has no figure by training step."""
+    """The content of an evaluation's JSON. Raises UserError if it is not JSON, or has no figure by training step."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -50,24 +49,26 @@ def is_number(value):
 
 
 def run_of(entry):
-    """The run that a checkpoint is of: as its entry says, or its folder's name."""
+    """The run of an entry's checkpoint: as the entry says, or the name of the checkpoint's folder."""
     if isinstance(entry.get("run"), str) and entry["run"]:
         return entry["run"]
     return Path(str(entry.get("checkpoint") or entry.get("name") or "")).absolute().parent.name
 
 
 def runs_of(content):
-    """{run: [entry, …]} of the entries that have a step and a figure to draw, by step."""
+    """{run: [entry, …]} of the entries with a step and a figure to draw, sorted by step."""
     models = content.get("models") if isinstance(content, dict) else None
     found = {}
     for entry in models if isinstance(models, list) else []:
-        if isinstance(entry, dict) and is_number(entry.get("step")) and any(is_number(entry.get(k)) for k in LABELS):
+        if not isinstance(entry, dict) or not is_number(entry.get("step")):
+            continue
+        if any(is_number(entry.get(key)) for key in FIGURE_LABELS):
             found.setdefault(run_of(entry), []).append(entry)
     return {run: sorted(entries, key=lambda entry: entry["step"]) for run, entries in found.items()}
 
 
 def band_of(entries, key):
-    """([step], [low], [high]) of the entries that have an interval of a figure."""
+    """([step], [low], [high]) of the entries that have an interval for the figure `key`."""
     found = []
     for entry in entries:
         intervals = entry.get("intervals")
@@ -78,14 +79,16 @@ def band_of(entries, key):
 
 
 def draw_panel(panel, entries, keys):
-    """One run's curves of some figures, with their intervals as bands."""
-    curves = {key: {e["step"]: e[key] for e in entries if is_number(e.get(key))} for key in LABELS if key in keys}
+    """Draw the figures `keys` of one run, with their intervals as bands."""
+    curves = {
+        key: {e["step"]: e[key] for e in entries if is_number(e.get(key))} for key in FIGURE_LABELS if key in keys
+    }
     curves = {key: points for key, points in curves.items() if points}
-    for (key, points), thickness in zip(curves.items(), nested(list(curves.values())), strict=True):
-        colour = COLOURS[list(LABELS).index(key) % len(COLOURS)] if key != "accuracy" else "0.25"
-        look = {"color": colour, "ls": "--" if key == "accuracy" else "-", "solid_capstyle": "butt"}
-        look |= {"marker": "o" if len(points) <= FEW else "", **thickness}
-        panel.plot(list(points), list(points.values()), label=LABELS[key], **look)
+    for (key, points), width in zip(curves.items(), curve_widths(list(curves.values())), strict=True):
+        colour = COLOURS[list(FIGURE_LABELS).index(key) % len(COLOURS)] if key != "accuracy" else "0.25"
+        options = {"color": colour, "ls": "--" if key == "accuracy" else "-", "solid_capstyle": "butt"}
+        options |= {"marker": "o" if len(points) <= MAX_MARKED_POINTS else "", **width}
+        panel.plot(list(points), list(points.values()), label=FIGURE_LABELS[key], **options)
         steps, low, high = band_of(entries, key)
         if len(steps) > 1:
             panel.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
@@ -98,30 +101,31 @@ def draw_panel(panel, entries, keys):
     panel.set_xlabel("step")
 
 
-def rows_of(runs):
-    """[(keys, label of the y axis)]: the panels that each run gets, one for what is a share, one for each other."""
-    there = {key for entries in runs.values() for entry in entries for key in LABELS if is_number(entry.get(key))}
-    shares = there & set(SHARES)
-    rows = [(shares, "exact match" if shares <= CORRECTION else "share, 0 to 1")] if shares else []
-    return rows + [({key}, label) for key, label in OTHERS.items() if key in there]
+def panel_rows(runs):
+    """[(figures' keys, label of the y axis)]: the panels of each run, one for all shares, one for each other figure."""
+    entries = [entry for own in runs.values() for entry in own]
+    keys = {key for key in FIGURE_LABELS if any(is_number(entry.get(key)) for entry in entries)}
+    shares = keys & set(SHARE_LABELS)
+    rows = [(shares, "exact match" if shares <= CORRECTION_KEYS else "share, 0 to 1")] if shares else []
+    return rows + [({key}, label) for key, label in OTHER_LABELS.items() if key in keys]
 
 
 def draw_block(block, content, title="", say=print):
-    """Draw into a matplotlib (sub)figure: the runs side by side, each with panels of its own on the same scale.
+    """Draw into a matplotlib (sub)figure: the runs side by side, each with its own panels on a common scale.
 
-    content: as `read_curves` gives it. say(line) is told of names that no font draws. Raises UserError where nothing
-    in it can be drawn.
+    content: as `read_curves` returns it. say(line): called for names that no font can draw. Raises UserError if there
+    is nothing to draw.
     """
     runs = runs_of(content)
     if not runs:
         raise UserError("no figures by training step to draw; measure a run's folder: --ckpt=out/…")
-    rows, columns = rows_of(runs), min(MOST_COLUMNS, len(runs))
+    rows, columns = panel_rows(runs), min(MAX_COLUMNS, len(runs))
     deep = -(-len(runs) // columns)
     panels = block.subplots(len(rows) * deep, columns, squeeze=False)
     for panel in panels.flat:
         panel.set_visible(False)
-    highest = {}
-    for number, (entries, name) in enumerate(zip(runs.values(), drawable(list(runs), say), strict=True)):
+    without_limits = {}  # row: panels whose scale follows from the data
+    for number, (entries, name) in enumerate(zip(runs.values(), drawable_names(list(runs), say), strict=True)):
         for row, (keys, label) in enumerate(rows):
             panel = panels[number // columns * len(rows) + row, number % columns]
             panel.set_visible(True)
@@ -130,26 +134,26 @@ def draw_block(block, content, title="", say=print):
                 panel.set_title(name, fontsize="medium")
             if not number % columns:
                 panel.set_ylabel(label)
-            if keys <= set(SHARES):
+            if keys <= set(SHARE_LABELS):
                 panel.set_ylim(-0.02, 1.02)
             else:
-                highest.setdefault(row, []).append(panel)
+                without_limits.setdefault(row, []).append(panel)
             if not number and panel.get_legend_handles_labels()[0]:
                 panel.legend(fontsize="small", framealpha=0.7)
-    for same in highest.values():
+    for same in without_limits.values():
         low, high = (pick(panel.get_ylim()[end] for panel in same) for end, pick in ((0, min), (1, max)))
         for panel in same:
             panel.set_ylim(low, high)
     if title:
-        block.suptitle(drawable([title], say)[0], fontsize="large")
+        block.suptitle(drawable_names([title], say)[0], fontsize="large")
 
 
 def draw_curves(content, title="", say=print):
-    """A Figure of the curves, as `draw_block` draws them; `minigpt.evaluation.plots.save_plot` writes it."""
+    """A Figure of its own with what `draw_block` draws. `plots.save_plot` writes it."""
     runs = runs_of(content)
-    columns = min(MOST_COLUMNS, max(1, len(runs)))
-    deep = -(-len(runs) // columns) * max(1, len(rows_of(runs)))
-    size = (PANEL[0] * max(1.3, columns), PANEL[1] * max(1, deep))
+    columns = min(MAX_COLUMNS, max(1, len(runs)))
+    deep = -(-len(runs) // columns) * max(1, len(panel_rows(runs)))
+    size = (PANEL_INCHES[0] * max(1.3, columns), PANEL_INCHES[1] * max(1, deep))
     figure = Figure(figsize=size, layout="constrained")
     draw_block(figure, content, title, say)
     return figure
