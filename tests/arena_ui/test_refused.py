@@ -119,7 +119,7 @@ def test_mistakes_at_the_start_are_one_line_and_an_open_page_warns(folder, scrip
         assert done.returncode == 1 and done.stderr.count("\n") == 1 and f"port {port} is taken" in done.stderr
     for auth in ("onlyuser", "user:", ":password"):
         with pytest.raises(UserError, match="user:password"):
-            sample_gradio.checked_auth(arena_settings(tmp_path, auth=auth))
+            sample_gradio.read_auth(arena_settings(tmp_path, auth=auth))
     for host, auth, warns in (("0.0.0.0", "", True), ("0.0.0.0", "me:geheim", False), ("127.0.0.1", "", False)):
         announce_server("the arena is", host, 7860, bool(auth), "--auth")
         assert ("warning: everyone" in capsys.readouterr().out) == warns
