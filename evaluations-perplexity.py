@@ -15,7 +15,7 @@ import math
 import torch
 from tqdm import tqdm
 
-from data_utils import check_rows, load_table, open_rows, read_meta
+from data_utils import check_rows, load_row_tokenizer, open_rows, read_meta
 from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_json
@@ -177,7 +177,7 @@ def main():
     for model in models:
         model.check(settings.data_dir, meta)
     rows, meta = open_rows(settings.data_dir, part)
-    tokenizer = load_table(settings.data_dir, meta)
+    tokenizer = load_row_tokenizer(settings.data_dir, meta)
     if settings.check_leak:
         look_for_leaks(models, settings.data_dir, part)
     measured, stopped = measure_all(models, rows, meta, tokenizer, settings)

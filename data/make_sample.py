@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from minigpt.common.errors import UserError, run_script
 from minigpt.common.files import write_atomic
-from minigpt.corpus.records import hash_share
+from minigpt.corpus.splits import hash_share
 
 FACTS = ROOT / "data" / "sample_facts"
 ARTICLES = ROOT / "data" / "wiki_sample"

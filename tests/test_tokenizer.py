@@ -12,7 +12,14 @@ import pytest
 from corpora import ROOT, byte_tokenizer, made_up_articles, write_jsonl
 
 from minigpt.common.errors import UserError
-from minigpt.tokenizer import GPT2_PATH, GPT2_PATTERN, StreamDecoder, load_tokenizer, parse_table, table_bytes
+from minigpt.tokenizer import (
+    GPT2_PATH,
+    GPT2_PATTERN,
+    StreamDecoder,
+    format_vocabulary,
+    load_tokenizer,
+    parse_vocabulary,
+)
 
 VOCAB, MAX_TOKEN_CHARS = 600, 3
 SPECIALS = {"eot": 256, "pad": 257, "answer": 258}
@@ -53,7 +60,7 @@ def tokenizer(request, trained_path):
 
 def bytes_by_id(tokenizer):
     """{id: bytes} read straight from the table's lines; special ids show as nothing, the mark as `##`."""
-    lines = [line.split(b" ") for line in tokenizer.table.splitlines() if not line.startswith(b"#")]
+    lines = [line.split(b" ") for line in tokenizer.vocabulary.splitlines() if not line.startswith(b"#")]
     table = {int(rank): base64.b64decode(token) for token, rank in lines}
     return {**table, tokenizer.eot_id: b"", tokenizer.pad_id: b"", tokenizer.answer_id: b"##"}
 
@@ -111,7 +118,7 @@ def test_a_trained_table_learned_its_corpus_but_no_token_over_the_limit(trained_
 
 def test_table_bytes_and_parse_table_are_inverse():
     ranks = {**BYTES, "中".encode(): 259}
-    assert parse_table(table_bytes(ranks, SPECIALS, GPT2_PATTERN), "x") == (ranks, SPECIALS, GPT2_PATTERN)
+    assert parse_vocabulary(format_vocabulary(ranks, SPECIALS, GPT2_PATTERN), "x") == (ranks, SPECIALS, GPT2_PATTERN)
 
 
 # Text in
@@ -219,7 +226,7 @@ def test_a_stream_takes_the_ids_of_a_row(tokenizer):
 
 # Files that are not what they should be
 
-GOOD = table_bytes(BYTES, SPECIALS, GPT2_PATTERN).splitlines(keepends=True)
+GOOD = format_vocabulary(BYTES, SPECIALS, GPT2_PATTERN).splitlines(keepends=True)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import gradio as gr
 import pandas
 
-from minigpt.arena.match import MOST_QUESTIONS, drawn, judge, play, read_questions, sample_questions
+from minigpt.arena.match import MOST_QUESTIONS, drawn, judge, play, read_match_questions, sample_questions
 from minigpt.arena.problems import Problem, checked_number, printable
 from minigpt.arena.votes import to_csv
 from minigpt.arena_ui.asking import AskingTab, sampling_dict, sampling_fields
@@ -71,7 +71,7 @@ class MatchTab(AskingTab):
     def questions(self, file, count):
         """([(question, reference)], lines skipped): of the file, or the embedded ones; as many as were asked for."""
         most_chars = self.arena.settings.max_prompt_chars
-        questions, skipped = read_questions(file, most_chars) if file else sample_questions()
+        questions, skipped = read_match_questions(file, most_chars) if file else sample_questions()
         return drawn(questions, checked_number("match_count", count or 0, 0, MOST_QUESTIONS)), skipped
 
     def wins(self, request, results, tally):

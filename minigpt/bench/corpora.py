@@ -1,27 +1,24 @@
 """Corpora of any size for measuring: the embedded one, varied so that no article is another's."""
 
-import glob
 import json
 import random
 from pathlib import Path
 
 from minigpt.common.files import PROJECT
 from minigpt.corpus.cleaning import SENTENCE_END, drop_title
+from minigpt.corpus.readers.files import find_files
+from minigpt.corpus.records import Problems, read_articles
 
 SAMPLE = PROJECT / "data" / "wiki_sample"
 
 
 def varied_articles(seed=0):
     """Yields articles without end, as dicts: the embedded corpus, sentences in new orders, and a number in each."""
-    rng, number, rows = random.Random(seed), 0, []
-    for path in sorted(glob.glob(str(SAMPLE / "*.jsonl"))):
-        with open(path, encoding="utf-8") as file:
-            rows += map(json.loads, file)
-    told = []
-    for row in rows:
-        body = drop_title(row["text"], row["title"])
+    rng, number, told = random.Random(seed), 0, []
+    for _, article in read_articles(find_files([SAMPLE]), Problems()):
+        body = drop_title(article.text, article.title)
         ends = [match.end() for match in SENTENCE_END.finditer(body)]
-        told.append((row["title"], [body[a:b] for a, b in zip([0, *ends], ends, strict=False)]))
+        told.append((article.title, [body[a:b] for a, b in zip([0, *ends], ends, strict=False)]))
     while True:
         for title, sentences in told:
             order = rng.sample(sentences, len(sentences))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from data_utils import load_table, loss_mask, open_rows, row_lengths
+from data_utils import load_row_tokenizer, loss_mask, open_rows, row_lengths
 from minigpt.bench.common import in_process, machine, run_quietly, write_docs
 from minigpt.common.files import write_json
 from minigpt.device import peak_flops, peak_memory, pick_device, should_compile, wait_for
@@ -42,7 +42,7 @@ class Recipe:
     def __init__(self, folder, size, device):
         self.rows, self.meta = open_rows(folder, "train", BLOCK)
         self.lengths = row_lengths(self.rows, self.meta["special_ids"]["pad"])
-        self.tokenizer, self.device, self.steps = load_table(folder, self.meta), pick_device(device), 0
+        self.tokenizer, self.device, self.steps = load_row_tokenizer(folder, self.meta), pick_device(device), 0
         torch.manual_seed(1337)
         self.random = np.random.default_rng(1337)
         ids = -(-self.tokenizer.n_vocab // 64) * 64

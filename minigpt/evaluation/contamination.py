@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from data_utils import load_table, open_rows, split_row
+from data_utils import load_row_tokenizer, open_rows, split_row
 from minigpt.checkpoint import load_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.tokenizer import Tokenizer, load_tokenizer
@@ -153,7 +153,9 @@ class MeasuredTexts:
 
     def ids(self, folder, meta):
         """[(question ids, answer ids)], or [(ids,)] of articles, in the table of a training folder."""
-        table = self.tokenizer if meta["tokenizer"]["sha256"] == self.tokenizer.sha256 else load_table(folder, meta)
+        table = (
+            self.tokenizer if meta["tokenizer"]["sha256"] == self.tokenizer.sha256 else load_row_tokenizer(folder, meta)
+        )
         if self.rows is None:
             texts = self.pairs if self.stage == "sft" else [("".join(pair),) for pair in self.pairs]
             return [tuple(table.encode(text.strip()) for text in pair) for pair in texts]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_utils import load_table, open_rows, read_meta
+from data_utils import load_row_tokenizer, open_rows, read_meta
 from minigpt.common.errors import UserError
-from minigpt.corpus.records import Problems, read_rows
+from minigpt.corpus.records import Problems, read_questions
 from minigpt.evaluation.prompts import pairs_of_file, pairs_of_rows
 from minigpt.metrics import compare, exact_match, interval
 
@@ -38,14 +38,9 @@ class CorrectionPair:
 
 
 def kinds_of(paths):
-    """{(question, answer): kind} of the rows of jsonl files that tell it; files that are not there tell nothing."""
-    found = {}
-    for path in filter(os.path.isfile, paths):
-        for _, row in read_rows(path, Problems()):
-            texts = [row.get(field) for field in ("question", "answer", "kind")]
-            if all(isinstance(text, str) for text in texts):
-                found[texts[0].strip(), texts[1].strip()] = texts[2]
-    return found
+    """{(question, answer): kind} of the rows that have a kind; files that do not exist are skipped."""
+    rows = read_questions(filter(os.path.isfile, paths), Problems())
+    return {(row.question, row.answer): row.kind for _, row in rows if row.kind}
 
 
 def cases_of(pairs, kinds):
@@ -71,7 +66,7 @@ def load_cases(settings):
                 f"{folder} holds articles, no sentences to correct; name the folder of data/prepare_sft.py with "
                 "--data_dir=…, or a file of them with --questions=…"
             )
-        table, kinds = load_table(folder, meta), kinds_of(meta.get("sources") or [])
+        table, kinds = load_row_tokenizer(folder, meta), kinds_of(meta.get("sources") or [])
         asked, pool = (
             cases_of(pairs_of_rows(rows, meta, table), kinds)
             for rows in (open_rows(folder, settings.split or "test")[0], rows_to_show(folder, meta))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_utils import check_rows, check_table, open_rows, read_meta
+from data_utils import check_rows, check_tokenizer, open_rows, read_meta
 from minigpt.checkpoint import load_checkpoint, load_model, model_names
 from minigpt.common.errors import UserError
 from minigpt.device import pick_device
@@ -69,7 +69,7 @@ def about(content, path):
         found["epochs"] = progress["epoch"] + (progress["batch"] / batches if batches and progress.get("batch") else 0)
     try:
         meta = read_meta(folder)
-        check_table(folder, meta, content["tokenizer"], "the checkpoint's")
+        check_tokenizer(folder, meta, content["tokenizer"], "the checkpoint's")
         found["trained_on"] = {**meta["parts"]["train"], "sources": list(map(shown_path, meta.get("sources") or []))}
     except (UserError, KeyError):
         found["trained_on"] = None
@@ -112,7 +112,7 @@ def measured(content, name, folder, part, settings, progress, on_eot=True, forei
     """
     meta = read_meta(folder)
     if foreign:
-        check_table(folder, meta, content["tokenizer"], f"the table of {name}")
+        check_tokenizer(folder, meta, content["tokenizer"], f"the tokenizer of {name}")
     else:
         check_rows(folder, meta, content)
     rows, _ = open_rows(folder, part)

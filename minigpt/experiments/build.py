@@ -13,17 +13,10 @@ import numpy as np
 
 from minigpt.common.errors import UserError
 from minigpt.common.files import PROJECT, write_atomic, write_json
-from minigpt.corpus.records import (
-    Problems,
-    find_files,
-    hash_share,
-    pretrain_part,
-    read_articles,
-    read_questions,
-    sft_part,
-    subjects_by_id,
-)
+from minigpt.corpus.readers.files import find_files
+from minigpt.corpus.records import Problems, read_articles, read_questions
 from minigpt.corpus.row_files import META
+from minigpt.corpus.splits import hash_share, pretrain_part, sft_part, subjects_by_id
 from minigpt.experiments.plan import arguments, spec_of
 
 RESULT = "result.json"

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from minigpt.common.errors import UserError
 from minigpt.corpus.cleaning import SENTENCE_END, Cleaner
-from minigpt.corpus.records import Problems, find_files, hash_share, read_articles
+from minigpt.corpus.readers.files import find_files
+from minigpt.corpus.records import Problems, read_articles
+from minigpt.corpus.splits import hash_share
 
 PASSED = 50  # articles that are passed by before a None is given, so that the caller can look around
 

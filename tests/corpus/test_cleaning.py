@@ -8,11 +8,11 @@ from corpora import write_jsonl
 from minigpt.corpus.cleaning import (
     Cleaner,
     chinese_share,
-    clean,
     drop_controls,
+    drop_litter,
     drop_templates,
     is_boilerplate,
-    plain_widths,
+    normalize_widths,
     simplify,
 )
 from minigpt.corpus.records import Article
@@ -60,13 +60,13 @@ def test_controls_go_and_layout_and_letters_stay(text, plain):
     ],
 )
 def test_widths_become_plain_where_no_meaning_is_lost(text, plain):
-    assert plain_widths(text) == plain
+    assert normalize_widths(text) == plain
 
 
 def test_every_plain_form_is_unicodes_own():
     every = "".join(map(chr, [*range(0x20, 0xD800), *range(0xE000, 0x30000)]))
     for before in every:
-        after = plain_widths(before)
+        after = normalize_widths(before)
         assert after in (before, unicodedata.normalize("NFKC", before))
         if unicodedata.category(before)[0] == "P":
             assert after == before
@@ -108,7 +108,7 @@ def test_a_hostile_text_of_brackets_is_cleaned_in_a_moment():
         "[http://" * 20_000,
     ):
         drop_templates(text)
-    clean("（" * 50_000 + "）" * 50_000)
+    drop_litter("（" * 50_000 + "）" * 50_000)
 
 
 LIST = "\n".join(["桥梁列表", *(f"第{i}桥" for i in range(8))])

@@ -6,7 +6,7 @@ import pytest
 from corpora import write_jsonl
 
 from data_utils import open_rows
-from minigpt.corpus.conversations import chosen_turns, turns_of
+from minigpt.corpus.records import parse_question_row, select_turns
 from minigpt.tokenizer import load_tokenizer
 
 
@@ -39,13 +39,14 @@ PARTS = [{"type": "text", "text": "问"}, {"type": "text", "text": "一"}]
     ],
 )
 def test_each_form_is_told_and_its_turns_found(row, form, turns):
-    assert turns_of(row) == (form, turns, None)
+    assert parse_question_row(row) == (form, turns, None)
 
 
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"prompt": "问"}, 'no "question"'),
+        ({"text": "问"}, 'no "question"'),
+        ({"prompt": "问"}, 'no "answer"'),
         ({"question": "问"}, 'no "answer"'),
         ({"question": "问", "answer": ["答"]}, '"answer" is nested'),
         ({"instruction": "问"}, 'no "output"'),
@@ -68,13 +69,13 @@ def test_each_form_is_told_and_its_turns_found(row, form, turns):
     ],
 )
 def test_a_row_that_is_not_understood_gives_no_turn_but_the_reason(row, reason):
-    _, turns, told = turns_of(row)
+    _, turns, told = parse_question_row(row)
     assert turns == [] and reason in told
 
 
 def test_turns_are_taken_each_or_the_first_or_joined():
-    assert chosen_turns(TWO, "each") == TWO and chosen_turns(TWO, "first") == TWO[:1]
-    assert chosen_turns(TWO, "joined") == [TWO[0], ("问一\n答一\n问二", "答二")]
+    assert select_turns(TWO, "each") == TWO and select_turns(TWO, "first") == TWO[:1]
+    assert select_turns(TWO, "joined") == [TWO[0], ("问一\n答一\n问二", "答二")]
 
 
 @pytest.mark.parametrize(("turns", "rows"), [("each", 4), ("first", 3), ("joined", 4)])

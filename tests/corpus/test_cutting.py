@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from corpora import byte_tokenizer
 
-from minigpt.corpus.cleaning import clean, drop_title
+from minigpt.corpus.cleaning import drop_litter, drop_title
 from minigpt.corpus.cutting import CUTS, cut_all, cut_split, cut_truncate, last_sentence_end
 from minigpt.tokenizer import load_tokenizer
 
@@ -44,7 +44,7 @@ def test_the_title_line_is_dropped_and_a_first_paragraph_is_not(text, title, res
     ],
 )
 def test_litter_goes_whole_also_when_nested(litter):
-    assert clean(f"桥{litter}在{litter}{litter}河上。{litter}") == "桥在河上。"
+    assert drop_litter(f"桥{litter}在{litter}{litter}河上。{litter}") == "桥在河上。"
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_litter_goes_whole_also_when_nested(litter):
     ["（一）", "(a)", "「桥」", "《河》", "“上”", "-{桥}-", "<b>", "<divide>", "a - b", "他（，她）", "（", "）（"],
 )
 def test_what_has_content_stays(text):
-    assert clean(f"桥{text}。") == f"桥{text}。"
+    assert drop_litter(f"桥{text}。") == f"桥{text}。"
 
 
 # Cutting

@@ -316,7 +316,7 @@ def test_a_trained_table_is_the_same_every_time_travels_with_its_rows_and_reads_
     for folder, rows in (("processed", 120), ("processed_sft", 81)):
         meta, texts = opened(tmp_path / "data" / folder, tokenizer)
         assert sum(map(len, texts.values())) == rows and meta["tokenizer"]["name"] == "t.tiktoken"
-        assert (tmp_path / "data" / folder / "tokenizer.tiktoken").read_bytes() == tokenizer.table
+        assert (tmp_path / "data" / folder / "tokenizer.tiktoken").read_bytes() == tokenizer.vocabulary
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Every input format, packed or not, whole and damaged, gives the same rows; broken records cost nothing else."""
 
 import bz2
+import csv
 import gzip
+import io
 import json
 import lzma
 import os
@@ -13,8 +15,11 @@ import pytest
 import zstandard
 from corpora import write_jsonl
 
-from minigpt.corpus import parsing, readers
-from minigpt.corpus.records import Problems, find_files, read_articles, read_rows
+from minigpt.corpus.readers import blocks as reader_blocks
+from minigpt.corpus.readers import json_rows, tables
+from minigpt.corpus.readers.files import find_files
+from minigpt.corpus.readers.rows import read_blocks
+from minigpt.corpus.records import Problems, read_articles, read_rows
 
 ROWS = [
     {"id": i, "title": f"第{i}镇", "text": f'第{i}镇，\n"有"{{括号}}]、\\反斜线、<和&，还有 {i} 座桥。'}
@@ -58,11 +63,11 @@ def read(path):
     return rows, problems, sum(sizes)
 
 
-@pytest.fixture(params=[readers.BLOCK_BYTES, 700])
+@pytest.fixture(params=[reader_blocks.BLOCK_BYTES, 700])
 def blocks(request, monkeypatch):
     """Read in blocks so small that records lie across their edges, too."""
-    monkeypatch.setattr(readers, "BLOCK_BYTES", request.param)
-    monkeypatch.setattr(readers, "TABLE_ROWS", 7)
+    monkeypatch.setattr(reader_blocks, "BLOCK_BYTES", request.param)
+    monkeypatch.setattr(tables, "PARQUET_BLOCK_ROWS", 7)
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -114,8 +119,8 @@ def test_a_file_that_is_no_such_thing_is_a_problem_with_its_place_not_a_crash(tm
 
 
 def test_an_endless_line_is_passed_over_and_the_lines_around_it_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(readers, "MAX_RECORD", 5000)
+    monkeypatch.setattr(reader_blocks, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(reader_blocks, "MAX_RECORD_BYTES", 5000)
     long_one = json.dumps({"text": "长" * 9000}).encode()
     for name, data in {
         "a.jsonl": lines(ROWS[:2]) + long_one + b"\n" + lines(ROWS[2:4]),
@@ -162,8 +167,39 @@ def test_values_of_a_table_that_cannot_be_read_cost_no_text(tmp_path):
 def test_large_rows_of_a_table_come_a_few_at_a_time(tmp_path):
     rows = [{"text": "桥" * 100_000 + str(i)} for i in range(40)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    blocks = list(readers.read_blocks(str(tmp_path / "a.parquet")))
-    assert len(blocks) > 10 and sum(block.read for block in blocks) == (tmp_path / "a.parquet").stat().st_size
+    blocks = list(read_blocks(str(tmp_path / "a.parquet")))
+    assert len(blocks) > 10 and sum(block.n_bytes for block in blocks) == (tmp_path / "a.parquet").stat().st_size
+
+
+def csv_of(rows):
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, ["id", "title", "text"])
+    writer.writeheader()
+    writer.writerows(rows)
+    return table.getvalue().encode()
+
+
+def test_a_csv_gives_its_rows_and_a_broken_record_costs_no_other(tmp_path, blocks):
+    first, second = csv_of(ROWS[:30]), csv_of(ROWS[30:]).partition(b"\r\n")[2]
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(first + b"7,bad,\xff\r\n\r\n8\r\n" + second))
+    rows, problems, n_bytes = read(path)
+    assert [{**row, "id": int(row["id"])} for row in rows if "text" in row] == ROWS
+    assert n_bytes == path.stat().st_size and [row for row in rows if "text" not in row] == [{"id": "8"}]
+    line = first.count(b"\n") + 1
+    assert problems.places == [f"{path}, line {line}: bad UTF-8"]
+
+
+def test_an_endless_cell_of_a_csv_is_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader_blocks, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(reader_blocks, "MAX_RECORD_BYTES", 5000)
+    good = b"text,id\n" + "好。,1\n".encode()
+    for name, endless in {"line": b"x" * 9000, "cell": b'"' + b"x\n" * 4500}.items():
+        path = tmp_path / f"{name}.csv"
+        path.write_bytes(good + endless + b"\n" + "坏。,2\n".encode())
+        rows, problems, _ = read(path)
+        assert rows[0] == {"text": "好。", "id": "1"} and rows[-1] == {"text": "坏。", "id": "2"}
+        assert f"{path}, line 3: longer than 0 MiB" in problems.places
 
 
 @pytest.mark.parametrize("between", [b" ", b"", b"\n"], ids=["space", "nothing", "newline"])
@@ -243,10 +279,10 @@ def test_lines_parsed_together_give_what_they_give_one_by_one(tmp_path):
               '{"a": {"b": 1}', '{"t": "x', 'y"}', '{"t": "]"}', "null", '{"a": 1, "a": 2}']  # fmt: skip
     for _ in range(300):
         chosen = [rng.choice(pieces).encode() for _ in range(rng.randrange(1, 6))]
-        together = parsing.parse_together(chosen)
-        alone = [parsing.parse(line)[0] for line in chosen]
+        together = json_rows.parse_lines_together(chosen)
+        alone = [json_rows.parse_json_record(line)[0] for line in chosen]
         assert together is None or together == alone
-    assert parsing.parse_together([b'{"a": 1}', b'{"b": 2}']) == [{"a": 1}, {"b": 2}]
+    assert json_rows.parse_lines_together([b'{"a": 1}', b'{"b": 2}']) == [{"a": 1}, {"b": 2}]
 
 
 def test_plain_text_has_a_document_between_blank_lines_or_on_each_line(tmp_path, blocks, script):

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from minigpt.corpus.row_files import RowWriter
-from minigpt.tokenizer import Tokenizer, table_bytes
+from minigpt.tokenizer import Tokenizer, format_vocabulary
 from model import GPT, GPTConfig
 
 torch.set_num_threads(1)  # models so small only lose by more
@@ -18,7 +18,7 @@ def tiny_tokenizer(name="tiny.tiktoken"):
     ranks = {bytes([b]): b for b in range(256)}
     for rank, token in enumerate(("的".encode()[:2], "的".encode(), "河".encode()[:2], "河".encode()), start=256):
         ranks[token] = rank
-    return Tokenizer(name, table_bytes(ranks, {"eot": EOT, "pad": PAD, "answer": MARK}, r"\p{Han}+|\P{Han}+"))
+    return Tokenizer(name, format_vocabulary(ranks, {"eot": EOT, "pad": PAD, "answer": MARK}, r"\p{Han}+|\P{Han}+"))
 
 
 def tiny_model(seed=0, vocab_size=VOCAB, block_size=32, bias=False, dropout=0.0):
