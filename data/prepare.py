@@ -46,15 +46,9 @@ def choose_workers(settings, n_bytes):
     return settings.workers or max(1, min(cores, n_bytes // MIN_BYTES_PER_WORKER))
 
 
-def find_input_files(settings):
-    """Sorted paths of the files of articles. Raises UserError where there is none."""
-    return find_files(settings.input_dir, plain_text=settings.plain_text, leave_out=settings.data_dir)
-
-
-def prepare(settings):
-    """Writes the rows of all articles under settings.input_dir; returns the meta."""
+def prepare(settings, files):
+    """Writes the rows of all articles of files; returns the meta."""
     tokenizer = load_tokenizer(settings.tokenizer)
-    files = find_input_files(settings)
     weights = weights_by_file(settings, files)
     signals, last_save = Signals(), time.monotonic()
     total_bytes = sum(map(os.path.getsize, files))
@@ -93,9 +87,9 @@ def prepare(settings):
 
 def main():
     settings = load_settings("prepare")
-    files = find_input_files(settings)
+    files = find_files(settings.input_dir, plain_text=settings.plain_text, leave_out=settings.data_dir)
     refuse_to_replace(settings, "data_dir", "input_dir", files)
-    meta = prepare(settings)
+    meta = prepare(settings, files)
     print(dropped_text(meta))
     cleaning = meta["cleaning"]
     changed = ", ".join(f"{name} {cleaning['changed'].get(name, 0)}" for name in cleaning["steps"])

@@ -97,11 +97,13 @@ class Tokenizer:
         The texts are joined by newlines, at which the splitting patterns split. Returns None where that is impossible:
         a text has a newline, begins or ends with a space, or a token merges a newline with what is before it.
         """
+        if any(not text or text != text.strip() for text in texts):
+            return None
         joined = "\n".join(map(bounded_spaces, texts))
         ids = self._encode_bounded(joined)
         is_newline = ids == self.newline_id
         ends = np.flatnonzero(is_newline)
-        if len(ends) != len(texts) - 1 or joined.count("\n") != len(ends) or not all(map(is_stripped, texts)):
+        if len(ends) != len(texts) - 1 or joined.count("\n") != len(ends):
             return None
         lengths = np.diff(ends, prepend=-1, append=len(ids)) - 1
         return ids[~is_newline], lengths
@@ -146,11 +148,6 @@ class Tokenizer:
     def special_ids(self):
         """{"eot": id, "pad": id, "answer": id}"""
         return {"eot": self.eot_id, "pad": self.pad_id, "answer": self.answer_id}
-
-
-def is_stripped(text):
-    """Whether a text is not empty and has no space at either end."""
-    return bool(text) and not text[0].isspace() and not text[-1].isspace()
 
 
 class StreamDecoder:

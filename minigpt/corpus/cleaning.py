@@ -59,7 +59,7 @@ def drop_litter(text):
 
 
 # Control characters except tab and line ends; soft hyphens; zero-width and direction marks; byte order marks.
-CONTROLS = re.compile(
+CONTROL_CHARACTERS = re.compile(
     "[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u034f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
 )
 
@@ -101,7 +101,7 @@ def compatibility_pattern():
 
 def drop_controls(text):
     """The text without control and zero-width characters."""
-    return CONTROLS.sub("", text)
+    return CONTROL_CHARACTERS.sub("", text)
 
 
 def normalize_widths(text):

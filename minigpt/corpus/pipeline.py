@@ -133,9 +133,8 @@ class BlockPreparer:
         if statistics:
             for _, article, text in kept:
                 statistics.keep(article, text)
-        texts, subjects = [text for _, _, text in kept], [article.subject for _, article, _ in kept]
-        heldout = set()
-        in_train = np.array([self._is_in_train(subject, heldout) for subject in subjects], dtype=bool)
+        texts, heldout = [text for _, _, text in kept], set()
+        in_train = np.array([self._is_in_train(article.subject, heldout) for _, article, _ in kept], dtype=bool)
         digests = b"".join([hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts])
         keys = np.frombuffer(digests, dtype="<u8")
         has_near = "near" in self.cleaner.steps

@@ -43,13 +43,12 @@ def fingerprint(settings, files, tokenizer):
         for name, field in FIELDS.items()
         if "prepare" in field.metadata["used_by"] and name not in SETTINGS_WITHOUT_EFFECT
     }
-    stats = [(path, os.stat(path)) for path in files]
     content = {
         "version": STATE_VERSION,
         "settings": used,
         "heldout": sorted(read_heldout(settings.heldout)),
         "table": tokenizer.sha256,
-        "files": [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats],
+        "files": [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files],
     }
     return json.dumps(content, ensure_ascii=False, sort_keys=True)
 

@@ -26,7 +26,7 @@ FORMS = {
     "question": "pair", "问题": "pair", "instruction": "alpaca", "conversations": "sharegpt", "messages": "openai",
     "prompt": "pair",
 }  # fmt: skip
-ROLES = {
+MESSAGE_ROLES = {
     "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "bot": "assistant",
     "chatgpt": "assistant", "system": "system", "developer": "system",
 }  # fmt: skip
@@ -252,7 +252,7 @@ def parse_messages(row, field, role_name, text_name):
         return [], f'"{field}" is no list of messages'
     turns = []
     for i, message in enumerate(messages):
-        role = ROLES.get(str(message.get(role_name)).lower())
+        role = MESSAGE_ROLES.get(str(message.get(role_name)).lower())
         if not role or message.get("tool_calls") or message.get("function_call"):
             return [], f'"{field}" has a {role_name} that is not user, assistant or system'
         text, reason = text_field({text_name: join_text_parts(message.get(text_name))}, text_name)

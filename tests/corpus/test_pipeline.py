@@ -1,4 +1,4 @@
-"""Preparing at size: the same bytes from any number of processes and after any kill; mixing; duplicates; the report."""
+"""Preparing large corpora: the same bytes from any number of processes and after kills; mixing; duplicates; report."""
 
 import gzip
 import itertools
@@ -64,7 +64,7 @@ def corpus(tmp_path_factory):
 
 
 def made(folder):
-    """What a preparation has made: its files' bytes by name."""
+    """{name: bytes} of the files in a folder."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -78,8 +78,8 @@ def drive(folder, last, *flags):
 def test_two_processes_and_three_kills_give_the_bytes_of_one_undisturbed_process(corpus):
     steps = "--clean=controls,widths,simplify,templates,title,litter,short,foreign,boilerplate,near"
     flags = [steps, "--block_size=128", "--report", "--val_share=0.3", "--min_chars=20"]
-    whole = drive(corpus, 10**9, *flags, "--data_dir=one", "--workers=1")
-    assert whole.returncode == 0, whole.stderr
+    undisturbed = drive(corpus, 10**9, *flags, "--data_dir=one", "--workers=1")
+    assert undisturbed.returncode == 0, undisturbed.stderr
     expected = made(corpus / "one")
     assert set(expected) == {"train.bin", "val.bin", "meta.json", "report.html"}
     meta = json.loads(expected["meta.json"])
@@ -163,7 +163,7 @@ def test_hostile_texts_stop_no_run(tmp_path, script, text, overflow):
     assert run.returncode == 0 and "articles 2" in run.stdout, run.stderr
 
 
-def test_held_out_subjects_are_found_in_whatever_characters_they_are_written(tmp_path, script):
+def test_held_out_subjects_are_found_in_traditional_and_simplified_characters(tmp_path, script):
     write_jsonl(
         tmp_path / "wiki/a.jsonl", [{"title": "鐵橋", "text": "鐵橋在河上。"}, {"title": "河", "text": "河在橋下。"}]
     )
@@ -187,7 +187,7 @@ def test_an_interrupted_preparation_with_other_settings_or_files_starts_again(co
     assert "starting again" in drive(corpus, 10**9, "--data_dir=touched").stdout
 
 
-def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path, script):
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_resumes(tmp_path, script):
     count = write_varied(tmp_path / "wiki/a.jsonl", 24_000_000)
     command = [sys.executable, str(ROOT / "data/prepare.py"), "--input_dir=wiki", "--workers=2"]
     new_group = (
@@ -216,13 +216,13 @@ def test_two_preparations_of_one_folder_do_not_mix(tmp_path, script):
     assert run.returncode == 1 and "another run is writing to out" in run.stderr
 
 
-def test_weights_take_articles_of_the_training_part_as_often_as_asked(tmp_path, script):
+def test_weights_repeat_articles_of_the_training_part(tmp_path, script):
     articles = made_up_articles(120)
     for name, rows in (("a", articles[:180]), ("b", articles[180:])):
         write_jsonl(tmp_path / name / "x.jsonl", rows)
     flags = ["data/prepare.py", "--input_dir=a,b", "--val_share=0.2"]
     plain, mixed = (json.loads(finished(tmp_path, script(*flags, *more))) for more in ([], ["--weights=2.5,0.5"]))
-    assert mixed["parts"]["val"] == plain["parts"]["val"]  # measured on once each
+    assert mixed["parts"]["val"] == plain["parts"]["val"]  # each is used once
     in_val = {name: plain["inputs"][name]["rows"] for name in "ab"}
     rows = {name: mixed["inputs"][name]["rows"] for name in "ab"}
     assert 2.2 * 180 * 0.8 < rows["a"] < 2.5 * in_val["a"] and 0.45 * 180 < rows["b"] < 0.75 * in_val["b"]
@@ -235,7 +235,7 @@ def finished(folder, run):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--weights=1"], "1 weights for 2 input_dir"),
         (["--weights=1,x"], "weights are numbers"),
@@ -244,11 +244,11 @@ def finished(folder, run):
         (["--near_share=1.5"], "near_share"),
     ],
 )
-def test_wrong_weights_and_steps_are_told_in_one_line(tmp_path, script, flags, told):
+def test_wrong_weights_and_steps_are_explained_in_one_line(tmp_path, script, flags, message):
     for name in "ab":
         write_jsonl(tmp_path / name / "x.jsonl", made_up_articles(1))
     run = script("data/prepare.py", "--input_dir=a,b", *flags)
-    assert run.returncode == 1 and told in run.stderr and "Traceback" not in run.stderr
+    assert run.returncode == 1 and message in run.stderr and "Traceback" not in run.stderr
 
 
 # The pieces
@@ -319,7 +319,7 @@ def test_rows_padded_together_are_those_padded_one_by_one():
         assert row == [*ids, tokenizer.eot_id, *[tokenizer.pad_id] * (15 - len(ids))]
 
 
-def test_what_is_said_of_the_embedded_corpus_in_the_report_can_be_read_in_it(tmp_path, script):
+def test_the_report_shows_counts_and_escaped_examples(tmp_path, script):
     write_jsonl(tmp_path / "wiki/a.jsonl", [*made_up_articles(20), {"title": "<b>坏</b>", "text": "没有句末<script>"}])
     assert script("data/prepare.py", "--input_dir=wiki", "--report").returncode == 0
     page = (tmp_path / "data/processed/report.html").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Every input format, packed or not, whole and damaged, gives the same rows; broken records cost nothing else."""
+"""Every input format, compressed or not, gives the same rows; damage costs no other record."""
 
 import bz2
 import csv
@@ -25,7 +25,7 @@ ROWS = [
     {"id": i, "title": f"第{i}镇", "text": f'第{i}镇，\n"有"{{括号}}]、\\反斜线、<和&，还有 {i} 座桥。'}
     for i in range(60)
 ]
-PACKINGS = {
+COMPRESSORS = {
     "": lambda data: data,
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
@@ -65,16 +65,16 @@ def read(path):
 
 @pytest.fixture(params=[reader_blocks.BLOCK_BYTES, 700])
 def blocks(request, monkeypatch):
-    """Read in blocks so small that records lie across their edges, too."""
+    """Also with blocks so small that records span two of them."""
     monkeypatch.setattr(reader_blocks, "BLOCK_BYTES", request.param)
     monkeypatch.setattr(tables, "PARQUET_BLOCK_ROWS", 7)
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("compression", COMPRESSORS)
 @pytest.mark.parametrize("name", FORMS)
-def test_every_form_and_packing_gives_the_rows_and_the_bytes_read(tmp_path, blocks, name, packing):
-    path = tmp_path / (name + packing)
-    path.write_bytes(PACKINGS[packing](FORMS[name]))
+def test_every_form_and_compression_gives_the_rows_and_the_bytes_read(tmp_path, blocks, name, compression):
+    path = tmp_path / (name + compression)
+    path.write_bytes(COMPRESSORS[compression](FORMS[name]))
     rows, problems, n_bytes = read(path)
     got = [{"id": int(row["id"]), "title": row["title"], "text": row["text"].removesuffix("\n")} for row in rows]
     assert got == ROWS and not problems.counts and n_bytes == path.stat().st_size
@@ -89,28 +89,28 @@ def test_a_parquet_file_gives_its_rows(tmp_path, blocks):
     assert find_files([str(tmp_path)]) == [path.as_posix()]
 
 
-def test_members_and_frames_one_behind_the_other_are_all_read(tmp_path):
-    for packing in (".gz", ".bz2", ".xz", ".zst"):
-        path = tmp_path / f"a.jsonl{packing}"
-        path.write_bytes(PACKINGS[packing](lines(ROWS[:20])) + PACKINGS[packing](lines(ROWS[20:])))
+def test_all_members_and_frames_of_a_compressed_file_are_read(tmp_path):
+    for compression in (".gz", ".bz2", ".xz", ".zst"):
+        path = tmp_path / f"a.jsonl{compression}"
+        path.write_bytes(COMPRESSORS[compression](lines(ROWS[:20])) + COMPRESSORS[compression](lines(ROWS[20:])))
         assert read(path)[0] == ROWS
 
 
-@pytest.mark.parametrize("packing", [".gz", ".bz2", ".xz", ".zst"])
-def test_a_packed_file_that_is_cut_off_gives_what_is_whole_and_says_so(tmp_path, blocks, packing):
+@pytest.mark.parametrize("compression", [".gz", ".bz2", ".xz", ".zst"])
+def test_a_truncated_compressed_file_gives_its_complete_records_and_a_problem(tmp_path, blocks, compression):
     rng = random.Random(0)
     rows = [{"id": i, "text": "".join(chr(rng.randrange(0x4E00, 0x9000)) for _ in range(300))} for i in range(4000)]
-    path = tmp_path / f"a.jsonl{packing}"
-    data = PACKINGS[packing](lines(rows))
+    path = tmp_path / f"a.jsonl{compression}"
+    data = COMPRESSORS[compression](lines(rows))
     path.write_bytes(data[: len(data) // 2])
     got, problems, _ = read(path)
     assert got == rows[: len(got)] and sum(problems.counts.values()) <= 2
     assert any("damaged" in reason for reason in problems.counts) or "bad JSON" in problems.counts
-    assert len(got) > 100 or packing == ".bz2"  # its blocks are large
+    assert len(got) > 100 or compression == ".bz2"  # its blocks are large
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.jsonl.xz", "a.jsonl.bz2", "a.parquet"])
-def test_a_file_that_is_no_such_thing_is_a_problem_with_its_place_not_a_crash(tmp_path, name):
+def test_a_file_of_another_format_is_a_problem_with_its_place(tmp_path, name):
     (tmp_path / name).write_bytes(b"not what the name says" * 50)
     write_jsonl(tmp_path / "b.jsonl", ROWS[:2])
     problems = Problems()
@@ -118,7 +118,7 @@ def test_a_file_that_is_no_such_thing_is_a_problem_with_its_place_not_a_crash(tm
     assert len(articles) == 2 and len(problems.places) == 1 and "damaged" in problems.places[0]
 
 
-def test_an_endless_line_is_passed_over_and_the_lines_around_it_are_read(tmp_path, monkeypatch):
+def test_an_endless_line_is_skipped_and_the_lines_around_it_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(reader_blocks, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(reader_blocks, "MAX_RECORD_BYTES", 5000)
     long_one = json.dumps({"text": "长" * 9000}).encode()
@@ -141,12 +141,15 @@ def json_bytes(row):
     return json.dumps(row, ensure_ascii=False).encode()
 
 
-def test_a_missing_or_wrong_trailer_of_a_packed_file_costs_no_row(tmp_path):
+def test_a_missing_or_wrong_trailer_of_a_compressed_file_costs_no_row(tmp_path):
     rows = [{"id": i, "text": "桥" * 50 + str(i)} for i in range(500)]
-    for packing in (".gz", ".bz2", ".xz", ".zst"):
-        data = PACKINGS[packing](lines(rows))
-        for name, damaged in {"a": data[:-4] if packing == ".gz" else data, "b": data + b"garbage at the end"}.items():
-            path = tmp_path / f"{name}.jsonl{packing}"
+    for compression in (".gz", ".bz2", ".xz", ".zst"):
+        data = COMPRESSORS[compression](lines(rows))
+        for name, damaged in {
+            "a": data[:-4] if compression == ".gz" else data,
+            "b": data + b"garbage at the end",
+        }.items():
+            path = tmp_path / f"{name}.jsonl{compression}"
             path.write_bytes(damaged)
             got, problems, _ = read(path)
             assert got == rows and (name == "a" or "damaged" in problems.places[0]), path
@@ -172,11 +175,11 @@ def test_large_rows_of_a_table_come_a_few_at_a_time(tmp_path):
 
 
 def csv_of(rows):
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, ["id", "title", "text"])
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, ["id", "title", "text"])
     writer.writeheader()
     writer.writerows(rows)
-    return table.getvalue().encode()
+    return file.getvalue().encode()
 
 
 def test_a_csv_gives_its_rows_and_a_broken_record_costs_no_other(tmp_path, blocks):
@@ -234,7 +237,7 @@ def test_a_document_without_an_end_swallows_no_other(tmp_path):
     assert [row["id"] for row in rows] == ["0"] and dict(problems.counts) == {"no </doc>": 1}
 
 
-def test_what_is_no_file_or_gone_or_hidden_or_left_out_is_passed_over(tmp_path):
+def test_hidden_and_left_out_files_and_what_is_no_file_are_skipped(tmp_path):
     for name in ("in/a.jsonl", "in/.git/HEAD", "in/.x/b.jsonl", "in/out/meta.json"):
         write_jsonl(tmp_path / name, ROWS[:1])
     (tmp_path / "in/d.jsonl").mkdir()
@@ -258,7 +261,7 @@ def test_a_broken_element_of_an_array_costs_no_other(tmp_path, blocks, element):
     assert rows == ROWS[:6] and sum(problems.counts.values()) == 1 and ", row " in problems.places[0]
 
 
-def test_rows_that_a_missing_quote_has_swallowed_are_told_apart_again(tmp_path):
+def test_rows_that_a_missing_quote_has_merged_are_recovered(tmp_path):
     good = [json_bytes(row) for row in ROWS[:6]]
     path = tmp_path / "a.json"
     path.write_bytes(b"[" + b",".join([*good[:3], b'{"text": "x}', *good[3:]]) + b"]")  # all on one line
@@ -266,14 +269,14 @@ def test_rows_that_a_missing_quote_has_swallowed_are_told_apart_again(tmp_path):
     assert [row["id"] for row in rows] == [0, 1, 2, 3, 4, 5] and problems.counts
 
 
-def test_a_cut_array_gives_what_is_whole(tmp_path, blocks):
+def test_a_truncated_array_gives_its_complete_elements(tmp_path, blocks):
     data = json.dumps(ROWS, ensure_ascii=False).encode()
     (tmp_path / "a.json").write_bytes(data[: data.index(b'{"id": 50') + 20])
     rows, problems, _ = read(tmp_path / "a.json")
     assert rows == ROWS[:50] and sum(problems.counts.values()) == 1
 
 
-def test_lines_parsed_together_give_what_they_give_one_by_one(tmp_path):
+def test_lines_parsed_together_give_the_rows_of_lines_parsed_alone(tmp_path):
     rng = random.Random(1)
     pieces = ['{"a": 1}', '{"a": [{}', '{"b": 1}]}', '{"a": 1}, {"a": 2}', '{"a": 1},0,{"b": 2}', "", "0",
               '{"a": {"b": 1}', '{"t": "x', 'y"}', '{"t": "]"}', "null", '{"a": 1, "a": 2}']  # fmt: skip

@@ -1,4 +1,4 @@
-"""Reading files of every kind of brokenness, and splitting subjects into parts."""
+"""Reading files with every kind of damage, and splitting subjects into parts."""
 
 from collections import Counter
 
@@ -230,8 +230,8 @@ def test_one_id_with_two_subjects_is_refused_with_both_and_the_way_out(tmp_path)
     write_jsonl(tmp_path / "b.jsonl", [{**GOOD, "title": "河"}])
     with pytest.raises(UserError) as caught:
         subjects_by_id([str(tmp_path)])
-    for told in ("id 1", "'桥'", "'河'", "a.jsonl", "b.jsonl", "--articles="):
-        assert told in str(caught.value)
+    for message in ("id 1", "'桥'", "'河'", "a.jsonl", "b.jsonl", "--articles="):
+        assert message in str(caught.value)
 
 
 def test_articles_without_an_id_name_no_subject_and_stop_nothing(tmp_path):

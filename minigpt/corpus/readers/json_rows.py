@@ -32,7 +32,7 @@ def dict_of_unique_keys(pairs):
     return row
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=dict_of_unique_keys)
+UNIQUE_KEY_DECODER = json.JSONDecoder(object_pairs_hook=dict_of_unique_keys)
 
 
 def parse_json_record(record):
@@ -41,7 +41,7 @@ def parse_json_record(record):
         return None, blocks.too_long_reason()
     try:
         text = record.decode().strip()
-        row, end = DECODER.raw_decode(text)
+        row, end = UNIQUE_KEY_DECODER.raw_decode(text)
         if end < len(text):
             return None, explain_bad_json(record)
     except UnicodeDecodeError:
@@ -84,7 +84,7 @@ def parse_lines_together(lines):
     try:
         if data.count(LINE_SEPARATOR) != len(lines) - 1:
             return None
-        values = DECODER.decode(f"[{data.decode()}]")
+        values = UNIQUE_KEY_DECODER.decode(f"[{data.decode()}]")
     except (ValueError, RecursionError):
         return None
     rows, separators = values[::2], values[1::2]
@@ -221,7 +221,7 @@ def recover_rows(element, shapes):
         if position < 0:
             break
         try:
-            row, end = DECODER.raw_decode(text, position)
+            row, end = UNIQUE_KEY_DECODER.raw_decode(text, position)
         except (ValueError, RecursionError):
             position += 1
             continue
