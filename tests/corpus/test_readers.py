@@ -99,7 +99,7 @@ def test_all_members_and_frames_of_a_compressed_file_are_read(tmp_path):
 @pytest.mark.parametrize("compression", [".gz", ".bz2", ".xz", ".zst"])
 def test_a_truncated_compressed_file_gives_its_complete_records_and_a_problem(tmp_path, blocks, compression):
     rng = random.Random(0)
-    rows = [{"id": i, "text": "".join(chr(rng.randrange(0x4E00, 0x9000)) for _ in range(300))} for i in range(4000)]
+    rows = [{"id": i, "text": "".join(chr(rng.randrange(0x4E00, 0x9000)) for _ in range(300))} for i in range(500)]
     path = tmp_path / f"a.jsonl{compression}"
     data = COMPRESSORS[compression](lines(rows))
     path.write_bytes(data[: len(data) // 2])
