@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from minigpt.common.errors import UserError
-from minigpt.corpus.row_files import LAYOUT, META, TABLE
+from minigpt.corpus.row_files import LAYOUT, META, TOKENIZER_FILE
 from minigpt.tokenizer import GPT2_SHA256, load_tokenizer
 
 LENGTH_MULTIPLE = 8
@@ -69,32 +69,32 @@ def open_rows(folder, part, block_size=None):
     return np.memmap(path, dtype=np.uint16, mode="r", shape=(n_rows, width)), meta
 
 
-def check_table(folder, meta, about, owner):
-    """Raise UserError unless a data folder was made with the table that `about` (name, sha256), `owner`'s, tells."""
+def check_tokenizer(folder, meta, about, owner):
+    """Raise UserError unless a data folder was made with the tokenizer of `owner`; about: its name and sha256."""
     ours = meta["tokenizer"]
     if ours["sha256"] != about["sha256"]:
         raise UserError(
             f"the data in {folder} was made with tokenizer {ours['name']} ({ours['sha256'][:8]}…), but {owner} is "
-            f"{about['name']} ({about['sha256'][:8]}…); prepare the data again with --tokenizer= that table"
+            f"{about['name']} ({about['sha256'][:8]}…); prepare the data again with --tokenizer= that one"
         )
 
 
-def load_table(folder, meta):
+def load_row_tokenizer(folder, meta):
     """The `Tokenizer` that a data folder's rows were made with. Raises UserError where it is another."""
     name, is_gpt2 = meta["tokenizer"]["name"], meta["tokenizer"]["sha256"] == GPT2_SHA256
-    tokenizer = load_tokenizer() if is_gpt2 else load_tokenizer(Path(folder) / TABLE, name)
-    check_table(folder, meta, {"name": name, "sha256": tokenizer.sha256}, "the table beside it")
+    tokenizer = load_tokenizer() if is_gpt2 else load_tokenizer(Path(folder) / TOKENIZER_FILE, name)
+    check_tokenizer(folder, meta, {"name": name, "sha256": tokenizer.sha256}, "the tokenizer beside it")
     return tokenizer
 
 
 def check_rows(folder, meta, content):
-    """Raise UserError unless a data folder's rows are of the stage and table of a checkpoint's dict."""
+    """Raise UserError unless a data folder's rows are of the stage and tokenizer of a checkpoint's dict."""
     if meta["stage"] != content["stage"]:
         raise UserError(
             f"{folder} holds {meta['stage']} rows, the checkpoint is of {content['stage']}; "
             f"name the folder of its rows, such as --data_dir={content['settings']['data_dir']}"
         )
-    check_table(folder, meta, content["tokenizer"], "the checkpoint's")
+    check_tokenizer(folder, meta, content["tokenizer"], "the checkpoint's")
 
 
 def split_row(row, special_ids):
@@ -256,7 +256,7 @@ class TrainingData:
             rows = settings.batch_tokens // settings.block_size or settings.batch_size
             few = min(len(self.val), settings.eval_iters * rows)
             self.val = self.val[np.linspace(0, len(self.val) - 1, few).astype(int)]  # spread over all sources
-        self.tokenizer = load_table(settings.data_dir, self.meta)
+        self.tokenizer = load_row_tokenizer(settings.data_dir, self.meta)
         self.lengths = row_lengths(self.train, self.meta["special_ids"]["pad"])
         size, tokens = settings.batch_size, settings.batch_tokens
         self.order = BatchOrder(self.lengths, settings.sampling, settings.seed, size, tokens)

@@ -15,7 +15,7 @@ import math
 import torch
 from tqdm import tqdm
 
-from data_utils import load_table, open_rows, read_meta
+from data_utils import load_row_tokenizer, open_rows, read_meta
 from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
@@ -157,7 +157,7 @@ def main():
     for model in models:
         check_rows_fit(model.content, model.path, settings.data_dir, meta)
     rows, meta = open_rows(settings.data_dir, part)
-    tokenizer = load_table(settings.data_dir, meta)
+    tokenizer = load_row_tokenizer(settings.data_dir, meta)
     if settings.check_leak:
         check_models(models, source=(settings.data_dir, part))
     measured, stopped = measure_all(models, rows, meta, tokenizer, settings)

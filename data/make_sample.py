@@ -1,16 +1,17 @@
-"""Rebuild the embedded corpus from its fact tables; the same tables give the same bytes.
+"""Rebuilds the embedded corpus from its fact tables; the same tables give the same bytes.
 
     python data/make_sample.py
 
-Reads data/sample_facts/<field>.csv (a subject a row, a fact a column) and <field>.toml (the field's
-source, and for each fact several wordings, questions and one answer). Writes
-  data/wiki_sample/<field>.jsonl   {"id", "title", "text"}: each subject told TELLINGS times
-  data/wiki_sample/SOURCES.md      where each table's facts are from
+Reads data/sample_facts/<field>.csv (one subject per row, one fact per column) and <field>.toml (the field's source, and
+for each fact several wordings, questions and one answer). Writes
+  data/wiki_sample/<field>.jsonl   {"id", "title", "text"}: ARTICLES_PER_SUBJECT articles about each subject
+  data/wiki_sample/SOURCES.md      the sources of each table's facts
   sft/sample_qa.jsonl              {"question", "answer", "id"}
-  sft/sample_heldout.txt           the subjects that are asked about in the test part only
+  sft/sample_heldout.txt           the subjects whose questions are in the test part only
 
-Why so many tellings: a fact read in one wording only can be recited but not answered (Allen-Zhu and
-Li 2023, "Physics of Language Models: Part 3.1"). To add a field, add its two files and run this.
+A subject has many articles because a model that has read a fact in only one wording can recite it, but not answer
+questions about it (Allen-Zhu and Li 2023, "Physics of Language Models: Part 3.1"). To add a field, add its two files
+and run this script.
 """
 
 import csv
@@ -26,15 +27,15 @@ sys.path.insert(0, str(ROOT))
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic
-from minigpt.corpus.records import hash_share
+from minigpt.corpus.splits import hash_share
 
 FACTS = ROOT / "data" / "sample_facts"
 ARTICLES = ROOT / "data" / "wiki_sample"
 QUESTIONS = ROOT / "sft" / "sample_qa.jsonl"
 HELDOUT = ROOT / "sft" / "sample_heldout.txt"
 
-TELLINGS = 20  # articles a subject
-FEWEST_SENTENCES = 3
+ARTICLES_PER_SUBJECT = 20
+MIN_SENTENCES = 3  # of an article
 QUESTIONS_PER_FACT = 2
 HELDOUT_SHARE = 0.1
 LITTER_SHARE = 0.1
@@ -42,19 +43,19 @@ LITTER = ["（）", "()", "「」", "（；）", "（，）", "《》", "“”"
 
 
 class Subject:
-    """A row of a fact table with the wordings whose columns it fills."""
+    """A row of a fact table, and the wordings whose columns are filled in it."""
 
     def __init__(self, field, row, facts):
         self.field, self.name, self.row = field, row["name"], row
         self.facts = []
         for fact in facts:
-            tell, ask = self.filled(fact["tell"]), self.filled(fact.get("ask", []))
-            answer = self.filled([fact["answer"]]) if "answer" in fact else []
+            tell, ask = self.fill_in(fact["tell"]), self.fill_in(fact.get("ask", []))
+            answer = self.fill_in([fact["answer"]]) if "answer" in fact else []
             if tell:
                 self.facts.append({"key": fact["key"], "tell": tell, "ask": ask if answer else [], "answer": answer})
 
-    def filled(self, wordings):
-        """The wordings, filled in, that need no column this subject leaves empty."""
+    def fill_in(self, wordings):
+        """The wordings with the subject's values; those that need an empty column are left out."""
         known = {k: v for k, v in self.row.items() if v}
         filled = []
         for wording in wordings:
@@ -65,21 +66,21 @@ class Subject:
                     raise UserError(f"{self.field}.toml: {{{missing.args[0]}}} is no column: {wording}") from None
         return filled
 
-    def article(self, telling):
-        """Text of the telling-th article: title, blank line, and sentences in an order of its own."""
-        rng = random.Random(f"{self.field}/{self.name}/{telling}")
+    def article(self, number):
+        """Text of the article with this number: title, blank line, and sentences in an order of its own."""
+        rng = random.Random(f"{self.field}/{self.name}/{number}")
         facts = shuffled(self.facts, rng)
-        fewest = max(FEWEST_SENTENCES, len(facts) - 2)
-        facts = facts[: fewest + int(rng.random() * (len(facts) - fewest + 1))]
-        # Wordings take turns, from a start that differs by subject and fact, so that each is used.
-        said = [f["tell"][(telling + int(hash_share(self.name + f["key"]) * 1000)) % len(f["tell"])] for f in facts]
-        text = "".join(dict.fromkeys(said))
+        least = max(MIN_SENTENCES, len(facts) - 2)
+        facts = facts[: least + int(rng.random() * (len(facts) - least + 1))]
+        # Use all wordings in turn; the first one depends on subject and fact.
+        sentences = [f["tell"][(number + int(hash_share(self.name + f["key"]) * 1000)) % len(f["tell"])] for f in facts]
+        text = "".join(dict.fromkeys(sentences))
         if rng.random() < LITTER_SHARE:
             text = text.replace(self.name, self.name + LITTER[int(rng.random() * len(LITTER))], 1)
         return f"{self.name}\n\n{text}"
 
     def questions(self):
-        """Yields (question, answer), each fact asked in QUESTIONS_PER_FACT wordings."""
+        """Yields (question, answer): QUESTIONS_PER_FACT questions about each fact."""
         for fact in self.facts:
             start = int(hash_share("ask" + self.name + fact["key"]) * 1000)
             asked = [fact["ask"][(start + i) % len(fact["ask"])] for i in range(QUESTIONS_PER_FACT) if fact["ask"]]
@@ -88,7 +89,7 @@ class Subject:
 
 
 def shuffled(items, rng):
-    """Items in an order drawn by rng.random() alone, whose sequence Python keeps the same across versions."""
+    """The items in a random order. Only rng.random() is used: its numbers are the same in all versions of Python."""
     return [items[i] for _, i in sorted((rng.random(), i) for i in range(len(items)))]
 
 
@@ -100,20 +101,20 @@ def read_fields():
         with open(path.with_suffix(".csv"), encoding="utf-8", newline="") as file:
             subjects = [Subject(path.stem, row, about["fact"]) for row in csv.DictReader(file)]
         for subject in subjects:
-            if len(subject.facts) < FEWEST_SENTENCES:
-                raise UserError(f"{path.stem}.csv: {subject.name} has fewer than {FEWEST_SENTENCES} facts to tell")
+            if len(subject.facts) < MIN_SENTENCES:
+                raise UserError(f"{path.stem}.csv: {subject.name} has fewer than {MIN_SENTENCES} facts")
         fields[path.stem] = (f"{about['field']}: {about['source']}", subjects)
     return fields
 
 
 def heldout_of(subjects):
-    """The HELDOUT_SHARE of a field's subjects whose names hash lowest."""
+    """HELDOUT_SHARE of a field's subjects: those whose names have the lowest hashes."""
     ranked = sorted(subjects, key=lambda s: hash_share("heldout:" + s.name))
     return {s.name for s in ranked[: max(1, round(HELDOUT_SHARE * len(subjects)))]}
 
 
 def write_lines(path, lines):
-    """Write lines of text, LF on every system, whole or not at all."""
+    """Writes lines of text, with LF on every system."""
     write_atomic(path, lambda file: file.write("".join(line + "\n" for line in lines).encode()))
 
 
@@ -126,11 +127,11 @@ def main():
     for field, (_, subjects) in fields.items():
         rows = []
         for subject in subjects:
-            # Ids run on over all files, and questions bear the subject's first, so that an id names one subject.
+            # Ids are unique over all files. A subject's questions have the id of its first article.
             pairs = [{"question": q, "answer": a, "id": next_id} for q, a in subject.questions()]
             qa += pairs
-            for telling in range(TELLINGS):
-                rows.append({"id": next_id, "title": subject.name, "text": subject.article(telling)})
+            for number in range(ARTICLES_PER_SUBJECT):
+                rows.append({"id": next_id, "title": subject.name, "text": subject.article(number)})
                 next_id += 1
         heldout |= heldout_of(subjects)
         write_lines(ARTICLES / f"{field}.jsonl", (json.dumps(row, ensure_ascii=False) for row in rows))

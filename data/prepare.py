@@ -1,11 +1,11 @@
 """Articles to rows: reads a corpus of any size, cleans, cuts at sentences, writes train.bin, val.bin and meta.json.
 
-    python data/prepare.py                                        # the embedded corpus, GPT-2's table
+    python data/prepare.py                                        # the embedded corpus, GPT-2's tokenizer
     python data/prepare.py --input_dir=my_wiki --overflow=split
     python data/prepare.py config/wiki_config.py --report         # a whole Wikipedia, as data/download.py fetches it
 
-A row of the input is {"id", "title", "text"}; `--help` lists the settings. A run that was stopped or killed goes on
-with the same command; the bytes that it writes are the same with any number of processes.
+A row of the input is {"id", "title", "text"}; `--help` lists the settings. The same command resumes a run that was
+stopped or killed. The bytes that are written do not depend on the number of processes.
 """
 
 import os
@@ -19,83 +19,79 @@ from tqdm import tqdm
 
 from minigpt.common.cli import Signals, run_script
 from minigpt.common.errors import UserError
-from minigpt.corpus.checks import refuse_to_replace, small_parts
-from minigpt.corpus.mixing import file_weights
-from minigpt.corpus.pipeline import prepared_blocks
-from minigpt.corpus.progress import Tally, fingerprint
-from minigpt.corpus.readers import read_blocks
-from minigpt.corpus.records import dropped_text, find_files
-from minigpt.corpus.row_files import RowWriter
+from minigpt.corpus.pipeline import prepare_blocks, weights_by_file
+from minigpt.corpus.progress import PrepareProgress, fingerprint
+from minigpt.corpus.readers.files import find_files
+from minigpt.corpus.readers.rows import read_blocks
+from minigpt.corpus.records import dropped_text
+from minigpt.corpus.row_files import RowWriter, refuse_to_replace
+from minigpt.corpus.splits import small_part_warnings
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import PrepareSettings
 from minigpt.tokenizer import load_tokenizer
 
-SAVE_SECONDS = 10.0  # of work that a kill costs at most
-BYTES_A_WORKER = 8 << 20  # so little work is done before a process has started
+SAVE_SECONDS = 10.0  # most work that a kill costs
+MIN_BYTES_PER_WORKER = 8 << 20  # less work than that is done before a process has started
 
 
-def remaining(files, place):
-    """Yields the blocks of files behind a place (file, blocks of it that are done)."""
+def remaining_blocks(files, place):
+    """Yields the blocks of files behind a place: (index of a file, blocks of it that are done)."""
     for index, path in enumerate(files[place[0] :], start=place[0]):
         for count, block in enumerate(read_blocks(path), start=1):
             if index > place[0] or count > place[1]:
                 yield block
 
 
-def workers_for(settings, n_bytes):
-    """Processes that are worth it: as many as asked for, or one a core, but none for next to nothing."""
+def choose_workers(settings, n_bytes):
+    """Number of processes: the setting, or one for each core but no more than n_bytes are worth."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return settings.workers or max(1, min(cores, n_bytes // BYTES_A_WORKER))
+    return settings.workers or max(1, min(cores, n_bytes // MIN_BYTES_PER_WORKER))
 
 
-def input_files(settings):
-    """Sorted paths of the files of articles. Raises UserError where there is none."""
-    return find_files(settings.input_dir, plain_text=settings.plain_text, leave_out=settings.data_dir)
-
-
-def prepare(settings):
-    """Write the rows of all articles under settings.input_dir; returns the meta."""
+def prepare(settings, files):
+    """Writes the rows of all articles of files; returns the meta."""
     tokenizer = load_tokenizer(settings.tokenizer)
-    files = input_files(settings)
-    weights = file_weights(settings, files)
-    signals, saved = Signals(), time.monotonic()
-    told, size = fingerprint(settings, files, tokenizer), sum(map(os.path.getsize, files))
+    weights = weights_by_file(settings, files)
+    signals, last_save = Signals(), time.monotonic()
+    total_bytes = sum(map(os.path.getsize, files))
     with (
         RowWriter(settings.data_dir, ["train", "val"], settings.block_size, tokenizer, resumable=True) as writer,
-        Tally(settings, writer, told) as tally,
+        PrepareProgress(settings, writer, fingerprint(settings, files, tokenizer)) as progress,
     ):
-        if tally.read:
-            print(f"going on with a preparation that was broken off: {tally.read / max(1, size):.0%} is done")
-        workers = workers_for(settings, size - tally.read)
-        bar = tqdm(total=size, initial=tally.read, unit="B", unit_scale=True, desc="prepare", smoothing=0.05)
+        if progress.n_bytes:
+            print(f"resuming an interrupted preparation: {progress.n_bytes / max(1, total_bytes):.0%} is done")
+        workers = choose_workers(settings, total_bytes - progress.n_bytes)
+        bar = tqdm(
+            total=total_bytes, initial=progress.n_bytes, unit="B", unit_scale=True, desc="prepare", smoothing=0.05
+        )
         with bar:
-            for block in prepared_blocks(remaining(files, tally.place), settings, weights, workers):
-                tally.add(block, files)
-                bar.set_postfix_str(f"articles={tally.kept}", refresh=False)
-                bar.update(block.read)
+            for block in prepare_blocks(remaining_blocks(files, progress.place), settings, weights, workers):
+                progress.add(block, files)
+                bar.set_postfix_str(f"articles={progress.kept}", refresh=False)
+                bar.update(block.n_bytes)
                 if signals.asked:
                     break
-                if time.monotonic() - saved > SAVE_SECONDS:
-                    tally.save()
-                    saved = time.monotonic()
+                if time.monotonic() - last_save > SAVE_SECONDS:
+                    progress.save()
+                    last_save = time.monotonic()
         if signals.asked:
-            tally.wait()  # for a save that is under way, which lacks the last blocks
-            tally.save()
-            tally.wait()
-            print("stopped; the same command goes on from here", file=sys.stderr)
+            progress.wait()  # a save that is under way lacks the last blocks
+            progress.save()
+            progress.wait()
+            print("stopped; the same command resumes from here", file=sys.stderr)
             raise KeyboardInterrupt
-        if not tally.kept:
-            writer.discard()
-            places = "; ".join(tally.problems.places[:3])
-            raise UserError(f"no article in {', '.join(settings.input_dir)} could be used: {places}")
-        return tally.finish(files)
+        if progress.kept:
+            return progress.finish(files)
+    # Without an error inside the `with`, the unfinished files are deleted: there is nothing to resume.
+    places = "; ".join(progress.problems.places[:3])
+    raise UserError(f"no article in {', '.join(settings.input_dir)} could be used: {places}")
 
 
 def main():
     settings = load_settings(PrepareSettings)
-    files = input_files(settings)
+    files = find_files(settings.input_dir, plain_text=settings.plain_text, leave_out=settings.data_dir)
     refuse_to_replace(settings, "data_dir", "input_dir", files)
-    meta = prepare(settings)
+    meta = prepare(settings, files)
     print(dropped_text(meta))
     cleaning = meta["cleaning"]
     changed = ", ".join(f"{name} {cleaning['changed'].get(name, 0)}" for name in cleaning["steps"])
@@ -111,7 +107,7 @@ def main():
             f"{counts['characters']} characters, "
             f"{counts['tokens_per_character']:.2f} tokens a character"
         )
-    for line in small_parts(meta, settings):
+    for line in small_part_warnings(meta, settings):
         print(line)
     print(f"written to {settings.data_dir}" + (f"; look at {settings.data_dir}/report.html" if settings.report else ""))
 

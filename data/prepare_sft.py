@@ -1,11 +1,11 @@
 """Questions and answers to rows: `question + answer mark + answer + EOT`, in train, val and test parts.
 
-    python data/prepare_sft.py                                    # the embedded questions, GPT-2's table
+    python data/prepare_sft.py                                    # the embedded questions, GPT-2's tokenizer
     python data/prepare_sft.py --qa_files=sft/sft_saves.jsonl     # what sft/sft_generate.py made
     python data/prepare_sft.py --qa_files=my_qa.jsonl --articles=my_wiki
 
-A row of the input is {"question", "answer", "id"}, `id` being its article's, or has Alpaca's, ShareGPT's or OpenAI's
-form; `--help` lists the settings.
+A row of the input is {"question", "answer", "id"}, where `id` is its article's, or has the form of Alpaca, ShareGPT or
+OpenAI; `--help` lists the settings.
 """
 
 import hashlib
@@ -20,10 +20,15 @@ from tqdm import tqdm
 
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
-from minigpt.corpus.checks import refuse_to_replace, small_parts
 from minigpt.corpus.cleaning import CharacterCleaner
-from minigpt.corpus.records import Problems, dropped_text, read_heldout, read_questions, sft_part, subjects_by_id
-from minigpt.corpus.row_files import RowWriter
+from minigpt.corpus.records import (
+    Problems,
+    check_question_files,
+    dropped_text,
+    read_questions,
+)
+from minigpt.corpus.row_files import RowWriter, refuse_to_replace
+from minigpt.corpus.splits import read_heldout, sft_part, small_part_warnings, subjects_by_id
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import PrepareSftSettings
 from minigpt.tokenizer import load_tokenizer
@@ -31,8 +36,8 @@ from minigpt.tokenizer import load_tokenizer
 TOO_LONG, DUPLICATE, EMPTY = "longer than the block", "exact duplicate", "nothing left after cleaning"
 
 
-def articles_of(settings):
-    """{file of questions: {article id: subject}}; {} for each file when no articles are named."""
+def read_subjects(settings):
+    """{file of questions: {article id: subject}}; {} for each file where no articles are named."""
     files, articles = settings.qa_files, settings.articles
     if len(articles) > 1 and len(articles) != len(files):
         raise UserError(f"{len(articles)} articles for {len(files)} qa_files: name one for all, or one for each")
@@ -44,20 +49,26 @@ def articles_of(settings):
 
 
 class SftPreparer:
-    """Turns questions into rows one at a time, counting what it sees."""
+    """Turns questions into rows, one at a time, and counts them."""
 
     def __init__(self, settings, tokenizer, writer):
-        self.settings, self.tokenizer, self.writer = settings, tokenizer, writer
+        self.settings = settings
+        self.tokenizer = tokenizer
+        self.writer = writer
         self.cleaner = CharacterCleaner(settings.clean)
         self.heldout = {self.cleaner.text(subject) for subject in read_heldout(settings.heldout)}
-        self.subjects, self.problems = articles_of(settings), Problems()
-        self.keys, self.found, self.forms, self.notes = set(), set(), Counter(), Counter()
+        self.subjects = read_subjects(settings)
+        self.problems = Problems()
+        self.keys = set()  # hashes of the pairs that were written
+        self.heldout_found = set()
+        self.forms = Counter()
+        self.questions, self.without_article = 0, 0
 
     def add(self, line, qa):
-        """One question and its answer: cleaned, and written, or counted under why it was dropped."""
-        self.notes["questions"] += 1
+        """Cleans a `Question` and writes its row, or counts it under the reason why it is dropped."""
+        self.questions += 1
         subject = self.subject_of(line, qa)
-        self.found |= {subject} & self.heldout
+        self.heldout_found |= {subject} & self.heldout
         question, answer = (self.cleaner.text(text).strip() for text in (qa.question, qa.answer))
         ids = [*self.tokenizer.encode(question), self.tokenizer.answer_id, *self.tokenizer.encode(answer)]
         key = hashlib.blake2b(f"{question}\0{answer}".encode(), digest_size=8).digest()
@@ -73,20 +84,18 @@ class SftPreparer:
             self.writer.add(part, ids, len(question) + len(answer))
 
     def subject_of(self, line, qa):
-        """What a question's article is about; where that is not known, a text that its article's questions share."""
+        """The subject of a question's article; where it is unknown, a text that all questions of the article share."""
         subject = qa.subject or self.subjects[qa.source].get(str(qa.id), "")
         if subject:
             return self.cleaner.text(subject)
-        self.notes["without_article"] += 1
+        self.without_article += 1
         return f"{Path(qa.source).name}:{line if qa.id is None else qa.id}"
 
 
 def prepare_sft(settings):
-    """Write the rows of all questions; returns the meta."""
+    """Writes the rows of all questions; returns the meta."""
     tokenizer, files = load_tokenizer(settings.tokenizer), settings.qa_files
-    for file in files:
-        if not os.path.isfile(file):
-            raise UserError(f"{file} is not there; name your questions with --qa_files=…")
+    check_question_files(files, "qa_files")
     with RowWriter(settings.sft_data_dir, ["train", "val", "test"], settings.block_size, tokenizer) as writer:
         preparer = SftPreparer(settings, tokenizer, writer)
         problems, heldout = preparer.problems, preparer.heldout
@@ -95,15 +104,15 @@ def prepare_sft(settings):
                 preparer.add(line, qa)
         if not preparer.keys:
             raise UserError(f"no question in {', '.join(files)} could be used: " + "; ".join(problems.places[:3]))
-        if heldout and not preparer.found:
+        if heldout and not preparer.heldout_found:
             raise UserError(
                 f"no question is about a held-out subject of {settings.heldout}; name the articles with --articles=…"
             )
         return writer.finish(
             {
                 "stage": "sft",
-                "questions": preparer.notes["questions"],
-                "without_article": preparer.notes["without_article"],
+                "questions": preparer.questions,
+                "without_article": preparer.without_article,
                 "forms": dict(preparer.forms),
                 "turns": settings.turns,
                 **problems.about(),
@@ -121,7 +130,7 @@ def main():
     print(f"questions {meta['questions']}; whose article is not known: {meta['without_article']}")
     for part, counts in meta["parts"].items():
         print(f"{part}: {counts['rows']} rows of {meta['block_size']}, {counts['tokens']} tokens")
-    for line in small_parts(meta, settings):
+    for line in small_part_warnings(meta, settings):
         print(line)
     print(f"written to {settings.sft_data_dir}")
 

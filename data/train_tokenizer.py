@@ -1,10 +1,10 @@
-"""Train a byte-level BPE table on one's own articles and write it as a `.tiktoken` file.
+"""Trains a byte-level BPE tokenizer on your own articles and writes it as a `.tiktoken` file.
 
     python data/train_tokenizer.py --input_dir=my_wiki --tokenizer_vocab=8192
     python data/prepare.py --input_dir=my_wiki --tokenizer=data/tokenizer.tiktoken
 
-GPT-2's table takes about 2 tokens for a Chinese character, a table of one's own well under 1, and
-its smaller output layer makes a small model many times faster to train.
+GPT-2's tokenizer takes about 2 tokens for a Chinese character, one of your own well under 1. Its smaller vocabulary
+also makes a small model's output layer, and so its training, many times faster.
 """
 
 import os
@@ -20,25 +20,30 @@ from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic
 from minigpt.corpus.cleaning import Cleaner
-from minigpt.corpus.records import Problems, find_files, read_articles, read_heldout, read_questions
+from minigpt.corpus.readers.files import find_files
+from minigpt.corpus.records import Problems, check_question_files, read_articles, read_questions
+from minigpt.corpus.splits import read_heldout
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import TokenizerSettings
-from minigpt.tokenizer import load_tokenizer, table_bytes
+from minigpt.tokenizer import SPECIAL_NAMES, format_vocabulary, load_tokenizer
 
-SPECIALS = 3  # EOT, PAD, the answer mark
-# Runs of Han characters apart from Latin words; digits one by one, so that numbers are spelt alike everywhere.
+BYTE_TOKENS = 256
+SPECIAL_TOKENS = len(SPECIAL_NAMES)
+HAN_BYTES = 3  # of a Han character in UTF-8
+MAX_VOCAB = 2**16
+# Runs of Han characters are separate from Latin words. Digits are single, so that numbers are always split alike.
 PATTERN = r"\p{Han}+| ?[^\s\p{Han}\p{N}\p{P}\p{S}]+|\p{N}|[\p{P}\p{S}]|\s+"
 
 
 def byte_of_symbol():
-    """{symbol: byte} of the printable alphabet in which byte-level BPE writes bytes (GPT-2's encoder.py)."""
+    """{symbol: byte} of the printable characters by which byte-level BPE represents bytes (GPT-2's encoder.py)."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in plain]
     return {**{chr(b): b for b in plain}, **{chr(256 + i): b for i, b in enumerate(others)}}
 
 
 def train_ranks(texts, n_ranks, max_token_chars):
-    """{token bytes: rank} of a byte-level BPE over an iterator of texts, at most n_ranks of them."""
+    """{token bytes: rank} of a byte-level BPE trained on an iterator of texts; at most n_ranks tokens."""
     bpe = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -50,7 +55,7 @@ def train_ranks(texts, n_ranks, max_token_chars):
         vocab_size=n_ranks,
         min_frequency=2,
         initial_alphabet=list(alphabet),
-        max_token_length=3 * max_token_chars,  # in bytes, of which a Han character has three
+        max_token_length=HAN_BYTES * max_token_chars,
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
@@ -58,9 +63,9 @@ def train_ranks(texts, n_ranks, max_token_chars):
 
 
 def training_texts(settings, problems):
-    """Yields the cleaned text of every article, and every question and answer, under a progress bar.
+    """Yields the cleaned text of every article, question and answer, and shows a progress bar.
 
-    Questions that name a held-out subject are left out: they belong to the test part.
+    Questions that contain a held-out subject are left out: they belong to the test part.
     """
     files, qa_files = find_files(settings.input_dir), settings.tokenizer_qa
     heldout, cleaner = read_heldout(settings.heldout), Cleaner(settings)
@@ -76,25 +81,22 @@ def training_texts(settings, problems):
 
 def main():
     settings = load_settings(TokenizerSettings)
-    if settings.max_token_chars < 1:
-        raise UserError(f"max_token_chars is {settings.max_token_chars}; it must be at least 1")
-    for file in settings.tokenizer_qa:
-        if not os.path.isfile(file):
-            raise UserError(f"{file} is not there; name your questions with --tokenizer_qa=…")
-    if not 256 + SPECIALS < settings.tokenizer_vocab <= 2**16:
+    check_question_files(settings.tokenizer_qa, "tokenizer_qa")
+    if not BYTE_TOKENS + SPECIAL_TOKENS < settings.tokenizer_vocab <= MAX_VOCAB:
         raise UserError(
-            f"tokenizer_vocab is {settings.tokenizer_vocab}; it must be over {256 + SPECIALS} and at most 65536"
+            f"tokenizer_vocab is {settings.tokenizer_vocab}; it must be over {BYTE_TOKENS + SPECIAL_TOKENS} "
+            f"and at most {MAX_VOCAB}"
         )
     problems = Problems()
     ranks = train_ranks(
-        training_texts(settings, problems), settings.tokenizer_vocab - SPECIALS, settings.max_token_chars
+        training_texts(settings, problems), settings.tokenizer_vocab - SPECIAL_TOKENS, settings.max_token_chars
     )
-    if len(ranks) <= 256:
+    if len(ranks) <= BYTE_TOKENS:
         raise UserError(f"no text to train on in {', '.join(settings.input_dir)}: " + "; ".join(problems.places[:3]))
-    specials = dict(zip(("eot", "pad", "answer"), range(len(ranks), len(ranks) + SPECIALS), strict=True))
+    specials = {name: len(ranks) + i for i, name in enumerate(SPECIAL_NAMES)}
     path = Path(settings.tokenizer_path)
     try:
-        write_atomic(path, lambda file: file.write(table_bytes(ranks, specials, PATTERN)))
+        write_atomic(path, lambda file: file.write(format_vocabulary(ranks, specials, PATTERN)))
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); name another with --tokenizer_path=…") from None
     tokenizer = load_tokenizer(str(path))

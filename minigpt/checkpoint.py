@@ -37,7 +37,7 @@ def save_checkpoint(path, weights, config, settings, stage, tokenizer, progress,
         "tokenizer": {
             "name": tokenizer.name,
             "sha256": tokenizer.sha256,
-            "table": None if tokenizer.is_gpt2 else tokenizer.table,
+            "table": None if tokenizer.is_gpt2 else tokenizer.vocabulary,
         },
         "progress": progress,
         **state,

@@ -1,9 +1,9 @@
-"""Text in and out: GPT-2's byte-pair table, or one trained on one's own corpus, both through tiktoken.
+"""Tokenizers: GPT-2's byte-pair encoding, or one that is trained on your own corpus, both by tiktoken.
 
-Three ids have a meaning of their own, and each table has its own for them:
+Three ids are special, and each tokenizer has its own:
   EOT     ends every article and every answer
-  PAD     fills a row behind EOT; no text has it
-  answer  the answer mark, which stands between a question and its answer and is shown as `##`
+  PAD     fills a row behind EOT; never encodes text
+  answer  the answer mark between a question and its answer, shown as `##`
 """
 
 import base64
@@ -22,35 +22,35 @@ from minigpt.common.files import PROJECT
 ANSWER_TEXT = "##"
 GPT2_PATH = PROJECT / "data" / "gpt2.tiktoken"
 GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
-# GPT-2's own splitting of text into pieces that merges do not cross (Radford et al. 2019).
+# GPT-2 splits text into these pieces; no token spans two of them (Radford et al. 2019).
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 SPECIAL_NAMES = ("eot", "pad", "answer")
-
-
+MIN_TOKENS = 256  # of a vocabulary: one for each byte
 # tiktoken's regular expression overflows its stack on a million spaces in a row.
-ENDLESS_SPACE = re.compile(r"\s{1000,}")
+MAX_SPACES = 1000
+LONG_SPACES = re.compile(rf"\s{{{MAX_SPACES},}}")
 
 
 def bounded_spaces(text):
-    """The text, a thousand spaces in a row or more made one."""
-    return ENDLESS_SPACE.sub(" ", text) if len(text) > 1000 else text
+    """The text with every run of MAX_SPACES or more spaces replaced by one space."""
+    return LONG_SPACES.sub(" ", text) if len(text) > MAX_SPACES else text
 
 
 class Tokenizer:
-    """A byte-pair table and its three special ids.
+    """A byte-pair tokenizer and its three special ids.
 
-    name: "gpt2", or the trained file's name; sha256: of the table's bytes, which data and checkpoints
-    are matched by; n_vocab: number of ids; eot_id, pad_id, answer_id: the special ids.
+    name: "gpt2", or the trained file's name; vocabulary: the bytes of its `.tiktoken` file; sha256: of these bytes,
+    by which data and checkpoints are matched; n_vocab: number of ids; eot_id, pad_id, answer_id: the special ids.
     """
 
-    def __init__(self, name, table):
-        """`table`: the bytes of a `.tiktoken` file. Raises UserError when they are no such file."""
-        self.name, self.table = name, table
-        self.sha256 = hashlib.sha256(table).hexdigest()
+    def __init__(self, name, vocabulary):
+        """`vocabulary`: the bytes of a `.tiktoken` file. Raises UserError when they are no such file."""
+        self.name, self.vocabulary = name, vocabulary
+        self.sha256 = hashlib.sha256(vocabulary).hexdigest()
         self.is_gpt2 = self.sha256 == GPT2_SHA256
-        ranks, specials, pattern = parse_table(table, name)
+        ranks, specials, pattern = parse_vocabulary(vocabulary, name)
         if self.is_gpt2:
-            # PAD is the first id that no text has; `##` is an ordinary token of this table.
+            # PAD is the first id that the vocabulary does not use; `##` is one of its ordinary tokens.
             specials, pattern = {"eot": 50256, "pad": 50257, "answer": 2235}, GPT2_PATTERN
         missing = [s for s in SPECIAL_NAMES if s not in specials]
         if missing or not pattern:
@@ -74,34 +74,36 @@ class Tokenizer:
         return self._encoding.encode_single_token("#")
 
     def encode(self, text):
-        """Ids of plain text. Never holds a special id: a `##` of the text is written as two `#`."""
+        """Ids of plain text, as a list. They contain no special id: a `##` in the text is encoded as two `#`."""
         ids = self._encoding.encode_ordinary(bounded_spaces(text))
         if self.answer_id in ids:
             ids = [j for i in ids for j in ([self.hash_id] * 2 if i == self.answer_id else [i])]
         return ids
 
     def encode_array(self, text):
-        """The same ids as an array of uint16 (uint32 for a table of more than 65,536 ids)."""
-        return self._array(bounded_spaces(text))
+        """The same ids as an array of uint16 (uint32 for a vocabulary of more than 65,536 ids)."""
+        return self._encode_bounded(bounded_spaces(text))
 
-    def _array(self, text):
-        # Without the special tokens' names, which a text may bear as ordinary characters.
+    def _encode_bounded(self, text):
+        # The special tokens' names, such as <|endoftext|>, are ordinary text here.
         ids = self._encoding.encode_to_numpy(text, disallowed_special=())
         if "##" in text and (marks := ids == self.answer_id).any():
             ids = np.repeat(np.where(marks, self.hash_id, ids), 1 + marks)
         return ids.astype(np.uint16 if self.n_vocab <= 2**16 else np.uint32)
 
     def encode_joined(self, texts):
-        """(ids of all texts, one behind the other, how many each has), as `encode_array` gives them, by one call.
+        """(ids of all texts, concatenated, and how many each has), as `encode_array` gives them, by one call.
 
-        The texts are joined by newlines, at which both splitting patterns split. None where that cannot be: a text has
-        a newline, begins or ends with a space, or the table merges a newline with what is before it.
+        The texts are joined by newlines, at which the splitting patterns split. Returns None where that is impossible:
+        a text has a newline, begins or ends with a space, or a token merges a newline with what is before it.
         """
+        if any(not text or text != text.strip() for text in texts):
+            return None
         joined = "\n".join(map(bounded_spaces, texts))
-        ids = self._array(joined)
+        ids = self._encode_bounded(joined)
         is_newline = ids == self.newline_id
         ends = np.flatnonzero(is_newline)
-        if len(ends) != len(texts) - 1 or joined.count("\n") != len(ends) or not all(map(is_bare, texts)):
+        if len(ends) != len(texts) - 1 or joined.count("\n") != len(ends):
             return None
         lengths = np.diff(ends, prepend=-1, append=len(ids)) - 1
         return ids[~is_newline], lengths
@@ -113,19 +115,22 @@ class Tokenizer:
 
     @cached_property
     def token_lengths(self):
-        """(n_vocab,) bytes that each id stands for; those of special ids do not count."""
+        """(n_vocab,) number of bytes that each id stands for, 0 for EOT and PAD."""
         return np.array([len(self.token_bytes(i)) for i in range(self.n_vocab)])
 
     def encode_prompt(self, text, answer=False):
-        """Ids of a prompt. `##` at its end, with or without spaces before it, is the answer mark;
-        `answer=True` puts the mark there if the user did not."""
-        bare = text.strip() if answer else text.rstrip()
-        if bare.endswith(ANSWER_TEXT):
-            return [*self.encode(bare[: -len(ANSWER_TEXT)].rstrip()), self.answer_id]
-        return [*self.encode(bare), self.answer_id] if answer else self.encode(text)
+        """Ids of a prompt.
+
+        A `##` at its end, with or without spaces before it, is the answer mark. answer: append the mark if the prompt
+        has none.
+        """
+        stripped = text.strip() if answer else text.rstrip()
+        if stripped.endswith(ANSWER_TEXT):
+            return [*self.encode(stripped[: -len(ANSWER_TEXT)].rstrip()), self.answer_id]
+        return [*self.encode(stripped), self.answer_id] if answer else self.encode(text)
 
     def token_bytes(self, token_id):
-        """Bytes that one id stands for; b"" for EOT, PAD and ids that the table does not have."""
+        """Bytes that one id stands for; b"" for EOT, PAD and ids that the vocabulary does not have."""
         if token_id in (self.eot_id, self.pad_id):
             return b""
         if token_id == self.answer_id:
@@ -136,7 +141,7 @@ class Tokenizer:
             return b""
 
     def decode(self, ids):
-        """Text of ids; half characters are left out, EOT and PAD show as nothing."""
+        """Text of ids. Incomplete characters, EOT and PAD are left out."""
         decoder = StreamDecoder(self)
         return "".join(decoder.feed(i) for i in ids)
 
@@ -145,32 +150,27 @@ class Tokenizer:
         return {"eot": self.eot_id, "pad": self.pad_id, "answer": self.answer_id}
 
 
-def is_bare(text):
-    """Whether a text has something in it, and no space at either end."""
-    return bool(text) and not text[0].isspace() and not text[-1].isspace()
-
-
 class StreamDecoder:
-    """Ids in one at a time, whole characters out; what cannot become a character is dropped."""
+    """Decodes ids one at a time to whole characters; bytes that are no UTF-8 are dropped."""
 
     def __init__(self, tokenizer):
         self._tokenizer = tokenizer
-        # "ignore" drops bytes that are no UTF-8; the incremental decoder holds back half characters.
+        # The incremental decoder holds back incomplete characters; "ignore" drops bytes that are no UTF-8.
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
 
     def feed(self, token_id):
-        """Text that this id completes, often one character or more, "" while one is half done."""
+        """The text that this id completes; "" while a character is incomplete."""
         text = self._decoder.decode(self._tokenizer.token_bytes(int(token_id)))
-        return text.replace("\ufffd", "")  # a text may bear U+FFFD itself
+        return text.replace("\ufffd", "")  # which text may contain itself
 
 
-def parse_table(table, name):
-    """(ranks: bytes -> id, specials: name -> id, pattern) of a `.tiktoken` file's bytes.
+def parse_vocabulary(vocabulary, name):
+    """({bytes: id}, {special name: id}, pattern or None) of a `.tiktoken` file's bytes. Raises UserError.
 
-    A line is `base64 id`; in trained tables the lines `#special NAME ID` and `#pattern REGEX` follow.
+    A line is `base64 id`; in trained tokenizers the lines `#special NAME ID` and `#pattern REGEX` follow.
     """
     ranks, specials, pattern = {}, {}, None
-    for number, line in enumerate(table.decode("utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(vocabulary.decode("utf-8", errors="replace").splitlines(), start=1):
         try:
             if line.startswith("#pattern "):
                 pattern = line.removeprefix("#pattern ")
@@ -182,31 +182,31 @@ def parse_table(table, name):
                 ranks[base64.b64decode(token, validate=True)] = int(rank)
         except ValueError:
             raise UserError(f"tokenizer {name}, line {number}: not a line of a .tiktoken file") from None
-    if len(ranks) < 256:
-        raise UserError(f"tokenizer {name}: not a .tiktoken file (fewer than the 256 bytes)")
+    if len(ranks) < MIN_TOKENS:
+        raise UserError(f"tokenizer {name}: not a .tiktoken file (it has no token for some of the 256 bytes)")
     return ranks, specials, pattern
 
 
-def table_bytes(ranks, specials, pattern):
-    """The bytes of a trained `.tiktoken` file; the inverse of `parse_table`."""
+def format_vocabulary(ranks, specials, pattern):
+    """The bytes of a trained `.tiktoken` file; the inverse of `parse_vocabulary`."""
     lines = [f"{base64.b64encode(token).decode()} {rank}" for token, rank in sorted(ranks.items(), key=lambda r: r[1])]
     lines += [f"#special {name} {specials[name]}" for name in SPECIAL_NAMES]
     return ("\n".join([*lines, f"#pattern {pattern}"]) + "\n").encode()
 
 
 def load_tokenizer(name_or_path="gpt2", name=None):
-    """The `Tokenizer` called "gpt2", or that of a `.tiktoken` file, called by the file's name or `name`.
+    """The `Tokenizer` "gpt2", or that of a `.tiktoken` file, whose name is the file's or `name`.
 
-    Never asks the network. Raises UserError when the file is not there or is not what it should be.
+    Never uses the network. Raises UserError when the file does not exist or is damaged.
     """
     is_gpt2 = name_or_path == "gpt2"
     path = GPT2_PATH if is_gpt2 else Path(name_or_path)
     try:
-        table = path.read_bytes()
+        vocabulary = path.read_bytes()
     except OSError:
         raise UserError(f"tokenizer {path} is not there; train one with: python data/train_tokenizer.py") from None
-    if is_gpt2 and hashlib.sha256(table).hexdigest() != GPT2_SHA256:
+    if is_gpt2 and hashlib.sha256(vocabulary).hexdigest() != GPT2_SHA256:
         raise UserError(
             f"{path} is damaged (its sha256 is not GPT-2's); restore it with: git checkout data/{path.name}"
         )
-    return Tokenizer("gpt2" if is_gpt2 else name or path.name, table)
+    return Tokenizer("gpt2" if is_gpt2 else name or path.name, vocabulary)

@@ -25,7 +25,9 @@ from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic
 from minigpt.corpus.cleaning import Cleaner
-from minigpt.corpus.records import Problems, article_of, dropped_text, find_files, hash_share, read_rows
+from minigpt.corpus.readers.files import find_files
+from minigpt.corpus.records import Problems, dropped_text, read_articles
+from minigpt.corpus.splits import hash_share
 from minigpt.evaluation.mistakes import (
     MISTAKE_KINDS,
     UNCHANGED,
@@ -68,18 +70,16 @@ class Sentences:
     def read(self, files):
         """Add the sentences of every article of the files, with a progress bar."""
         with tqdm(total=sum(map(os.path.getsize, files)), unit="B", unit_scale=True, desc="correction") as bar:
-            for path in files:
-                for number, row in read_rows(path, self.problems, bar.update):
-                    article, reason = article_of(row, path, self.settings.text_field)
-                    text, reason = ("", reason) if reason else self.cleaner.clean(article)
-                    if reason:
-                        self.problems.add(reason, path, number)
-                        continue
-                    self.articles += 1
-                    self.characters.update(text)
-                    for sentence in sentences_of(text):
-                        self.add(sentence.strip(), article)
-                    bar.set_postfix_str(f"sentences={len(self.heap)}", refresh=False)
+            for number, article in read_articles(files, self.problems, bar.update, self.settings.text_field):
+                text, reason = self.cleaner.clean(article)
+                if reason:
+                    self.problems.add(reason, article.source, number)
+                    continue
+                self.articles += 1
+                self.characters.update(text)
+                for sentence in sentences_of(text):
+                    self.add(sentence.strip(), article)
+                bar.set_postfix_str(f"sentences={len(self.heap)}", refresh=False)
 
     def add(self, text, article):
         """Add one sentence, or count the reason why it is left out."""

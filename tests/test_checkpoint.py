@@ -70,7 +70,7 @@ def test_a_checkpoint_bears_only_what_train_reads_and_no_secret(tmp_path):
 def test_a_checkpoint_with_a_trained_table_needs_no_other_file(tmp_path):
     table = tmp_path / "data" / "tokenizer.tiktoken"
     table.parent.mkdir()
-    table.write_bytes(tiny_tokenizer().table)
+    table.write_bytes(tiny_tokenizer().vocabulary)
     ours = load_tokenizer(str(table))
     save(tmp_path / "run" / "ckpt.pt", tokenizer=ours)
     table.unlink()

@@ -13,7 +13,7 @@ from tiny import PAD, padded_rows, tiny_meta, tiny_tokenizer, write_rows
 from data_utils import (
     BatchOrder,
     TrainingData,
-    check_table,
+    check_tokenizer,
     loss_mask,
     make_batch,
     open_rows,
@@ -192,7 +192,7 @@ def test_a_reader_refuses_a_mismatch_and_names_both_values(tmp_path):
         open_rows(tmp_path, "val")
     gpt2 = load_tokenizer()
     with pytest.raises(UserError, match=rf"tiny\.tiktoken.*{tiny_tokenizer().sha256[:8]}.*gpt2.*{gpt2.sha256[:8]}"):
-        check_table(tmp_path, meta, {"name": "gpt2", "sha256": gpt2.sha256}, "the checkpoint's")
+        check_tokenizer(tmp_path, meta, {"name": "gpt2", "sha256": gpt2.sha256}, "the checkpoint's")
     with open(tmp_path / "train.bin", "r+b") as file:
         file.truncate(63)
     with pytest.raises(UserError, match=r"train\.bin has 63 bytes.*64"):

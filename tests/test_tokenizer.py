@@ -1,4 +1,4 @@
-"""Both kinds of table: round trips, special ids, prompts, damaged files, and text streamed an id at a time."""
+"""GPT-2's tokenizer and trained ones: round trips, special ids, prompts, damaged files, streaming."""
 
 import base64
 import hashlib
@@ -12,7 +12,14 @@ import pytest
 from corpora import ROOT, byte_tokenizer, made_up_articles, write_jsonl
 
 from minigpt.common.errors import UserError
-from minigpt.tokenizer import GPT2_PATH, GPT2_PATTERN, StreamDecoder, load_tokenizer, parse_table, table_bytes
+from minigpt.tokenizer import (
+    GPT2_PATH,
+    GPT2_PATTERN,
+    StreamDecoder,
+    format_vocabulary,
+    load_tokenizer,
+    parse_vocabulary,
+)
 
 VOCAB, MAX_TOKEN_CHARS = 600, 3
 SPECIALS = {"eot": 256, "pad": 257, "answer": 258}
@@ -30,14 +37,14 @@ TEXTS = [
     "########",
     "<|endoftext|><|pad|><|answer|>",
 ]
-# The least that a trained table needs: every byte on its own.
+# The smallest vocabulary: every byte on its own.
 BYTES = {bytes([b]): b for b in range(256)}
 
 
 @pytest.fixture(scope="module")
 def trained_path(tmp_path_factory):
-    """A small table trained by the project's script."""
-    folder = tmp_path_factory.mktemp("table")
+    """A small tokenizer trained by the project's script."""
+    folder = tmp_path_factory.mktemp("tokenizer")
     rows = [*made_up_articles(), {"text": "#### 标题：2024年的长江大桥##。" * 9}, {"text": "长江大桥在南方。" * 50}]
     write_jsonl(folder / "wiki" / "a.jsonl", rows)
     flags = ["--input_dir=wiki", "--tokenizer_path=mine.tiktoken", f"--tokenizer_vocab={VOCAB}"]
@@ -52,10 +59,10 @@ def tokenizer(request, trained_path):
 
 
 def bytes_by_id(tokenizer):
-    """{id: bytes} read straight from the table's lines; special ids show as nothing, the mark as `##`."""
-    lines = [line.split(b" ") for line in tokenizer.table.splitlines() if not line.startswith(b"#")]
-    table = {int(rank): base64.b64decode(token) for token, rank in lines}
-    return {**table, tokenizer.eot_id: b"", tokenizer.pad_id: b"", tokenizer.answer_id: b"##"}
+    """{id: bytes} read directly from the file's lines; EOT and PAD are empty, the answer mark is `##`."""
+    lines = [line.split(b" ") for line in tokenizer.vocabulary.splitlines() if not line.startswith(b"#")]
+    vocabulary = {int(rank): base64.b64decode(token) for token, rank in lines}
+    return {**vocabulary, tokenizer.eot_id: b"", tokenizer.pad_id: b"", tokenizer.answer_id: b"##"}
 
 
 def stream(tokenizer, ids):
@@ -64,10 +71,10 @@ def stream(tokenizer, ids):
     return [decoder.feed(i) for i in ids]
 
 
-# The tables
+# The vocabularies
 
 
-def test_gpt2s_table_is_the_vendored_one_with_its_special_ids():
+def test_gpt2s_vocabulary_is_the_vendored_one_with_its_special_ids():
     gpt2 = load_tokenizer()
     assert gpt2.name == "gpt2" and gpt2.sha256 == hashlib.sha256(GPT2_PATH.read_bytes()).hexdigest()
     assert gpt2.special_ids() == {"eot": 50256, "pad": 50257, "answer": 2235}
@@ -85,13 +92,13 @@ def test_a_tokenizer_is_loaded_without_the_network(monkeypatch, trained_path):
     assert load_tokenizer().encode("a") and load_tokenizer(str(trained_path)).encode("a")
 
 
-def test_a_copy_of_gpt2s_table_under_another_name_keeps_its_special_ids(tmp_path):
+def test_a_copy_of_gpt2s_vocabulary_under_another_name_keeps_its_special_ids(tmp_path):
     copy = tmp_path / "copy.tiktoken"
     copy.write_bytes(GPT2_PATH.read_bytes())
     assert load_tokenizer(str(copy)).special_ids() == load_tokenizer().special_ids()
 
 
-def test_a_trained_table_has_three_ids_of_its_own_within_the_size_asked_for(trained_path):
+def test_a_trained_tokenizer_has_three_special_ids_within_the_size_that_was_set(trained_path):
     trained = load_tokenizer(str(trained_path))
     specials = list(trained.special_ids().values())
     ordinary = set(bytes_by_id(trained)) - set(specials)
@@ -100,7 +107,7 @@ def test_a_trained_table_has_three_ids_of_its_own_within_the_size_asked_for(trai
     assert trained.name == "mine.tiktoken"
 
 
-def test_a_trained_table_learned_its_corpus_but_no_token_over_the_limit(trained_path):
+def test_a_trained_tokenizer_learned_its_corpus_but_no_token_over_the_limit(trained_path):
     trained = load_tokenizer(str(trained_path))
     text = "长江大桥在南方。"
     assert len(trained.encode(text)) < len(text)
@@ -109,9 +116,9 @@ def test_a_trained_table_learned_its_corpus_but_no_token_over_the_limit(trained_
     assert len(trained.encode("2024")) == 4  # digits stay single
 
 
-def test_table_bytes_and_parse_table_are_inverse():
+def test_format_vocabulary_is_the_inverse_of_parse_vocabulary():
     ranks = {**BYTES, "中".encode(): 259}
-    assert parse_table(table_bytes(ranks, SPECIALS, GPT2_PATTERN), "x") == (ranks, SPECIALS, GPT2_PATTERN)
+    assert parse_vocabulary(format_vocabulary(ranks, SPECIALS, GPT2_PATTERN), "x") == (ranks, SPECIALS, GPT2_PATTERN)
 
 
 # Text in
@@ -168,15 +175,15 @@ def test_only_a_double_hash_at_the_end_of_a_prompt_is_the_mark(tokenizer, prompt
 @pytest.mark.parametrize("seed", range(8))
 def test_random_ids_stream_as_their_whole_characters_and_nothing_else(tokenizer, seed):
     rng = random.Random(seed)
-    # Single bytes by preference, as they make the most broken characters; some ids are beyond the table.
-    table = bytes_by_id(tokenizer)
-    single = [i for i, token in table.items() if len(token) == 1]
+    # Mostly single bytes, which make the most incomplete characters; some ids are not in the vocabulary.
+    vocabulary = bytes_by_id(tokenizer)
+    single = [i for i, token in vocabulary.items() if len(token) == 1]
     ids = [rng.choice(single) if rng.random() < 0.6 else rng.randrange(tokenizer.n_vocab + 99) for _ in range(400)]
     decoder, raw, shown = StreamDecoder(tokenizer), b"", ""
     for i in ids:
-        raw += table.get(i, b"")
+        raw += vocabulary.get(i, b"")
         shown += decoder.feed(i)
-        # All whole characters so far are out; half ones are held back or dropped.
+        # All complete characters so far are decoded; incomplete ones are held back or dropped.
         assert shown == raw.decode("utf-8", "ignore").replace("\ufffd", "")
 
 
@@ -185,7 +192,7 @@ def test_a_character_is_emitted_with_the_id_that_completes_it(tokenizer, charact
     single = {token: i for i, token in bytes_by_id(tokenizer).items() if len(token) == 1}
     ids = [single[bytes([b])] for b in character.encode()]
     assert stream(tokenizer, ids) == [""] * (len(ids) - 1) + [character]
-    # Broken off, it is dropped and what comes after it is whole.
+    # An incomplete character is dropped, and the next one is complete.
     after = single[b"a"]
     assert stream(tokenizer, [*ids[:-1], after, *ids]) == [""] * (len(ids) - 1) + ["a"] + [""] * (len(ids) - 1) + [
         character
@@ -208,7 +215,7 @@ def test_end_and_padding_show_as_nothing_and_the_mark_as_two_hashes(tokenizer):
 
 
 @pytest.mark.parametrize("token_id", [50303, 65535, 2**31, 2**40, -1])
-def test_an_id_that_no_table_has_shows_as_nothing(tokenizer, token_id):
+def test_an_id_that_no_vocabulary_has_is_decoded_to_nothing(tokenizer, token_id):
     before, after = tokenizer.encode("前"), tokenizer.encode("后")
     assert "".join(stream(tokenizer, [*before, token_id, *after])) == "前后"
 
@@ -219,11 +226,11 @@ def test_a_stream_takes_the_ids_of_a_row(tokenizer):
 
 # Files that are not what they should be
 
-GOOD = table_bytes(BYTES, SPECIALS, GPT2_PATTERN).splitlines(keepends=True)
+GOOD = format_vocabulary(BYTES, SPECIALS, GPT2_PATTERN).splitlines(keepends=True)
 
 
 @pytest.mark.parametrize(
-    ("table", "told"),
+    ("vocabulary", "message"),
     [
         (b"", "not a .tiktoken file"),
         (b"".join(GOOD[:200]), "not a .tiktoken file"),
@@ -239,26 +246,26 @@ GOOD = table_bytes(BYTES, SPECIALS, GPT2_PATTERN).splitlines(keepends=True)
         (b"".join(GOOD[:259]) + b"#pattern '(?:[sdmt]|ll", "pattern"),
     ],
 )
-def test_a_file_that_is_no_whole_table_is_refused_with_its_name(tmp_path, table, told):
+def test_a_damaged_vocabulary_is_refused_with_its_name(tmp_path, vocabulary, message):
     path = tmp_path / "broken.tiktoken"
-    path.write_bytes(table)
+    path.write_bytes(vocabulary)
     with pytest.raises(UserError, match=r"broken\.tiktoken") as caught:
         load_tokenizer(str(path))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_a_whole_small_table_is_accepted(tmp_path):
+def test_a_small_vocabulary_is_accepted(tmp_path):
     path = tmp_path / "small.tiktoken"
     path.write_bytes(b"".join(GOOD))
     assert load_tokenizer(str(path)).encode("中") == list("中".encode())
 
 
-def test_a_table_that_is_not_there_names_the_command_to_train_one(tmp_path):
+def test_a_tokenizer_that_does_not_exist_names_the_command_to_train_one(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.tiktoken is not there.*python data/train_tokenizer\.py"):
         load_tokenizer(str(tmp_path / "nowhere.tiktoken"))
 
 
-def test_a_damaged_gpt2_table_is_not_used_and_the_command_restores_it(tmp_path, monkeypatch):
+def test_a_damaged_gpt2_vocabulary_is_not_used_and_the_command_restores_it(tmp_path, monkeypatch):
     path = tmp_path / "data" / "gpt2.tiktoken"
     path.parent.mkdir()
     path.write_bytes(GPT2_PATH.read_bytes()[:-9])

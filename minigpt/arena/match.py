@@ -1,9 +1,6 @@
 """An automatic match: several models answer the same questions, and are scored against reference answers."""
 
-import csv
 import functools
-import io
-import json
 import random
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -15,17 +12,15 @@ from minigpt.arena.peers import SEPARATOR
 from minigpt.arena.problems import Problem
 from minigpt.arena.votes import make_vote, utc_now
 from minigpt.common.files import PROJECT
-from minigpt.corpus import records as corpus
+from minigpt.corpus.records import QUESTION_NAMES, Problems, read_questions
+from minigpt.corpus.splits import read_heldout, subjects_by_id
 from minigpt.metrics import exact_match, rouge_l
-from minigpt.openai_client import clean_text
 
 MOST_QUESTIONS = 1000
 MOST_BYTES = 8 << 20
 LONGEST_REFERENCE = 4000  # characters
 LOCAL_BATCH = 16  # questions that a local model answers at once
 REMOTE_BATCH = 4
-QUESTION_NAMES = ("question", "prompt", "instruction", "问题")
-ANSWER_NAMES = ("answer", "reference", "output", "答案")
 
 
 @dataclass
@@ -55,89 +50,55 @@ def score_answer(answer, reference):
     return rouge_l(answer, reference)[2], exact_match(answer, reference)
 
 
-def read_questions(path, most_chars):
-    """([(question, reference or "")], [what was skipped]) of a file: .jsonl or .json, .csv, or text with one a line.
+class SkippedRows:
+    """The rows of a file that are not asked: their lines, and the reasons."""
 
-    A row's names are those of QUESTION_NAMES and ANSWER_NAMES; a question of more than `most_chars`, or a reference of
-    more than LONGEST_REFERENCE, is skipped. Raises Problem where nothing can be read.
+    def __init__(self):
+        self.lines, self.reasons = [], set()
+
+    def add(self, reason, path, line):
+        """Adds a row; empty lines are not counted. For `read_questions`, as `Problems.add`."""
+        if reason != "empty line":
+            self.lines.append(line)
+            self.reasons.add(reason)
+
+
+def read_match_questions(path, max_chars):
+    """([(question, reference or "")], [lines that were skipped]) of a file of questions, in any of the formats.
+
+    A question of more than `max_chars`, or a reference of more than LONGEST_REFERENCE, is skipped. Raises Problem where
+    the file is too large, has too many questions, or none.
     """
-    path = Path(path)
-    if path.stat().st_size > MOST_BYTES:
+    if Path(path).stat().st_size > MOST_BYTES:
         raise Problem("big_file", most=MOST_BYTES >> 20)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise Problem("not_utf8") from None
-    reader = {".jsonl": rows_of_jsonl, ".json": rows_of_json, ".csv": rows_of_csv}.get(
-        path.suffix.lower(), rows_of_text
-    )
-    questions, skipped = [], []
-    for line, row in reader(text):
-        pair = pair_of(row)
-        if pair and len(pair[0]) <= most_chars and len(pair[1]) <= LONGEST_REFERENCE:
-            questions.append(pair)
+    questions, skipped = [], SkippedRows()
+    for line, row in read_questions([path], skipped, answer_required=False):
+        if len(row.question) <= max_chars and len(row.answer) <= LONGEST_REFERENCE:
+            questions.append((row.question, row.answer))
         else:
-            skipped.append(line)
+            skipped.add("too long", path, line)
     if not questions:
-        raise Problem("no_questions", names=", ".join(QUESTION_NAMES))
+        if "bad UTF-8" in skipped.reasons:
+            raise Problem("not_utf8")
+        raise Problem("no_questions", names=", ".join((*QUESTION_NAMES, "instruction")))
     if len(questions) > MOST_QUESTIONS:
         raise Problem("many_questions", count=len(questions), most=MOST_QUESTIONS)
-    return questions, skipped
+    return questions, skipped.lines
 
 
 @functools.cache
 def sample_questions():
-    """As `read_questions`: the held-out questions of the sample corpus, whose subjects are not in the demo's
-    fine-tuning data."""
-    subjects, heldout = (
-        corpus.subjects_by_id([PROJECT / "data/wiki_sample"]),
-        corpus.read_heldout(PROJECT / "sft/sample_heldout.txt"),
-    )
-    rows = corpus.read_questions([PROJECT / "sft/sample_qa.jsonl"], corpus.Problems())
+    """As `read_match_questions`: questions of the embedded corpus about held-out subjects, which no model of the demo
+    was fine-tuned on."""
+    subjects = subjects_by_id([PROJECT / "data/wiki_sample"])
+    heldout = read_heldout(PROJECT / "sft/sample_heldout.txt")
+    rows = read_questions([PROJECT / "sft/sample_qa.jsonl"], Problems())
     return [(row.question, row.answer) for _, row in rows if subjects.get(str(row.id)) in heldout], []
 
 
 def draw_questions(questions, count, seed=0):
     """`count` of the questions, a random sample that depends on the seed alone; all of them for 0."""
     return random.Random(seed).sample(questions, count) if 0 < count < len(questions) else questions
-
-
-def rows_of_jsonl(text):
-    for line, row in enumerate(text.split("\n"), start=1):
-        if row.strip():
-            try:
-                yield line, json.loads(row)
-            except (ValueError, RecursionError):
-                yield line, None
-
-
-def rows_of_json(text):
-    try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError):
-        rows = None
-    yield from enumerate(rows if isinstance(rows, list) else [], start=1)
-
-
-def rows_of_csv(text):
-    try:
-        yield from enumerate(csv.DictReader(io.StringIO(text, newline="")), start=2)
-    except csv.Error as error:  # a cell of more than 128 KiB
-        raise Problem("bad_csv", detail=str(error)) from None
-
-
-def rows_of_text(text):
-    yield from ((line, {"question": row}) for line, row in enumerate(text.split("\n"), start=1) if row.strip())
-
-
-def pair_of(row):
-    """(question, reference or "") of a row, or None where it has no question."""
-    if not isinstance(row, dict):
-        return None
-    question = next((row[name] for name in QUESTION_NAMES if isinstance(row.get(name), str)), "")
-    reference = next((row[name] for name in ANSWER_NAMES if isinstance(row.get(name), str)), "")
-    question, reference = (clean_text(text.replace("\0", "").strip()) for text in (question, reference))
-    return (question, reference) if question else None
 
 
 def play_match(arena, token, models, questions, params):

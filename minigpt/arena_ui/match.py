@@ -11,7 +11,7 @@ from minigpt.arena.match import (
     draw_questions,
     make_match_votes,
     play_match,
-    read_questions,
+    read_match_questions,
     sample_questions,
 )
 from minigpt.arena.problems import Problem, clean_name, validate_number
@@ -94,7 +94,7 @@ class MatchTab(AskingTab):
     def choose_questions(self, file, count):
         """([(question, reference)], [skipped line]): `count` questions of the file, or of the built-in ones."""
         most_chars = self.arena.settings.max_prompt_chars
-        questions, skipped = read_questions(file, most_chars) if file else sample_questions()
+        questions, skipped = read_match_questions(file, most_chars) if file else sample_questions()
         return draw_questions(questions, validate_number("match_count", count or 0, 0, MOST_QUESTIONS)), skipped
 
     def describe_match(self, request, results, file, skipped, votes):

@@ -1,12 +1,13 @@
 """Corpora of any size, made from the embedded one: sentences in new orders, so that no two articles are equal."""
 
-import glob
 import json
 import random
 from pathlib import Path
 
 from minigpt.common.files import PROJECT
 from minigpt.corpus.cleaning import SENTENCE_END, drop_title
+from minigpt.corpus.readers.files import find_files
+from minigpt.corpus.records import Problems, read_articles
 
 SAMPLE = PROJECT / "data" / "wiki_sample"
 
@@ -17,15 +18,11 @@ def varied_articles(seed=0):
     The sentences of each are in a new random order every time.
     """
     rng = random.Random(seed)
-    number, rows = 0, []
-    for path in sorted(glob.glob(str(SAMPLE / "*.jsonl"))):
-        with open(path, encoding="utf-8") as file:
-            rows += map(json.loads, file)
-    articles = []
-    for row in rows:
-        body = drop_title(row["text"], row["title"])
+    number, articles = 0, []
+    for _, article in read_articles(find_files([SAMPLE]), Problems()):
+        body = drop_title(article.text, article.title)
         ends = [match.end() for match in SENTENCE_END.finditer(body)]
-        articles.append((row["title"], [body[a:b] for a, b in zip([0, *ends], ends, strict=False)]))
+        articles.append((article.title, [body[a:b] for a, b in zip([0, *ends], ends, strict=False)]))
     while True:
         for title, sentences in articles:
             order = rng.sample(sentences, len(sentences))

@@ -19,7 +19,7 @@ from minigpt.bench.common import call_in_process, machine_name, write_docs
 from minigpt.bench.corpora import varied_articles, write_varied
 from minigpt.common.errors import UserError
 from minigpt.common.files import PROJECT, write_json
-from minigpt.corpus.cleaning import clean, drop_title
+from minigpt.corpus.cleaning import drop_litter, drop_title
 from minigpt.tokenizer import load_tokenizer
 
 CORPUS_BYTES, QUICK_CORPUS_BYTES = 10**9, 2 * 10**8
@@ -35,7 +35,7 @@ def tiktoken_rate(encoding_name, sample):
     encode, texts, n_bytes = load_tokenizer(encoding_name)._encoding.encode_ordinary, [], 0
     for row in islice(varied_articles(), sample):
         n_bytes += len(json.dumps(row, ensure_ascii=False).encode()) + 1
-        texts.append(clean(drop_title(row["text"], row["title"])))
+        texts.append(drop_litter(drop_title(row["text"], row["title"])))
     started = time.perf_counter()
     for text in texts:
         encode(text)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from data_utils import load_table, loss_mask, open_rows, row_lengths
+from data_utils import load_row_tokenizer, loss_mask, open_rows, row_lengths
 from minigpt.bench.common import call_in_process, machine_name, run_quietly, write_docs
 from minigpt.common.files import write_json
 from minigpt.device import peak_flops, peak_memory, pick_device, should_compile, wait_for
@@ -44,7 +44,7 @@ class Recipe:
     def __init__(self, folder, size, device):
         self.rows, self.meta = open_rows(folder, "train", BLOCK_SIZE)
         self.lengths = row_lengths(self.rows, self.meta["special_ids"]["pad"])
-        self.tokenizer = load_table(folder, self.meta)
+        self.tokenizer = load_row_tokenizer(folder, self.meta)
         self.device = pick_device(device)
         self.steps = 0
         torch.manual_seed(1337)

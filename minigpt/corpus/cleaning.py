@@ -1,6 +1,6 @@
-"""Cleaning: named steps, each on or off, that count what they did. What each does is told in `settings.CLEANING`.
+"""Cleaning: named steps, each on or off, that count the articles they change or drop.
 
-The report's list is `title` and `litter`; the rest is for dumps as they come.
+`CLEANING` of the settings describes them. The course report used `title` and `litter`; the others are for raw dumps.
 """
 
 import functools
@@ -11,13 +11,12 @@ import unicodedata
 from collections import Counter
 
 from minigpt.common.text import HAN_RUN
-from minigpt.settings.stages import CLEANING
 from minigpt.tokenizer import bounded_spaces
 
-# The report's list of what a wiki dump leaves behind where a link or template was taken out.
+# What a wiki dump leaves where a link or template was removed (the course report's list).
 LITTER = re.compile(r"（[；，\s]*）|\([;,\s]*\)|「」|《》|“”|-\{\}-|</?div\b[^<>]*>|[\r\n]+")
-MOST_ROUNDS = 100  # of taking out what is innermost; who nests deeper wants to take up time
-SHORT_TITLE = 40  # characters; a first paragraph without a sentence end below this is a title line
+MAX_ROUNDS = 100  # of removing the innermost matches; deeper nesting is hostile input
+MAX_TITLE_CHARS = 40  # of a first paragraph without a sentence end that counts as a title line
 SENTENCE_END = re.compile(r"[。！？]+[”’」』\"']*")
 BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
 
@@ -25,42 +24,42 @@ BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
 def drop_title(text, title=""):
     """The text without its title line: the part before the first blank line, if that is the title.
 
-    It is one when it equals `title`, or is short and has no sentence end (Hugging Face's Wikipedia
-    texts have no title line; their first paragraph must stay).
+    It is a title if it equals `title`, or if it is short and has no sentence end. Other first paragraphs stay: the
+    texts of Hugging Face's Wikipedia have no title line.
     """
     text = text.lstrip()
-    if title and text.startswith(f"{title}\n\n"):  # as most have it
+    if title and text.startswith(f"{title}\n\n"):  # the common case, without a regular expression
         return text[len(title) + 2 :] if "\n" not in title else text
     match = BLANK_LINE.search(text)
     if not match:
         return text
     head = text[: match.start()].strip()
     is_title = head == title.strip() or (
-        len(head) <= SHORT_TITLE and "\n" not in head and not SENTENCE_END.search(head)
+        len(head) <= MAX_TITLE_CHARS and "\n" not in head and not SENTENCE_END.search(head)
     )
     return text[match.end() :] if is_title else text
 
 
 def may_have_litter(text):
-    """Whether to look for litter is worth it; the expression takes ten times as long."""
+    """Whether a text can contain litter; a quick test, as the regular expression takes ten times as long."""
     return (
         "\n" in text or "（" in text or "(" in text or "《》" in text or "“”" in text or "「」" in text or "<" in text
         or "-{" in text or "\r" in text
     )  # fmt: skip
 
 
-def clean(text):
-    """The text without the dump's litter and line breaks, again and again: `（《》）` goes whole."""
+def drop_litter(text):
+    """The text without the dump's litter and line breaks, repeatedly, so that the nested `（《》）` is removed too."""
     if may_have_litter(text):
-        for _ in range(MOST_ROUNDS):
+        for _ in range(MAX_ROUNDS):
             text, found = LITTER.subn("", text)
             if not found:
                 break
     return text.strip()
 
 
-# Control characters but tab and line ends; soft hyphens; zero-width and direction marks; byte order marks.
-CONTROLS = re.compile(
+# Control characters except tab and line ends; soft hyphens; zero-width and direction marks; byte order marks.
+CONTROL_CHARACTERS = re.compile(
     "[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u034f\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
 )
 
@@ -69,7 +68,8 @@ CONTROLS = re.compile(
 def plain_forms():
     """{character: its NFKC form} of compatibility letters, digits and spaces.
 
-    Punctuation keeps its full width, and what is small, raised, circled or a fraction its meaning: ² is not 2.
+    Excluded are punctuation, which stays full-width, and forms with a meaning of their own: superscripts, subscripts,
+    circled characters and fractions (² is not 2).
     """
     forms = {}
     for code in range(0xA0, sys.maxunicode + 1):
@@ -78,7 +78,7 @@ def plain_forms():
         kind = unicodedata.decomposition(character).partition(">")[0]
         if plain == character or kind in ("<super", "<sub", "<circle", "<fraction", "<square"):
             continue
-        # Arabic and Hangul compose by rules of their own; only what stands for Latin, kana or Han is meant.
+        # Forms that contain other categories (composed Arabic, Hangul) are left as they are.
         category = unicodedata.category(character)
         if category == "Zs":
             forms[character] = " "
@@ -89,6 +89,7 @@ def plain_forms():
 
 @functools.cache
 def compatibility_pattern():
+    """A regular expression of the characters of `plain_forms`."""
     codes = sorted(map(ord, plain_forms()))
     ranges, first = [], codes[0]
     for code, following in zip(codes, [*codes[1:], -1], strict=True):
@@ -100,29 +101,31 @@ def compatibility_pattern():
 
 def drop_controls(text):
     """The text without control and zero-width characters."""
-    return CONTROLS.sub("", text)
+    return CONTROL_CHARACTERS.sub("", text)
 
 
-def plain_widths(text):
-    """The text with full-width letters and digits, and other compatibility forms, made plain."""
+def normalize_widths(text):
+    """The text with full-width letters and digits, and other compatibility forms, replaced by their NFKC form."""
     forms = plain_forms()
     return compatibility_pattern().sub(lambda match: forms[match[0]], text)
 
 
 @functools.cache
-def converter():
-    import opencc  # only who asks for the step needs it loaded
+def opencc_converter():
+    """OpenCC's converter from traditional to simplified characters."""
+    import opencc  # imported only where the step is on
 
     return opencc.OpenCC("t2s")
 
 
 def simplify(text):
     """The text in simplified characters."""
-    return converter().convert(text)
+    return opencc_converter().convert(text)
 
 
 TEMPLATE_SIGNS = ("{{", "{|", "|}", "}}", "[", "<", "&", "__", "thumb|", "缩略图|", "縮圖|")
-# Innermost first, so that nested ones go whole; none looks past the start of the next, so that time stays linear.
+# Only innermost ones match, so that nested ones are removed from the inside out. No pattern looks past the start of
+# the next match, so that time stays linear.
 TEMPLATES = re.compile(
     r"<!--(?:(?!<!--).)*?-->|<ref\b[^<>]*/>|<ref\b[^<>]*>[^<]*(?:<(?!/?ref\b)[^<]*)*</ref>|"
     r"\{\{[^{}]*\}\}|\{\|(?:(?!\{\||\{\{).)*?\|\}|"
@@ -139,10 +142,10 @@ STRAY = re.compile(
 
 
 def drop_templates(text):
-    """The text without remnants of templates, tables, references and tags; of a link its words stay."""
+    """The text without remnants of templates, tables, references and tags; the words of a link stay."""
     if not any(sign in text for sign in TEMPLATE_SIGNS):
         return text
-    for _ in range(MOST_ROUNDS):
+    for _ in range(MAX_ROUNDS):
         text, templates = TEMPLATES.subn("", text)
         text, links = LINKS.subn(lambda match: match[1] or match[2] or "", text)
         if not templates + links:
@@ -154,7 +157,7 @@ LETTER_RUN = re.compile(r"[^\W\d_]+")
 
 
 def chinese_share(text):
-    """Share of Han characters among a text's letters, 0 to 1; 0 where it has none."""
+    """Share of Han characters among a text's letters, 0 to 1; 0 where it has no letters."""
     letters = sum(map(len, LETTER_RUN.findall(text)))
     return sum(map(len, HAN_RUN.findall(text))) / letters if letters else 0.0
 
@@ -163,26 +166,29 @@ REDIRECT = re.compile(r"\s*(?:#\s*(?:redirect|重定向)|(?:redirect|重定向)\
 AMBIGUOUS_TITLE = re.compile(r"[（(](?:消歧义|消歧義|disambiguation)[）)]\s*$")
 AMBIGUOUS = re.compile(r"(?:可以|可能|可)(?:是)?[指为為]{1,2}(?:下列|以下|：|:)|消歧[义義]页|消歧[义義]頁")
 LIST_TITLE = re.compile(r"列表$|^[^。]{0,20}(?:列表|年表|名单|名單)$")
-LIST_LINES = 5  # lines from which a page may be a list
-LIST_SHARE = 0.7  # of its lines that have no sentence end
+MIN_LIST_LINES = 5  # of a page that may be a list
+LIST_LINE_SHARE = 0.7  # of its lines without a sentence end, from which it is a list
+TITLED_LIST_LINE_SHARE = 0.5  # the same where its title says that it is a list
 
 
 def is_boilerplate(text, title=""):
-    """Whether a page, its line breaks still in it, is a disambiguation page, a redirect or a list of links."""
-    if REDIRECT.match(drop_title(text, title)) or AMBIGUOUS_TITLE.search(title) or AMBIGUOUS.search(text[:200]):
+    """Whether a page, with its line breaks, is a disambiguation page, a redirect or a list of links."""
+    body = drop_title(text, title)
+    if REDIRECT.match(body) or AMBIGUOUS_TITLE.search(title) or AMBIGUOUS.search(text[:200]):
         return True
-    lines = [line for line in drop_title(text, title).splitlines() if line.strip()]
-    bare = sum(not SENTENCE_END.search(line) for line in lines)
-    return len(lines) >= LIST_LINES and bare >= len(lines) * (0.5 if LIST_TITLE.search(title) else LIST_SHARE)
+    lines = [line for line in body.splitlines() if line.strip()]
+    without_end = sum(not SENTENCE_END.search(line) for line in lines)
+    least_share = TITLED_LIST_LINE_SHARE if LIST_TITLE.search(title) else LIST_LINE_SHARE
+    return len(lines) >= MIN_LIST_LINES and without_end >= len(lines) * least_share
 
 
-# What a text goes through, be it an article's or a question's, by step.
-CHARACTER_STEPS = {"controls": drop_controls, "widths": plain_widths, "simplify": simplify}
-# What an article's text goes through besides, by step: `step(text, title)`.
+# Steps that change the characters of any text, an article's or a question's: `step(text)`.
+CHARACTER_STEPS = {"controls": drop_controls, "widths": normalize_widths, "simplify": simplify}
+# Further steps that change an article's text: `step(text, title)`.
 ARTICLE_STEPS = {
     "templates": lambda text, title: drop_templates(text),
     "title": drop_title,
-    "litter": lambda text, title: clean(text),
+    "litter": lambda text, title: drop_litter(text),
 }
 
 
@@ -201,9 +207,9 @@ class CharacterCleaner:
 
 
 class Cleaner(CharacterCleaner):
-    """The steps that `settings.clean` names, in the order of CLEANING, for articles.
+    """All steps that `settings.clean` names, in the order of `CLEANING`, for articles.
 
-    changed, dropped: Counter of the articles that each step changed or dropped.
+    changed, dropped: Counters of the articles that each step changed or dropped.
     """
 
     def __init__(self, settings):
@@ -214,27 +220,28 @@ class Cleaner(CharacterCleaner):
         self.changed, self.dropped = Counter(), Counter()
 
     def clean(self, article):
-        """(text, None) of an article, or ("", reason) where a step drops it."""
+        """(cleaned text, None) of an `Article`, or ("", reason) where a step drops it."""
         text, title = article.text, article.title
         for name, step in self.characters:
             after, title = step(text), step(title)
             if after != text:
                 text = after
                 self.changed[name] += 1
-        is_page = "boilerplate" not in self.drops or not is_boilerplate(text, title)  # its line breaks still in it
+        # Boilerplate is recognized before the line breaks are removed.
+        boilerplate = "boilerplate" in self.drops and is_boilerplate(text, title)
         for name, step in self.article_steps:
             after = step(text, title)
             if after != text:
                 text = after
                 self.changed[name] += 1
-        text = bounded_spaces(text)  # what stood between them may have gone
-        reason = self._reason(text, is_page) if self.drops else None
+        text = bounded_spaces(text)  # the steps may have joined runs of spaces
+        reason = self._drop_reason(text, boilerplate) if self.drops else None
         return ("", reason) if reason else (text, None)
 
-    def _reason(self, text, is_page):
+    def _drop_reason(self, text, boilerplate):
         """Why a step drops an article of this cleaned text, or None."""
         reasons = {
-            "boilerplate": not is_page and "boilerplate",
+            "boilerplate": boilerplate and "boilerplate",
             "short": len(text) < self.min_chars and f"fewer than {self.min_chars} characters",
             "foreign": chinese_share(text) < self.min_chinese_share and f"less than {self.min_chinese_share:g} Chinese",
         }

@@ -1,8 +1,8 @@
-"""Cutting a text into rows: at sentences, where one is too long at clauses, and only then between characters.
+"""Cutting a text into rows: at sentence ends; in a sentence that is too long at clauses, and otherwise at characters.
 
-A text is encoded once, and rows are pieces of its ids: where a token ends at the end of a sentence, byte pairs that
-were merged before it and behind it are those of the two parts alone, so that a row has the ids that its text has (but
-where a run of line breaks, which cleaning takes out, ends it).
+A text is encoded once, and its rows are slices of its ids. If a token ends exactly at the end of a sentence, encoding
+the whole text and slicing the ids gives the same ids as encoding each part. (Exception: a run of line breaks at that
+place, which the cleaning step `litter` removes.)
 """
 
 import itertools
@@ -16,112 +16,114 @@ import numpy as np
 from minigpt.common.errors import UserError
 from minigpt.corpus.cleaning import SENTENCE_END
 
-CLAUSE_END = re.compile(r"[，；]")
-UNSPACED_CHARACTER = re.compile(r"\S(?=\S)", re.DOTALL)  # spaces stay with what follows them, as their tokens do
+CLAUSE_COMMA = re.compile(r"[，；]")
+UNSPACED_CHARACTER = re.compile(r"\S(?=\S)", re.DOTALL)  # spaces stay with what follows them, as in tokens
 CHARACTER = re.compile(r".", re.DOTALL)
-CLOSING = "”’」』\"'"
+CLOSING_QUOTES = "”’」』\"'"
 
 
 def last_sentence_end(text):
     """Position behind the last sentence end and its closing quotes; 0 where there is none."""
     end = max(text.rfind("。"), text.rfind("！"), text.rfind("？")) + 1
-    while 0 < end < len(text) and text[end] in CLOSING:
+    while 0 < end < len(text) and text[end] in CLOSING_QUOTES:
         end += 1
     return end
 
 
-def positions(pattern, text, start=0, end=None):
+def match_ends(pattern, text, start=0, end=None):
     """Positions in text behind each match of `pattern` in text[start:end]."""
     return [match.end() for match in pattern.finditer(text, start, len(text) if end is None else end)]
 
 
-class Tokens:
-    """The ids of a text, and which positions in the text a token ends at. ids: where they are known already."""
+class TextTokens:
+    """The ids of a text, and the positions at which tokens end. ids: where they are known already."""
 
     def __init__(self, text, tokenizer, ids=None):
-        self.text, self.ids = text, tokenizer.encode_array(text) if ids is None else ids
-        self.tokenizer, self.lengths = tokenizer, tokenizer.token_lengths
+        self.text = text
+        self.tokenizer = tokenizer
+        self.ids = tokenizer.encode_array(text) if ids is None else ids
 
     @cached_property
     def ends(self):
-        """Where each token ends, in bytes."""
-        return np.cumsum(self.lengths[self.ids])
+        """(tokens,) where each token ends, in bytes."""
+        return np.cumsum(self.tokenizer.token_lengths[self.ids])
 
-    def marks(self, places):
-        """[(tokens before, position)] of the ascending positions in the text that a token ends at."""
-        in_bytes = np.cumsum([len(self.text[a:b].encode()) for a, b in itertools.pairwise([0, *places])])
-        at = np.searchsorted(self.ends, in_bytes)
-        whole = self.ends[np.minimum(at, len(self.ends) - 1)] == in_bytes
+    def cuts_at(self, positions):
+        """[(tokens before, position)] of those ascending positions in the text at which a token ends."""
+        n_bytes = np.cumsum([len(self.text[a:b].encode()) for a, b in itertools.pairwise([0, *positions])])
+        last_tokens = np.searchsorted(self.ends, n_bytes)
+        is_token_end = self.ends[np.minimum(last_tokens, len(self.ends) - 1)] == n_bytes
         return [
-            (int(n) + 1, place)
-            for n, place, right in zip(at, places, whole, strict=True)
-            if right and not self.text.startswith("'", place)  # GPT-2's table has 's and its like as one
+            (int(token) + 1, position)
+            for token, position, is_end in zip(last_tokens, positions, is_token_end, strict=True)
+            if is_end and not self.text.startswith("'", position)  # GPT-2's tokenizer has tokens such as 's
         ]
 
 
-def refined(tokens, marks, limit):
-    """Marks, with further ones where more than `limit` tokens lie between two."""
-    for pattern in (CLAUSE_END, UNSPACED_CHARACTER, CHARACTER):
+def add_finer_cuts(tokens, cuts, limit):
+    """The cuts, with further ones at clauses and characters where more than `limit` tokens are between two."""
+    for pattern in (CLAUSE_COMMA, UNSPACED_CHARACTER, CHARACTER):
         finer = []
-        for before, mark in itertools.pairwise([(0, 0), *marks]):
-            if mark[0] - before[0] > limit:
-                places = positions(pattern, tokens.text, before[1], mark[1])
-                finer += [m for m in tokens.marks(places) if before[0] < m[0] < mark[0]]
-            finer.append(mark)
-        marks = finer
-    return marks
+        for before, cut in itertools.pairwise([(0, 0), *cuts]):
+            if cut[0] - before[0] > limit:
+                positions = match_ends(pattern, tokens.text, before[1], cut[1])
+                finer += [c for c in tokens.cuts_at(positions) if before[0] < c[0] < cut[0]]
+            finer.append(cut)
+        cuts = finer
+    return cuts
 
 
 def cut_truncate(text, tokenizer, limit):
-    """([(ids, n_chars)] of one row, tail_chars): the article up to the last full sentence that fits `limit` tokens.
+    """([(ids, n_chars)] of one row, characters cut off): the article up to the last sentence that fits `limit` tokens.
 
     [] where not even the first sentence fits, or there is no sentence end.
     """
     end, window = last_sentence_end(text), limit
     until = 0
     while until < end:
-        # Only so much of a long article is encoded as a row may take.
-        place = SENTENCE_END.search(text, window)
-        until = min(end, place.end() if place else end)
-        tokens = Tokens(text[:until], tokenizer)
+        # Encode only about as much of a long article as fits into a row.
+        match = SENTENCE_END.search(text, window)
+        until = min(end, match.end() if match else end)
+        tokens = TextTokens(text[:until], tokenizer)
         if len(tokens.ids) > limit:
-            return truncated(tokens, limit), len(text) - sum(n for _, n in truncated(tokens, limit))
+            rows = truncate_tokens(tokens, limit)
+            return rows, len(text) - sum(n_chars for _, n_chars in rows)
         window *= 2
     return ([(tokens.ids, end)] if end else []), len(text) - end
 
 
-def truncated(tokens, limit):
-    """[(ids, n_chars)] of the full sentences of `Tokens` that fit, [] where none does."""
-    marks = [mark for mark in tokens.marks(positions(SENTENCE_END, tokens.text)) if mark[0] <= limit]
-    return [(tokens.ids[: marks[-1][0]], marks[-1][1])] if marks else []
+def truncate_tokens(tokens, limit):
+    """[(ids, n_chars)] of the sentences of `TextTokens` that fit into one row, [] where none does."""
+    cuts = [cut for cut in tokens.cuts_at(match_ends(SENTENCE_END, tokens.text)) if cut[0] <= limit]
+    return [(tokens.ids[: cuts[-1][0]], cuts[-1][1])] if cuts else []
 
 
 def cut_split(text, tokenizer, limit):
-    """([(ids, n_chars)] of several rows, tail_chars): all full sentences, in rows of at most `limit` tokens.
+    """([(ids, n_chars)] of several rows, characters cut off): all sentences, in rows of at most `limit` tokens.
 
-    A sentence longer than a row is cut at `，；`, then anywhere between two characters.
+    A sentence longer than a row is cut at `，；`, or else between any two characters.
     """
     end = last_sentence_end(text)
-    return (split(Tokens(text[:end], tokenizer), limit) if end else []), len(text) - end
+    return (split_tokens(TextTokens(text[:end], tokenizer), limit) if end else []), len(text) - end
 
 
-def split(tokens, limit):
-    """[(ids, n_chars)] of all of `Tokens`, in rows of at most `limit`."""
+def split_tokens(tokens, limit):
+    """[(ids, n_chars)] of all of `TextTokens`, in rows of at most `limit` tokens."""
     if len(tokens.ids) <= limit:
         return [(tokens.ids, len(tokens.text))]
-    marks = refined(tokens, tokens.marks(positions(SENTENCE_END, tokens.text)), limit)
-    counts = [count for count, _ in marks]
-    rows, start, place = [], 0, 0
+    cuts = add_finer_cuts(tokens, tokens.cuts_at(match_ends(SENTENCE_END, tokens.text)), limit)
+    counts = [count for count, _ in cuts]
+    rows, start, position = [], 0, 0
     while start < len(tokens.ids):
         last = bisect_right(counts, start + limit) - 1
-        if last < 0 or counts[last] <= start:  # no token ends where a character does, as in 恶恶恶恶 by GPT-2's
-            return rows + by_characters(tokens.text[place:], tokens.tokenizer, limit)
-        rows.append((tokens.ids[start : counts[last]], marks[last][1] - place))
-        start, place = marks[last]
+        if last < 0 or counts[last] <= start:  # no token ends at a character's end, as in GPT-2's 恶恶恶恶
+            return rows + split_by_characters(tokens.text[position:], tokens.tokenizer, limit)
+        rows.append((tokens.ids[start : counts[last]], cuts[last][1] - position))
+        start, position = cuts[last]
     return rows
 
 
-def by_characters(text, tokenizer, limit):
+def split_by_characters(text, tokenizer, limit):
     """[(ids, n_chars)] of a text, each character encoded by itself. Raises UserError where one is longer than a row."""
     rows, ids, n_chars = [], [], 0
     for character in text:
@@ -135,14 +137,15 @@ def by_characters(text, tokenizer, limit):
     return [*rows, (np.array(ids, dtype=more.dtype), n_chars)]
 
 
+# By the setting `overflow`: (text, tokenizer, limit) -> ([(ids, n_chars)], characters cut off).
 CUTS = {"truncate": cut_truncate, "split": cut_split}
 
 
 @dataclass
-class Cuts:
+class TextCuts:
     """What n texts were cut into, R rows in all."""
 
-    ids: np.ndarray  # of all rows, one behind the other
+    ids: np.ndarray  # of all rows, concatenated
     lengths: np.ndarray  # (R,) ids of each row
     characters: np.ndarray  # (R,)
     rows: np.ndarray  # (n,) rows of each text, 0 where none fits
@@ -150,36 +153,40 @@ class Cuts:
 
 
 def cut_all(texts, tokenizer, limit, overflow):
-    """The `Cuts` of texts, each as `CUTS[overflow]` cuts it; those that may fit a row are encoded by one call."""
+    """The `TextCuts` of texts, each as `CUTS[overflow]` cuts it.
+
+    Texts that may fit into a row are encoded by one call, which is faster.
+    """
     ends = [last_sentence_end(text) for text in texts]
-    # Of a long text, truncating encodes its start alone.
+    # Of a long text, truncating encodes only the beginning.
     together = [i for i, end in enumerate(ends) if end > 0 and (end <= limit or overflow == "split")]
     bodies = [texts[i] if ends[i] == len(texts[i]) else texts[i][: ends[i]] for i in together]
     encoded = tokenizer.encode_joined(bodies) if bodies else None
+    # The common case: each text is one row.
     if encoded and encoded[1].max() <= limit and len(together) == len(texts):
         ends = np.array(ends)
         rows = np.ones(len(texts), dtype=np.int64)
-        return Cuts(*encoded, ends, rows, np.array(list(map(len, texts))) - ends)
-    found = dict(zip(together, np.split(encoded[0], np.cumsum(encoded[1])[:-1]), strict=True)) if encoded else {}
-    return gathered([cut_one(text, tokenizer, limit, overflow, found.get(i)) for i, text in enumerate(texts)])
+        return TextCuts(*encoded, ends, rows, np.array(list(map(len, texts))) - ends)
+    known = dict(zip(together, np.split(encoded[0], np.cumsum(encoded[1])[:-1]), strict=True)) if encoded else {}
+    return join_cuts([cut_text(text, tokenizer, limit, overflow, known.get(i)) for i, text in enumerate(texts)])
 
 
-def cut_one(text, tokenizer, limit, overflow, ids):
-    """What `CUTS[overflow]` gives for a text; ids: of all up to its last sentence end, where they are known."""
+def cut_text(text, tokenizer, limit, overflow, ids):
+    """What `CUTS[overflow]` gives for a text; ids: those up to its last sentence end, or None if they are not known."""
     if ids is None:
         return CUTS[overflow](text, tokenizer, limit)
     end = last_sentence_end(text)
     if len(ids) <= limit:
         return [(ids, end)], len(text) - end
-    tokens = Tokens(text[:end], tokenizer, ids)
-    rows = split(tokens, limit) if overflow == "split" else truncated(tokens, limit)
+    tokens = TextTokens(text[:end], tokenizer, ids)
+    rows = split_tokens(tokens, limit) if overflow == "split" else truncate_tokens(tokens, limit)
     return rows, len(text) - sum(n_chars for _, n_chars in rows)
 
 
-def gathered(cuts):
-    """The `Cuts` of [(rows, tail_chars), …]."""
+def join_cuts(cuts):
+    """The `TextCuts` of [(rows, characters cut off), …]."""
     rows = [row for of_text, _ in cuts for row in of_text]
-    return Cuts(
+    return TextCuts(
         np.concatenate([ids for ids, _ in rows]) if rows else np.zeros(0, dtype=np.uint16),
         np.array([len(ids) for ids, _ in rows], dtype=np.int64),
         np.array([n_chars for _, n_chars in rows], dtype=np.int64),

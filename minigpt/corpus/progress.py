@@ -1,4 +1,7 @@
-"""What becomes of prepared blocks: duplicates go, rows are written, everything is counted, and a kill costs little."""
+"""Consumes prepared blocks in order: drops duplicates, writes rows, counts everything, and saves its state.
+
+A run that was killed resumes from the last state that was saved.
+"""
 
 import json
 import os
@@ -10,41 +13,43 @@ import numpy as np
 
 from minigpt.common.files import replace_file, write_atomic
 from minigpt.corpus.cleaning import Cleaner
-from minigpt.corpus.keys import KeySet
-from minigpt.corpus.mixing import input_of
-from minigpt.corpus.near import NearDuplicates
-from minigpt.corpus.readers import unit_of
-from minigpt.corpus.records import Problems, read_heldout
+from minigpt.corpus.dedup import KeySet, NearDuplicates
+from minigpt.corpus.pipeline import input_of
+from minigpt.corpus.readers.files import record_unit
+from minigpt.corpus.records import Problems
+from minigpt.corpus.report import CorpusStatistics, write_report
 from minigpt.corpus.row_files import padded_rows
-from minigpt.corpus.statistics import Statistics
+from minigpt.corpus.splits import read_heldout
 from minigpt.settings.stages import CLEANING
 
-DUPLICATE, NEAR_DUPLICATE = "exact duplicate", "near duplicate"
-STATE, SYNCED, REPORT = "state.json", "synced.json", "report.html"
-SYNC_SECONDS = 60.0  # of work that a power cut costs at most; a disk is slow to take all there is
-BOOT_SECONDS = 30.0  # by which two readings of when the machine was started may differ
-STRETCH_BYTES = 4 << 20  # of rows that are made at once
-VERSION = 1  # of what a state means
-# Settings that change no row.
-INDIFFERENT = {"workers", "data_dir"}
+DUPLICATE = "exact duplicate"
+NEAR_DUPLICATE = "near duplicate"
+STATE_FILE = "state.json"
+SYNCED_STATE_FILE = "synced.json"
+REPORT_FILE = "report.html"
+SYNC_SECONDS = 60.0  # most work that a power cut costs; syncing more often would be slow
+MAX_BOOT_DIFFERENCE_S = 30.0  # between two readings of the time at which the machine was started
+ROW_BUFFER_BYTES = 4 << 20  # rows that are made at once
+STATE_VERSION = 1
+SAVED_COUNTS = ("articles", "kept", "numbered", "lost")  # attributes that are saved as they are
+SETTINGS_WITHOUT_EFFECT = {"workers", "data_dir"}  # on the rows
 
 
 def fingerprint(settings, files, tokenizer):
-    """Text that tells whether a broken-off preparation was of the same files, settings and table."""
-    used = {name: value for name, value in settings.to_dict().items() if name not in INDIFFERENT}
-    stats = [(path, os.stat(path)) for path in files]
-    told = {
-        "version": VERSION,
+    """JSON that is the same for two preparations if they have the same files, settings and tokenizer."""
+    used = {name: value for name, value in settings.to_dict().items() if name not in SETTINGS_WITHOUT_EFFECT}
+    content = {
+        "version": STATE_VERSION,
         "settings": used,
         "heldout": sorted(read_heldout(settings.heldout)),
         "table": tokenizer.sha256,
-        "files": [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats],
+        "files": [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files],
     }
-    return json.dumps(told, ensure_ascii=False, sort_keys=True)
+    return json.dumps(content, ensure_ascii=False, sort_keys=True)
 
 
 def read_state(path):
-    """What was saved of a preparation, or None."""
+    """The saved state of a preparation, or None."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -52,47 +57,53 @@ def read_state(path):
 
 
 def boot_time():
-    """When the machine was started, about, in seconds since 1970; time that it slept is left out."""
+    """About when the machine was started, in seconds since 1970; time in which it slept is left out."""
     return time.time() - time.monotonic()
 
 
-class Tally:
-    """The blocks of one preparation, taken in order; `with` opens and closes what it keeps on the disk.
+class PrepareProgress:
+    """One preparation's blocks, taken in order. `with` opens and closes its files.
 
-    place: (file, blocks of it) that are done; read: bytes of all files; kept: articles that became rows.
+    place: (index of a file, blocks of it that are done); n_bytes: read of all files; kept: articles that became rows.
     """
 
-    def __init__(self, settings, writer, told):
-        self.settings, self.writer, self.told = settings, writer, told
-        self.is_near = "near" in settings.clean
-        self.problems, self.steps = Problems(), {"changed": Counter(), "dropped": Counter()}
-        self.place, self.read, self.articles, self.kept, self.lost = (0, 0), 0, 0, 0, 0
-        self.numbered = 0  # articles that were asked whether they repeat another
-        self.heldout, self.inputs = set(), {name: Counter() for name in settings.input_dir}
-        self.statistics = Statistics() if settings.report else None
+    def __init__(self, settings, writer, own_fingerprint):
+        self.settings = settings
+        self.writer = writer
+        self.fingerprint = own_fingerprint
+        self.problems = Problems()
+        self.steps = {"changed": Counter(), "dropped": Counter()}
+        self.place = (0, 0)
+        self.n_bytes, self.articles, self.kept, self.lost = 0, 0, 0, 0
+        self.numbered = 0  # articles that were compared with earlier ones
+        self.heldout = set()
+        self.inputs = {name: Counter() for name in settings.input_dir}
+        self.statistics = CorpusStatistics() if settings.report else None
         self.background, self.saving = ThreadPoolExecutor(1, "save"), None
-        self.synced = time.monotonic()
+        self.last_sync = time.monotonic()
 
     def __enter__(self):
         folder = self.writer.partial
         self.keys = KeySet(folder)
-        states = [state for state in map(read_state, (folder / STATE, folder / SYNCED)) if state]
-        ours = [state for state in states if state["told"] == self.told]
+        # Resume from the newest state of the same preparation whose rows and keys are there.
+        states = [state for state in map(read_state, (folder / STATE_FILE, folder / SYNCED_STATE_FILE)) if state]
+        ours = [state for state in states if state["told"] == self.fingerprint]
         ours.sort(key=lambda state: state["place"], reverse=True)
-        state = next(filter(self._is_whole, ours), None)
+        state = next(filter(self._is_complete, ours), None)
         if not state:
             if states:
-                why = "not whole" if ours else "of other files or settings"
-                print(f"what is left of an earlier preparation is {why}: beginning anew")
-            for left in [folder / STATE, folder / SYNCED, *folder.glob("*.db*")]:
+                why = "is not complete" if ours else "has other files or settings"
+                print(f"the interrupted preparation {why}: starting again")
+            for left in [folder / STATE_FILE, folder / SYNCED_STATE_FILE, *folder.glob("*.db*")]:
                 left.unlink(missing_ok=True)
-        self.near = NearDuplicates(folder / "near.db", self.settings.near_share) if self.is_near else None
-        self._take_up(state)
+        is_near = "near" in self.settings.clean
+        self.near = NearDuplicates(folder / "near.db", self.settings.near_share) if is_near else None
+        self._resume(state)
         return self
 
-    def _is_whole(self, state):
-        """Whether what a state tells of is there: on the disk, or written since the machine was started."""
-        written = state["synced"] or abs(state["boot"] - boot_time()) < BOOT_SECONDS
+    def _is_complete(self, state):
+        """Whether the rows and keys of a state exist: synced to the disk, or written since the machine was started."""
+        written = state["synced"] or abs(state["boot"] - boot_time()) < MAX_BOOT_DIFFERENCE_S
         return written and self.writer.has(state["counts"]) and self.keys.has(state["keys"])
 
     def __exit__(self, *_):
@@ -102,26 +113,26 @@ class Tally:
             self.near.close()
 
     def add(self, block, files):
-        """Take the next `Prepared`."""
-        new = self._new_ones(block)
+        """Takes the next `PreparedBlock`; files: all files in order."""
+        new = self._find_new(block)
         self.articles += block.articles
         self.kept += int(new.sum())
-        self.lost += int(block.lost[new].sum())
+        self.lost += int(block.cuts.lost[new].sum())
         self.heldout |= block.heldout
         for name, counts in block.steps.items():
             self.steps[name].update(counts)
         if self.statistics:
             self.statistics.merge(block.statistics)
-        self._write(block, new)
+        self._write_rows(block, new)
         index = self.place[0]
         self.place = (index, self.place[1] + 1)
         while files[index] != block.path:
             index += 1
             self.place = (index, 1)
-        self.read += block.read
+        self.n_bytes += block.n_bytes
 
-    def _new_ones(self, block):
-        """(n,) of bool: which articles repeat none; the others, and those dropped before, go to `problems`."""
+    def _find_new(self, block):
+        """(n,) of bool: which articles repeat none. The others, and those dropped before, are added to `problems`."""
         new = self.keys.add(block.keys)
         dropped = [*block.dropped, *((block.numbers[i], DUPLICATE) for i in np.flatnonzero(~new))]
         for i in np.flatnonzero(new) if self.near else ():
@@ -134,82 +145,80 @@ class Tally:
         self.numbered += len(new)
         if self.statistics:
             for i in np.flatnonzero(~new):
-                self.statistics.after.add(block.texts[i], -1)
-                reason = next(reason for number, reason in dropped if number == block.numbers[i])
-                self.statistics.example(
-                    reason, f"{block.path}, {unit_of(block.path)} {block.numbers[i]}", block.texts[i]
-                )
+                number, text = block.numbers[i], block.texts[i]
+                self.statistics.after.add(text, -1)
+                reason = next(reason for other, reason in dropped if other == number)
+                self.statistics.add_example(reason, f"{block.path}, {record_unit(block.path)} {number}", text)
         return new
 
-    def _write(self, block, new):
-        times = np.where(block.in_train, block.takes, 1) * new
+    def _write_rows(self, block, new):
+        """Writes the rows of a block's new articles, each as often as it is used in its part."""
+        repeats = np.where(block.in_train, block.repeats, 1) * new
         counts = self.inputs[input_of(block.path, self.settings.input_dir)]
-        starts = np.concatenate([[0], np.cumsum(block.lengths)])
-        # In stretches of a few mebibytes, however wide a row is and however often it is taken.
-        stretch = max(1, STRETCH_BYTES // (2 * self.writer.block_size))
-        chosen = {
-            "train": np.repeat(np.where(block.in_train, times, 0), block.rows),
-            "val": np.repeat(np.where(block.in_train, 0, times), block.rows),
+        cuts = block.cuts
+        starts = np.concatenate([[0], np.cumsum(cuts.lengths)])
+        repeats_by_part = {
+            "train": np.repeat(np.where(block.in_train, repeats, 0), cuts.rows),
+            "val": np.repeat(np.where(block.in_train, 0, repeats), cuts.rows),
         }
-        for first in range(0, len(block.lengths), stretch):
-            lengths = block.lengths[first : first + stretch]
-            ids = block.ids[starts[first] : starts[first + len(lengths)]]
+        # Make a few mebibytes of rows at once, however wide a row is and however often it is used.
+        n_at_once = max(1, ROW_BUFFER_BYTES // (2 * self.writer.block_size))
+        for first in range(0, len(cuts.lengths), n_at_once):
+            lengths = cuts.lengths[first : first + n_at_once]
+            characters = cuts.characters[first : first + n_at_once]
+            ids = cuts.ids[starts[first] : starts[first + len(lengths)]]
             rows = padded_rows(ids, lengths, self.writer.block_size, self.writer.tokenizer)
-            for part, of_part in chosen.items():
-                here = of_part[first : first + stretch]
+            for part, repeats_of_rows in repeats_by_part.items():
+                here = repeats_of_rows[first : first + n_at_once]
                 order = np.repeat(np.arange(len(here)), here)
-                for some in np.split(order, range(stretch, len(order), stretch)):
+                for some in np.split(order, range(n_at_once, len(order), n_at_once)):
                     tokens = int(lengths[some].sum()) + len(some)
-                    characters = block.characters[first : first + stretch][some].sum()
-                    whole = len(some) == len(rows) and (here == 1).all()
-                    self.writer.add_rows(part, rows if whole else rows[some], tokens, characters)
+                    is_all = len(some) == len(rows) and (here == 1).all()  # then no copy is needed
+                    self.writer.add_rows(part, rows if is_all else rows[some], tokens, characters[some].sum())
                     counts["rows"] += len(some)
                     counts["tokens"] += tokens
 
     def save(self):
-        """Keep all that was done, so that a kill costs what comes after it at most; each minute also on the disk.
+        """Saves the state, so that a kill costs only later work; every SYNC_SECONDS also on the disk.
 
-        In the background, as a disk may take seconds, in which the workers would have nothing to do.
+        This is done in the background: a disk may take seconds, during which the workers would be idle.
         """
         if self.saving and not self.saving.done():
             return
         self.wait()
-        synced = time.monotonic() - self.synced > SYNC_SECONDS
+        is_synced = time.monotonic() - self.last_sync > SYNC_SECONDS
         self.writer.flush()
         self.keys.flush()
         if self.near:
             self.near.flush()
-        state = {**self._state(), "synced": synced, "boot": boot_time()}
+        state = {**self._state(), "synced": is_synced, "boot": boot_time()}
         text = json.dumps(state, ensure_ascii=False).encode(errors="backslashreplace")
-        self.saving = self.background.submit(self._keep, text, synced)
+        self.saving = self.background.submit(self._write_state, text, is_synced)
 
-    def _keep(self, state, synced):
-        if synced:
+    def _write_state(self, state, is_synced):
+        if is_synced:
             self.writer.sync()
             self.keys.sync()
-            write_atomic(self.writer.partial / SYNCED, lambda file: file.write(state))
-            self.synced = time.monotonic()
+            write_atomic(self.writer.partial / SYNCED_STATE_FILE, lambda file: file.write(state))
+            self.last_sync = time.monotonic()
         else:
-            new = self.writer.partial / (STATE + ".new")
+            new = self.writer.partial / (STATE_FILE + ".new")
             new.write_bytes(state)
-            replace_file(new, self.writer.partial / STATE)
+            replace_file(new, self.writer.partial / STATE_FILE)
 
     def wait(self):
-        """Wait until what is being saved is on the disk. Raises OSError where it could not be put there."""
+        """Waits until the state that is being saved is written. Raises OSError where it could not be written."""
         saving, self.saving = self.saving, None
         if saving:
             saving.result()
 
     def _state(self):
-        """All that a run that goes on needs, as a dict for JSON."""
+        """All that a run that resumes needs, as a dict for JSON."""
         return {
-            "told": self.told,
+            "told": self.fingerprint,
             "place": self.place,
-            "read": self.read,
-            "articles": self.articles,
-            "kept": self.kept,
-            "numbered": self.numbered,
-            "lost": self.lost,
+            "read": self.n_bytes,
+            **{name: getattr(self, name) for name in SAVED_COUNTS},
             "heldout": sorted(self.heldout),
             "inputs": self.inputs,
             "steps": self.steps,
@@ -219,31 +228,31 @@ class Tally:
             "statistics": self.statistics.to_dict() if self.statistics else None,
         }
 
-    def _take_up(self, state):
-        """Go on from a state, or from nothing."""
+    def _resume(self, state):
+        """Takes up a state, or starts from nothing."""
         if not state:
-            self.keys.go_on(0)
-            self.writer.go_on({part: dict.fromkeys(counts, 0) for part, counts in self.writer.counts.items()})
+            self.keys.resume(0)
+            self.writer.resume({part: dict.fromkeys(counts, 0) for part, counts in self.writer.counts.items()})
             return
-        self.place, self.read = tuple(state["place"]), state["read"]
-        self.articles, self.kept, self.lost = state["articles"], state["kept"], state["lost"]
-        self.numbered = state["numbered"]
+        self.place, self.n_bytes = tuple(state["place"]), state["read"]
+        for name in SAVED_COUNTS:
+            setattr(self, name, state[name])
         self.heldout = set(state["heldout"])
         self.inputs = {name: Counter(counts) for name, counts in state["inputs"].items()}
         self.steps = {name: Counter(counts) for name, counts in state["steps"].items()}
         self.problems.counts = Counter(state["problems"]["dropped"])
         self.problems.places = state["problems"]["first_dropped"]
         if self.statistics:
-            self.statistics = Statistics.from_dict(state["statistics"])
-        self.writer.go_on(state["counts"])
-        self.keys.go_on(state["keys"])
+            self.statistics = CorpusStatistics.from_dict(state["statistics"])
+        self.writer.resume(state["counts"])
+        self.keys.resume(state["keys"])
         if self.near:
-            self.near.go_on(self.numbered)
+            self.near.resume(self.numbered)
 
     def finish(self, files):
-        """Put the rows in place and write meta.json, and the report if asked for; returns the meta."""
-        text = Cleaner(self.settings).text
-        missing = sorted({text(subject) for subject in read_heldout(self.settings.heldout)} - self.heldout)
+        """Puts the rows in place and writes meta.json, and the report if asked for; returns the meta."""
+        clean_text = Cleaner(self.settings).text
+        missing = sorted({clean_text(subject) for subject in read_heldout(self.settings.heldout)} - self.heldout)
         if missing:
             print(f"warning: {len(missing)} held-out subjects have no article: {', '.join(missing[:5])}")
         steps = [step for step in CLEANING if step in self.settings.clean]
@@ -261,15 +270,13 @@ class Tally:
                 "sources": files,
             }
         )
-        page, page_place = self.writer.partial / REPORT, self.writer.folder / REPORT
+        report = self.writer.partial / REPORT_FILE
         if self.statistics:
-            from minigpt.corpus.report import write_report  # matplotlib takes its time
-
-            write_report(page, self.statistics, meta)
-        # From here on the rows leave the folder of what is unfinished: a run that is killed now begins anew.
-        for name in (STATE, SYNCED):
+            write_report(report, self.statistics, meta)
+        # From here on rows leave the folder of unfinished files: a run that is killed now must start again.
+        for name in (STATE_FILE, SYNCED_STATE_FILE):
             (self.writer.partial / name).unlink(missing_ok=True)
-        self.writer.place(meta)
+        self.writer.publish(meta)
         if self.statistics:
-            replace_file(page, page_place)
+            replace_file(report, self.writer.folder / REPORT_FILE)
         return meta

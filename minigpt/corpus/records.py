@@ -1,111 +1,129 @@
-"""Articles and questions as text: finding and reading them, and splitting them into parts."""
+"""Articles and questions: reading them from files of any format, and the forms that a question's row may have.
+
+| form | fields |
+|---|---|
+| pair | one of QUESTION_NAMES, one of ANSWER_NAMES |
+| alpaca | instruction, input (may be missing or empty), output, history ([[question, answer], …], may be missing) |
+| sharegpt | conversations: [{"from": "human" or "gpt" or "system", "value"}, …] |
+| openai | messages: [{"role": "user" or "assistant" or "system", "content"}, …] |
+"""
 
 import hashlib
 import os
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 from minigpt.common.errors import UserError
-from minigpt.corpus.conversations import chosen_turns, rows_in, turns_of
-from minigpt.corpus.fields import name_field, text_field
-from minigpt.corpus.parsing import rows_of
-from minigpt.corpus.readers import is_readable, read_blocks, unit_of
+from minigpt.corpus.readers.files import TEXT_SUFFIX, record_unit, split_suffixes
+from minigpt.corpus.readers.rows import parse_block, read_blocks
+from minigpt.tokenizer import bounded_spaces
 
-SHOWN_PROBLEMS = 10
+MAX_SHOWN_PROBLEMS = 10
+QUESTION_NAMES = ("question", "prompt", "问题")
+ANSWER_NAMES = ("answer", "reference", "output", "答案")
+# The form of a row by the first of these fields that it has. Data sets of messages may have a prompt, too.
+FORMS = {
+    "question": "pair", "问题": "pair", "instruction": "alpaca", "conversations": "sharegpt", "messages": "openai",
+    "prompt": "pair",
+}  # fmt: skip
+MESSAGE_ROLES = {
+    "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "bot": "assistant",
+    "chatgpt": "assistant", "system": "system", "developer": "system",
+}  # fmt: skip
 
 
 @dataclass
 class Article:
-    source: str  # the file it stands in
-    id: object  # as the file gives it; source and id together are its key
+    source: str  # its file
+    id: object  # as the file gives it; source and id together identify an article
     title: str
     text: str  # as the file gives it
-    subject: str  # what it is about: `subject`, else `title`, else the text's hash
+    subject: str  # `subject`, else `title`, else the text's hash
 
 
 @dataclass
 class Question:
     source: str
-    id: object  # of the article it was made from, or None
+    id: object  # of the article that it was made from, or None
     question: str
-    answer: str
-    subject: str = ""  # of its article, where the row tells it
+    answer: str  # "" where the row has none, and none is required
+    subject: str = ""  # of its article, where the row names it
+    kind: str = ""  # of its mistake, in rows of sentence correction
 
 
 class Problems:
-    """Counts what could not be used, by reason, and keeps where the first ten stood."""
+    """Counts the rows that could not be used, by reason, and keeps where the first ten are."""
 
     def __init__(self):
         self.counts = Counter()
         self.places = []
 
     def add(self, reason, path, line):
-        """One more row dropped for `reason`, which stood at `path`, `line` (or row)."""
+        """Counts a row that is dropped for `reason`, at `line` (or row) of the file `path`."""
         self.counts[reason] += 1
-        if len(self.places) < SHOWN_PROBLEMS:
-            self.places.append(f"{path}, {unit_of(path)} {line}: {reason}")
+        if len(self.places) < MAX_SHOWN_PROBLEMS:
+            self.places.append(f"{path}, {record_unit(path)} {line}: {reason}")
 
     def about(self):
-        """What a data folder's meta.json keeps of it."""
+        """The entries of a data folder's meta.json: {"dropped": {reason: count}, "first_dropped": [place]}."""
         return {"dropped": dict(self.counts), "first_dropped": self.places}
 
 
 def dropped_text(meta):
-    """Lines for a person: the first rows that were dropped, and how many for which reason."""
+    """Lines to print: the first rows that were dropped, and how many for which reason."""
     counts = ", ".join(f"{n} {reason}" for reason, n in meta["dropped"].items()) or "none"
     return "\n".join([*(f"  dropped: {place}" for place in meta["first_dropped"]), f"dropped: {counts}"])
 
 
-def find_files(folders, setting="input_dir", plain_text=False, leave_out=""):
-    """Sorted paths of all files of rows in folders (any depth), and of the files that are named directly.
+def read_rows(path, problems, progress=None, one_per_line=False):
+    """Yields (number, dict) of each row of a file; other records are added to `problems`.
 
-    These end in `.jsonl`, `.json` or `.parquet`, or have no ending, as wikiextractor writes them; all but parquet may
-    be packed (`.gz .bz2 .xz .zst`). plain_text: `.txt` files too. leave_out: a folder. Raises UserError when a folder
-    is not there, or there is no such file in all of them; `setting` is the one that the user gave them by.
+    The number is the line's, or in JSON arrays and Parquet the row's. `progress(n_bytes)` is called for bytes read.
+    one_per_line: as `read_blocks` takes it.
     """
-    if not any(folders):
-        raise UserError(f"{setting} is empty; name your folder of articles with --{setting}=…")
-    found = []
-    for folder in folders:
-        if not os.path.exists(folder):
-            raise UserError(f"input {folder} is not there; name your folder of articles with --{setting}=…")
-        if os.path.isfile(folder):
-            found.append(folder)
-        for root, inner, names in os.walk(folder):
-            # Hidden files (.DS_Store) and folders (.git) are nobody's articles, nor is what is no file, or gone.
-            inner[:] = [n for n in inner if not n.startswith(".") and not is_same(os.path.join(root, n), leave_out)]
-            paths = [os.path.join(root, n) for n in names if not n.startswith(".") and is_readable(n, plain_text)]
-            found += filter(os.path.isfile, paths)
-    if not found:
-        raise UserError(
-            f"no .jsonl, .json or .parquet file in {', '.join(map(str, folders))}; "
-            'a row is {"id", "title", "text"}, packed or not (.gz .bz2 .xz .zst)'
-        )
-    return sorted(dict.fromkeys(Path(f).as_posix() for f in found))
-
-
-def is_same(folder, other):
-    return bool(other) and os.path.abspath(folder) == os.path.abspath(other)
-
-
-def read_rows(path, problems, progress=None):
-    """Yields (number, dict) of each row of a file; what is no row is added to `problems`.
-
-    The number is the line's, or in a JSON array or table the row's. `progress(n_bytes)` is called for what is read.
-    """
-    for block in read_blocks(path):
-        for number, row, reason in rows_of(block):
+    for block in read_blocks(path, one_per_line):
+        for number, row, reason in parse_block(block):
             if reason:
                 problems.add(reason, path, number)
             else:
                 yield number, row
         if progress:
-            progress(block.read)
+            progress(block.n_bytes)
+
+
+# Fields
+
+
+def text_field(row, name):
+    """(text, None), or (None, reason) where the field is missing, empty, of a wrong type, or not valid text."""
+    text = row.get(name)
+    if not isinstance(text, str):
+        if name not in row:
+            return None, f'no "{name}"'
+        return None, f'"{name}" is nested' if isinstance(text, (dict, list)) else f'"{name}" is not a text'
+    if "\0" in text:
+        return None, "NUL character"
+    text = bounded_spaces(text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return None, "half of a surrogate pair"
+    return (text, None) if text and not text.isspace() else (None, f'"{name}" is empty')
+
+
+def name_field(row, name):
+    """A row's title or subject, "" where it has none; lone surrogates are removed."""
+    text = row.get(name)
+    if not isinstance(text, str):
+        return ""
+    return text.encode("utf-8", errors="ignore").decode().strip()
+
+
+# Articles
 
 
 def article_of(row, path, field="text"):
-    """(`Article`, None) of a row, or (None, reason). field: the one that its text is in, where it has it."""
+    """(`Article`, None) of a row, or (None, reason). field: the field of its text; `text` where the row lacks it."""
     text, reason = text_field(row, field if field in row else "text")
     if reason:
         return None, reason
@@ -114,87 +132,161 @@ def article_of(row, path, field="text"):
     return Article(path, row.get("id"), title, text, subject), None
 
 
-def read_articles(files, problems, progress=None):
-    """Yields (number, `Article`) of every row with a text; other rows go to `problems`."""
+def read_articles(files, problems, progress=None, field="text"):
+    """Yields (number, `Article`) of every row with a text; other rows are added to `problems`.
+
+    progress: as `read_rows` takes it; field: as `article_of` takes it.
+    """
     for path in files:
         for number, row in read_rows(path, problems, progress):
-            article, reason = article_of(row, path)
+            article, reason = article_of(row, path, field)
             if reason:
                 problems.add(reason, path, number)
             else:
                 yield number, article
 
 
-def read_questions(files, problems, progress=None, turns="each", forms=None):
-    """Yields (number, `Question`) of every row that is understood, one for each turn; other rows go to `problems`.
+# Questions
 
-    turns: as `conversations.chosen_turns` takes it. forms: a Counter of the forms that rows have had.
+
+def read_questions(files, problems, progress=None, turns="each", forms=None, answer_required=True):
+    """Yields (number, `Question`) of every question, one for each turn; other rows are added to `problems`.
+
+    Files may have every format of articles, and be CSV; a line of a `.txt` file is a question without an answer.
+    turns: as `select_turns` takes it. forms: a Counter that counts the rows' forms. answer_required: whether a row
+    without an answer is dropped.
     """
     for path in files:
-        rows = ((number, row) for number, line in read_rows(path, problems, progress) for row in rows_in(line))
-        for number, row in rows:
-            form, pairs, reason = turns_of(row)
+        is_text = split_suffixes(path)[0] == TEXT_SUFFIX
+        lines = read_rows(path, problems, progress, one_per_line=True)
+        for number, row in ((number, row) for number, line in lines for row in expand_pairs(line)):
+            form, pairs, reason = parse_question_row({"question": row["text"]} if is_text else row, answer_required)
             if reason:
                 problems.add(reason, path, number)
                 continue
             if forms is not None:
                 forms[form] += 1
-            for question, answer in chosen_turns(pairs, turns):
-                yield (
-                    number,
-                    Question(path, row.get("id"), question.strip(), answer.strip(), name_field(row, "subject")),
-                )
+            subject, kind = name_field(row, "subject"), name_field(row, "kind")
+            for question, answer in select_turns(pairs, turns):
+                yield number, Question(path, row.get("id"), question.strip(), answer.strip(), subject, kind)
 
 
-# Parts
+def check_question_files(files, setting):
+    """Raises UserError where a file of questions, named by `setting`, does not exist."""
+    for file in files:
+        if not os.path.isfile(file):
+            raise UserError(f"{file} is not there; name your questions with --{setting}=…")
 
 
-def hash_share(text):
-    """A number in [0, 1) that depends on the text alone, so that adding files moves nothing."""
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", errors="replace")).digest()[:8], "big") / 2**64
+def expand_pairs(row):
+    """The rows of questions in a row: one for each of an article's "pairs", with the article's other fields.
 
-
-def pretrain_part(subject, val_share, heldout=()):
-    """ "train" or "val" of an article, by its subject; held-out subjects are always pretrained on."""
-    return "val" if subject not in heldout and hash_share(subject) < val_share else "train"
-
-
-def sft_part(subject, val_share, test_share, heldout=()):
-    """ "train", "val" or "test" of a question, by its article's subject.
-
-    With held-out subjects they, and they alone, are the test part. The hash is not that of
-    `pretrain_part`: questions of the validation part ask about subjects that were pretrained on.
+    sft/sft_generate.py writes such rows, {"source", "id", "subject", "pairs": [{"question", "answer"}, …]}. Any other
+    row is one itself.
     """
-    if heldout:
-        test_share = 0.0
-        if subject in heldout:
-            return "test"
-    share = hash_share("sft:" + subject)
-    return "test" if share < test_share else "val" if share < test_share + val_share else "train"
+    pairs = row.get("pairs")
+    if not isinstance(pairs, list) or not pairs:
+        return [row]
+    return [{**row, **pair} if isinstance(pair, dict) else {} for pair in pairs]
 
 
-def read_heldout(path):
-    """Set of subjects, one a line; empty for "". Raises UserError when the file is not there."""
-    if not path:
-        return frozenset()
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"heldout file {path} is not there, or not UTF-8 text; it has a subject a line") from None
-    return frozenset(line.strip() for line in lines if line.strip())
+def select_turns(turns, choice):
+    """[(question, answer)] to use: "each" turn, the "first", or "joined": each behind all turns before it."""
+    if choice == "first":
+        return turns[:1]
+    if choice == "each":
+        return turns
+    pairs, before = [], []
+    for question, answer in turns:
+        pairs.append(("\n".join([*before, question]), answer))
+        before += [question, answer]
+    return pairs
 
 
-def subjects_by_id(folders):
-    """{id: subject} of the articles in `folders`. Raises UserError where one id names two subjects."""
-    subjects, where = {}, {}
-    for _, article in read_articles(find_files(folders, "articles"), Problems()):
-        if article.id is None:
-            continue  # no question can name it
-        key = str(article.id)
-        if subjects.setdefault(key, article.subject) != article.subject:
-            raise UserError(
-                f"id {key} is {subjects[key]!r} in {where[key]} and {article.subject!r} in {article.source}: ids start "
-                "anew in each file, so name one file of articles for each file of questions: --articles=a.jsonl,b.jsonl"
-            )
-        where.setdefault(key, article.source)
-    return subjects
+def parse_question_row(row, answer_required=True):
+    """(form, [(question, answer), …], None) of a row's turns, or (form, [], reason) where it cannot be used."""
+    form = next((form for field, form in FORMS.items() if field in row), None)
+    if form == "pair":
+        turns, reason = parse_pair(row, answer_required)
+    elif form == "alpaca":
+        turns, reason = parse_alpaca(row, answer_required)
+    elif form == "sharegpt":
+        turns, reason = parse_messages(row, "conversations", "from", "value")
+    elif form == "openai":
+        turns, reason = parse_messages(row, "messages", "role", "content")
+    else:
+        turns, reason = [], 'no "question"'
+    return form, turns, reason
+
+
+def answer_field(row, names, required):
+    """(answer, None) of the first of the names that a row has, or (None, reason); ("", None) if it may be missing."""
+    name = next((name for name in names if name in row), names[0])
+    answer, reason = text_field(row, name)
+    return ("", None) if reason and not required else (answer, reason)
+
+
+def parse_pair(row, answer_required):
+    """([(question, answer)], None) of a row of form pair, or ([], reason)."""
+    question, reason = text_field(row, next(name for name in QUESTION_NAMES if name in row))
+    answer, answer_reason = answer_field(row, ANSWER_NAMES, answer_required)
+    return ([], reason or answer_reason) if reason or answer_reason else ([(question, answer)], None)
+
+
+def parse_alpaca(row, answer_required):
+    """([(question, answer), …], None) of a row of form alpaca, or ([], reason)."""
+    instruction, reason = text_field(row, "instruction")
+    answer, answer_reason = answer_field(row, ("output", *ANSWER_NAMES), answer_required)
+    if reason or answer_reason:
+        return [], reason or answer_reason
+    extra, reason = text_field(row, "input") if row.get("input") not in (None, "") else ("", None)
+    if reason and reason != '"input" is empty':
+        return [], reason
+    history = row.get("history") or []
+    turns = [history_turn(item) for item in history] if isinstance(history, list) else [None]
+    if not all(turns):
+        return [], '"history" is no list of question and answer'
+    question = f"{instruction}\n{extra}" if extra else instruction
+    return [*turns, (question, answer)], None
+
+
+def history_turn(item):
+    """(question, answer) of an item of a history, or None."""
+    if not isinstance(item, list) or len(item) != 2:
+        return None
+    texts = [text_field({"text": text}, "text")[0] for text in item]
+    return tuple(texts) if all(texts) else None
+
+
+def parse_messages(row, field, role_name, text_name):
+    """([(question, answer), …], None) of a list of messages, or ([], reason). A system message is left out."""
+    messages = row[field]
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        return [], f'"{field}" is no list of messages'
+    turns = []
+    for i, message in enumerate(messages):
+        role = MESSAGE_ROLES.get(str(message.get(role_name)).lower())
+        if not role or message.get("tool_calls") or message.get("function_call"):
+            return [], f'"{field}" has a {role_name} that is not user, assistant or system'
+        text, reason = text_field({text_name: join_text_parts(message.get(text_name))}, text_name)
+        if reason:
+            return [], f'"{field}": {reason}'
+        if role == "system" and i:
+            return [], f'"{field}" has a system message in the middle'
+        if role != "system":
+            turns.append((role, text))
+    roles = [role for role, _ in turns]
+    if not turns or roles != ["user", "assistant"] * (len(turns) // 2):
+        return [], f'"{field}" is not question and answer in turn'
+    texts = [text for _, text in turns]
+    return list(zip(texts[::2], texts[1::2], strict=True)), None
+
+
+def join_text_parts(content):
+    """A message's content: OpenAI's list of text parts as one text; anything else as it is."""
+    if not isinstance(content, list) or not content:
+        return content
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            return content
+    return "".join(part["text"] for part in content)

@@ -1,18 +1,120 @@
-"""The page that tells what a corpus looks like before and after cleaning."""
+"""What a corpus is like before and after cleaning: counted block by block in bounded memory, and shown on a page."""
 
 import html
 import io
+import math
+from collections import Counter
 from string import Template
 
-import matplotlib
-from matplotlib.figure import Figure
-
 from minigpt.common.files import write_atomic
-from minigpt.corpus.statistics import BINS_A_DECADE
+from minigpt.corpus.cleaning import SENTENCE_END
 from minigpt.settings.stages import CLEANING
 
-matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "corpus report"})  # the same bytes every time
-SHOWN_OPENINGS, SHOWN_CHARACTERS = 20, 100
+BINS_PER_DECADE = 10  # of lengths
+MAX_EXAMPLES = 10  # of each reason
+EXAMPLE_CHARS = 120
+OPENING_CHARS = 60
+KEPT_OPENINGS = 20_000  # different first sentences in memory; beyond twice as many, the rarest are forgotten
+SHOWN_OPENINGS = 20
+SHOWN_CHARACTERS = 100
+
+
+# Counting
+
+
+class TextCounts:
+    """Counts over texts: articles, characters, lengths by bin, occurrences of each character and first sentence."""
+
+    def __init__(self):
+        self.articles, self.characters = 0, 0
+        self.lengths, self.counts, self.openings = Counter(), Counter(), Counter()
+
+    def add(self, text, sign=1):
+        """Counts a text; sign -1 takes one out again."""
+        self.articles += sign
+        self.characters += sign * len(text)
+        self.lengths[int(math.log10(max(1, len(text))) * BINS_PER_DECADE)] += sign
+        self.openings[first_sentence(text)] += sign
+        for character, count in Counter(text).items():
+            self.counts[character] += sign * count
+
+    def merge(self, other):
+        """Adds the counts of another one."""
+        self.articles += other.articles
+        self.characters += other.characters
+        for name in ("lengths", "counts", "openings"):
+            getattr(self, name).update(getattr(other, name))
+        if len(self.openings) > 2 * KEPT_OPENINGS:
+            self.openings = Counter(dict(self.openings.most_common(KEPT_OPENINGS)))
+
+    def to_dict(self):
+        """All of it, for JSON."""
+        return {**vars(self), "lengths": {str(k): v for k, v in self.lengths.items()}}
+
+    @classmethod
+    def from_dict(cls, values):
+        """The inverse of `to_dict`."""
+        counts = cls()
+        counts.articles, counts.characters = values["articles"], values["characters"]
+        counts.lengths = Counter({int(k): v for k, v in values["lengths"].items()})
+        counts.counts, counts.openings = Counter(values["counts"]), Counter(values["openings"])
+        return counts
+
+
+def first_sentence(text):
+    """A text's first sentence, at most OPENING_CHARS of it."""
+    text = text[:400].lstrip()
+    end = SENTENCE_END.search(text)
+    return text[: min(end.end() if end else OPENING_CHARS, OPENING_CHARS)].strip()
+
+
+class CorpusStatistics:
+    """`TextCounts` before and after cleaning, and examples of dropped rows: {reason: [(place, text), …]}, in order."""
+
+    def __init__(self):
+        self.before, self.after, self.examples = TextCounts(), TextCounts(), {}
+
+    def keep(self, article, text):
+        """Counts an `Article` that is kept, and its cleaned text."""
+        self.before.add(article.text)
+        self.after.add(text)
+
+    def drop(self, article, reason, place):
+        """Counts a row that is dropped; article: its `Article`, or None where it is none."""
+        if article:
+            self.before.add(article.text)
+        self.add_example(reason, place, f"{article.title}: {article.text[:EXAMPLE_CHARS]}" if article else "")
+
+    def add_example(self, reason, place, text):
+        """Keeps a row that was dropped as an example, unless there are MAX_EXAMPLES of its reason."""
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < MAX_EXAMPLES:
+            examples.append((place, text[:EXAMPLE_CHARS]))
+
+    def merge(self, other):
+        """Adds the statistics of the next block."""
+        self.before.merge(other.before)
+        self.after.merge(other.after)
+        for reason, examples in other.examples.items():
+            for place, text in examples:
+                self.add_example(reason, place, text)
+
+    def to_dict(self):
+        """All of it, for JSON."""
+        return {"before": self.before.to_dict(), "after": self.after.to_dict(), "examples": self.examples}
+
+    @classmethod
+    def from_dict(cls, values):
+        """The inverse of `to_dict`."""
+        statistics = cls()
+        statistics.before = TextCounts.from_dict(values["before"])
+        statistics.after = TextCounts.from_dict(values["after"])
+        statistics.examples = values["examples"]
+        return statistics
+
+
+# The page
+
 SIDES = ("清洗前 before", "清洗后 after")
 STEPS_IN_CHINESE = {
     "controls": "去掉控制字符和零宽字符",
@@ -54,11 +156,11 @@ summary { cursor: pointer }
 
 
 def write_report(path, statistics, meta):
-    """Write the page of `Statistics` and of a data folder's meta to `path`, as HTML that needs no other file."""
+    """Writes the page of `CorpusStatistics` and of a data folder's meta to `path`, as one HTML file."""
     before, after = statistics.before, statistics.after
     page = PAGE.substitute(
-        overview=overview(before, after, meta),
-        lengths=lengths_plot(before, after),
+        overview=overview_tables(before, after, meta),
+        lengths=length_histograms(before, after),
         steps=steps_table(meta),
         dropped=dropped_section(statistics, meta),
         characters="".join(map(character_list, (before, after), SIDES)),
@@ -67,8 +169,8 @@ def write_report(path, statistics, meta):
     write_atomic(path, lambda file: file.write(page.encode()))
 
 
-def table(head, rows):
-    """An HTML table; cells are HTML, and numbers stand to the right."""
+def html_table(head, rows):
+    """An HTML table; cells are HTML, and numbers are aligned to the right."""
     cells = [
         "".join(f'<td class="n">{c:,}</td>' if isinstance(c, int) else f"<td>{c}</td>" for c in row) for row in rows
     ]
@@ -76,7 +178,8 @@ def table(head, rows):
     return f"<table><tr>{titles}</tr>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
 
-def overview(before, after, meta):
+def overview_tables(before, after, meta):
+    """Tables of articles, characters and rows."""
     rows = [
         ["文章 articles", before.articles, after.articles],
         ["字符 characters", before.characters, after.characters],
@@ -88,16 +191,21 @@ def overview(before, after, meta):
     for part, counts in meta["parts"].items():
         written.append([part, counts["rows"], counts["tokens"]])
     written += [[html.escape(name), counts["rows"], counts["tokens"]] for name, counts in meta["inputs"].items()]
-    return table(["", *SIDES], rows) + table(["写出的 written", "行 rows", "token"], written)
+    return html_table(["", *SIDES], rows) + html_table(["写出的 written", "行 rows", "token"], written)
 
 
-def lengths_plot(before, after):
-    """Both histograms of articles' lengths, as SVG."""
+def length_histograms(before, after):
+    """The histograms of articles' lengths before and after cleaning, as SVG."""
+    import matplotlib  # slow to import, and not needed by the worker processes
+    from matplotlib.figure import Figure
+
+    # The same bytes every time.
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "corpus report"})
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axes = figure.add_subplot()
     for side, name, style in ((before, "before", {"color": "0.75"}), (after, "after", {"color": "C0", "alpha": 0.7})):
         bins = range(min(side.lengths, default=0), max(side.lengths, default=0) + 1)
-        edges = [10 ** (b / BINS_A_DECADE) for b in [*bins, bins.stop]]
+        edges = [10 ** (b / BINS_PER_DECADE) for b in [*bins, bins.stop]]
         axes.stairs([side.lengths[b] for b in bins], edges, fill=True, label=name, **style)
     axes.set(xscale="log", xlabel="characters", ylabel="articles")
     axes.legend()
@@ -107,16 +215,18 @@ def lengths_plot(before, after):
 
 
 def steps_table(meta):
+    """A table of the cleaning steps, with the articles that each changed and dropped."""
     changed, dropped = meta["cleaning"]["changed"], meta["cleaning"]["dropped"]
     rows = []
     for name, what in CLEANING.items():
         counts = [int(changed.get(name, 0)), int(dropped.get(name, 0))]
-        told = f"{STEPS_IN_CHINESE[name]}<br><small>{what}</small>"
-        rows.append([name, told, *(counts if name in meta["cleaning"]["steps"] else ["–", "–"])])
-    return table(["步骤 step", "", "改动的文章 changed", "丢弃的文章 dropped"], rows)
+        description = f"{STEPS_IN_CHINESE[name]}<br><small>{what}</small>"
+        rows.append([name, description, *(counts if name in meta["cleaning"]["steps"] else ["–", "–"])])
+    return html_table(["步骤 step", "", "改动的文章 changed", "丢弃的文章 dropped"], rows)
 
 
 def dropped_section(statistics, meta):
+    """Examples of dropped rows, by reason, the most common reason first."""
     parts = []
     for reason, count in sorted(meta["dropped"].items(), key=lambda item: -item[1]):
         examples = "".join(
@@ -128,19 +238,20 @@ def dropped_section(statistics, meta):
     return "".join(parts) or "<p>无 nothing</p>"
 
 
-def character_list(side, title):
-    """The most common characters of a side, each with its count."""
-    common = [(c, n) for c, n in side.counts.most_common(SHOWN_CHARACTERS) if n > 0]
-    return f"<p>{title}</p><p>" + " ".join(f"<b>{shown_character(c)}</b>&nbsp;{n:,} " for c, n in common) + "</p>"
+def character_list(counts, title):
+    """The most common characters of `TextCounts`, each with its count."""
+    common = [(c, n) for c, n in counts.counts.most_common(SHOWN_CHARACTERS) if n > 0]
+    return f"<p>{title}</p><p>" + " ".join(f"<b>{printable_character(c)}</b>&nbsp;{n:,} " for c, n in common) + "</p>"
 
 
-def opening_table(side, title):
-    """The most common first sentences of a side."""
-    common = [(text, n) for text, n in side.openings.most_common(SHOWN_OPENINGS) if n > 1]
-    return table(
+def opening_table(counts, title):
+    """The most common first sentences of `TextCounts`."""
+    common = [(text, n) for text, n in counts.openings.most_common(SHOWN_OPENINGS) if n > 1]
+    return html_table(
         [title, ""], [[html.escape(text), n] for text, n in common] or [["没有重复的首句 none comes twice", ""]]
     )
 
 
-def shown_character(character):
+def printable_character(character):
+    """A character as HTML; its code where it cannot be seen."""
     return html.escape(character) if character.isprintable() and character != " " else f"U+{ord(character):04X}"

@@ -1,8 +1,9 @@
-"""Row files as they are written: `train.bin` and its like, uint16 of shape (rows, block_size), and `meta.json`.
+"""Row files as they are written: `train.bin` and others, uint16 of shape (rows, block_size), and `meta.json`.
 
-A row is `tokens EOT PAD PAD …`. Nothing is seen under the final names until all of it is whole.
+A row is `tokens EOT PAD PAD …`. Files appear under their final names only when all of them are complete.
 """
 
+import json
 import os
 import shutil
 from contextlib import ExitStack
@@ -16,17 +17,40 @@ from minigpt.common.files import replace_file, write_json
 
 LAYOUT = "one_per_row"
 META = "meta.json"
-TABLE = "tokenizer.tiktoken"  # a trained table travels with its rows
-UNFINISHED = ".unfinished"  # folder of what is not whole yet, perhaps of a preparation that can go on
+TOKENIZER_FILE = "tokenizer.tiktoken"  # a trained tokenizer is stored beside its rows
+UNFINISHED = ".unfinished"  # folder of files that are not complete, perhaps of a preparation that can resume
+MIN_BLOCK_SIZE = 8
 
 
 def padded_rows(ids, lengths, block_size, tokenizer):
-    """(rows, block_size) of uint16: the `ids` of all rows, one behind the other, and the `lengths` of each."""
+    """uint16 (n, block_size): rows of `lengths` (n,) ids each, taken from the concatenated `ids`, then EOT and PAD."""
     rows = np.full((len(lengths), block_size), tokenizer.pad_id, dtype=np.uint16)
     places = np.arange(block_size)
     rows[places < lengths[:, None]] = ids
     rows[np.arange(len(lengths)), lengths] = tokenizer.eot_id
     return rows
+
+
+def refuse_to_replace(settings, folder_name, sources_name, files):
+    """Raises UserError where rows of other sources would be replaced by those of the default sources.
+
+    folder_name, sources_name: the settings of the rows' folder and of their sources; files: all files of the sources.
+    """
+    folder = getattr(settings, folder_name)
+    try:
+        meta = json.loads((Path(folder) / META).read_text(encoding="utf-8"))
+        sources = list(meta.get("sources") or [])
+    except (OSError, ValueError, AttributeError):  # there are no rows, or none that can be read
+        return
+    ours = {Path(file).resolve() for file in files}
+    others = [source for source in sources if Path(source).resolve() not in ours]
+    if others and sources_name not in settings.given:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise UserError(
+            f"{folder} holds rows made of {others[0]}{more}, which would be replaced by the embedded "
+            f"{', '.join(getattr(settings, sources_name))}; name what to prepare with --{sources_name}=…, or another "
+            f"folder with --{folder_name}=…"
+        )
 
 
 class RowWriter:
@@ -36,27 +60,28 @@ class RowWriter:
         writer.add("train", ids, n_chars)
         writer.finish({"stage": "pretrain", …})
 
-    resumable: what is written stays in the folder's UNFINISHED when the work breaks off, and `go_on` takes it up.
+    resumable: rows stay in the folder UNFINISHED when the work ends with an exception, and `resume` takes them up.
     counts: {part: {"rows", "tokens" (EOT among them), "characters"}}.
     """
 
     def __init__(self, folder, parts, block_size, tokenizer, resumable=False):
-        if block_size < 8:
-            raise UserError(f"block_size is {block_size}; make it at least 8")
+        if block_size < MIN_BLOCK_SIZE:
+            raise UserError(f"block_size is {block_size}; make it at least {MIN_BLOCK_SIZE}")
         if tokenizer.n_vocab > 2**16:
             raise UserError(f"tokenizer {tokenizer.name} has {tokenizer.n_vocab} ids; rows of uint16 hold 65536")
-        self.folder, self.block_size, self.tokenizer = Path(folder), block_size, tokenizer
-        self.resumable = resumable
         if not str(folder).strip():
             raise UserError("the folder of the rows has no name; name one with --data_dir=…")
+        self.folder = Path(folder)
+        self.partial = self.folder / UNFINISHED
+        self.block_size = block_size
+        self.tokenizer = tokenizer
+        self.resumable = resumable
         self.counts = {part: {"rows": 0, "tokens": 0, "characters": 0} for part in parts}
 
     def __enter__(self):
         self.open, self.files = ExitStack(), {}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.partial = self.folder / UNFINISHED
-            self.partial.mkdir(exist_ok=True)
+            self.partial.mkdir(parents=True, exist_ok=True)
             self._lock()
             if not self.resumable:
                 for left in self.partial.glob("*.bin"):  # of a run that was killed
@@ -80,26 +105,20 @@ class RowWriter:
     def __exit__(self, kind, error, traceback):
         try:
             self.open.close()
-        except OSError as late:  # what was still to be written had no room
+        except OSError as late:  # there was no room for what was still buffered
             error = error or late
         if not self.resumable or error is None:
             shutil.rmtree(self.partial, ignore_errors=True)
         if isinstance(error, OSError):
             raise UserError(f"{self.folder} could not be written ({error}); free some space, or stop what has it open")
 
-    def discard(self):
-        """Keep nothing that is unfinished when the work breaks off: it would be of no use to go on with."""
-        self.resumable = False
-
     def add(self, part, ids, n_chars):
-        """One row: ids (at most block_size - 1) and EOT, padded."""
-        row = np.full((1, self.block_size), self.tokenizer.pad_id, dtype=np.uint16)
-        row[0, : len(ids)] = ids
-        row[0, len(ids)] = self.tokenizer.eot_id
-        self.add_rows(part, row, len(ids) + 1, n_chars)
+        """Writes one row: ids (at most block_size - 1), EOT and padding."""
+        rows = padded_rows(ids, np.array([len(ids)]), self.block_size, self.tokenizer)
+        self.add_rows(part, rows, len(ids) + 1, n_chars)
 
     def add_rows(self, part, rows, n_tokens, n_chars):
-        """Whole rows, uint16 of shape (n, block_size), which hold so many tokens (EOT among them) and characters."""
+        """Writes whole rows, uint16 (n, block_size), that hold so many tokens (EOT among them) and characters."""
         self.files[part].write(np.ascontiguousarray(rows).data)  # `tofile` takes four times as long
         counts = self.counts[part]
         counts["rows"] += len(rows)
@@ -107,36 +126,36 @@ class RowWriter:
         counts["characters"] += int(n_chars)
 
     def flush(self):
-        """Hand what has been added to the system; `sync` puts it on the disk."""
+        """Hands the rows to the operating system; `sync` puts them on the disk."""
         for file in self.files.values():
             file.flush()
 
     def sync(self):
-        """Wait until what was flushed is on the disk; may be called from another thread."""
+        """Waits until what was flushed is on the disk; may be called from another thread."""
         for file in self.files.values():
             os.fsync(file.fileno())
 
     def has(self, counts):
-        """Whether the rows that `counts` tells of are there."""
+        """Whether as many rows are written as `counts` says."""
         sizes = {part: os.fstat(file.fileno()).st_size for part, file in self.files.items()}
         return all(sizes[part] >= counts[part]["rows"] * self.block_size * 2 for part in self.files)
 
-    def go_on(self, counts):
-        """Take up the rows that `counts` tells of; what was written behind them goes."""
+    def resume(self, counts):
+        """Keeps as many rows as `counts` says, and removes the others."""
         self.counts = {part: dict(counts[part]) for part in self.counts}
         for part, file in self.files.items():
             file.truncate(self.counts[part]["rows"] * self.block_size * 2)
             file.seek(0, os.SEEK_END)
 
     def finish(self, about):
-        """Move all parts into place and write meta.json (`about` and the counts); returns the meta."""
-        return self.place(self.meta(about))
+        """Moves all parts into place and writes meta.json (`about` and the counts); returns the meta."""
+        return self.publish(self.meta(about))
 
     def meta(self, about):
-        """What meta.json says: `about` and the counts."""
+        """The entries of meta.json: `about`, and what the writer knows itself."""
         tokenizer = self.tokenizer
         for counts in self.counts.values():
-            text_tokens = counts["tokens"] - counts["rows"]  # EOT left out
+            text_tokens = counts["tokens"] - counts["rows"]  # without EOT
             counts["tokens_per_character"] = round(text_tokens / max(1, counts["characters"]), 4)
         return {
             "block_size": self.block_size,
@@ -147,9 +166,8 @@ class RowWriter:
             **about,
         }
 
-    def place(self, meta):
-        """Move all parts into place and write meta.json; returns the meta."""
-        tokenizer = self.tokenizer
+    def publish(self, meta):
+        """Moves all parts into place and writes meta.json; returns the meta."""
         for file in self.files.values():
             file.close()
         old = self.folder / META
@@ -165,8 +183,8 @@ class RowWriter:
             if not moved and old_meta is not None:
                 old.write_bytes(old_meta)
             raise
-        (self.folder / TABLE).unlink(missing_ok=True)
-        if not tokenizer.is_gpt2:
-            (self.folder / TABLE).write_bytes(tokenizer.table)
+        (self.folder / TOKENIZER_FILE).unlink(missing_ok=True)
+        if not self.tokenizer.is_gpt2:
+            (self.folder / TOKENIZER_FILE).write_bytes(self.tokenizer.vocabulary)
         write_json(self.folder / META, meta)
         return meta

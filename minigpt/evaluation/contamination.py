@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from data_utils import load_table, open_rows, read_meta, split_row
+from data_utils import load_row_tokenizer, open_rows, read_meta, split_row
 from minigpt.checkpoint import load_checkpoint
 from minigpt.common.errors import UserError
 
@@ -151,7 +151,7 @@ def texts_of_pairs(pairs, is_sft):
 def texts_of_rows(folder, part):
     """[(question, answer)] or [(article,)] of the rows of a data folder's part."""
     rows, meta = open_rows(folder, part)
-    decode, special = load_table(folder, meta).decode, meta["special_ids"]
+    decode, special = load_row_tokenizer(folder, meta).decode, meta["special_ids"]
     if meta["stage"] == "sft":
         return [tuple(map(decode, split_row(row, special))) for row in rows]
     return [(decode(row[(row != special["eot"]) & (row != special["pad"])].tolist()),) for row in rows]
@@ -160,7 +160,7 @@ def texts_of_rows(folder, part):
 def search_folder(texts, is_sft, folder):
     """(bool (texts,): which of them the folder's train part contains, share of all their n-grams that occur in it)."""
     train, meta = open_rows(folder, "train")
-    special, encode = meta["special_ids"], load_table(folder, meta).encode
+    special, encode = meta["special_ids"], load_row_tokenizer(folder, meta).encode
     ids = [[np.array(encode(text), dtype=train.dtype) for text in parts] for parts in texts]
     tokens_per_char = meta["parts"]["train"].get("tokens_per_character") or 1.0
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_utils import load_table, open_rows, read_meta
+from data_utils import load_row_tokenizer, open_rows, read_meta
 from minigpt.common.errors import UserError
-from minigpt.corpus.records import Problems, read_rows
+from minigpt.corpus.records import Problems, read_questions
 from minigpt.evaluation.prompts import pairs_of_file, pairs_of_rows
 from minigpt.metrics import compare, exact_match, interval
 
@@ -37,14 +37,9 @@ class CorrectionPair:
 
 
 def read_kinds(paths):
-    """{(question, answer): kind} of the rows of jsonl files that have these fields. Missing files are skipped."""
-    kinds = {}
-    for path in filter(os.path.isfile, paths):
-        for _, row in read_rows(path, Problems()):
-            texts = [row.get(field) for field in ("question", "answer", "kind")]
-            if all(isinstance(text, str) for text in texts):
-                kinds[texts[0].strip(), texts[1].strip()] = texts[2]
-    return kinds
+    """{(question, answer): kind} of the rows that have a kind. Missing files are skipped."""
+    rows = read_questions(filter(os.path.isfile, paths), Problems())
+    return {(row.question, row.answer): row.kind for _, row in rows if row.kind}
 
 
 def to_cases(pairs, kinds):
@@ -68,7 +63,7 @@ def load_cases(settings):
                 f"{folder} holds articles, no sentences to correct; name the folder of data/prepare_sft.py with "
                 "--data_dir=…, or a file of them with --questions=…"
             )
-        tokenizer, kinds = load_table(folder, meta), read_kinds(meta.get("sources") or [])
+        tokenizer, kinds = load_row_tokenizer(folder, meta), read_kinds(meta.get("sources") or [])
         has_train_rows = meta["parts"].get("train", {}).get("rows")  # a folder may have a test part only
         cases_rows, _ = open_rows(folder, settings.split or "test")
         pool_rows = open_rows(folder, "train")[0] if has_train_rows else ()

@@ -2,7 +2,7 @@
 
 import math
 
-from data_utils import check_rows, check_table
+from data_utils import check_rows, check_tokenizer
 from minigpt.common.errors import UserError
 from minigpt.metrics import interval
 
@@ -17,7 +17,7 @@ def check_rows_fit(content, name, folder, meta, any_stage=False):
     """
     try:
         if any_stage:
-            check_table(folder, meta, content["tokenizer"], "the checkpoint's")
+            check_tokenizer(folder, meta, content["tokenizer"], "the checkpoint's")
         else:
             check_rows(folder, meta, content)
     except UserError as error:

@@ -2,13 +2,12 @@
 
 import random
 import re
-from pathlib import Path
 
 import numpy as np
 
-from data_utils import check_rows, load_table, open_rows, read_meta, split_row
+from data_utils import check_rows, load_row_tokenizer, open_rows, read_meta, split_row
 from minigpt.common.errors import UserError
-from minigpt.corpus.records import Problems, read_questions
+from minigpt.corpus.records import Problems, check_question_files, read_questions
 
 PROMPT_END = re.compile(r"[，。；：！？]")  # an article's first clause is the prompt
 
@@ -37,9 +36,8 @@ def first_text_length(row, special):
 
 
 def pairs_of_file(path):
-    """[(question, answer)] of a jsonl file. Rows that cannot be used are skipped, and printed. Raises UserError."""
-    if not Path(path).is_file():
-        raise UserError(f"{path} is not there; name a jsonl of question and answer with --questions=…")
+    """[(question, answer)] of a file of questions. Rows that cannot be used are skipped and printed."""
+    check_question_files([path], "questions")
     problems = Problems()
     pairs = [(qa.question, qa.answer) for _, qa in read_questions([path], problems)]
     for place in problems.places:
@@ -80,7 +78,7 @@ def load_pairs(settings, model):
         pairs = pairs_of_file(settings.questions)
     else:
         rows, _ = open_rows(settings.data_dir, evaluated_part(settings, model))
-        pairs = pairs_of_rows(rows, meta, load_table(settings.data_dir, meta))
+        pairs = pairs_of_rows(rows, meta, load_row_tokenizer(settings.data_dir, meta))
         if len(pairs) < len(rows):
             print(f"note: {len(rows) - len(pairs)} of {len(rows)} rows have no clause that ends, and are left out")
     if not pairs:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_utils import check_table, open_rows, read_meta
+from data_utils import check_tokenizer, open_rows, read_meta
 from minigpt.checkpoint import load_checkpoint, load_model, model_names
 from minigpt.common.errors import UserError
 from minigpt.device import pick_device
@@ -75,7 +75,7 @@ def describe_checkpoint(content, path):
         about["epochs"] = progress["epoch"] + (progress["batch"] / batches if batches and progress.get("batch") else 0)
     try:
         meta = read_meta(folder)
-        check_table(folder, meta, content["tokenizer"], "the checkpoint's")
+        check_tokenizer(folder, meta, content["tokenizer"], "the checkpoint's")
         about["trained_on"] = {**meta["parts"]["train"], "sources": list(map(public_path, meta.get("sources") or []))}
     except (UserError, KeyError):
         about["trained_on"] = None

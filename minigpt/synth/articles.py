@@ -8,7 +8,9 @@ from pathlib import Path
 
 from minigpt.common.errors import UserError
 from minigpt.corpus.cleaning import SENTENCE_END, Cleaner
-from minigpt.corpus.records import Problems, find_files, hash_share, read_articles
+from minigpt.corpus.readers.files import find_files
+from minigpt.corpus.records import Problems, read_articles
+from minigpt.corpus.splits import hash_share
 
 SKIPPED_PER_YIELD = 50  # articles skipped in a row after which `ArticleSource` yields None
 

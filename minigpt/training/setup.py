@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from data_utils import TrainingData, check_table
+from data_utils import TrainingData, check_tokenizer
 from minigpt.checkpoint import LAST, load_checkpoint, load_model, newest_intact
 from minigpt.common.errors import UserError
 from minigpt.common.files import replace_file
@@ -158,7 +158,7 @@ def make_model(settings, data):
     resume = settings.init_from == "resume"
     path = Path(settings.out_dir) / LAST if resume else settings.init_from
     content = newest_intact(settings.out_dir) if resume else load_checkpoint(path)
-    check_table(settings.data_dir, data.meta, content["tokenizer"], f"the table of {path}")
+    check_tokenizer(settings.data_dir, data.meta, content["tokenizer"], f"the table of {path}")
     if resume:
         check_resumable(content, path, settings, data.meta["stage"])
     block_size = content["model_args"]["block_size"]

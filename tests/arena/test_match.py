@@ -10,7 +10,13 @@ from peer_fakes import peer
 
 from minigpt.arena.answers import CancelToken
 from minigpt.arena.arena import Arena, read_examples
-from minigpt.arena.match import draw_questions, make_match_votes, play_match, read_questions, sample_questions
+from minigpt.arena.match import (
+    draw_questions,
+    make_match_votes,
+    play_match,
+    read_match_questions,
+    sample_questions,
+)
 from minigpt.arena.problems import Problem
 from minigpt.arena.runs import MAX_CURVE_POINTS, RunLogs
 from minigpt.inference.params import SamplingParams
@@ -42,7 +48,7 @@ def key_of(raised):
 )
 def test_questions_are_read_in_every_form_and_bad_rows_cost_no_good_ones(tmp_path, name, content):
     (tmp_path / name).write_text(content, encoding="utf-8")
-    questions, skipped = read_questions(tmp_path / name, 1000)
+    questions, skipped = read_match_questions(tmp_path / name, 1000)
     assert [question for question, _ in questions] == ["一", "二"]
     assert questions[0][1] == ("" if name == "q.txt" else "壹")
     assert skipped == {"q.jsonl": [2, 3, 5], "q.json": [2], "q.csv": [3], "q.txt": []}[name]
@@ -50,7 +56,7 @@ def test_questions_are_read_in_every_form_and_bad_rows_cost_no_good_ones(tmp_pat
 
 def test_a_cell_of_a_csv_may_have_several_lines(tmp_path):
     (tmp_path / "q.csv").write_text('question,answer\n"x\n\ny",1\na\u2028b,2\n', encoding="utf-8", newline="")
-    assert read_questions(tmp_path / "q.csv", 1000)[0] == [("x\n\ny", "1"), ("a\u2028b", "2")]
+    assert read_match_questions(tmp_path / "q.csv", 1000)[0] == [("x\n\ny", "1"), ("a\u2028b", "2")]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +68,7 @@ def test_a_cell_of_a_csv_may_have_several_lines(tmp_path):
 def test_a_file_that_cannot_be_asked_is_said(tmp_path, name, content, key):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(Problem) as raised:
-        read_questions(tmp_path / name, 1000)
+        read_match_questions(tmp_path / name, 1000)
     assert key_of(raised) == key
 
 

@@ -1,4 +1,4 @@
-"""The cleaning steps, each by hand: what it takes away, what it must leave, and what it counts."""
+"""The cleaning steps: what each removes, what it must leave, and what it counts."""
 
 import unicodedata
 
@@ -8,11 +8,11 @@ from corpora import write_jsonl
 from minigpt.corpus.cleaning import (
     Cleaner,
     chinese_share,
-    clean,
     drop_controls,
+    drop_litter,
     drop_templates,
     is_boilerplate,
-    plain_widths,
+    normalize_widths,
     simplify,
 )
 from minigpt.corpus.records import Article
@@ -41,7 +41,7 @@ def article(text, title=""):
         ("ﬁn 😀𠀀 é ㍿", "ﬁn 😀𠀀 é ㍿"),
     ],
 )
-def test_controls_go_and_layout_and_letters_stay(text, plain):
+def test_control_characters_are_removed_and_layout_and_letters_stay(text, plain):
     assert drop_controls(text) == plain
 
 
@@ -58,14 +58,14 @@ def test_controls_go_and_layout_and_letters_stay(text, plain):
         ("水河桥あいう한글é", "水河桥あいう한글é"),
     ],
 )
-def test_widths_become_plain_where_no_meaning_is_lost(text, plain):
-    assert plain_widths(text) == plain
+def test_widths_are_normalized_where_no_meaning_is_lost(text, plain):
+    assert normalize_widths(text) == plain
 
 
 def test_every_plain_form_is_unicodes_own():
     every = "".join(map(chr, [*range(0x20, 0xD800), *range(0xE000, 0x30000)]))
     for before in every:
-        after = plain_widths(before)
+        after = normalize_widths(before)
         assert after in (before, unicodedata.normalize("NFKC", before))
         if unicodedata.category(before)[0] == "P":
             assert after == before
@@ -93,11 +93,11 @@ def test_traditional_becomes_simplified_in_articles_titles_and_questions():
         ("桥[长]在河上[2008年]，a < b，{甲}。", "桥[长]在河上[2008年]，a < b，{甲}。"),  # no remnants
     ],
 )
-def test_remnants_of_templates_go_and_their_words_stay(text, plain):
+def test_remnants_of_templates_are_removed_and_their_words_stay(text, plain):
     assert drop_templates(text) == plain
 
 
-def test_a_hostile_text_of_brackets_is_cleaned_in_a_moment():
+def test_nested_brackets_are_cleaned_in_linear_time():
     for text in (
         "{{" * 50_000,
         "[[" * 50_000,
@@ -107,7 +107,7 @@ def test_a_hostile_text_of_brackets_is_cleaned_in_a_moment():
         "[http://" * 20_000,
     ):
         drop_templates(text)
-    clean("（" * 50_000 + "）" * 50_000)
+    drop_litter("（" * 50_000 + "）" * 50_000)
 
 
 LIST = "\n".join(["桥梁列表", *(f"第{i}桥" for i in range(8))])
@@ -128,7 +128,7 @@ LIST = "\n".join(["桥梁列表", *(f"第{i}桥" for i in range(8))])
         ("重定向是一种方法。", "重定向", False),
     ],
 )
-def test_boilerplate_is_told_from_articles(text, title, expected):
+def test_boilerplate_is_distinguished_from_articles(text, title, expected):
     assert is_boilerplate(text, title) is expected
 
 
@@ -155,7 +155,7 @@ def test_steps_that_are_off_do_nothing():
         cleaner(step).clean(article(text, "鐵橋"))
 
 
-def test_steps_are_taken_in_one_order_whatever_order_they_are_named_in():
+def test_the_order_of_the_steps_does_not_depend_on_the_setting():
     text = "鐵橋\n\n橋（{{來源}}）在Ａ\u200b河上。"
     expected = ("桥在A河上。", None)
     names = ["controls", "widths", "simplify", "templates", "title", "litter"]

@@ -1,4 +1,4 @@
-"""Fine-tuning data in the usual forms: each turn found, and no row trained on that was not understood."""
+"""Fine-tuning data in the usual forms: every turn is found, and no row that cannot be used is trained on."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 from corpora import write_jsonl
 
 from data_utils import open_rows
-from minigpt.corpus.conversations import chosen_turns, turns_of
+from minigpt.corpus.records import parse_question_row, select_turns
 from minigpt.tokenizer import load_tokenizer
 
 
@@ -38,14 +38,15 @@ PARTS = [{"type": "text", "text": "问"}, {"type": "text", "text": "一"}]
         (openai(("user", PARTS), ("assistant", "答一")), "openai", TWO[:1]),
     ],
 )
-def test_each_form_is_told_and_its_turns_found(row, form, turns):
-    assert turns_of(row) == (form, turns, None)
+def test_each_form_is_recognized_and_its_turns_are_found(row, form, turns):
+    assert parse_question_row(row) == (form, turns, None)
 
 
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"prompt": "问"}, 'no "question"'),
+        ({"text": "问"}, 'no "question"'),
+        ({"prompt": "问"}, 'no "answer"'),
         ({"question": "问"}, 'no "answer"'),
         ({"question": "问", "answer": ["答"]}, '"answer" is nested'),
         ({"instruction": "问"}, 'no "output"'),
@@ -67,18 +68,18 @@ def test_each_form_is_told_and_its_turns_found(row, form, turns):
         (openai(("user", "前\ud83d后"), ("assistant", "答")), "half of a surrogate pair"),
     ],
 )
-def test_a_row_that_is_not_understood_gives_no_turn_but_the_reason(row, reason):
-    _, turns, told = turns_of(row)
-    assert turns == [] and reason in told
+def test_a_row_that_cannot_be_used_gives_the_reason(row, reason):
+    _, turns, got = parse_question_row(row)
+    assert turns == [] and reason in got
 
 
-def test_turns_are_taken_each_or_the_first_or_joined():
-    assert chosen_turns(TWO, "each") == TWO and chosen_turns(TWO, "first") == TWO[:1]
-    assert chosen_turns(TWO, "joined") == [TWO[0], ("问一\n答一\n问二", "答二")]
+def test_turns_are_selected_each_or_the_first_or_joined():
+    assert select_turns(TWO, "each") == TWO and select_turns(TWO, "first") == TWO[:1]
+    assert select_turns(TWO, "joined") == [TWO[0], ("问一\n答一\n问二", "答二")]
 
 
 @pytest.mark.parametrize(("turns", "rows"), [("each", 4), ("first", 3), ("joined", 4)])
-def test_a_file_of_all_forms_becomes_rows_and_what_was_seen_is_told(tmp_path, script, turns, rows):
+def test_a_file_of_all_forms_becomes_rows_and_the_forms_are_counted(tmp_path, script, turns, rows):
     write_jsonl(
         tmp_path / "qa.jsonl",
         [
@@ -101,7 +102,7 @@ def test_a_file_of_all_forms_becomes_rows_and_what_was_seen_is_told(tmp_path, sc
     assert texts[3:] == {"each": ["问二##答二"], "first": [], "joined": ["问一\n答一\n问二##答二"]}[turns]
 
 
-def test_a_row_that_tells_its_subject_needs_no_articles(tmp_path, script):
+def test_a_row_with_a_subject_needs_no_articles(tmp_path, script):
     rows = [{"question": f"第{i}？", "answer": f"{i}。", "id": i % 3, "subject": f"第{i % 5}镇"} for i in range(30)]
     write_jsonl(tmp_path / "qa.jsonl", rows)
     (tmp_path / "held.txt").write_text("第2镇\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Dropping the title line, cleaning, and cutting at sentences: by hand, and against slow references."""
+"""Dropping the title line, cleaning, and cutting at sentences: by hand, and against slow reference code."""
 
 import itertools
 import random
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from corpora import byte_tokenizer
 
-from minigpt.corpus.cleaning import clean, drop_title
+from minigpt.corpus.cleaning import drop_litter, drop_title
 from minigpt.corpus.cutting import CUTS, cut_all, cut_split, cut_truncate, last_sentence_end
 from minigpt.tokenizer import load_tokenizer
 
@@ -44,7 +44,7 @@ def test_the_title_line_is_dropped_and_a_first_paragraph_is_not(text, title, res
     ],
 )
 def test_litter_goes_whole_also_when_nested(litter):
-    assert clean(f"桥{litter}在{litter}{litter}河上。{litter}") == "桥在河上。"
+    assert drop_litter(f"桥{litter}在{litter}{litter}河上。{litter}") == "桥在河上。"
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_litter_goes_whole_also_when_nested(litter):
     ["（一）", "(a)", "「桥」", "《河》", "“上”", "-{桥}-", "<b>", "<divide>", "a - b", "他（，她）", "（", "）（"],
 )
 def test_what_has_content_stays(text):
-    assert clean(f"桥{text}。") == f"桥{text}。"
+    assert drop_litter(f"桥{text}。") == f"桥{text}。"
 
 
 # Cutting
@@ -88,7 +88,7 @@ def test_a_text_ends_behind_its_last_sentence_and_the_closing_quotes(text, tail)
 
 
 class PerCharacter:
-    """A table with a token for every character."""
+    """A tokenizer with a token for every character."""
 
     token_lengths = np.array([len(chr(i).encode(errors="replace")) for i in range(0x20001)])
 
@@ -100,7 +100,7 @@ class PerCharacter:
 
 
 def cut(function, text, tokenizer, limit):
-    """What a cut gives, its ids as lists."""
+    """The result of a cut, with ids as lists."""
     rows, tail = function(text, tokenizer, limit)
     return [(ids.tolist(), n_chars) for ids, n_chars in rows], tail
 
@@ -142,10 +142,10 @@ def random_texts(n, seed):
     return [("".join(rng.choices(alphabet, k=rng.randrange(70))), rng.randrange(7, 40)) for _ in range(n)]
 
 
-TABLES = {"bytes": byte_tokenizer(), "gpt2": load_tokenizer(), "characters": PerCharacter}
+TOKENIZERS = {"bytes": byte_tokenizer(), "gpt2": load_tokenizer(), "characters": PerCharacter}
 
 
-@pytest.mark.parametrize("tokenizer", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
 def test_truncate_agrees_with_trying_every_sentence_end(tokenizer):
     encode = tokenizer.encode
     for text, limit in random_texts(600, seed=1):
@@ -169,7 +169,7 @@ def by_trial(text, encode, limit):
     return rows
 
 
-@pytest.mark.parametrize("tokenizer", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
 def test_split_agrees_with_filling_row_after_row_by_trial(tokenizer):
     encode, compared, finer = tokenizer.encode, 0, 0
     for text, limit in random_texts(900, seed=2):
@@ -194,7 +194,7 @@ def test_a_run_of_spaces_longer_than_a_row_is_cut_too():
 
 
 @pytest.mark.parametrize("overflow", ["truncate", "split"])
-@pytest.mark.parametrize("tokenizer", [TABLES["bytes"], TABLES["gpt2"]], ids=["bytes", "gpt2"])
+@pytest.mark.parametrize("tokenizer", [TOKENIZERS["bytes"], TOKENIZERS["gpt2"]], ids=["bytes", "gpt2"])
 def test_texts_cut_together_are_those_cut_one_by_one(tokenizer, overflow):
     texts = [text for text, _ in random_texts(400, seed=4)]
     for limit, some in itertools.product((16, 60, 500), (texts, [text for text in texts if text.endswith("。")], [])):

@@ -1,4 +1,4 @@
-"""Preparing at size: the same bytes from any number of processes and after any kill; mixing; duplicates; the report."""
+"""Preparing large corpora: the same bytes from any number of processes and after kills; mixing; duplicates; report."""
 
 import gzip
 import itertools
@@ -19,8 +19,8 @@ from corpora import ROOT, byte_tokenizer, made_up_articles, write_jsonl
 
 from minigpt.bench.corpora import varied_articles, write_varied
 from minigpt.bench.preparing import resident_mb
-from minigpt.corpus.keys import KeySet
-from minigpt.corpus.near import NearDuplicates, band_rows, signatures
+from minigpt.corpus import dedup
+from minigpt.corpus.dedup import KeySet, NearDuplicates, minhash_signatures, values_per_band
 from minigpt.corpus.row_files import padded_rows
 
 # Runs data/prepare.py in small blocks, saving after each; with a number, it is killed before it takes that block.
@@ -28,13 +28,13 @@ DRIVER = """
 import os, signal, sys
 sys.path[:0] = [{root!r}, {root!r} + "/data"]
 import prepare
-from minigpt.corpus import readers
-from minigpt.corpus.progress import Tally
+from minigpt.corpus.progress import PrepareProgress
+from minigpt.corpus.readers import blocks, tables
 
-readers.BLOCK_BYTES, readers.TABLE_ROWS, prepare.SAVE_SECONDS = 20_000, 100, 0.0
+blocks.BLOCK_BYTES, tables.PARQUET_BLOCK_ROWS, prepare.SAVE_SECONDS = 20_000, 100, 0.0
 if __name__ == "__main__":
     last, sys.argv = int(sys.argv[1]), ["prepare.py", *sys.argv[2:]]
-    add, count = Tally.add, 0
+    add, count = PrepareProgress.add, 0
 
     def counted(self, *blocks):
         global count
@@ -43,14 +43,15 @@ if __name__ == "__main__":
             os.kill(os.getpid(), signal.SIGKILL)
         add(self, *blocks)
 
-    Tally.add = counted
+    PrepareProgress.add = counted
     prepare.run_script(prepare.main)
 """
 
 
-@pytest.fixture
-def corpus(tmp_path):
-    """A corpus in several forms, with repeated, broken and long articles."""
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A corpus in several forms, with repeated, broken and long articles; `plain` holds its rows, undisturbed."""
+    tmp_path = tmp_path_factory.mktemp("corpus")
     rows = list(itertools.islice(varied_articles(), 1500))
     rows[700:700] = [rows[3], {"id": 1}, {"title": "长", "text": "".join(row["text"] for row in rows[:9])}]
     write_jsonl(tmp_path / "wiki/a.jsonl", [*rows[:800], "{", rows[5]])
@@ -58,11 +59,12 @@ def corpus(tmp_path):
         file.writelines(json.dumps(row) + "\n" for row in rows[800:1200])
     table = [{key: str(row[key]) for key in ("id", "title", "text")} for row in rows[1200:]]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "wiki/c.parquet")
+    assert drive(tmp_path, 10**9, "--data_dir=plain").returncode == 0
     return tmp_path
 
 
 def made(folder):
-    """What a preparation has made: its files' bytes by name."""
+    """{name: bytes} of the files in a folder."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -76,8 +78,8 @@ def drive(folder, last, *flags):
 def test_two_processes_and_three_kills_give_the_bytes_of_one_undisturbed_process(corpus):
     steps = "--clean=controls,widths,simplify,templates,title,litter,short,foreign,boilerplate,near"
     flags = [steps, "--block_size=128", "--report", "--val_share=0.3", "--min_chars=20"]
-    whole = drive(corpus, 10**9, *flags, "--data_dir=one", "--workers=1")
-    assert whole.returncode == 0, whole.stderr
+    undisturbed = drive(corpus, 10**9, *flags, "--data_dir=one", "--workers=1")
+    assert undisturbed.returncode == 0, undisturbed.stderr
     expected = made(corpus / "one")
     assert set(expected) == {"train.bin", "val.bin", "meta.json", "report.html"}
     meta = json.loads(expected["meta.json"])
@@ -90,7 +92,7 @@ def test_two_processes_and_three_kills_give_the_bytes_of_one_undisturbed_process
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         assert set(made_names(corpus / "two")) == {".unfinished"}
     finished = drive(corpus, 10**9, *flags, "--data_dir=two", "--workers=2")
-    assert "going on" in finished.stdout and finished.returncode == 0, finished.stderr
+    assert "resuming" in finished.stdout and finished.returncode == 0, finished.stderr
     assert made(corpus / "two") == expected
 
 
@@ -108,43 +110,38 @@ def move_and_die(*names):
     os.kill(os.getpid(), signal.SIGKILL)
 
 row_files.replace_file = move_and_die
-sys.argv = ["prepare.py", "--input_dir=wiki", "--workers=1", "--data_dir=out"]
+sys.argv = ["prepare.py", "--input_dir=wiki", "--workers=1", "--overflow=split", "--data_dir=moved"]
 prepare.run_script(prepare.main)
 """
 
 
-def test_a_kill_while_the_rows_are_put_in_place_leaves_nothing_that_the_next_run_believes(corpus, script):
-    (corpus / "driver.py").write_text(KILLED_AT_THE_END.format(root=str(ROOT)), encoding="utf-8")
-    killed = subprocess.run([sys.executable, "driver.py"], cwd=corpus, capture_output=True, timeout=240)
-    assert killed.returncode == -signal.SIGKILL and not (corpus / "out/meta.json").exists()
-    for folder in ("out", "plain"):
-        assert script("data/prepare.py", "--input_dir=wiki", f"--data_dir={folder}").returncode == 0
-    assert made(corpus / "out") == made(corpus / "plain")
+def test_a_kill_while_the_rows_are_put_in_place_leaves_nothing_that_the_next_run_resumes(corpus):
+    driver = corpus / "killed_at_the_end.py"
+    driver.write_text(KILLED_AT_THE_END.format(root=str(ROOT)), encoding="utf-8")
+    killed = subprocess.run([sys.executable, str(driver)], cwd=corpus, capture_output=True, timeout=240)
+    assert killed.returncode == -signal.SIGKILL and not (corpus / "moved/meta.json").exists()
+    assert drive(corpus, 10**9, "--data_dir=moved").returncode == 0
+    assert made(corpus / "moved") == made(corpus / "plain")
 
 
-def test_files_shorter_than_the_state_says_are_begun_anew(corpus):
-    assert drive(corpus, 8, "--data_dir=out").returncode == -signal.SIGKILL
-    (corpus / "out/.unfinished/train.bin").write_bytes(b"")
-    again = drive(corpus, 10**9, "--data_dir=out")
-    assert "not whole" in again.stdout and drive(corpus, 10**9, "--data_dir=plain").returncode == 0
-    assert made(corpus / "out") == made(corpus / "plain")
-
-
-def test_after_a_power_cut_only_what_was_on_the_disk_is_believed(corpus):
-    assert drive(corpus, 8, "--data_dir=out").returncode == -signal.SIGKILL
-    path = corpus / "out/.unfinished/state.json"
+def test_a_state_whose_rows_are_missing_or_that_a_power_cut_may_have_lost_is_not_resumed(corpus):
+    assert drive(corpus, 8, "--data_dir=cut").returncode == -signal.SIGKILL
+    path = corpus / "cut/.unfinished/state.json"
     state = json.loads(path.read_text(encoding="utf-8"))
     assert not state["synced"]
     path.write_text(json.dumps({**state, "boot": state["boot"] - 1000}), encoding="utf-8")  # written before a restart
-    again = drive(corpus, 9, "--data_dir=out")
-    assert "not whole" in again.stdout and again.returncode == -signal.SIGKILL
+    again = drive(corpus, 8, "--data_dir=cut")
+    assert "not complete" in again.stdout and again.returncode == -signal.SIGKILL
+    (corpus / "cut/.unfinished/train.bin").write_bytes(b"")
+    again = drive(corpus, 9, "--data_dir=cut")
+    assert "not complete" in again.stdout and again.returncode == -signal.SIGKILL
+    # What was synced to the disk before the restart is resumed.
     state = json.loads(path.read_text(encoding="utf-8"))
     synced = json.dumps({**state, "synced": True, "boot": 0})
     path.with_name("synced.json").write_text(synced, encoding="utf-8")
     path.unlink()
-    assert "going on" in drive(corpus, 10**9, "--data_dir=out").stdout
-    assert drive(corpus, 10**9, "--data_dir=plain").returncode == 0
-    assert made(corpus / "out") == made(corpus / "plain")
+    assert "resuming" in drive(corpus, 10**9, "--data_dir=cut").stdout
+    assert made(corpus / "cut") == made(corpus / "plain")
 
 
 HOSTILE = {
@@ -156,17 +153,14 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize("overflow", ["truncate", "split"])
-def test_hostile_texts_stop_no_run(tmp_path, script, text, overflow):
-    write_jsonl(tmp_path / "wiki/a.jsonl", [{"text": text}, {"text": "好。"}])
-    run = script(
-        "data/prepare.py", "--input_dir=wiki", f"--overflow={overflow}", "--clean=controls,templates,litter", timeout=60
-    )
-    assert run.returncode == 0 and "articles 2" in run.stdout, run.stderr
+def test_hostile_texts_stop_no_run(tmp_path, script, overflow):
+    write_jsonl(tmp_path / "wiki/a.jsonl", [{"text": text} for text in [*HOSTILE.values(), "好。"]])
+    run = script("data/prepare.py", "--input_dir=wiki", f"--overflow={overflow}", "--clean=controls,templates,litter")
+    assert run.returncode == 0 and "articles 6" in run.stdout, run.stderr
 
 
-def test_held_out_subjects_are_found_in_whatever_characters_they_are_written(tmp_path, script):
+def test_held_out_subjects_are_found_in_traditional_and_simplified_characters(tmp_path, script):
     write_jsonl(
         tmp_path / "wiki/a.jsonl", [{"title": "鐵橋", "text": "鐵橋在河上。"}, {"title": "河", "text": "河在橋下。"}]
     )
@@ -181,19 +175,16 @@ def made_names(folder):
     return [path.name for path in folder.iterdir()]
 
 
-def test_a_broken_off_preparation_of_other_settings_or_files_is_begun_anew(corpus):
-    assert drive(corpus, 5, "--data_dir=out").returncode == -signal.SIGKILL
-    other = drive(corpus, 10**9, "--data_dir=out", "--block_size=256")
-    assert "beginning anew" in other.stdout and other.returncode == 0
-    plain = drive(corpus, 10**9, "--data_dir=plain", "--block_size=256")
-    assert plain.returncode == 0 and made(corpus / "out") == made(corpus / "plain")
-
-    assert drive(corpus, 5, "--data_dir=out").returncode == -signal.SIGKILL
+def test_an_interrupted_preparation_with_other_settings_or_files_starts_again(corpus):
+    assert drive(corpus, 5, "--data_dir=other", "--block_size=256").returncode == -signal.SIGKILL
+    other = drive(corpus, 10**9, "--data_dir=other")
+    assert "starting again" in other.stdout and made(corpus / "other") == made(corpus / "plain")
+    assert drive(corpus, 5, "--data_dir=touched").returncode == -signal.SIGKILL
     os.utime(corpus / "wiki/a.jsonl", (1, 1))
-    assert "beginning anew" in drive(corpus, 10**9, "--data_dir=out").stdout
+    assert "starting again" in drive(corpus, 10**9, "--data_dir=touched").stdout
 
 
-def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path, script):
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_resumes(tmp_path, script):
     count = write_varied(tmp_path / "wiki/a.jsonl", 24_000_000)
     command = [sys.executable, str(ROOT / "data/prepare.py"), "--input_dir=wiki", "--workers=2"]
     new_group = (
@@ -205,9 +196,9 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path, script
         said += run.stderr.read(1)
     os.killpg(run.pid, signal.SIGINT) if os.name != "nt" else run.send_signal(signal.CTRL_BREAK_EVENT)
     _, said = run.communicate(timeout=120)
-    assert run.returncode == 130 and "goes on" in said and "Traceback" not in said
+    assert run.returncode == 130 and "resumes" in said and "Traceback" not in said
     done = script("data/prepare.py", "--input_dir=wiki", "--workers=2")
-    assert "going on" in done.stdout and done.returncode == 0, done.stderr
+    assert "resuming" in done.stdout and done.returncode == 0, done.stderr
     meta = json.loads((tmp_path / "data/processed/meta.json").read_text(encoding="utf-8"))
     assert sum(part["rows"] for part in meta["parts"].values()) == count == meta["articles"]
 
@@ -222,13 +213,13 @@ def test_two_preparations_of_one_folder_do_not_mix(tmp_path, script):
     assert run.returncode == 1 and "another run is writing to out" in run.stderr
 
 
-def test_weights_take_articles_of_the_training_part_as_often_as_asked(tmp_path, script):
+def test_weights_repeat_articles_of_the_training_part(tmp_path, script):
     articles = made_up_articles(120)
     for name, rows in (("a", articles[:180]), ("b", articles[180:])):
         write_jsonl(tmp_path / name / "x.jsonl", rows)
     flags = ["data/prepare.py", "--input_dir=a,b", "--val_share=0.2"]
     plain, mixed = (json.loads(finished(tmp_path, script(*flags, *more))) for more in ([], ["--weights=2.5,0.5"]))
-    assert mixed["parts"]["val"] == plain["parts"]["val"]  # measured on once each
+    assert mixed["parts"]["val"] == plain["parts"]["val"]  # each is used once
     in_val = {name: plain["inputs"][name]["rows"] for name in "ab"}
     rows = {name: mixed["inputs"][name]["rows"] for name in "ab"}
     assert 2.2 * 180 * 0.8 < rows["a"] < 2.5 * in_val["a"] and 0.45 * 180 < rows["b"] < 0.75 * in_val["b"]
@@ -241,7 +232,7 @@ def finished(folder, run):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--weights=1"], "1 weights for 2 input_dir"),
         (["--weights=1,x"], "weights wants a list of float"),
@@ -250,33 +241,34 @@ def finished(folder, run):
         (["--near_share=1.5"], "near_share"),
     ],
 )
-def test_wrong_weights_and_steps_are_told_in_one_line(tmp_path, script, flags, told):
+def test_wrong_weights_and_steps_are_explained_in_one_line(tmp_path, script, flags, message):
     for name in "ab":
         write_jsonl(tmp_path / name / "x.jsonl", made_up_articles(1))
     run = script("data/prepare.py", "--input_dir=a,b", *flags)
-    assert run.returncode == 1 and told in run.stderr and "Traceback" not in run.stderr
+    assert run.returncode == 1 and message in run.stderr and "Traceback" not in run.stderr
 
 
 # The pieces
 
 
-@pytest.mark.parametrize("most", [1 << 24, 500], ids=["memory", "disk"])
-def test_a_key_set_agrees_with_a_python_set_also_when_it_goes_on(tmp_path, most):
+def test_a_key_set_agrees_with_a_python_set_also_when_it_resumes(tmp_path, monkeypatch):
+    monkeypatch.setattr(dedup, "MERGE_KEYS", 300)
+    monkeypatch.setattr(dedup, "READ_KEYS", 1000)
     rng, seen = np.random.default_rng(0), set()
-    keys = KeySet(tmp_path, most)
+    keys = KeySet(tmp_path)
     for step in range(60):
         batch = rng.integers(0, 4000, size=100, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        expected = [not (key in seen or seen.add(key)) for key in np.where(batch == 0, 1, batch).tolist()]
+        expected = [not (key in seen or seen.add(key)) for key in batch.tolist()]
         assert keys.add(batch).tolist() == expected
         if step % 20 == 10:  # what was added since the last flush is forgotten
             keys.flush()
             count, kept = keys.count, set(seen)
             keys.add(rng.integers(0, 2**63, size=50, dtype=np.uint64))
             keys.close()
-            keys, seen = KeySet(tmp_path, most), kept
-            keys.go_on(count)
+            keys, seen = KeySet(tmp_path), kept
+            keys.resume(count)
     keys.close()
-    assert len(list(tmp_path.glob("keys-*.bin"))) == (0 if most > 500 else len(seen) // most)
+    assert (tmp_path / "keys.log").stat().st_size == 8 * len(seen) > 8 * 1000
 
 
 def test_near_duplicates_are_those_with_many_common_shingles(tmp_path):
@@ -285,14 +277,14 @@ def test_near_duplicates_are_those_with_many_common_shingles(tmp_path):
     reworded = [text[:50] + "改" + text[51:] for text in texts]  # 197 of 201 shingles in common
     halves = [text[:100] + other[:100] for text, other in itertools.pairwise(texts)]  # a third in common
     everything = [*texts, *reworded, *halves]
-    values, bands = signatures(everything, 0.8)
+    values, bands = minhash_signatures(everything, 0.8)
     near = NearDuplicates(tmp_path / "near.db", 0.8)
     new = [near.add(i, values[i], bands[i]) for i in range(len(everything))]
     assert new == [True] * 30 + [False] * 30 + [True] * 29
     near.flush()
     near.close()
     near = NearDuplicates(tmp_path / "near.db", 0.8)
-    near.go_on(10)
+    near.resume(10)
     assert [near.add(100 + i, values[i], bands[i]) for i in range(30)] == [False] * 10 + [True] * 20
     near.close()
 
@@ -303,14 +295,14 @@ def test_the_estimate_of_common_shingles_is_close_to_the_plain_count(tmp_path):
         a = "".join(chr(0x4E00 + rng.randrange(20000)) for _ in range(400))
         b = a[: int(400 * share)] + "".join(chr(0x4E00 + rng.randrange(20000)) for _ in range(400 - int(400 * share)))
         sets = [{text[i : i + 3] for i in range(398)} for text in (a, b)]
-        values, _ = signatures([a, b], 0.8)
+        values, _ = minhash_signatures([a, b], 0.8)
         plain = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
         assert (values[0] == values[1]).mean() == pytest.approx(plain, abs=0.15)
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 0.95])
 def test_bands_bring_nearly_all_pairs_at_the_threshold_together(threshold):
-    rows = band_rows(threshold)
+    rows = values_per_band(threshold)
     assert 1 - (1 - threshold**rows) ** (128 // rows) >= 0.98
     assert rows == 16 or 1 - (1 - threshold ** (rows + 1)) ** (128 // (rows + 1)) < 0.98
 
@@ -324,7 +316,7 @@ def test_rows_padded_together_are_those_padded_one_by_one():
         assert row == [*ids, tokenizer.eot_id, *[tokenizer.pad_id] * (15 - len(ids))]
 
 
-def test_what_is_said_of_the_embedded_corpus_in_the_report_can_be_read_in_it(tmp_path, script):
+def test_the_report_shows_counts_and_escaped_examples(tmp_path, script):
     write_jsonl(tmp_path / "wiki/a.jsonl", [*made_up_articles(20), {"title": "<b>坏</b>", "text": "没有句末<script>"}])
     assert script("data/prepare.py", "--input_dir=wiki", "--report").returncode == 0
     page = (tmp_path / "data/processed/report.html").read_text(encoding="utf-8")

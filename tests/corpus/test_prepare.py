@@ -1,4 +1,4 @@
-"""Articles and questions to rows, and the table, by the scripts as a user runs them."""
+"""Articles and questions to rows, and the tokenizer, by the scripts as a user runs them."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def names(texts):
     return {re.search(r"第\d+镇", text)[0] for text in texts}
 
 
-def test_every_good_article_becomes_its_row_and_every_other_is_counted_and_shown(script, tmp_path):
+def test_every_good_article_becomes_a_row_and_every_other_is_counted_and_shown(script, tmp_path):
     good = [
         ({"id": 1, "title": "桥", "text": "桥\n\n桥（）在河<div>上。\n它很「《》」老！尾巴"}, "桥在河上。它很老！"),
         ({"id": 1, "title": "##", "text": "##\n\n甲##乙，<|endoftext|>。"}, "甲##乙，<|endoftext|>。"),
@@ -70,7 +70,7 @@ def test_every_good_article_becomes_its_row_and_every_other_is_counted_and_shown
     assert meta["first_dropped"][0] == "wiki/deep/er/wiki_00, line 1: bad JSON"
     assert meta["first_dropped"][5] == 'wiki/z.jsonl, line 1: "text" is empty'
     assert meta["first_dropped"][7:9] == ["wiki/z.jsonl, line 3: empty line", "wiki/z.jsonl, line 4: no sentence end"]
-    assert all(told in said for told in [*meta["first_dropped"], "2 exact duplicate", "tokens a character"])
+    assert all(message in said for message in [*meta["first_dropped"], "2 exact duplicate", "tokens a character"])
 
 
 @pytest.mark.parametrize("overflow", ["truncate", "split"])
@@ -113,7 +113,7 @@ def test_a_subject_stays_together_adding_files_moves_nothing_and_heldout_ones_ar
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--input_dir=nowhere"], "nowhere is not there"),
         (["--input_dir=empty"], "no .jsonl, .json or .parquet file in empty"),
@@ -124,7 +124,7 @@ def test_a_subject_stays_together_adding_files_moves_nothing_and_heldout_ones_ar
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_a_users_mistake_is_one_line_and_leaves_older_rows_as_they_were(script, tmp_path, flags, told):
+def test_a_users_mistake_is_one_line_and_leaves_older_rows_as_they_were(script, tmp_path, flags, message):
     write_jsonl(tmp_path / "wiki/a.jsonl", made_up_articles(2))
     write_jsonl(tmp_path / "textless/a.jsonl", [{"id": 1}, "{"])
     (tmp_path / "empty").mkdir()
@@ -132,11 +132,11 @@ def test_a_users_mistake_is_one_line_and_leaves_older_rows_as_they_were(script, 
     folder.mkdir(parents=True)
     for name, content in OLD.items():
         (folder / name).write_bytes(content)
-    assert told in error_of(script("data/prepare.py", "--input_dir=wiki", *flags))
+    assert message in error_of(script("data/prepare.py", "--input_dir=wiki", *flags))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == OLD
 
 
-def test_rows_broken_off_leave_the_older_ones_and_nothing_of_their_own(tmp_path):
+def test_an_interrupted_writer_leaves_the_older_rows_and_nothing_else(tmp_path):
     for name, content in OLD.items():
         (tmp_path / name).write_bytes(content)
     with pytest.raises(KeyboardInterrupt), RowWriter(tmp_path, ["train", "val"], 16, byte_tokenizer()) as writer:
@@ -145,7 +145,7 @@ def test_rows_broken_off_leave_the_older_ones_and_nothing_of_their_own(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == OLD
 
 
-def test_a_crash_while_rows_are_put_in_place_leaves_a_folder_that_counts_as_not_prepared(tmp_path, monkeypatch):
+def test_a_crash_while_rows_are_put_in_place_leaves_a_folder_without_meta(tmp_path, monkeypatch):
     for name, content in OLD.items():
         (tmp_path / name).write_bytes(content)
     replace = os.replace
@@ -168,7 +168,7 @@ def test_a_crash_while_rows_are_put_in_place_leaves_a_folder_that_counts_as_not_
         ("data/prepare_sft.py", "sft_data_dir", "qa_files", made_up_questions),
     ],
 )
-def test_rows_of_ones_own_are_not_replaced_by_the_embedded_ones_unasked(script, tmp_path, name, folder, setting, own):
+def test_own_rows_are_not_replaced_by_the_embedded_corpus_by_default(script, tmp_path, name, folder, setting, own):
     default = {"input_dir": "data/wiki_sample", "qa_files": "sft/sample_qa.jsonl"}[setting]
     embedded = tmp_path / default if default.endswith(".jsonl") else tmp_path / default / "a.jsonl"
     write_jsonl(embedded, own(30))
@@ -179,8 +179,8 @@ def test_rows_of_ones_own_are_not_replaced_by_the_embedded_ones_unasked(script, 
     done(script(name, f"--{setting}=own.jsonl"))
     rows = tmp_path / ("data/processed" if folder == "data_dir" else "data/processed_sft")
     before = {path.name: path.read_bytes() for path in rows.iterdir()}
-    told = error_of(script(name))
-    assert "own.jsonl" in told and f"--{setting}=…" in told and f"--{folder}=…" in told
+    message = error_of(script(name))
+    assert "own.jsonl" in message and f"--{setting}=…" in message and f"--{folder}=…" in message
     assert {path.name: path.read_bytes() for path in rows.iterdir()} == before
     done(script(name, f"--{folder}=other"))
     (tmp_path / "mine.py").write_text(f"{setting} = {default!r}\n", encoding="utf-8")
@@ -192,7 +192,7 @@ def warnings_of(script, name, *flags):
     return [line.removeprefix("warning: ") for line in done(script(name, *flags)).splitlines() if "warning: " in line]
 
 
-def test_parts_with_few_rows_are_warned_of_with_what_mends_them(script, tmp_path):
+def test_warnings_name_the_setting_that_gives_a_small_part_more_rows(script, tmp_path):
     for n in (1, 5, 40, 400):
         write_jsonl(tmp_path / f"{n}.jsonl", made_up_articles(n, tellings=1))
     prepare = "data/prepare.py"
@@ -210,15 +210,17 @@ def test_parts_with_few_rows_are_warned_of_with_what_mends_them(script, tmp_path
 # data/prepare_sft.py
 
 
-def test_questions_parts_with_few_rows_are_warned_of(script, tmp_path):
+def test_small_parts_of_questions_are_warned_of(script, tmp_path):
     write_jsonl(tmp_path / "qa.jsonl", made_up_questions(40))
     (tmp_path / "held.txt").write_text("第1镇\n", encoding="utf-8")
     write_jsonl(tmp_path / "wiki/a.jsonl", made_up_articles(40))
     prepare, questions = "data/prepare_sft.py", "--qa_files=qa.jsonl"
-    told = warnings_of(script, prepare, questions, "--val_share=0.5", "--test_share=0.0001")
-    assert [line.partition(":")[0] for line in told] == ["test has none of the 80 rows, and evaluations need some"]
-    told = warnings_of(script, prepare, questions, "--val_share=0.5", "--articles=wiki", "--heldout=held.txt")
-    assert len(told) == 1 and told[0].startswith("test has 2 of the 80 rows, those about the subjects of held.txt")
+    message = warnings_of(script, prepare, questions, "--val_share=0.5", "--test_share=0.0001")
+    assert [line.partition(":")[0] for line in message] == ["test has none of the 80 rows, and evaluations need some"]
+    message = warnings_of(script, prepare, questions, "--val_share=0.5", "--articles=wiki", "--heldout=held.txt")
+    assert len(message) == 1 and message[0].startswith(
+        "test has 2 of the 80 rows, those about the subjects of held.txt"
+    )
 
 
 def test_questions_become_rows_split_by_subject_with_heldout_ones_as_the_test_part(script, tmp_path):
@@ -273,7 +275,7 @@ def test_ids_that_start_anew_in_each_file_are_told_apart_by_naming_articles_for_
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--qa_files=nowhere.jsonl"], "nowhere.jsonl is not there"),
         (["--qa_files=wiki/a.jsonl"], 'wiki/a.jsonl, line 1: no "question"'),
@@ -282,15 +284,15 @@ def test_ids_that_start_anew_in_each_file_are_told_apart_by_naming_articles_for_
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_a_users_mistake_with_questions_is_one_line_and_leaves_no_rows(script, tmp_path, flags, told):
+def test_a_users_mistake_with_questions_is_one_line_and_leaves_no_rows(script, tmp_path, flags, message):
     write_jsonl(tmp_path / "wiki/a.jsonl", made_up_articles(1))
     write_jsonl(tmp_path / "qa.jsonl", made_up_questions(1))
-    assert told in error_of(script("data/prepare_sft.py", "--qa_files=qa.jsonl", *flags))
+    assert message in error_of(script("data/prepare_sft.py", "--qa_files=qa.jsonl", *flags))
     assert list(tmp_path.glob("data/**/*.*")) == []
 
 
-def test_heldout_subjects_that_no_question_is_found_for_are_not_passed_over_in_silence(script, tmp_path):
-    # Without --articles nobody knows which questions are about them: they would be trained on.
+def test_heldout_subjects_without_a_question_are_an_error(script, tmp_path):
+    # Without --articles it is unknown which questions are about them, and they would be trained on.
     write_jsonl(tmp_path / "qa.jsonl", made_up_questions(5))
     (tmp_path / "held.txt").write_text("第1镇\n", encoding="utf-8")
     process = script("data/prepare_sft.py", "--qa_files=qa.jsonl", "--heldout=held.txt")
@@ -300,7 +302,7 @@ def test_heldout_subjects_that_no_question_is_found_for_are_not_passed_over_in_s
 # data/train_tokenizer.py
 
 
-def test_a_trained_table_is_the_same_every_time_travels_with_its_rows_and_reads_them_back(script, tmp_path):
+def test_a_trained_tokenizer_is_the_same_every_time_travels_with_its_rows_and_reads_them_back(script, tmp_path):
     write_jsonl(tmp_path / "wiki/wiki_00", ["{", *made_up_articles(), b"\xff"])
     write_jsonl(tmp_path / "qa.jsonl", [*made_up_questions(), *[{"question": "龘龘龘？", "answer": "龘龘龘！"}] * 9])
     flags = ["data/train_tokenizer.py", "--input_dir=wiki", "--tokenizer_vocab=320", "--tokenizer_qa=qa.jsonl"]
@@ -310,17 +312,17 @@ def test_a_trained_table_is_the_same_every_time_travels_with_its_rows_and_reads_
     tokenizer = load_tokenizer(str(tmp_path / "a/t.tiktoken"))
     assert len(tokenizer.encode("龘")) == 1  # learned from the questions
 
-    table = "--tokenizer=a/t.tiktoken"
-    done(script("data/prepare.py", "--input_dir=wiki", table, "--val_share=0.2"))
-    done(script("data/prepare_sft.py", "--qa_files=qa.jsonl", table))
+    flag = "--tokenizer=a/t.tiktoken"
+    done(script("data/prepare.py", "--input_dir=wiki", flag, "--val_share=0.2"))
+    done(script("data/prepare_sft.py", "--qa_files=qa.jsonl", flag))
     for folder, rows in (("processed", 120), ("processed_sft", 81)):
         meta, texts = opened(tmp_path / "data" / folder, tokenizer)
         assert sum(map(len, texts.values())) == rows and meta["tokenizer"]["name"] == "t.tiktoken"
-        assert (tmp_path / "data" / folder / "tokenizer.tiktoken").read_bytes() == tokenizer.table
+        assert (tmp_path / "data" / folder / "tokenizer.tiktoken").read_bytes() == tokenizer.vocabulary
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--input_dir=nowhere"], "nowhere is not there"),
         (["--input_dir=textless"], 'textless/a.jsonl, line 1: no "text"'),
@@ -333,9 +335,9 @@ def test_a_trained_table_is_the_same_every_time_travels_with_its_rows_and_reads_
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_a_users_mistake_with_the_table_is_one_line_and_leaves_no_file(script, tmp_path, flags, told):
+def test_a_users_mistake_with_the_tokenizer_is_one_line_and_leaves_no_file(script, tmp_path, flags, message):
     write_jsonl(tmp_path / "wiki/a.jsonl", made_up_articles(3))
     write_jsonl(tmp_path / "textless/a.jsonl", [{"id": 1}])
     before = sorted(tmp_path.rglob("*.*"))
-    assert told in error_of(script("data/train_tokenizer.py", "--input_dir=wiki", *flags))
+    assert message in error_of(script("data/train_tokenizer.py", "--input_dir=wiki", *flags))
     assert sorted(tmp_path.rglob("*.*")) == before

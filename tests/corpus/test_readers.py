@@ -1,7 +1,9 @@
-"""Every input format, packed or not, whole and damaged, gives the same rows; broken records cost nothing else."""
+"""Every input format, compressed or not, gives the same rows; damage costs no other record."""
 
 import bz2
+import csv
 import gzip
+import io
 import json
 import lzma
 import os
@@ -13,14 +15,17 @@ import pytest
 import zstandard
 from corpora import write_jsonl
 
-from minigpt.corpus import parsing, readers
-from minigpt.corpus.records import Problems, find_files, read_articles, read_rows
+from minigpt.corpus.readers import blocks as reader_blocks
+from minigpt.corpus.readers import json_rows, tables
+from minigpt.corpus.readers.files import find_files
+from minigpt.corpus.readers.rows import read_blocks
+from minigpt.corpus.records import Problems, read_articles, read_rows
 
 ROWS = [
     {"id": i, "title": f"第{i}镇", "text": f'第{i}镇，\n"有"{{括号}}]、\\反斜线、<和&，还有 {i} 座桥。'}
     for i in range(60)
 ]
-PACKINGS = {
+COMPRESSORS = {
     "": lambda data: data,
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
@@ -58,18 +63,18 @@ def read(path):
     return rows, problems, sum(sizes)
 
 
-@pytest.fixture(params=[readers.BLOCK_BYTES, 700])
+@pytest.fixture(params=[reader_blocks.BLOCK_BYTES, 700])
 def blocks(request, monkeypatch):
-    """Read in blocks so small that records lie across their edges, too."""
-    monkeypatch.setattr(readers, "BLOCK_BYTES", request.param)
-    monkeypatch.setattr(readers, "TABLE_ROWS", 7)
+    """Also with blocks so small that records span two of them."""
+    monkeypatch.setattr(reader_blocks, "BLOCK_BYTES", request.param)
+    monkeypatch.setattr(tables, "PARQUET_BLOCK_ROWS", 7)
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("compression", COMPRESSORS)
 @pytest.mark.parametrize("name", FORMS)
-def test_every_form_and_packing_gives_the_rows_and_the_bytes_read(tmp_path, blocks, name, packing):
-    path = tmp_path / (name + packing)
-    path.write_bytes(PACKINGS[packing](FORMS[name]))
+def test_every_form_and_compression_gives_the_rows_and_the_bytes_read(tmp_path, blocks, name, compression):
+    path = tmp_path / (name + compression)
+    path.write_bytes(COMPRESSORS[compression](FORMS[name]))
     rows, problems, n_bytes = read(path)
     got = [{"id": int(row["id"]), "title": row["title"], "text": row["text"].removesuffix("\n")} for row in rows]
     assert got == ROWS and not problems.counts and n_bytes == path.stat().st_size
@@ -84,28 +89,28 @@ def test_a_parquet_file_gives_its_rows(tmp_path, blocks):
     assert find_files([str(tmp_path)]) == [path.as_posix()]
 
 
-def test_members_and_frames_one_behind_the_other_are_all_read(tmp_path):
-    for packing in (".gz", ".bz2", ".xz", ".zst"):
-        path = tmp_path / f"a.jsonl{packing}"
-        path.write_bytes(PACKINGS[packing](lines(ROWS[:20])) + PACKINGS[packing](lines(ROWS[20:])))
+def test_all_members_and_frames_of_a_compressed_file_are_read(tmp_path):
+    for compression in (".gz", ".bz2", ".xz", ".zst"):
+        path = tmp_path / f"a.jsonl{compression}"
+        path.write_bytes(COMPRESSORS[compression](lines(ROWS[:20])) + COMPRESSORS[compression](lines(ROWS[20:])))
         assert read(path)[0] == ROWS
 
 
-@pytest.mark.parametrize("packing", [".gz", ".bz2", ".xz", ".zst"])
-def test_a_packed_file_that_is_cut_off_gives_what_is_whole_and_says_so(tmp_path, blocks, packing):
+@pytest.mark.parametrize("compression", [".gz", ".bz2", ".xz", ".zst"])
+def test_a_truncated_compressed_file_gives_its_complete_records_and_a_problem(tmp_path, blocks, compression):
     rng = random.Random(0)
-    rows = [{"id": i, "text": "".join(chr(rng.randrange(0x4E00, 0x9000)) for _ in range(300))} for i in range(4000)]
-    path = tmp_path / f"a.jsonl{packing}"
-    data = PACKINGS[packing](lines(rows))
+    rows = [{"id": i, "text": "".join(chr(rng.randrange(0x4E00, 0x9000)) for _ in range(300))} for i in range(500)]
+    path = tmp_path / f"a.jsonl{compression}"
+    data = COMPRESSORS[compression](lines(rows))
     path.write_bytes(data[: len(data) // 2])
     got, problems, _ = read(path)
     assert got == rows[: len(got)] and sum(problems.counts.values()) <= 2
     assert any("damaged" in reason for reason in problems.counts) or "bad JSON" in problems.counts
-    assert len(got) > 100 or packing == ".bz2"  # its blocks are large
+    assert len(got) > 100 or compression == ".bz2"  # its blocks are large
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.jsonl.xz", "a.jsonl.bz2", "a.parquet"])
-def test_a_file_that_is_no_such_thing_is_a_problem_with_its_place_not_a_crash(tmp_path, name):
+def test_a_file_of_another_format_is_a_problem_with_its_place(tmp_path, name):
     (tmp_path / name).write_bytes(b"not what the name says" * 50)
     write_jsonl(tmp_path / "b.jsonl", ROWS[:2])
     problems = Problems()
@@ -113,9 +118,9 @@ def test_a_file_that_is_no_such_thing_is_a_problem_with_its_place_not_a_crash(tm
     assert len(articles) == 2 and len(problems.places) == 1 and "damaged" in problems.places[0]
 
 
-def test_an_endless_line_is_passed_over_and_the_lines_around_it_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(readers, "MAX_RECORD", 5000)
+def test_an_endless_line_is_skipped_and_the_lines_around_it_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader_blocks, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(reader_blocks, "MAX_RECORD_BYTES", 5000)
     long_one = json.dumps({"text": "长" * 9000}).encode()
     for name, data in {
         "a.jsonl": lines(ROWS[:2]) + long_one + b"\n" + lines(ROWS[2:4]),
@@ -136,12 +141,15 @@ def json_bytes(row):
     return json.dumps(row, ensure_ascii=False).encode()
 
 
-def test_a_missing_or_wrong_trailer_of_a_packed_file_costs_no_row(tmp_path):
+def test_a_missing_or_wrong_trailer_of_a_compressed_file_costs_no_row(tmp_path):
     rows = [{"id": i, "text": "桥" * 50 + str(i)} for i in range(500)]
-    for packing in (".gz", ".bz2", ".xz", ".zst"):
-        data = PACKINGS[packing](lines(rows))
-        for name, damaged in {"a": data[:-4] if packing == ".gz" else data, "b": data + b"garbage at the end"}.items():
-            path = tmp_path / f"{name}.jsonl{packing}"
+    for compression in (".gz", ".bz2", ".xz", ".zst"):
+        data = COMPRESSORS[compression](lines(rows))
+        for name, damaged in {
+            "a": data[:-4] if compression == ".gz" else data,
+            "b": data + b"garbage at the end",
+        }.items():
+            path = tmp_path / f"{name}.jsonl{compression}"
             path.write_bytes(damaged)
             got, problems, _ = read(path)
             assert got == rows and (name == "a" or "damaged" in problems.places[0]), path
@@ -162,8 +170,39 @@ def test_values_of_a_table_that_cannot_be_read_cost_no_text(tmp_path):
 def test_large_rows_of_a_table_come_a_few_at_a_time(tmp_path):
     rows = [{"text": "桥" * 100_000 + str(i)} for i in range(40)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    blocks = list(readers.read_blocks(str(tmp_path / "a.parquet")))
-    assert len(blocks) > 10 and sum(block.read for block in blocks) == (tmp_path / "a.parquet").stat().st_size
+    blocks = list(read_blocks(str(tmp_path / "a.parquet")))
+    assert len(blocks) > 10 and sum(block.n_bytes for block in blocks) == (tmp_path / "a.parquet").stat().st_size
+
+
+def csv_of(rows):
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, ["id", "title", "text"])
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue().encode()
+
+
+def test_a_csv_gives_its_rows_and_a_broken_record_costs_no_other(tmp_path, blocks):
+    first, second = csv_of(ROWS[:30]), csv_of(ROWS[30:]).partition(b"\r\n")[2]
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(first + b"7,bad,\xff\r\n\r\n8\r\n" + second))
+    rows, problems, n_bytes = read(path)
+    assert [{**row, "id": int(row["id"])} for row in rows if "text" in row] == ROWS
+    assert n_bytes == path.stat().st_size and [row for row in rows if "text" not in row] == [{"id": "8"}]
+    line = first.count(b"\n") + 1
+    assert problems.places == [f"{path}, line {line}: bad UTF-8"]
+
+
+def test_an_endless_cell_of_a_csv_is_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader_blocks, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(reader_blocks, "MAX_RECORD_BYTES", 5000)
+    good = b"text,id\n" + "好。,1\n".encode()
+    for name, endless in {"line": b"x" * 9000, "cell": b'"' + b"x\n" * 4500}.items():
+        path = tmp_path / f"{name}.csv"
+        path.write_bytes(good + endless + b"\n" + "坏。,2\n".encode())
+        rows, problems, _ = read(path)
+        assert rows[0] == {"text": "好。", "id": "1"} and rows[-1] == {"text": "坏。", "id": "2"}
+        assert f"{path}, line 3: longer than 0 MiB" in problems.places
 
 
 @pytest.mark.parametrize("between", [b" ", b"", b"\n"], ids=["space", "nothing", "newline"])
@@ -198,7 +237,7 @@ def test_a_document_without_an_end_swallows_no_other(tmp_path):
     assert [row["id"] for row in rows] == ["0"] and dict(problems.counts) == {"no </doc>": 1}
 
 
-def test_what_is_no_file_or_gone_or_hidden_or_left_out_is_passed_over(tmp_path):
+def test_hidden_and_left_out_files_and_what_is_no_file_are_skipped(tmp_path):
     for name in ("in/a.jsonl", "in/.git/HEAD", "in/.x/b.jsonl", "in/out/meta.json"):
         write_jsonl(tmp_path / name, ROWS[:1])
     (tmp_path / "in/d.jsonl").mkdir()
@@ -222,7 +261,7 @@ def test_a_broken_element_of_an_array_costs_no_other(tmp_path, blocks, element):
     assert rows == ROWS[:6] and sum(problems.counts.values()) == 1 and ", row " in problems.places[0]
 
 
-def test_rows_that_a_missing_quote_has_swallowed_are_told_apart_again(tmp_path):
+def test_rows_that_a_missing_quote_has_merged_are_recovered(tmp_path):
     good = [json_bytes(row) for row in ROWS[:6]]
     path = tmp_path / "a.json"
     path.write_bytes(b"[" + b",".join([*good[:3], b'{"text": "x}', *good[3:]]) + b"]")  # all on one line
@@ -230,23 +269,23 @@ def test_rows_that_a_missing_quote_has_swallowed_are_told_apart_again(tmp_path):
     assert [row["id"] for row in rows] == [0, 1, 2, 3, 4, 5] and problems.counts
 
 
-def test_a_cut_array_gives_what_is_whole(tmp_path, blocks):
+def test_a_truncated_array_gives_its_complete_elements(tmp_path, blocks):
     data = json.dumps(ROWS, ensure_ascii=False).encode()
     (tmp_path / "a.json").write_bytes(data[: data.index(b'{"id": 50') + 20])
     rows, problems, _ = read(tmp_path / "a.json")
     assert rows == ROWS[:50] and sum(problems.counts.values()) == 1
 
 
-def test_lines_parsed_together_give_what_they_give_one_by_one(tmp_path):
+def test_lines_parsed_together_give_the_rows_of_lines_parsed_alone(tmp_path):
     rng = random.Random(1)
     pieces = ['{"a": 1}', '{"a": [{}', '{"b": 1}]}', '{"a": 1}, {"a": 2}', '{"a": 1},0,{"b": 2}', "", "0",
               '{"a": {"b": 1}', '{"t": "x', 'y"}', '{"t": "]"}', "null", '{"a": 1, "a": 2}']  # fmt: skip
     for _ in range(300):
         chosen = [rng.choice(pieces).encode() for _ in range(rng.randrange(1, 6))]
-        together = parsing.parse_together(chosen)
-        alone = [parsing.parse(line)[0] for line in chosen]
+        together = json_rows.parse_lines_together(chosen)
+        alone = [json_rows.parse_json_record(line)[0] for line in chosen]
         assert together is None or together == alone
-    assert parsing.parse_together([b'{"a": 1}', b'{"b": 2}']) == [{"a": 1}, {"b": 2}]
+    assert json_rows.parse_lines_together([b'{"a": 1}', b'{"b": 2}']) == [{"a": 1}, {"b": 2}]
 
 
 def test_plain_text_has_a_document_between_blank_lines_or_on_each_line(tmp_path, blocks, script):

@@ -1,4 +1,4 @@
-"""Reading files of every kind of brokenness, and splitting subjects into parts."""
+"""Reading files with every kind of damage, and splitting subjects into parts."""
 
 from collections import Counter
 
@@ -6,17 +6,9 @@ import pytest
 from corpora import made_up_articles, write_jsonl
 
 from minigpt.common.errors import UserError
-from minigpt.corpus.records import (
-    Problems,
-    find_files,
-    hash_share,
-    pretrain_part,
-    read_articles,
-    read_heldout,
-    read_questions,
-    sft_part,
-    subjects_by_id,
-)
+from minigpt.corpus.readers.files import find_files
+from minigpt.corpus.records import Problems, read_articles, read_questions
+from minigpt.corpus.splits import hash_share, pretrain_part, read_heldout, sft_part, subjects_by_id
 
 GOOD = {"id": 1, "title": "桥", "text": "桥在河上。"}
 BROKEN = [
@@ -152,6 +144,30 @@ def test_questions_are_read_trimmed_and_broken_ones_named(tmp_path):
     assert list(problems.counts) == reasons
 
 
+QUESTION_FILES = {
+    "a.jsonl": (
+        '{"question": "一", "answer": "壹"}\n{broken\n{"prompt": "二", "output": "贰"}\n',
+        [(1, "壹"), (3, "贰")],
+    ),
+    "a.json": ('[{"问题": "一", "答案": "壹"}, 5, {"instruction": "二", "reference": "贰"}]', [(1, "壹"), (3, "贰")]),
+    "a.csv": ('\ufeffquestion, answer\r\n一,壹\r\n,空\r\n\r\n"二","贰"\r\n', [(2, "壹"), (5, "贰")]),
+    "a.txt": ("一\n\n二\n", []),
+}
+
+
+@pytest.mark.parametrize("name", QUESTION_FILES)
+def test_questions_are_read_from_every_format_under_every_name(tmp_path, name):
+    content, with_answer = QUESTION_FILES[name]
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8", newline="")
+    problems = Problems()
+    rows = list(read_questions([str(path)], problems))
+    assert [(line, qa.answer) for line, qa in rows] == with_answer and all(qa.question in "一二" for _, qa in rows)
+    assert sum(problems.counts.values()) == (1 if with_answer else 2)
+    rows = [qa for _, qa in read_questions([str(path)], Problems(), answer_required=False)]
+    assert [qa.question for qa in rows] == ["一", "二"] and rows[0].answer == ("壹" if with_answer else "")
+
+
 # Parts
 
 
@@ -214,8 +230,8 @@ def test_one_id_with_two_subjects_is_refused_with_both_and_the_way_out(tmp_path)
     write_jsonl(tmp_path / "b.jsonl", [{**GOOD, "title": "河"}])
     with pytest.raises(UserError) as caught:
         subjects_by_id([str(tmp_path)])
-    for told in ("id 1", "'桥'", "'河'", "a.jsonl", "b.jsonl", "--articles="):
-        assert told in str(caught.value)
+    for message in ("id 1", "'桥'", "'河'", "a.jsonl", "b.jsonl", "--articles="):
+        assert message in str(caught.value)
 
 
 def test_articles_without_an_id_name_no_subject_and_stop_nothing(tmp_path):

@@ -49,16 +49,16 @@ def test_articles_have_title_blank_line_and_three_sentences(articles):
         assert len(ends) >= 3 and ends[-1] == len(body), row
 
 
-def test_there_are_600_subjects_in_five_fields_each_told_in_different_words(articles):
-    told = collections.defaultdict(set)
+def test_there_are_600_subjects_in_five_fields_each_with_articles_in_different_words(articles):
+    texts_by_title = collections.defaultdict(set)
     for row in articles:
-        told[row["title"]].add(row["text"])
-    assert len(told) >= 600
+        texts_by_title[row["title"]].add(row["text"])
+    assert len(texts_by_title) >= 600
     assert len(ARTICLES) >= 5
-    assert all(len(texts) >= 15 for texts in told.values())
+    assert all(len(texts) >= 15 for texts in texts_by_title.values())
 
 
-def test_some_rows_bear_litter_and_most_do_not(articles):
+def test_some_rows_have_litter_and_most_do_not(articles):
     littered = sum(bool(LITTER.search(drop_title(row["text"], row["title"]))) for row in articles)
     assert 0.05 * len(articles) < littered < 0.2 * len(articles)
 

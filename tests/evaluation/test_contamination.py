@@ -9,8 +9,9 @@ from tiny import tiny_model
 
 from data_utils import read_meta
 from minigpt.checkpoint import load_checkpoint, save_checkpoint
-from minigpt.corpus.records import Problems, pretrain_part, read_articles, sft_part
+from minigpt.corpus.records import Problems, read_articles
 from minigpt.corpus.row_files import RowWriter
+from minigpt.corpus.splits import pretrain_part, sft_part
 from minigpt.evaluation import contamination
 from minigpt.evaluation.contamination import check_contamination
 from minigpt.settings.stages import TrainSettings
@@ -36,7 +37,7 @@ def write_texts(folder, parts, stage="pretrain", tokenizer=None):
 def content_of(folder, stage="pretrain", init_from="scratch", tokenizer=None):
     """The dict of a checkpoint that was trained on a folder, without weights."""
     tokenizer = tokenizer or byte_tokenizer()
-    about = {"name": tokenizer.name, "sha256": tokenizer.sha256, "table": tokenizer.table}
+    about = {"name": tokenizer.name, "sha256": tokenizer.sha256, "table": tokenizer.vocabulary}
     return {"stage": stage, "tokenizer": about, "settings": {"data_dir": folder, "init_from": init_from}}
 
 

@@ -3,15 +3,15 @@
 import json
 from pathlib import Path
 
-from minigpt.tokenizer import Tokenizer, table_bytes
+from minigpt.tokenizer import Tokenizer, format_vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def byte_tokenizer():
-    """A table of single bytes: 259 ids, so that a model that is trained in a test is small."""
+    """A tokenizer of single bytes: 259 ids, so that a model that is trained in a test is small."""
     ranks = {bytes([b]): b for b in range(256)}
-    return Tokenizer("bytes", table_bytes(ranks, {"eot": 256, "pad": 257, "answer": 258}, r"[\s\S]"))
+    return Tokenizer("bytes", format_vocabulary(ranks, {"eot": 256, "pad": 257, "answer": 258}, r"[\s\S]"))
 
 
 def write_jsonl(path, rows):

@@ -4,21 +4,21 @@ import numpy as np
 import torch
 
 from minigpt.corpus.row_files import RowWriter
-from minigpt.tokenizer import Tokenizer, table_bytes
+from minigpt.tokenizer import Tokenizer, format_vocabulary
 from model import GPT, GPTConfig
 
 torch.set_num_threads(1)  # models so small only lose by more
 
-EOT, PAD, MARK = 260, 261, 262  # of the tiny table
-VOCAB = 320  # more than the table's 263 ids, as an embedding is padded up
+EOT, PAD, MARK = 260, 261, 262  # of the tiny tokenizer
+VOCAB = 320  # more than the tokenizer's 263 ids, as an embedding is padded up
 
 
 def tiny_tokenizer(name="tiny.tiktoken"):
-    """A table of the 256 bytes and of 的 and 河: every other character of Chinese takes three tokens."""
+    """A tokenizer of the 256 bytes and of 的 and 河: every other character of Chinese takes three tokens."""
     ranks = {bytes([b]): b for b in range(256)}
     for rank, token in enumerate(("的".encode()[:2], "的".encode(), "河".encode()[:2], "河".encode()), start=256):
         ranks[token] = rank
-    return Tokenizer(name, table_bytes(ranks, {"eot": EOT, "pad": PAD, "answer": MARK}, r"\p{Han}+|\P{Han}+"))
+    return Tokenizer(name, format_vocabulary(ranks, {"eot": EOT, "pad": PAD, "answer": MARK}, r"\p{Han}+|\P{Han}+"))
 
 
 def tiny_model(seed=0, vocab_size=VOCAB, block_size=32, bias=False, dropout=0.0):
@@ -45,7 +45,7 @@ def padded_rows(lists, block_size):
 
 
 def tiny_meta(stage):
-    """What `make_batch` reads of a meta.json of the tiny table."""
+    """What `make_batch` reads of a meta.json of the tiny tokenizer."""
     return {"stage": stage, "special_ids": {"eot": EOT, "pad": PAD, "answer": MARK}}
 
 
