@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter
 
 from minigpt.common.text import HAN_RUN
+from minigpt.settings.stages import CLEANING
 from minigpt.tokenizer import bounded_spaces
 
 # What a wiki dump leaves where a link or template was removed (the course report's list).
