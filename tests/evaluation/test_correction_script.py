@@ -29,6 +29,7 @@ from minigpt.evaluation.correction import (
 )
 from minigpt.settings.record import Settings
 
+SCRIPT = load_script("evaluations-correction.py")
 CASES = [
     CorrectionPair("桥在河河上。", "桥在河上。", "doubled"),
     CorrectionPair("桥河上。", "桥在河上。", "dropped"),
@@ -128,17 +129,13 @@ def questions(tmp_path):
     return write_jsonl(tmp_path / "q.jsonl", [*ROWS, "{broken"])
 
 
-def done(process):
-    assert process.returncode == 0, process.stderr
-    return process.stdout
-
-
-def test_a_model_behind_an_api_fills_every_cell_of_the_table(script, tmp_path, questions):
+def test_a_model_behind_an_api_fills_every_cell_of_the_table(tmp_path, questions, monkeypatch, capsys):
     with peer(models=("echo",)) as server:
         model = f"--ckpt=echo@http://{server.address}/v1"
         flags = ["--systems=none,改错", "--shots=0,2", "--json=c.json", "--csv=c.csv", "--resamples=50"]
-        said = done(script("evaluations-correction.py", model, "--questions=q.jsonl", *flags))
+        run_here(monkeypatch, tmp_path, SCRIPT, model, "--questions=q.jsonl", *flags)
         asked = [body["messages"] for path, _, body in server.seen if body]
+    said = capsys.readouterr().out
     figures = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))
     # An echo changes nothing: it is right on the sentences to keep.
     assert (figures["accuracy"], figures["to_change"], figures["to_keep"]) == (2 / 5, 0, 1)
@@ -187,7 +184,7 @@ def runs(tmp_path, questions):
 
 def test_every_checkpoint_of_runs_is_measured_and_the_curves_are_drawn(runs, monkeypatch, capsys):
     flags = ["--data_dir=rows", "--json=out/c.json", "--shots=1,3", "--systems=none", "--resamples=20", "--show=1"]
-    run_here(monkeypatch, runs, load_script("evaluations-correction.py"), "--ckpt=short,long,base/last.pt", *flags)
+    run_here(monkeypatch, runs, SCRIPT, "--ckpt=short,long,base/last.pt", *flags)
     said = capsys.readouterr().out
     content = read_curves(runs / "out/c.json")
     entries = content["models"]
@@ -231,10 +228,9 @@ def test_a_user_error_comes_before_any_model_is_asked(runs, monkeypatch, flags, 
     monkeypatch.chdir(runs)
     with RowWriter(runs / "articles", ["train"], 16, byte_tokenizer()) as writer:
         writer.finish({"stage": "pretrain"})
-    module = load_script("evaluations-correction.py")
-    monkeypatch.setattr(module, "measure_model", None)
+    monkeypatch.setattr(SCRIPT, "measure_model", None)
     with pytest.raises(UserError, match=message):
-        run_here(monkeypatch, runs, module, *flags)
+        run_here(monkeypatch, runs, SCRIPT, *flags)
 
 
 def test_figures_without_a_step_or_of_other_shapes_draw_no_curves(tmp_path):

@@ -237,12 +237,13 @@ def test_a_user_error_leaves_nothing_written(make, tmp_path, flags, message):
     assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("c.jsonl"))
 
 
-def test_the_script_runs_as_a_user_runs_it_and_an_error_is_one_line_that_leaves_an_older_file(wiki, script, tmp_path):
-    done = script("sft/make_correction.py", "--input_dir=wiki", "--corrections=c.jsonl")
-    assert done.returncode == 0 and "go on with: python data/prepare_sft.py --qa_files=c.jsonl" in done.stdout
-    before = (tmp_path / "c.jsonl").read_bytes()
-    process = script("sft/make_correction.py", "--input_dir=wiki", "--corrections=c.jsonl", "--max_sentence_chars=4")
+def test_an_error_of_the_script_is_one_line_and_leaves_an_older_file(make, script, tmp_path):
+    said, _ = make()
+    assert "go on with: python data/prepare_sft.py --qa_files=deep/c.jsonl" in said
+    before = (tmp_path / "deep/c.jsonl").read_bytes()
+    flags = "--input_dir=wiki", "--corrections=deep/c.jsonl", "--max_sentence_chars=4"
+    process = script("sft/make_correction.py", *flags)
     errors = [line for line in process.stderr.splitlines() if "error" in line]
     assert process.returncode == 1 and "Traceback" not in process.stderr
     assert len(errors) == 1 and errors[0].startswith("error: no sentence in wiki could be used")
-    assert (tmp_path / "c.jsonl").read_bytes() == before and not list(tmp_path.rglob("*.partial"))
+    assert (tmp_path / "deep/c.jsonl").read_bytes() == before and not list(tmp_path.rglob("*.partial"))
