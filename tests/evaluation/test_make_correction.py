@@ -22,26 +22,7 @@ from minigpt.evaluation.mistakes import (
 
 HAN = re.compile("[\u4e00-\u9fff]")
 FREQUENT_HERE = list("的是在了有")
-WORDS = [
-    "北京",
-    "天安门",
-    "的",
-    "是",
-    "人人",
-    "1949",
-    "年",
-    "tiger",
-    "《",
-    "》",
-    "，",
-    "；",
-    "河河",
-    "一",
-    "“",
-    "”",
-    "。",
-    "很大",
-]
+WORDS = "北京 天安门 的 是 人人 1949 年 tiger 《 》 ， ； 河河 一 “ ” 。 很大".split()
 
 
 def random_sentences(n):
