@@ -7,14 +7,7 @@ import pytest
 from evaluation_fakes import load_script, make_project, run_here
 
 from minigpt.common.errors import UserError
-from minigpt.evaluation.decoding_sweep import (
-    SWEPT_VALUES,
-    draw_sweep,
-    plan_sweep,
-    run_sweep,
-    sweep_size,
-    sweep_table,
-)
+from minigpt.evaluation.decoding_sweep import SWEPT_VALUES, draw_sweep, plan_sweep, run_sweep, sweep_size, sweep_table
 from minigpt.evaluation.plots import save_plot
 from minigpt.inference.params import SamplingParams
 

@@ -354,7 +354,9 @@ NAMES = ["我的模型", "plain", "cost$5$", "_hidden", "thumb👍", "two\nlines
 def test_any_name_is_drawn_without_a_missing_glyph(tmp_path, monkeypatch, capsys, fonts, together):
     if fonts != "all fonts":
         without_chinese_fonts(monkeypatch)
-    rows = [{"step": step, "train_loss": 2.0, "val_loss": 2.0} for step in (1, 2)]  # one panel for each run
+    rows = [
+        {"step": step, "seconds": step, "train_loss": 2.0, "val_loss": 2.0} for step in (1, 2)
+    ]  # one panel for each run
     logs = [log_of(tmp_path / str(i), rows) for i in range(len(NAMES))]
     for log, name in zip(logs, NAMES, strict=True):
         log.name = name
