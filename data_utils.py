@@ -1,7 +1,7 @@
-"""Row files: reading them, the loss mask, batches, and the order that rows are drawn in.
+"""Training data: reads row files, makes batches and loss masks, and decides the order of the rows.
 
-A `.bin` is uint16, shape (rows, block_size); a row is `tokens EOT PAD PAD …`. `meta.json` beside it
-says what the rows are; a reader checks it and refuses a mismatch, naming both values.
+A `.bin` file is uint16 of shape (rows, block_size). A row is `tokens EOT PAD PAD …`. The file `meta.json` beside it
+describes the rows. Readers compare it with what they expect; on a mismatch the error names both values.
 """
 
 import itertools
@@ -18,22 +18,25 @@ from minigpt.common.errors import UserError
 from minigpt.corpus.row_files import LAYOUT, META, TOKENIZER_FILE
 from minigpt.tokenizer import GPT2_SHA256, load_tokenizer
 
-LENGTH_MULTIPLE = 8
+LENGTH_MULTIPLE = 8  # tokens; the width of a batch is a multiple of this
 DEFAULT_FOLDERS = {"pretrain": "data/processed", "sft": "data/processed_sft"}
-PREPARE = {"pretrain": "python data/prepare.py", "sft": "python data/prepare_sft.py"}
+PREPARE_COMMANDS = {"pretrain": "python data/prepare.py", "sft": "python data/prepare_sft.py"}
 
 
 def read_meta(folder):
-    """meta.json of a data folder. Raises UserError, with the command to run, when it was not prepared."""
+    """The content of a data folder's meta.json, a dict.
+
+    Raises UserError where the folder is not prepared (with the command to run), damaged, or of another layout.
+    """
     try:
         meta = json.loads((Path(folder) / META).read_text(encoding="utf-8"))
     except OSError:
         stage = "sft" if "sft" in Path(folder).name else "pretrain"
         name = "sft_data_dir" if stage == "sft" else "data_dir"
         flag = "" if str(folder) == DEFAULT_FOLDERS[stage] else f" --{name}={folder}"
-        raise UserError(f"no prepared data in {folder}; run: {PREPARE[stage]}{flag}") from None
+        raise UserError(f"no prepared data in {folder}; run: {PREPARE_COMMANDS[stage]}{flag}") from None
     except ValueError:
-        raise UserError(f"{Path(folder) / META} is damaged; prepare the data again") from None
+        meta = None
     if not isinstance(meta, dict) or not {"layout", "block_size", "parts", "tokenizer", "special_ids"} <= set(meta):
         raise UserError(f"{Path(folder) / META} is damaged; prepare the data again")
     if meta["layout"] != LAYOUT:
@@ -42,16 +45,16 @@ def read_meta(folder):
 
 
 def open_rows(folder, part, block_size=None):
-    """(rows, meta): a read-only memory map of uint16, shape (rows, block_size), and the folder's meta.
+    """(rows, meta): a read-only memory map, uint16 (rows, block_size), and the content of the folder's meta.json.
 
-    Raises UserError where the part is missing or empty, the file's size is not what meta.json says, or
-    `block_size` is not the rows'.
+    part: "train", "val" or "test". Raises UserError where the part is missing or empty, the file's size is not what
+    meta.json says, or the rows are not of width `block_size` (None: any width).
     """
     meta = read_meta(folder)
     path, width = Path(folder) / f"{part}.bin", meta["block_size"]
     if block_size is not None and width != block_size:
         raise UserError(
-            f"block_size is {block_size}, but the rows in {folder} are of {width}; "
+            f"block_size is {block_size}, but the rows in {folder} have {width} tokens; "
             f"give --block_size={width}, or prepare again"
         )
     if part not in meta["parts"]:
@@ -88,44 +91,44 @@ def load_row_tokenizer(folder, meta):
 
 
 def check_rows(folder, meta, content):
-    """Raise UserError unless a data folder's rows are of the stage and tokenizer of a checkpoint's dict."""
+    """Raise UserError unless a data folder has the stage and the tokenizer of a checkpoint (content: its dict)."""
     if meta["stage"] != content["stage"]:
         raise UserError(
-            f"{folder} holds {meta['stage']} rows, the checkpoint is of {content['stage']}; "
-            f"name the folder of its rows, such as --data_dir={content['settings']['data_dir']}"
+            f"{folder} holds {meta['stage']} rows, but the checkpoint is of stage {content['stage']}; "
+            f"name a folder with such rows, for example --data_dir={content['settings']['data_dir']}"
         )
     check_tokenizer(folder, meta, content["tokenizer"], "the checkpoint's")
 
 
 def split_row(row, special_ids):
-    """(question ids, answer ids) of a fine-tuning row, without the mark and EOT."""
+    """(question ids, answer ids) of a fine-tuning row, without the answer mark and EOT. Both are lists."""
     ids = row.tolist()
     mark = ids.index(special_ids["answer"])
     return ids[:mark], ids[mark + 1 : ids.index(special_ids["eot"], mark)]
 
 
 def loss_mask(rows, special_ids, stage, train_on_eot=True):
-    """Which targets count: bool (B, T-1) for rows (B, T), over `rows[:, 1:]`.
+    """Which of the targets `rows[:, 1:]` have a loss: bool (B, T-1) for rows (B, T).
 
-    pretrain: all but PAD, and EOT by `train_on_eot`. sft: the answer and its EOT; nothing up to and
-    including the first answer mark, nothing after the EOT.
+    Stage pretrain: all except PAD; EOT only with `train_on_eot`. Stage sft: the answer and its EOT, that is, nothing
+    up to and including the first answer mark, and nothing after the EOT.
     """
     y = rows[:, 1:]
     if stage == "pretrain":
         mask = y != special_ids["pad"]
         return mask if train_on_eot else mask & (y != special_ids["eot"])
-    # Marks and EOTs up to a position, the position itself left out.
-    marks_before = np.cumsum(rows == special_ids["answer"], axis=1)[:, :-1]
-    in_answer = marks_before > 0
+    # A target is part of the answer if a mark stands before it, and no EOT stands between the two.
+    in_answer = np.cumsum(rows == special_ids["answer"], axis=1)[:, :-1] > 0
     ends = (y == special_ids["eot"]) & in_answer
     ended_before = np.cumsum(ends, axis=1) - ends
     return in_answer & (ended_before == 0) & (y != special_ids["pad"])
 
 
 def make_batch(rows, meta, train_on_eot=True):
-    """x, y (int64) and loss_mask (bool), each (B, T): rows (B, block_size) without the columns that are all PAD.
+    """(x, y, loss_mask), each (B, T), from rows (B, block_size); x, y: int64, loss_mask: bool.
 
-    T is a multiple of LENGTH_MULTIPLE, or block_size - 1: few shapes, for each of which kernels are made anew.
+    Trailing columns of PAD are cut off. T is a multiple of LENGTH_MULTIPLE, or block_size - 1: this limits the number
+    of shapes, since libraries prepare kernels for each new one.
     """
     rows = np.asarray(rows)
     used = np.flatnonzero((rows != meta["special_ids"]["pad"]).any(axis=0))
@@ -137,26 +140,31 @@ def make_batch(rows, meta, train_on_eot=True):
 
 
 def row_lengths(rows, pad_id):
-    """(n,) real tokens of each row, read in stretches so that the file need not fit in memory."""
+    """Number of tokens of each row without PAD, (n,). Reads in chunks, so that the file need not fit in memory."""
     return np.concatenate([(rows[i : i + 4096] != pad_id).sum(axis=1) for i in range(0, len(rows), 4096)])
 
 
 def fill_batches(lengths, batch_size, batch_tokens=0):
-    """Cut rows, in the order given, into full batches and a rest: list of slices over lengths (n,).
+    """Divide rows, in the given order, into batches: a list of slices over lengths (n,). The last may not be full.
 
-    A batch holds batch_size rows or, with batch_tokens, as many as fit so many tokens, PAD included (and one row
-    at least). Full ones of like length are of one shape, for which kernels are made once.
+    A batch has batch_size rows or, with batch_tokens > 0, as many rows as fit into batch_tokens with their PAD (at
+    least one). Full batches of similar row lengths then have the same shape.
     """
     n = len(lengths)
     if not batch_tokens:
         return [slice(first, min(first + batch_size, n)) for first in range(0, n, batch_size)]
     widths = np.maximum(1, -(-np.asarray(lengths) // LENGTH_MULTIPLE)) * LENGTH_MULTIPLE
-    edges, longest_first = [0], bool((np.diff(widths) <= 0).all())
+    edges = [0]
+    longest_first = bool((np.diff(widths) <= 0).all())
     widths = widths.tolist()
-    if longest_first:  # a batch's first row is its widest, so that the others need not be looked at
+
+    # Fast case: the first row of a batch is its widest, so the sizes follow without looking at every row.
+    if longest_first:
         while edges[-1] < n:
             edges.append(min(n, edges[-1] + max(1, batch_tokens // widths[edges[-1]])))
         return [slice(a, b) for a, b in itertools.pairwise(edges)]
+
+    # General case: add rows until the next one would make the batch too large.
     widest = 0
     for row, width in enumerate(widths):
         widest = max(widest, width)
@@ -167,45 +175,51 @@ def fill_batches(lengths, batch_size, batch_tokens=0):
 
 
 class BatchOrder:
-    """Which rows make each batch: a fresh permutation each epoch (random), or the file's order (traverse).
+    """The rows of each batch: a new permutation in each epoch ("random"), or the order of the file ("traverse").
 
-    The position (epoch, batch) alone gives the rows, so a run that is resumed goes on with those that come next.
+    The position (epoch, batch) alone determines the rows, so a resumed run continues with the next ones.
 
-    In random order, rows of like length are drawn together, so that a batch has little padding: the epoch's
-    permutation is cut into windows of WINDOW batches, a window is sorted by length and cut into batches, and
-    these come in random order. Which rows share a window is as random as before; which rows share a batch is
-    random among those of like length.
+    In random order, rows of similar length share a batch, which keeps padding low: the epoch's permutation is divided
+    into windows of WINDOW_BATCHES batches, each window is sorted by length and divided into batches, and the batches
+    of a window are shuffled. Windows are random sets of rows; batches are random among rows of similar length.
     """
 
-    WINDOW = 32
+    WINDOW_BATCHES = 32
 
     def __init__(self, lengths, sampling="random", seed=0, batch_size=1, batch_tokens=0):
-        self.lengths, self.sampling, self.seed = np.asarray(lengths), sampling, seed
+        self.lengths = np.asarray(lengths)
+        self.sampling = sampling
+        self.seed = seed
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
-        self._drawn = (-1, None)  # the epoch in hand, and its batches
+        self._cached = (-1, None)  # (epoch, its batches) of the last call
 
     def batches(self, epoch):
-        """List of the epoch's batches, each the indices of its rows."""
+        """The epoch's batches: a list of arrays of row indices."""
         if self.sampling == "traverse":
             epoch = 0
-        drawn = self._drawn  # two threads ask
-        if drawn[0] != epoch:
-            self._drawn = drawn = (epoch, self._draw(epoch))
-        return drawn[1]
+        cached = self._cached  # read once, since two threads call this
+        if cached[0] != epoch:
+            self._cached = cached = (epoch, self._draw(epoch))
+        return cached[1]
 
     def _draw(self, epoch):
         n, rng = len(self.lengths), np.random.default_rng([self.seed, epoch])
         if self.sampling == "traverse":
             return self._fill(np.arange(n))
-        order, batches = rng.permutation(n), []
+        order = rng.permutation(n)
         rows_a_batch = self.batch_tokens // max(1.0, self.lengths.mean()) if self.batch_tokens else self.batch_size
-        size, rest = max(1, int(self.WINDOW * rows_a_batch)), order[:0]
+        size = max(1, int(self.WINDOW_BATCHES * rows_a_batch))
+
+        # Sort keys for "longest first". In 16 bits numpy uses radix sort, which is faster.
         shorter = self.lengths.max() - self.lengths
-        shorter = shorter.astype(np.uint16) if shorter.max() < 1 << 16 else shorter  # numpy sorts 16 bits by radix
+        shorter = shorter.astype(np.uint16) if shorter.max() < 1 << 16 else shorter
+
+        batches, rest = [], order[:0]
         for first in range(0, n, size):
             window = np.concatenate([rest, order[first : first + size]])
             full = self._fill(window[np.argsort(shorter[window], kind="stable")])
-            # The rest of a window, its shortest rows, goes into the next one; only the epoch's last batch is not full.
+            # The rows of a window that fill no batch, its shortest, join the next window. So only the epoch's last
+            # batch is not full.
             rest = full.pop() if first + size < n else order[:0]
             batches += [full[i] for i in rng.permutation(len(full))]
         return batches
@@ -214,13 +228,13 @@ class BatchOrder:
         return [rows[part] for part in fill_batches(self.lengths[rows], self.batch_size, self.batch_tokens)]
 
     def count(self, epochs):
-        """Number of batches in so many epochs, a part of one counted by its share."""
-        whole = sum(len(self.batches(epoch)) for epoch in range(int(epochs)))
-        part = epochs - int(epochs)
-        return whole + (math.ceil(part * len(self.batches(int(epochs)))) if part else 0)
+        """Number of batches in `epochs` epochs, which may be a fraction."""
+        complete = sum(len(self.batches(epoch)) for epoch in range(int(epochs)))
+        fraction = epochs - int(epochs)
+        return complete + (math.ceil(fraction * len(self.batches(int(epochs)))) if fraction else 0)
 
     def take(self, epoch, batch, count):
-        """(list of the next `count` batches from a position on, the position after them)."""
+        """(the next `count` batches from the position (epoch, batch) on, the position after them)."""
         taken = []
         while len(taken) < count:
             of_epoch = self.batches(epoch)
@@ -233,20 +247,20 @@ class BatchOrder:
 
 @dataclass
 class StepRows:
-    """What one optimizer step trains on: this process's batches, and figures of the whole step."""
+    """The data of one optimizer step: this process's batches, and totals over all processes."""
 
-    batches: list  # of (x, y, loss_mask), as `make_batch` gives them
-    position: tuple  # (epoch, batch) after it
+    batches: list  # of (x, y, loss_mask), as returned by `make_batch`
+    position: tuple  # (epoch, batch) after the step
     rows: int
-    tokens: int  # real ones, PAD left out
-    squares: int  # sum over the rows of their tokens squared, which is what attention costs
+    tokens: int  # without PAD
+    squares: int  # sum of the rows' squared token counts, which the cost of attention is proportional to
 
 
 class TrainingData:
-    """The train and val parts of a data folder, and the batches of each step, the next one made in the background.
+    """The train and val parts of a data folder, and the batches of each step. The next step is prepared in a thread.
 
-    rank, count: this process and how many share a step; what a step trains on does not depend on them.
-    pinned: whether batches are put where a CUDA card can fetch them.
+    rank, count: this process, and the number of processes that share a step. The rows of a step do not depend on them.
+    pinned: put batches into page-locked memory, which a CUDA GPU copies from faster.
     """
 
     def __init__(self, settings, rank=0, count=1, pinned=False):
@@ -254,22 +268,24 @@ class TrainingData:
         self.val, _ = open_rows(settings.data_dir, "val", settings.block_size)
         if settings.eval_iters:
             rows = settings.batch_tokens // settings.block_size or settings.batch_size
-            few = min(len(self.val), settings.eval_iters * rows)
-            self.val = self.val[np.linspace(0, len(self.val) - 1, few).astype(int)]  # spread over all sources
+            n_rows = min(len(self.val), settings.eval_iters * rows)
+            self.val = self.val[np.linspace(0, len(self.val) - 1, n_rows).astype(int)]  # spread over all sources
         self.tokenizer = load_row_tokenizer(settings.data_dir, self.meta)
         self.lengths = row_lengths(self.train, self.meta["special_ids"]["pad"])
-        size, tokens = settings.batch_size, settings.batch_tokens
-        self.order = BatchOrder(self.lengths, settings.sampling, settings.seed, size, tokens)
+        self.order = BatchOrder(
+            self.lengths, settings.sampling, settings.seed, settings.batch_size, settings.batch_tokens
+        )
         self.batches_a_step = settings.gradient_accumulation_steps
         self.train_on_eot = settings.train_on_eot
-        self.rank, self.count, self.pinned = rank, count, pinned
+        self.rank, self.count = rank, count
+        self.pinned = pinned
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self._next = None  # (position, future)
+        self._next = None  # (position, future) of the step that is being prepared
 
     def step(self, position):
         """`StepRows` of the step that begins at a position (epoch, batch)."""
-        ahead = self._next and self._next[0] == position
-        rows = self._next[1].result() if ahead else self._make(position)
+        prepared = self._next and self._next[0] == position
+        rows = self._next[1].result() if prepared else self._make(position)
         self._next = (rows.position, self._worker.submit(self._make, rows.position))
         return rows
 
@@ -280,13 +296,13 @@ class TrainingData:
         return StepRows(batches, after, len(lengths), int(lengths.sum()), int((lengths**2).sum()))
 
     def _share(self, taken):
-        """This process's part of a step: whole batches where they can be dealt out evenly, else rows of each."""
+        """This process's part of a step: whole batches where their number allows, else some rows of each batch."""
         if len(taken) % self.count == 0:
             return taken[self.rank :: self.count]
         return [rows[self.rank :: self.count] for rows in taken]
 
     def _batch(self, rows):
-        # A process that gets no row still takes part in the exchange of gradients, with one that has no loss.
+        # A process without a row must still take part in the gradient exchange: it gets one row without a loss.
         x, y, mask = make_batch(self.train[np.sort(rows) if len(rows) else [0]], self.meta, self.train_on_eot)
         batch = x, y, mask if len(rows) else torch.zeros_like(mask)
         return [t.contiguous().pin_memory() for t in batch] if self.pinned else batch

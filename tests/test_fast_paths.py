@@ -6,7 +6,7 @@ from tiny import PAD, VOCAB, padded_rows, random_ids, tiny_meta, tiny_model
 
 import model as model_module
 from data_utils import make_batch
-from model import KEPT_MULTIPLE, OutputLoss, plain_attention
+from model import TARGETS_MULTIPLE, OutputLoss, plain_attention
 
 pytestmark = pytest.mark.numeric
 
@@ -23,8 +23,8 @@ def batch():
 @pytest.fixture(params=[(512, 2**22), (50, 4 * VOCAB * 16)], ids=["one stretch", "several"])
 def stretches(request, monkeypatch):
     """Many stretches of few rows, and a last one that is not full, must add up to the same."""
-    monkeypatch.setattr(model_module, "LOSS_ROWS", request.param[0])
-    monkeypatch.setattr(model_module, "SOFTMAX_BYTES", request.param[1])
+    monkeypatch.setattr(model_module, "MAX_LOGIT_ROWS", request.param[0])
+    monkeypatch.setattr(model_module, "SOFTMAX_CHUNK_BYTES", request.param[1])
 
 
 def test_loss_sum_and_its_gradient_equal_the_simple_way(stretches):
@@ -83,9 +83,9 @@ def test_without_a_kept_position_the_loss_is_zero_and_so_is_its_gradient():
 
 def test_the_filling_up_to_a_multiple_has_no_part_in_the_gradient():
     torch.manual_seed(0)
-    states = torch.randn(KEPT_MULTIPLE, 8, requires_grad=True)
+    states = torch.randn(TARGETS_MULTIPLE, 8, requires_grad=True)
     weight = torch.randn(20, 8, requires_grad=True)
-    targets = torch.randint(20, (KEPT_MULTIPLE,))
+    targets = torch.randint(20, (TARGETS_MULTIPLE,))
     OutputLoss.apply(states, weight, targets, 5).backward()
     assert states.grad[:5].abs().sum(dim=1).min() > 0
     assert not states.grad[5:].any()
@@ -96,7 +96,7 @@ def test_the_filling_up_to_a_multiple_has_no_part_in_the_gradient():
 
 @pytest.mark.parametrize("block", [256, 10])
 def test_plain_attention_equals_torchs(block, monkeypatch):
-    monkeypatch.setattr(model_module, "PLAIN_BLOCK", block)
+    monkeypatch.setattr(model_module, "PLAIN_ATTENTION_QUERIES", block)
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 31, 16, requires_grad=True) for _ in range(3))
     ours = plain_attention(q, k, v)
