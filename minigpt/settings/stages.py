@@ -29,9 +29,7 @@ def setting(default, help, choices=None, low=None, high=None, below=None, replac
 
     replaces: the setting whose place this one takes where it is above 0.
     """
-    metadata = {
-        "help": help, "choices": choices, "low": low, "high": high, "below": below, "replaces": replaces,
-    }  # fmt: skip
+    metadata = {"help": help, "choices": choices, "low": low, "high": high, "below": below, "replaces": replaces}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -80,10 +78,7 @@ class CleaningSteps:
 
 @dataclass
 class HeldoutSubjects:
-    heldout: str = setting(
-        "",
-        "file with a subject a line: pretrained on, never asked about in fine-tuning (they are the test part)",
-    )
+    heldout: str = setting("", "file with a subject a line: never asked about in fine-tuning (they are the test part)")
 
 
 @dataclass
@@ -98,8 +93,7 @@ class QuestionFiles:
     qa_files: list[str] = setting(["sft/sample_qa.jsonl"], "files of question, answer, id")
     articles: list[str] = setting(
         [],
-        "folders or files of the articles that the ids in qa_files name (one for all, or one each), so that the parts "
-        "are split by subject; []: split by id",
+        "folders or files of the articles that the ids in qa_files name (one for all, or one each); []: split by id",
     )
 
 
@@ -118,27 +112,19 @@ class AnswerSampling:
     temperature: float = setting(0.1, "sharpness of sampling; 0: greedy", low=0)
     top_k: int = setting(20, "sample among the k likeliest tokens; 0: all", low=0)
     max_new_tokens: int = setting(225, "longest answer, in tokens", low=1)
-    top_p: float = setting(
-        1.0, "sample among the likeliest tokens that together have this probability, 0 to 1", low=0, high=1
-    )
-    frequency_penalty: float = setting(
-        0.0, "subtracted from a token's logit for each time it occurs in prompt or answer"
-    )
-    repetition_penalty: float = setting(
-        1.0, "divides the logits of tokens that occur in prompt or answer; 1: none", low=0.01
-    )
+    top_p: float = setting(1.0, "sample among the likeliest tokens that have this probability together", low=0, high=1)
+    frequency_penalty: float = setting(0.0, "subtracted from a token's logit for each time it occurred before")
+    repetition_penalty: float = setting(1.0, "divides the logits of tokens that occurred before; 1: none", low=0.01)
     stop: list[str] = setting([], "texts that end an answer and are not part of it")
 
 
 @dataclass
 class LocalModels(DeviceChoice):
-    out_root: str = setting(
-        "out", "folder whose newest run is used where no ckpt is given; the arena offers all models in it"
-    )
+    out_root: str = setting("out", "folder whose newest run is used without ckpt; the arena offers all models in it")
     dtype: str = setting(
         "auto",
-        "compute type; auto: bfloat16 on GPUs that compute in it, on a CPU what a short timing finds fastest (int8: "
-        "8-bit weights, within 1% of float32's perplexity), in evaluations float32",
+        "compute type; auto: bfloat16 on GPUs that have it, on a CPU what a short timing finds fastest (int8: 8-bit "
+        "weights, within 1% of float32's perplexity), in evaluations float32",
         ["auto", "float32", "bfloat16", "float16", "int8"],
     )
     max_batch: int = setting(32, "prompts that are answered together", low=1)
@@ -148,22 +134,16 @@ class LocalModels(DeviceChoice):
 class CheckpointChoice:
     ckpt: list[str] = setting(
         [],
-        "paths of checkpoints (sample.py: one); in evaluations a run's folder stands for all checkpoints in it, and an "
-        "address (model@http://…, or http://…) for a model behind an API; []: the newest under out_root",
+        "checkpoints (sample.py: one); in evaluations also runs' folders (all their checkpoints) and APIs' addresses "
+        "(model@http://…, or http://…); []: the newest under out_root",
     )
 
 
 @dataclass
 class Measuring(CheckpointChoice, Seed, DeviceChoice):
-    data_dir: str = setting(
-        "data/processed", "folder of the rows; '': that of the checkpoint's training (evaluations-report.py)"
-    )
+    data_dir: str = setting("data/processed", "folder of the rows; '' (report): that of the checkpoint's training")
     out_root: str = same_as(LocalModels, "out_root")
-    split: str = setting(
-        "",
-        "part measured: train, val or test; '': val, and where questions are asked test",
-        ["", "train", "val", "test"],
-    )
+    split: str = setting("", "part measured; '': val, and where questions are asked test", ["", "train", "val", "test"])
     resamples: int = setting(1000, "resamples of the bootstrap intervals; 0: no intervals", low=0)
     check_leak: bool = setting(True, "look for the measured rows among the training rows first, and report it")
     json: str = setting("", "file that the figures are written to, as JSON")
@@ -178,16 +158,12 @@ class Asking(AnswerSampling, LocalModels, Measuring):
 
 @dataclass
 class PlotFile:
-    plot: str = setting(
-        "",
-        "file of the plot, a PNG; an SVG is written beside it; '': loss.png, correction.png or decoding.png in the "
-        "run's folder",
-    )
+    plot: str = setting("", "file of the plot, a PNG; an SVG is written beside it; '': a file in the run's folder")
 
 
 @dataclass
 class Listening:
-    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0: those of every network that this machine is in")
+    host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0: all addresses of this machine")
     port: int = setting(5000, "port to listen on; 0: a free one", low=0, high=65535)
     max_prompt_chars: int = setting(32768, "longest prompt, in characters (or token ids)", low=1)
     max_tokens_limit: int = setting(4096, "most tokens that a request may ask for", low=1)
@@ -200,19 +176,9 @@ class Listening:
 @dataclass
 class DownloadSettings(Stage):
     SCRIPT = "data/download.py"
-    urls: list[str] = setting(
-        [],
-        "addresses to fetch, or text files of them (a line each: address, sha256 and bytes, the last two if known); "
-        "[]: all files of dataset",
-    )
-    dataset: str = setting(
-        "wikimedia/wikipedia/20231101.zh", "a Hugging Face dataset and a folder in it: the Chinese Wikipedia"
-    )
-    mirror: str = setting(
-        "",
-        "address that takes the place of https://huggingface.co, such as https://hf-mirror.com; '': the environment's "
-        "HF_ENDPOINT, if set",
-    )
+    urls: list[str] = setting([], "addresses, or files of them (a line each: address [sha256] [bytes]); []: dataset")
+    dataset: str = setting("wikimedia/wikipedia/20231101.zh", "a Hugging Face dataset, and a folder in it")
+    mirror: str = setting("", "address in place of huggingface.co, such as https://hf-mirror.com; '': HF_ENDPOINT")
     download_dir: str = setting("data/downloads", "folder that the files are written to")
     retries: int = setting(8, "tries again after a broken connection without progress, for each file", low=0)
     stall_seconds: float = setting(30.0, "seconds without a byte after which a connection is broken", low=0.1)
@@ -232,21 +198,16 @@ class PrepareSettings(Rows, HeldoutSubjects, CleaningSteps, ArticleFiles, Stage)
     SCRIPT = "data/prepare.py"
     text_field: str = setting("text", "the field that an article's text is in, such as content")
     plain_text: bool = setting(False, "read .txt files, too: documents with a blank line between them, or one a line")
-    near_share: float = share(
-        0.8, "step near: share of common shingles (by MinHash) from which an article repeats an earlier one"
-    )
+    near_share: float = share(0.8, "step near: share of common shingles from which an article repeats an earlier one")
     weights: list[float] = setting(
         [],
-        "how often the articles of each input_dir are taken in training: 2 is twice, 0.5 a half of them (by hash); "
-        "[]: all once",
+        "how often the articles of each input_dir are taken in training: 2 twice, 0.5 a half of them; []: all once",
         low=0,
         high=100,
     )
     data_dir: str = same_as(Measuring, "data_dir")
     overflow: str = setting(
-        "truncate",
-        "article longer than a block: truncate drops the rest, split makes more rows",
-        ["truncate", "split"],
+        "truncate", "of a long article: truncate drops the rest, split makes more rows", ["truncate", "split"]
     )
     report: bool = setting(False, "write report.html beside the rows: lengths, characters, what was dropped")
     workers: int = setting(0, "processes that clean and encode; 0: one a core; any number gives the same bytes", low=0)
@@ -260,8 +221,7 @@ class PrepareSftSettings(Rows, HeldoutSubjects, QuestionFiles, Stage):
     test_share: float = share(0.05, "share of subjects in the test part where no heldout file is given")
     turns: str = setting(
         "each",
-        "chats of several turns: each makes a row of every turn, first of the first alone, joined puts what was said "
-        "before into the question",
+        "rows of a chat: each turn, the first alone, or joined with the turns before it in the question",
         ["each", "first", "joined"],
     )
 
@@ -271,8 +231,7 @@ class GenerateSettings(CleaningSteps, ArticleFiles, Stage):
     SCRIPT = "sft/sft_generate.py"
     api_base: str = setting(
         "http://localhost:1234/v1",
-        "address of an OpenAI-compatible API (this one is LM Studio's; Ollama: http://localhost:11434/v1, vLLM: "
-        "http://localhost:8000/v1); a key comes from the environment's OPENAI_API_KEY",
+        "address of an OpenAI-compatible API (LM Studio's; Ollama: port 11434, vLLM: 8000); key: OPENAI_API_KEY",
     )
     api_model: str = setting("", "the model's name there; '': the first that it offers")
     saves: str = setting("sft/sft_saves.jsonl", "file that accepted pairs are appended to")
@@ -287,9 +246,7 @@ class GenerateSettings(CleaningSteps, ArticleFiles, Stage):
     longest_question: int = setting(15, "longest question, in characters", low=1)
     longest_answer: int = setting(300, "longest answer, in characters", low=1)
     tries: int = setting(4, "replies asked for before an article is given up", low=1)
-    wait_minutes: float = setting(
-        30.0, "how long a server that is away, too busy or failing is waited for, in minutes", low=0
-    )
+    wait_minutes: float = setting(30.0, "minutes to wait for a server that is down, busy or failing", low=0)
     temperature: float = same_as(AnswerSampling, "temperature", 0.45)
     max_new_tokens: int = same_as(AnswerSampling, "max_new_tokens", 2048)
     request_seconds: float = same_as(Listening, "request_seconds")
@@ -301,10 +258,7 @@ class CorrectionDataSettings(Seed, CleaningSteps, ArticleFiles, Stage):
     text_field: str = same_as(PrepareSettings, "text_field")
     corrections: str = setting("sft/corrections.jsonl", "file of wrong and right sentences that is written")
     mistakes: list[str] = setting(
-        MISTAKES,
-        "kinds of mistakes: a character left out, doubled, swapped with the next, replaced; clauses or words in wrong "
-        "order",
-        MISTAKES,
+        MISTAKES, "a character left out, doubled, swapped with the next, replaced; words in wrong order", MISTAKES
     )
     unchanged_share: float = share(0.3, "share of sentences that stay right")
     variants: int = setting(1, "rows made of a sentence, each with another mistake", low=1)
@@ -332,39 +286,24 @@ class TrainSettings(DeviceChoice, Seed, Stage):
     bias: bool = setting(False, "biases in linear layers and layer norms, as GPT-2 has them")
     # Length
     max_iters: int = setting(10000, "optimizer steps", low=0)
-    max_epochs: float = setting(
-        0.0, "passes over the rows; above 0 it takes the place of max_iters", low=0, replaces="max_iters"
-    )
-    max_seconds: float = setting(
-        0.0, "shorten a run, and its schedule, that by its pace would take longer, in seconds; 0: never", low=0
-    )
+    max_epochs: float = setting(0.0, "passes over the rows; above 0 it replaces max_iters", low=0, replaces="max_iters")
+    max_seconds: float = setting(0.0, "shorten the run, and its schedule, to so many seconds; 0: never", low=0)
     # Batches
     batch_size: int = setting(16, "rows a forward pass", low=1)
     batch_tokens: int = setting(
         0,
-        "tokens a forward pass, padding counted: rows of like length are taken until so many are full; "
-        "above 0 it takes the place of batch_size",
+        "tokens a forward pass, padding counted (rows have like lengths); above 0 it replaces batch_size",
         low=0,
         replaces="batch_size",
     )
-    gradient_accumulation_steps: int = setting(
-        1, "forward passes an optimizer step, over all processes together", low=1
-    )
+    gradient_accumulation_steps: int = setting(1, "forward passes an optimizer step, of all processes together", low=1)
     sampling: str = setting(
-        "random",
-        "order of rows: random is a fresh permutation each epoch, traverse the file's order",
-        ["random", "traverse"],
+        "random", "order of rows: a fresh permutation each epoch, or the file's (traverse)", ["random", "traverse"]
     )
     train_on_eot: bool = setting(True, "pretraining: EOT is a target too, so the model learns to stop")
     # Optimizer
-    optimizer: str = setting(
-        "muon", "muon (for the matrices of the blocks, AdamW for the rest), or adamw", ["muon", "adamw"]
-    )
-    learning_rate: float = setting(
-        4e-3,
-        "AdamW's peak learning rate; where it has the matrices too, a quarter of the default or less",
-        low=0,
-    )
+    optimizer: str = setting("muon", "muon (matrices of the blocks; AdamW for the rest), or adamw", ["muon", "adamw"])
+    learning_rate: float = setting(4e-3, "AdamW's peak learning rate; with adamw alone take a quarter or less", low=0)
     muon_learning_rate: float = setting(0.02, "Muon's peak learning rate, for the matrices", low=0)
     min_lr_ratio: float = setting(0.1, "learning rate at the end, as a share of the peak", low=0)
     decay_lr: bool = setting(True, "cosine decay after warm-up; False keeps the peak")
@@ -380,8 +319,7 @@ class TrainSettings(DeviceChoice, Seed, Stage):
     patience: int = setting(0, "stop after this many validations without a new best; 0: never", low=0)
     stop_at_answered: float = setting(
         0.0,
-        "fine-tuning: at each validation ask 200 training questions, greedily, and stop once this share, 0 to 1, "
-        "is answered word for word (ckpt.pt is then that model); 0: do not ask",
+        "fine-tuning: at each validation ask 200 training questions; stop once this share is answered; 0: do not ask",
         low=0,
         high=1,
     )
@@ -392,26 +330,16 @@ class TrainSettings(DeviceChoice, Seed, Stage):
     # Device
     dtype: str = setting(
         "auto",
-        "compute type; auto: bfloat16 on GPUs that compute in it, on older ones float16 (with a loss scaler) or "
-        "float32, on a CPU bfloat16 or float32, whichever a short timing finds faster; float32 on MPS",
+        "compute type; auto: bfloat16 on GPUs that have it, float32 on MPS, else what a short timing finds fastest",
         ["auto", "float32", "bfloat16", "float16"],
     )
     compile: str = setting(
         "auto",
-        "torch.compile; auto: in training on CUDA where Triton is there, in serving on a CPU where a C++ compiler is "
-        "there (in the background: a minute or three of a CPU, then steps are two to three times as fast)",
+        "torch.compile; auto: training on CUDA with Triton; serving on a CPU with a C++ compiler (in the background)",
         ["auto", "on", "off"],
     )
-    fsdp: bool = setting(
-        False,
-        "under torchrun: shard weights and optimizer over the processes (FSDP2), for a model too large for one GPU; "
-        "False: each has all of them (DDP)",
-    )
-    deterministic: bool = setting(
-        False,
-        "CUDA: torch's deterministic kernels, which are slower, so that a resumed run has the very numbers of one "
-        "never stopped (a CPU's are the same without it)",
-    )
+    fsdp: bool = setting(False, "torchrun: shard a model too large for one GPU over the processes (FSDP2)")
+    deterministic: bool = setting(False, "CUDA: slower, deterministic kernels, so that resuming gives the same numbers")
 
 
 # Generating and serving.
@@ -441,9 +369,7 @@ class ArenaSettings(Listening, LocalModels, Stage):
     auth: str = setting("", "user:password that the page asks for; '': the environment's MINIGPT_AUTH, if set, or none")
     peers: str = setting("config/arena_peers.json", "file of the remote models: name, address, perhaps a key")
     arena_dir: str = setting("arena", "folder of votes.jsonl and flagged.csv")
-    loaded_models: int = setting(
-        3, "checkpoints in memory at once; beyond, the least recently used one is dropped", low=1
-    )
+    loaded_models: int = setting(3, "checkpoints in memory at once; the least recently used one is dropped", low=1)
     answer_chars: int = setting(32768, "longest answer that is taken from a peer, in characters", low=1)
 
 
@@ -469,10 +395,7 @@ class CorrectionSettings(PlotFile, Asking, Stage):
     SCRIPT = "evaluations-correction.py"
     temperature: float = same_as(AnswerSampling, "temperature", 0.0)
     show: int = same_as(RougeSettings, "show")
-    systems: list[str] = setting(
-        [],
-        "system prompts of the table, none for no such, or files of them (a line each); []: none, and one that asks",
-    )
+    systems: list[str] = setting([], "system prompts of the table (none: no prompt), or files of them, a line each")
     shots: list[int] = setting([], "numbers of examples in the table, such as 0,1,4; []: no table", low=0)
 
 
@@ -497,9 +420,7 @@ class VisualizeSettings(PlotFile, Stage):
     runs: list[str] = setting([], "runs' folders or log.jsonl files; []: the newest under out_root")
     out_root: str = same_as(LocalModels, "out_root")
     together: bool = setting(False, "draw the runs in one panel (by seconds, unless told otherwise)")
-    x: str = setting(
-        "", "what the curves go by; '': step, and together seconds", ["", "step", "tokens", "epoch", "seconds"]
-    )
+    x: str = setting("", "horizontal axis; '': step, together seconds", ["", "step", "tokens", "epoch", "seconds"])
     smooth: float = share(0.9, "weight of earlier values in the smoothed training loss; less in a short run")
     figures: list[str] = setting([], "JSON files of evaluations over checkpoints, whose curves are drawn as well")
     live: bool = setting(False, "draw again every few seconds until Ctrl-C")
