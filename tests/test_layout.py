@@ -88,3 +88,23 @@ def test_both_readmes_give_the_same_commands():
         r"@[A-Z_]+@", "".join((ROOT / n).read_text(encoding="utf-8") for n in ("README.md", "README.zh-CN.md"))
     )
     assert len(commands("README.md")) > 5
+
+
+def public_names(path):
+    """The public names that a module defines at its top level."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign):
+            names = [name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+        else:
+            names = []
+        yield from (name for name in names if not name.startswith("_"))
+
+
+def test_a_public_name_stands_in_one_module_only():
+    places = {}
+    for path in [*(ROOT / "minigpt").rglob("*.py"), *(ROOT / f"{name}.py" for name in CHAPTERS)]:
+        for name in set(public_names(path)):
+            places.setdefault(name, []).append(path.relative_to(ROOT).as_posix())
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
