@@ -61,10 +61,8 @@ def prepare(settings, files):
         if progress.n_bytes:
             print(f"resuming an interrupted preparation: {progress.n_bytes / max(1, total_bytes):.0%} is done")
         workers = choose_workers(settings, total_bytes - progress.n_bytes)
-        bar = tqdm(
-            total=total_bytes, initial=progress.n_bytes, unit="B", unit_scale=True, desc="prepare", smoothing=0.05
-        )
-        with bar:
+        done = progress.n_bytes
+        with tqdm(total=total_bytes, initial=done, unit="B", unit_scale=True, desc="prepare", smoothing=0.05) as bar:
             for block in prepare_blocks(remaining_blocks(files, progress.place), settings, weights, workers):
                 progress.add(block, files)
                 bar.set_postfix_str(f"articles={progress.kept}", refresh=False)
@@ -104,8 +102,7 @@ def main():
     for part, counts in meta["parts"].items():
         print(
             f"{part}: {counts['rows']} rows of {meta['block_size']}, {counts['tokens']} tokens, "
-            f"{counts['characters']} characters, "
-            f"{counts['tokens_per_character']:.2f} tokens a character"
+            f"{counts['characters']} characters, {counts['tokens_per_character']:.2f} tokens a character"
         )
     for line in small_part_warnings(meta, settings):
         print(line)

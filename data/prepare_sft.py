@@ -98,13 +98,13 @@ def prepare_sft(settings):
     check_question_files(files, "qa_files")
     with RowWriter(settings.sft_data_dir, ["train", "val", "test"], settings.block_size, tokenizer) as writer:
         preparer = SftPreparer(settings, tokenizer, writer)
-        problems, heldout = preparer.problems, preparer.heldout
+        problems = preparer.problems
         with tqdm(total=sum(map(os.path.getsize, files)), unit="B", unit_scale=True, desc="prepare_sft") as bar:
             for line, qa in read_questions(files, problems, bar.update, settings.turns, preparer.forms):
                 preparer.add(line, qa)
         if not preparer.keys:
             raise UserError(f"no question in {', '.join(files)} could be used: " + "; ".join(problems.places[:3]))
-        if heldout and not preparer.heldout_found:
+        if preparer.heldout and not preparer.heldout_found:
             raise UserError(
                 f"no question is about a held-out subject of {settings.heldout}; name the articles with --articles=…"
             )

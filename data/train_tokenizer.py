@@ -29,7 +29,6 @@ from minigpt.tokenizer import SPECIAL_NAMES, format_vocabulary, load_tokenizer
 
 BYTE_TOKENS = 256
 SPECIAL_TOKENS = len(SPECIAL_NAMES)
-HAN_BYTES = 3  # of a Han character in UTF-8
 MAX_VOCAB = 2**16
 # Runs of Han characters are separate from Latin words. Digits are single, so that numbers are always split alike.
 PATTERN = r"\p{Han}+| ?[^\s\p{Han}\p{N}\p{P}\p{S}]+|\p{N}|[\p{P}\p{S}]|\s+"
@@ -55,7 +54,7 @@ def train_ranks(texts, n_ranks, max_token_chars):
         vocab_size=n_ranks,
         min_frequency=2,
         initial_alphabet=list(alphabet),
-        max_token_length=HAN_BYTES * max_token_chars,
+        max_token_length=3 * max_token_chars,  # in bytes; a Han character has 3 in UTF-8
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)

@@ -25,7 +25,6 @@ GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 # GPT-2 splits text into these pieces; no token spans two of them (Radford et al. 2019).
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 SPECIAL_NAMES = ("eot", "pad", "answer")
-MIN_TOKENS = 256  # of a vocabulary: one for each byte
 # tiktoken's regular expression overflows its stack on a million spaces in a row.
 MAX_SPACES = 1000
 LONG_SPACES = re.compile(rf"\s{{{MAX_SPACES},}}")
@@ -182,7 +181,7 @@ def parse_vocabulary(vocabulary, name):
                 ranks[base64.b64decode(token, validate=True)] = int(rank)
         except ValueError:
             raise UserError(f"tokenizer {name}, line {number}: not a line of a .tiktoken file") from None
-    if len(ranks) < MIN_TOKENS:
+    if len(ranks) < 256:
         raise UserError(f"tokenizer {name}: not a .tiktoken file (it has no token for some of the 256 bytes)")
     return ranks, specials, pattern
 

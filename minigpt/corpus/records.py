@@ -206,6 +206,7 @@ def select_turns(turns, choice):
 def parse_question_row(row, answer_required=True):
     """(form, [(question, answer), …], None) of a row's turns, or (form, [], reason) where it cannot be used."""
     form = next((form for field, form in FORMS.items() if field in row), None)
+    turns, reason = [], 'no "question"'
     if form == "pair":
         turns, reason = parse_pair(row, answer_required)
     elif form == "alpaca":
@@ -214,8 +215,6 @@ def parse_question_row(row, answer_required=True):
         turns, reason = parse_messages(row, "conversations", "from", "value")
     elif form == "openai":
         turns, reason = parse_messages(row, "messages", "role", "content")
-    else:
-        turns, reason = [], 'no "question"'
     return form, turns, reason
 
 

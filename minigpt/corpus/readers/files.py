@@ -90,9 +90,9 @@ def is_row_file(name, plain_text=False):
     suffix, compression = split_suffixes(name)
     if str(name).endswith(".partial.json"):  # what a download notes beside an unfinished file
         return False
-    return (plain_text and suffix == TEXT_SUFFIX) or (
-        suffix in ROW_SUFFIXES and not (suffix == ".parquet" and compression)
-    )
+    if suffix == TEXT_SUFFIX:
+        return plain_text
+    return suffix in ROW_SUFFIXES and not (suffix == ".parquet" and compression)
 
 
 def find_files(folders, setting="input_dir", plain_text=False, leave_out=""):
