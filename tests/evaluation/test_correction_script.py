@@ -107,7 +107,7 @@ def test_if_one_kind_of_example_is_scarce_the_other_fills_up_and_too_few_are_an_
         ExampleSampler(pool, 1).draw(CorrectionPair("甲。", "乙。"), 11)
 
 
-def test_system_prompts_and_shots_are_parsed(tmp_path):
+def test_system_prompts_are_texts_or_lines_of_files(tmp_path):
     path = tmp_path / "systems.txt"
     path.write_text("\ufeff改错。\n\n none \n改错。\n", encoding="utf-8")
     assert parse_system_prompts([]) == ["", SYSTEM_PROMPT] and parse_system_prompts(["none", "请" * 300]) == [
@@ -215,7 +215,7 @@ def test_cases_have_their_kinds_and_the_pool_is_the_train_part(runs, monkeypatch
         (["--ckpt=short", "--questions=gone.jsonl"], "gone.jsonl is not there"),
         (["--ckpt=short", "--data_dir=articles"], "articles holds articles, no sentences to correct"),
         (["--ckpt=short", "--data_dir=rows", "--split=val"], "the val part of rows has no rows"),
-        (["--ckpt=short", "--data_dir=rows", "--shots=many"], "shots are numbers of examples"),
+        (["--ckpt=short", "--data_dir=rows", "--shots=many"], "shots wants a list of int"),
         (["--ckpt=short", "--data_dir=rows", "--shots=0,9"], "9 examples are wanted, but there are only 3 others"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",

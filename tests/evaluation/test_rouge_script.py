@@ -113,7 +113,7 @@ def test_a_few_questions_give_no_interval_and_no_comparison(rouge):
 
 def test_rows_that_do_not_fit_a_model_are_an_error_before_any_is_asked(rouge, monkeypatch):
     monkeypatch.setattr(SCRIPT, "collect_answers", None)
-    with pytest.raises(UserError, match="holds sft rows, the checkpoint is of pretrain"):
+    with pytest.raises(UserError, match="holds sft rows, but the checkpoint is of stage pretrain"):
         rouge("--ckpt=out/tuned/ckpt.pt,out/base/ckpt.pt", DATA)
     with peer() as about, pytest.raises(UserError, match="holds no questions"):
         rouge(f"--ckpt=http://{about.address}/v1", "--data_dir=data/base")
