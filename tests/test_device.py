@@ -8,7 +8,7 @@ from tiny import tiny_model
 
 from minigpt import device
 from minigpt.common.errors import UserError
-from minigpt.device import OUT_OF_MEMORY, Precision, explain_out_of_memory, fastest_of, peak_of_card
+from minigpt.device import OUT_OF_MEMORY_MESSAGES, Precision, explain_out_of_memory, fastest_of, peak_flops_of_gpu
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ from minigpt.device import OUT_OF_MEMORY, Precision, explain_out_of_memory, fast
     ],
 )
 def test_a_cards_peak_is_known_by_its_whole_name(name, tflops):
-    assert peak_of_card(name) == (tflops and tflops * 1e12)
+    assert peak_flops_of_gpu(name) == (tflops and tflops * 1e12)
 
 
 def test_the_fastest_is_picked_and_a_hopeless_one_is_tried_once():
@@ -101,7 +101,7 @@ def test_training_times_a_block_in_the_types_that_the_processor_has(monkeypatch,
     assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("words", OUT_OF_MEMORY)
+@pytest.mark.parametrize("words", OUT_OF_MEMORY_MESSAGES)
 def test_running_out_of_memory_is_known_by_what_torch_says(words):
     with pytest.raises(UserError, match="batch_tokens"), explain_out_of_memory(torch.device("cpu")):
         raise RuntimeError(f"[enforce fail] {words}: you tried to allocate 99 bytes")

@@ -8,7 +8,7 @@ import torch
 from tiny import EOT, MARK, PAD, VOCAB, random_ids, tiny_model, tiny_tokenizer
 
 from minigpt.common.errors import UserError
-from minigpt.inference.engine import StopText, TextGenerator, compile_in_background
+from minigpt.inference.engine import StopStringFilter, TextGenerator, compile_in_background
 from minigpt.inference.params import SamplingParams
 from model import GPTConfig, PromptPass
 
@@ -55,10 +55,10 @@ class Scripted:
         self.config, self.wte = GPTConfig(32, VOCAB, 1, 1, 8), torch.nn.Embedding(1, 1)
         self.lm_head = torch.nn.Linear(1, 1)
 
-    def __call__(self, idx, past):
+    def __call__(self, idx, kv_pass):
         self.steps += 1
-        if isinstance(past, PromptPass):
-            past.keys, past.values = ([torch.zeros(len(idx), 1, idx.shape[1], 8)] for _ in range(2))
+        if isinstance(kv_pass, PromptPass):
+            kv_pass.keys, kv_pass.values = ([torch.zeros(len(idx), 1, idx.shape[1], 8)] for _ in range(2))
         logits = torch.zeros(len(idx), VOCAB)
         logits[:, self.second] = 10.0
         for row, ids in enumerate(self.script[: len(idx)]):
@@ -73,7 +73,7 @@ def run(model, params=GREEDY, prompt=(1,), forbidden=(), **options):
     stream = made.new_stream(list(prompt), params)
     made.engine.waiting.append(stream)
     while made.engine.busy:
-        made.engine.round()
+        made.engine.step()
     return "".join(stream), stream
 
 
@@ -107,11 +107,11 @@ def test_requests_join_and_leave_a_running_batch_without_a_trace():
         streams.append(made.new_stream(prompt, SamplingParams(temperature=0, max_new_tokens=n_new)))
         engine.waiting.append(streams[-1])
         if i % 3 == 0:
-            engine.round()
+            engine.step()
         if i == 10:
             engine.rows[1].cancel()
     while engine.busy:
-        engine.round()
+        engine.step()
     reasons = [stream.finish_reason for stream in streams]
     assert reasons.count("cancelled") == 1
     for prompt, n_new, stream in zip(prompts, lengths, streams, strict=True):
@@ -164,11 +164,11 @@ def test_a_text_ends_at_its_eot_and_others_go_on():
     made = generator(Scripted(script))
     streams = [made.new_stream([1], SamplingParams(temperature=0, max_new_tokens=3)) for _ in script]
     made.engine.waiting.extend(streams)
-    made.engine.round()
+    made.engine.step()
     assert [s.finish_reason for s in streams] == [None, "stop", None]
     assert [s.completion_tokens for s in streams] == [2, 1, 2]
     # The last row has taken the freed place, where the script goes on with 70.
-    made.engine.round()
+    made.engine.step()
     assert ["".join(s) for s in streams] == ["BCD", "E", "GHF"]
     assert [s.finish_reason for s in streams] == ["length", "stop", "length"]
 
@@ -217,7 +217,7 @@ def test_stop_strings_end_a_text_wherever_its_pieces_break():
         params = SamplingParams(temperature=0, max_new_tokens=18, stop=stops)
         text, stream = run(Scripted([[*ids, EOT]], second=0), params)
         assert (text, stream.finish_reason) == (expected, "stop" if len(expected) < 18 else "length")
-    held = StopText(("abab", "河的"))
+    held = StopStringFilter(("abab", "河的"))
     assert [held.feed(t) for t in ("xa", "b", "aa", "河")] == ["x", "", "aba", "a"]
     assert not held.found
     assert (held.feed("的镇"), held.found) == ("", True)
@@ -230,7 +230,7 @@ def test_pad_and_ids_without_text_are_never_drawn(params, stage, monkeypatch):
         made = generator(Scripted([[unwanted] * 40]), stage)
         drawn = []
         monkeypatch.setattr(
-            "minigpt.inference.engine.Stream.accept", lambda s, i, *rest, d=drawn: (d.append(i), s.finish("stop"))
+            "minigpt.inference.engine.Stream.add_token", lambda s, i, *rest, d=drawn: (d.append(i), s.finish("stop"))
         )
         made.generate([[1]] * 20, params)
         assert len(drawn) == 20
@@ -304,17 +304,17 @@ def test_a_step_that_fails_is_told_to_its_readers_and_the_next_request_is_served
 
 
 def test_what_runs_gets_a_token_between_the_prompts_of_a_burst(monkeypatch):
-    monkeypatch.setattr("minigpt.inference.engine.PROMPT_TOKENS", 20)
+    monkeypatch.setattr("minigpt.inference.engine.MAX_PREFILL_TOKENS", 20)
     made = generator(max_batch=8)
     made.engine.eot_id = -1
     params = SamplingParams(temperature=0, max_new_tokens=20)
     first = made.new_stream([1] * 5, params)
     made.engine.waiting.append(first)
-    made.engine.round()
+    made.engine.step()
     burst = [made.new_stream([2] * 10, params) for _ in range(6)]
     made.engine.waiting.extend(burst)
     for n in (2, 4, 6):  # two prompts of ten tokens in a pass
-        made.engine.round()
+        made.engine.step()
         assert sum(stream.completion_tokens > 0 for stream in burst) == n
         assert first.completion_tokens == 2 + n // 2
 

@@ -11,19 +11,19 @@ from torch._inductor.exc import InvalidCxxCompiler
 from minigpt.common.errors import UserError
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.likelihood import likelihood
-from minigpt.inference.model_runner import KINDS, ModelRunner, should_compile_steps
+from minigpt.inference.model_runner import PASS_KINDS, ModelRunner, should_compile_steps
 from minigpt.inference.params import SamplingParams
 from minigpt.inference.quantize import (
-    FEW_LEVELS,
-    LEVELS,
+    MAX_LEVEL,
+    MAX_LEVEL_7_BIT,
     WEIGHT_TYPES,
     Int8Dynamic,
     Int8WeightOnly,
     Int8Weights,
+    choose_int8_layer,
     choose_weight_type,
     convert_weights,
     first_layers,
-    pick_product,
 )
 from model import GPT, GPTConfig
 
@@ -40,19 +40,19 @@ def linear(n_in=96, n_out=64, bias=False):
     return layer
 
 
-def few_levels(layer):
+def seven_bit(layer):
     """The product that is right on any x86."""
-    return Int8Dynamic(layer, FEW_LEVELS)
+    return Int8Dynamic(layer, MAX_LEVEL_7_BIT)
 
 
 def picked(layer):
     """The product that this processor gets."""
-    return pick_product(layer)(layer)
+    return choose_int8_layer(layer)(layer)
 
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(1,), (8,), (40,), (2, 3)])
-@pytest.mark.parametrize("product", [Int8Weights, Int8WeightOnly, few_levels, picked])
+@pytest.mark.parametrize("product", [Int8Weights, Int8WeightOnly, seven_bit, picked])
 @torch.no_grad()
 def test_int8_products_are_near_the_plain_one(product, shape, bias):
     layer, x = linear(bias=bias), torch.randn(*shape, 96, generator=torch.Generator().manual_seed(1))
@@ -61,8 +61,8 @@ def test_int8_products_are_near_the_plain_one(product, shape, bias):
     expected, y = layer(x), rounded(x)
     # A weight and an input are off by at most half a level of their row's largest; bf16 rounds by 1/256.
     w, inputs = layer.weight.abs(), x.abs()
-    bound = inputs.amax(dim=-1, keepdim=True) / (2 * LEVELS) * w.sum(dim=1)
-    bound = bound + inputs.sum(dim=-1, keepdim=True) * (w.amax(dim=1) / (2 * rounded.most))
+    bound = inputs.amax(dim=-1, keepdim=True) / (2 * MAX_LEVEL) * w.sum(dim=1)
+    bound = bound + inputs.sum(dim=-1, keepdim=True) * (w.amax(dim=1) / (2 * rounded.max_level))
     bound = 1.05 * bound + (inputs @ w.T) / 128 + 1e-5
     assert y.shape == expected.shape
     assert ((y - expected).abs() <= bound).all()
@@ -86,21 +86,21 @@ def without_vnni(monkeypatch):
 @torch.no_grad()
 def test_where_sums_saturate_weights_have_seven_bits(without_vnni):
     layer = linear()
-    assert pick_product(layer).keywords == {"most": FEW_LEVELS}
+    assert choose_int8_layer(layer).keywords == {"max_level": MAX_LEVEL_7_BIT}
     for sign in (1.0, -1.0):  # the largest sums that there can be
-        most, x = torch.nn.Linear(96, 4, bias=False), torch.full((1, 96), 1.0)
-        torch.nn.init.constant_(most.weight, sign)
-        torch.testing.assert_close(few_levels(most)(x), most(x), rtol=1e-5, atol=0)
-        assert not torch.allclose(Int8Dynamic(most)(x), most(x), rtol=0.1)
+        layer, x = torch.nn.Linear(96, 4, bias=False), torch.full((1, 96), 1.0)
+        torch.nn.init.constant_(layer.weight, sign)
+        torch.testing.assert_close(seven_bit(layer)(x), layer(x), rtol=1e-5, atol=0)
+        assert not torch.allclose(Int8Dynamic(layer)(x), layer(x), rtol=0.1)
 
 
 @torch.no_grad()
 def test_where_onednns_product_is_wrong_or_not_there_torchs_own_is_taken(monkeypatch):
     product = Int8Dynamic.forward
     monkeypatch.setattr(Int8Dynamic, "forward", lambda self, x: product(self, x).clamp(max=60 * x.shape[-1]))
-    assert pick_product(linear()) is Int8WeightOnly
+    assert choose_int8_layer(linear()) is Int8WeightOnly
     monkeypatch.setattr(Int8Dynamic, "forward", lambda self, x: torch._no_such_operator)
-    assert pick_product(linear()) is Int8WeightOnly
+    assert choose_int8_layer(linear()) is Int8WeightOnly
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "int8"])
@@ -189,7 +189,7 @@ def test_what_is_timed_is_a_small_part_and_leaves_the_model_as_it_is(monkeypatch
 def test_timing_that_takes_more_than_a_moment_is_said(monkeypatch):
     said = []
     monkeypatch.setattr("minigpt.inference.quantize.bfloat16_is_fast", lambda: True)
-    monkeypatch.setattr("minigpt.inference.quantize.MOMENT", 1000)
+    monkeypatch.setattr("minigpt.inference.quantize.SILENT_TIMING_PARAMS", 1000)
     choose_weight_type(tiny_model(), "auto", say=said.append)
     assert said == ["timing a few layers in float32, bfloat16 and int8 …"]
     choose_weight_type(tiny_model(), "int8", say=said.append)
@@ -212,10 +212,10 @@ def forced_perplexity(model, rows):
     return torch.stack(nats).mean().exp().item()
 
 
-@pytest.mark.parametrize("product", [None, few_levels, Int8WeightOnly])
+@pytest.mark.parametrize("product", [None, seven_bit, Int8WeightOnly])
 def test_the_steps_of_generation_have_that_perplexity_too(product, monkeypatch):
     if product:
-        monkeypatch.setattr("minigpt.inference.quantize.pick_product", lambda linear: product)
+        monkeypatch.setattr("minigpt.inference.quantize.choose_int8_layer", lambda linear: product)
     rows = random_ids(8, 32)
     expected = forced_perplexity(tiny_model(), rows)
     assert forced_perplexity(convert_weights(tiny_model(), "int8"), rows) == pytest.approx(expected, rel=0.01)
@@ -267,7 +267,7 @@ def test_a_compiler_that_fails_or_is_not_there_is_said_and_generation_goes_on(mo
 def test_compiled_steps_equal_plain_ones(name):
     model = convert_weights(tiny_model(), name)
     plain, compiled = ModelRunner(model, max_batch=4), ModelRunner(model, max_batch=4)
-    for kind in KINDS:
+    for kind in PASS_KINDS:
         compiled.compile(kind)
     for length in (1, 2, 9, 30):
         prompt = random_ids(1, length, seed=length).tolist()
@@ -286,4 +286,4 @@ def test_compiled_steps_equal_plain_ones(name):
             # An int8 or bf16 number may round to the other side where a float sum differs in its last bit.
             tolerance = 1e-4 if name == "float32" else 0.05 * expected.abs().max().item()
             torch.testing.assert_close(logits, expected, atol=tolerance, rtol=0)
-    assert set(compiled.compiled) == set(KINDS)  # it was compiled code that ran
+    assert set(compiled.compiled) == set(PASS_KINDS)  # it was compiled code that ran

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minigpt.inference.params import SamplingParams
-from minigpt.inference.sampling import Sampler, draw, kind_of, sample_tokens
+from minigpt.inference.sampling import Sampler, sample_rows, sample_tokens, sampling_method
 
 pytestmark = pytest.mark.numeric
 
@@ -71,8 +71,8 @@ def test_extremes_draw_nothing_impossible():
         for top_k, top_p in ((0, 1.0), (5, 1.0), (0, 1e-9), (5, 0.5)):
             sampler = Sampler(SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p), [])
             assert sample_tokens(forbidden.clone(), [sampler]) == [4]
-            kind = kind_of(sampler.params, V)
-            for u in (0.0, 0.5, 1 - 2**-53) if kind != "greedy" else ():
+            method = sampling_method(sampler.params, V)
+            for u in (0.0, 0.5, 1 - 2**-53) if method != "greedy" else ():
                 sampler.random = type("Fixed", (), {"random": staticmethod(lambda u=u: u)})
-                assert draw(forbidden, [sampler], kind).tolist() == [4]
-                assert 0 <= draw(flat, [sampler], kind).item() < V
+                assert sample_rows(forbidden, [sampler], method).tolist() == [4]
+                assert 0 <= sample_rows(flat, [sampler], method).item() < V
