@@ -127,10 +127,8 @@ def measure_batch(figures, batch, model, rows, meta, tokenizer, precision, train
     device = model.wte.weight.device
     eot = meta["special_ids"]["eot"]
     batch = np.sort(batch)
-    # A process without a row must still take part in gathering a sharded model: it computes one without a loss.
+    # A process without a row must still take part in gathering a sharded model: it computes one and drops the result.
     x, y, mask = make_batch(rows[batch if len(batch) else [0]], meta, train_on_eot)
-    if not len(batch):
-        mask = torch.zeros_like(mask)
     with precision.context(device):
         losses = model.token_losses(x.to(device), y.to(device), mask.to(device)).cpu().double().numpy()
     if not len(batch):

@@ -111,11 +111,11 @@ def make_optimizers(model, settings, fused=False, muon_dtype=torch.bfloat16):
         {"params": [p for p in rest if p.dim() >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
     ]
-    lr = settings.learning_rate
-    optimizers = [torch.optim.AdamW(groups, lr=lr, betas=(settings.beta1, settings.beta2), fused=fused)]
+    betas = (settings.beta1, settings.beta2)
+    optimizers = [torch.optim.AdamW(groups, settings.learning_rate, betas, fused=fused)]
     if by_muon:
-        rate, decay = settings.muon_learning_rate, settings.weight_decay
-        optimizers.append(Muon(by_muon, muon_dtype, lr=rate, momentum=MUON_MOMENTUM, weight_decay=decay))
+        lr = settings.muon_learning_rate
+        optimizers.append(Muon(by_muon, muon_dtype, lr, MUON_MOMENTUM, settings.weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
