@@ -1,10 +1,11 @@
-"""Ask a checkpoint: streams the answer, or the continuation, as it is made.
+"""Generate text with a checkpoint and print it while it is generated.
 
     python sample.py                                  # the newest run under out/, an interactive prompt
     python sample.py --prompt=铁的元素符号是什么？
     echo 地球是 | python sample.py --ckpt=out/pretrain/ckpt.pt
 
-At a fine-tuned checkpoint a prompt is a question: the answer mark is put behind it for you.
+With a fine-tuned checkpoint a prompt is a question, to which the answer mark is appended automatically. With a
+pretrained one, the prompt is continued.
 """
 
 import queue
@@ -19,17 +20,17 @@ from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import SampleSettings
 
 
-def prompts_of(settings, stage):
-    """Yields prompts: the setting's, standard input's lines, or what the user types until Ctrl-D."""
+def read_prompts(settings, stage):
+    """Yield prompts: that of the settings, else the lines of standard input, else what the user types until Ctrl-D."""
     if settings.prompt:
         yield settings.prompt
     elif not sys.stdin.isatty():
         yield from (line.strip("\n") for line in sys.stdin if line.strip())
     else:
-        asked = "问题 question> " if stage == "sft" else "开头 prompt> "
+        label = "问题 question> " if stage == "sft" else "开头 prompt> "
         while True:
             try:
-                prompt = input(asked).strip()
+                prompt = input(label).strip()
             except EOFError:
                 print()
                 return
@@ -37,37 +38,42 @@ def prompts_of(settings, stage):
                 yield prompt
 
 
-def streams_of(prompts, generator, params, settings):
-    """Yields (prompt, Stream); lines from standard input are asked as they come, many together, answered in order."""
+def submit_prompts(prompts, generator, params, settings):
+    """Yield (prompt, Stream) for each prompt, in order.
+
+    Lines of standard input are submitted as soon as they are read, so that they are answered together in one batch.
+    """
     if settings.prompt or sys.stdin.isatty():
         yield from ((prompt, generator.submit(prompt, params)) for prompt in prompts)
         return
-    asked = queue.Queue(settings.max_batch)
+
+    # A thread reads ahead, up to max_batch lines.
+    submitted = queue.Queue(settings.max_batch)
 
     def read():
         try:
             for prompt in prompts:
-                asked.put((prompt, generator.submit(prompt, params)))
+                submitted.put((prompt, generator.submit(prompt, params)))
         finally:
-            asked.put(None)
+            submitted.put(None)
 
     threading.Thread(target=read, name="reader", daemon=True).start()
-    yield from iter(asked.get, None)
+    yield from iter(submitted.get, None)
 
 
-def one_checkpoint(settings):
-    """The checkpoint that the settings name; "" where they name none. Raises UserError for several."""
+def checkpoint_path(settings):
+    """The checkpoint that the settings name; "" if they name none. Raises UserError for several."""
     if len(settings.ckpt) > 1:
-        raise UserError(f"sample.py asks one model, and ckpt names {len(settings.ckpt)}; server.py serves several")
+        raise UserError(f"sample.py runs one model, but ckpt names {len(settings.ckpt)}; server.py serves several")
     return settings.ckpt[0] if settings.ckpt else ""
 
 
 def main():
     settings = load_settings(SampleSettings)
-    _, _, generator = open_generator(one_checkpoint(settings), settings)
+    _, _, generator = open_generator(checkpoint_path(settings), settings)
     print(f"{generator.about}. Ctrl-C ends.", file=sys.stderr)
     params = SamplingParams.from_settings(settings)
-    for prompt, stream in streams_of(prompts_of(settings, generator.stage), generator, params, settings):
+    for prompt, stream in submit_prompts(read_prompts(settings, generator.stage), generator, params, settings):
         if stream.prompt_cut:
             print("note: the prompt leaves no room for an answer; only its end is used", file=sys.stderr)
         if generator.stage == "pretrain":

@@ -1,11 +1,11 @@
-"""Self-contained checkpoints: written whole or not at all, loaded without running code, found by age.
+"""Self-contained checkpoints: written atomically, loaded without executing code, found by age.
 
 A checkpoint is a dict of plain values and tensors:
-  model          state dict            model_args   GPTConfig's fields
-  settings       those of train.py     stage        "pretrain" or "sft"
-  tokenizer      {"name", "sha256", "table": bytes, or None for GPT-2's}
+  model          state dict                  model_args   fields of GPTConfig
+  settings       the settings of train.py    stage        "pretrain" or "sft"
+  tokenizer      {"name", "sha256", "table": the tokenizer file's bytes, or None for GPT-2's}
   progress       {"step", "epoch", "batch", "tokens", "best_val_loss", …}
-  optimizers, scaler, random, precision   (last.pt only) what a resumed run needs
+  optimizers, scaler, random, precision      what resuming a run needs; in last.pt only
 """
 
 import errno
@@ -23,16 +23,16 @@ BEST, LAST, PREVIOUS = "ckpt.pt", "last.pt", "last.prev.pt"
 
 
 def save_checkpoint(path, weights, config, settings, stage, tokenizer, progress, previous=None, **state):
-    """Write a checkpoint to `path`, atomically: a crash or a full disk leaves the older file as it was.
+    """Write a checkpoint to `path`, atomically: a crash or a full disk leaves an older file as it was.
 
-    weights: a GPT's state dict; config: its GPTConfig;
-    previous: the name that the older file gets once the new one is written. `state`: what resuming
-    needs besides (optimizers, random, …). Raises UserError where it cannot be written.
+    weights: state dict of a GPT; config: its GPTConfig; previous: the name that an older file of this path is moved to
+    once the new one is written; state: what resuming needs besides (optimizers, random, …).
+    Raises UserError where the file cannot be written.
     """
     content = {
         "model": weights,
         "model_args": asdict(config),
-        "settings": settings.to_dict(),  # no others: a settings file may also bear a key or a password
+        "settings": settings.to_dict(),  # only those of train.py: a settings file may also contain a key or a password
         "stage": stage,
         "tokenizer": {
             "name": tokenizer.name,
@@ -45,50 +45,52 @@ def save_checkpoint(path, weights, config, settings, stage, tokenizer, progress,
     path = Path(path)
     try:
         write_atomic(path, lambda file: torch.save(content, file), keep=previous)
-    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError for a full disk
         raise UserError(f"{path} could not be written ({error}); the older file is as it was") from None
 
 
-class LostCheckpoint(UserError):
-    """A checkpoint that is not there, or whose bytes are none: another may take its place."""
+class InvalidCheckpointError(UserError):
+    """The checkpoint is missing, damaged, or not one of ours. An older one may be loaded instead."""
 
 
-def withheld_by(error):
-    """Why the system does not let a file be read, where that is what an error of torch.load says; else None."""
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch's own is a RuntimeError
+def system_reason(error):
+    """Why the system could not read an intact file (no permission, no memory …), from an exception of torch.load.
+
+    None if the exception has another cause, that is, if the file is damaged.
+    """
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch raises RuntimeError for it
         return "not enough memory"
-    # EINVAL is what seeking by a truncated file's offsets ends with.
+    # EINVAL comes from seeking by the wrong offsets of a truncated file.
     return error.strerror if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL) else None
 
 
 def load_checkpoint(path, mmap=False):
-    """The checkpoint's dict, on the CPU; mmap: its weights are mapped, not read.
+    """A checkpoint's dict, on the CPU. mmap: map the weights into memory instead of reading them.
 
-    Raises LostCheckpoint where it is not there, truncated or not one of ours, and another UserError where the system
-    does not let it be read, which says nothing about the file.
+    Raises InvalidCheckpointError where the file is missing, truncated or not one of ours. Raises another UserError
+    where the system cannot read it; the file itself may be intact then.
     """
     try:
         if not Path(path).is_file():
-            raise LostCheckpoint(f"checkpoint {path} is not there; train one first, or name another")
+            raise InvalidCheckpointError(f"checkpoint {path} is not there; train one first, or name another")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except UserError:
         raise
-    except Exception as error:  # the unpickler meets foreign bytes with errors of any type
-        if reason := withheld_by(error):
+    except Exception as error:  # unpickling other bytes raises errors of any type
+        if reason := system_reason(error):
             raise UserError(f"checkpoint {path} cannot be read ({reason})") from None
-        raise LostCheckpoint(
+        raise InvalidCheckpointError(
             f"checkpoint {path} is truncated, or is no checkpoint; take another, such as {PREVIOUS}"
         ) from None
-    missing = {"model", "model_args", "tokenizer", "stage", "progress"} - set(
-        content if isinstance(content, dict) else ()
-    )
+    required = {"model", "model_args", "tokenizer", "stage", "progress"}
+    missing = required - set(content if isinstance(content, dict) else ())
     if missing:
-        raise LostCheckpoint(f"{path} is not a MiniGPT checkpoint: it has no {', '.join(sorted(missing))}")
+        raise InvalidCheckpointError(f"{path} is not a MiniGPT checkpoint: it has no {', '.join(sorted(missing))}")
     return content
 
 
 def load_model(content, device="cpu"):
-    """(GPT in eval mode on `device`, Tokenizer) of a checkpoint's dict; needs nothing but the dict."""
+    """(GPT in eval mode on `device`, Tokenizer) from a checkpoint's dict. Needs no other file."""
     model = GPT(GPTConfig(**content["model_args"]))
     model.load_state_dict(content["model"])
     about = content["tokenizer"]
@@ -97,12 +99,12 @@ def load_model(content, device="cpu"):
 
 
 def newest_checkpoint(root="out"):
-    """Path of the best checkpoint of the run under `root` that was saved last. Raises UserError without one.
+    """Path of the best checkpoint of the run under `root` that was saved last. Raises UserError if there is none.
 
-    A run that has no best one yet comes after all those that have: it may have been started by mistake, and then the
-    good one lies in old/ within its folder.
+    A run without a best checkpoint is only taken if no run has one. It may have been started by mistake, and then the
+    earlier run is in the folder old/ within its own.
     """
-    runs = {}  # folder: {name: when it was saved}
+    runs = {}  # {folder: {name: time of saving}}
     for path in Path(root).rglob("*.pt"):
         if path.name in (BEST, LAST):
             runs.setdefault(path.parent, {})[path.name] = path.stat().st_mtime
@@ -113,7 +115,7 @@ def newest_checkpoint(root="out"):
 
 
 def model_names(paths):
-    """A name for each checkpoint: its run's folder, and, unless it is the run's best, its own; made unique."""
+    """Unique names for checkpoints: the run's folder, followed by the file's name unless it is ckpt.pt."""
     names = []
     for path in map(Path, paths):
         folder = path.absolute().parent.name
@@ -127,22 +129,22 @@ def model_names(paths):
 
 
 def open_model(ckpt, out_root, device):
-    """(path, checkpoint's dict, model, tokenizer) of the checkpoint `ckpt`, or of the newest under out_root for ""."""
+    """(path, checkpoint's dict, model, tokenizer) of a checkpoint; ckpt "": the newest under out_root."""
     path = ckpt or newest_checkpoint(out_root)
     content = load_checkpoint(path)
     return path, content, *load_model(content, device)
 
 
 def newest_intact(run):
-    """The dict of last.pt, or, where that is damaged or missing, of last.prev.pt. Raises UserError.
+    """The dict of a run's last.pt or, where that is damaged or missing, of last.prev.pt. Raises UserError.
 
-    A last.pt that the system does not let be read may be whole, so the older one does not take its place.
+    If the system cannot read last.pt, the file may be intact, so last.prev.pt is not loaded instead.
     """
     last, previous = Path(run) / LAST, Path(run) / PREVIOUS
     try:
         return load_checkpoint(last)
-    except LostCheckpoint as error:
+    except InvalidCheckpointError as error:
         if not previous.exists():
             raise
-        print(f"{error}\ngoing on from {previous}")
+        print(f"{error}\ncontinuing from {previous}")
         return load_checkpoint(previous)

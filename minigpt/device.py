@@ -1,4 +1,4 @@
-"""What the machine has, and what is fastest on it: device, compute type, compiling."""
+"""The device and what it can do: choice of device, dtype and attention kernel; memory use; peak FLOP/s."""
 
 import contextlib
 import importlib.util
@@ -17,9 +17,9 @@ try:
 except ModuleNotFoundError:  # Windows
     resource = None
 
-# Dense bfloat16 (float16 where a card has no bfloat16) with float32 sums, in TFLOP/s, from NVIDIA's data sheets and
-# white papers (GeForce from RTX 30 on: twice float32's; RTX 20: four times). The first name that the card's contains
-# counts, so longer ones stand first.
+# Peak TFLOP/s of dense matrix products in bfloat16 (float16 where a GPU has no bfloat16) with float32 accumulation,
+# from NVIDIA's data sheets and white papers (GeForce from RTX 30 on: twice the float32 value; RTX 20: four times). The
+# first name that is part of the GPU's name is used, so longer names come first.
 PEAK_TFLOPS = {
     "B200": 2250, "GH200": 989, "H200 NVL": 836, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989,
     "H800": 989, "H20": 148, "A100": 312, "A800": 312,
@@ -33,17 +33,18 @@ PEAK_TFLOPS = {
     "RTX 2080 Ti": 53.8, "RTX 2080 SUPER": 44.6, "RTX 2080": 40.3, "RTX 2070 SUPER": 36.2, "RTX 2070": 29.9,
     "RTX 2060 SUPER": 28.7, "RTX 2060": 25.8,
 }  # fmt: skip
-# What torch's RuntimeErrors say on MPS, Linux and Windows.
-OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory")
-TIMED_TOKENS = 512  # in a block that is timed
-TIMING_SECONDS = 4.0  # after which no further round of a timing begins
+# Parts of the messages of torch's RuntimeErrors on MPS, Linux and Windows.
+OUT_OF_MEMORY_MESSAGES = ("out of memory", "allocate memory", "not enough memory")
+TIMED_TOKENS = 512  # input of the block that is timed
+TIMING_SECONDS = 4.0  # after which a timing begins no further round
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def pick_device(name="auto", local_rank=None):
-    """torch.device of a setting; "auto" takes cuda, mps or cpu. Raises UserError for one that is not there.
+    """The torch.device that the setting `device` names; "auto": the first available of cuda, mps and cpu.
 
-    local_rank: place among the processes of this machine, each of which has a card of its own.
+    local_rank: rank among the processes of this machine, each of which uses its own GPU.
+    Raises UserError for a device that cannot be used.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -51,7 +52,7 @@ def pick_device(name="auto", local_rank=None):
         device = torch.device(name)
         if device.type == "cuda" and torch.cuda.is_available() and (local_rank is not None or device.index is not None):
             device = torch.device("cuda", device.index if local_rank is None else local_rank)
-            torch.cuda.set_device(device)  # its generator is the one that checkpoints keep
+            torch.cuda.set_device(device)  # checkpoints contain the random state of the current device
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
@@ -62,9 +63,12 @@ def pick_device(name="auto", local_rank=None):
 
 @dataclass
 class Precision:
-    """How a step is computed. dtype: of matrix products; plain_attention: attention by plain products, which
-    on a CPU can beat torch's kernels (the model is told by its `use_plain_attention`); why: how it was chosen;
-    flops: operations a second that a block was timed at, or None."""
+    """How a training step is computed.
+
+    dtype: of matrix products; plain_attention: whether to use `model.plain_attention`, which on a CPU can be faster
+    than torch's kernels (`GPT.use_plain_attention` applies it); why: the reason of the choice; flops: measured speed
+    of a block in FLOP/s, or None.
+    """
 
     dtype: torch.dtype = torch.float32
     plain_attention: bool = False
@@ -72,46 +76,48 @@ class Precision:
     flops: float | None = None
 
     def to_dict(self, device):
-        """Plain values, as a checkpoint keeps them."""
+        """A dict of plain values, for checkpoints."""
         return {"device": device.type, "dtype": dtype_name(self.dtype), "plain_attention": self.plain_attention}
 
     @classmethod
     def from_dict(cls, values, device):
-        """The precision that `to_dict` gave, or None where that was on another kind of device."""
+        """The `Precision` of a dict from `to_dict`; None if that was for another kind of device."""
         if values["device"] != device.type:
             return None
         return cls(DTYPES[values["dtype"]], values["plain_attention"], "as before")
 
     def context(self, device):
-        """Context manager for forward passes (and the backward passes of what ran in it)."""
+        """A context manager for forward passes: autocast, or nothing for float32."""
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(device.type, self.dtype)
 
 
 def dtype_name(dtype):
-    """The setting's name of a torch.dtype."""
+    """The name of a torch.dtype in the settings."""
     return next(name for name, known in DTYPES.items() if known == dtype)
 
 
 def fastest_of(tried, step, rounds=4, seconds=TIMING_SECONDS):
-    """(the fastest of some candidates, how many times as fast as the first it is), by `step(candidate)`.
+    """(the fastest of the candidates `tried`, its speed relative to the first); step(candidate) is timed.
 
-    They take turns, since the machine may be busy with something else for a while, and the best turn of each counts.
-    The first turn, which also builds kernels, counts only against those that are hopeless: six times as slow as the
-    best, later twice. After so many seconds no further round begins.
+    Each round times every candidate once, so that a machine that is busy for a while slows all of them, and the best
+    time of each counts. The first round is a warm-up, which also builds kernels. Slow candidates are dropped: six times
+    slower than the best in the first two rounds, later twice. No round begins after `seconds`.
     """
-    best, hopeful, began = {}, list(range(len(tried))), time.perf_counter()
+    best = {}  # {index of a candidate: seconds}
+    left = list(range(len(tried)))
+    began = time.perf_counter()
     for turn in range(rounds + 1):
         if turn and time.perf_counter() - began > seconds:
             break
-        for i in list(hopeful):
+        for i in list(left):
             started = time.perf_counter()
             step(tried[i])
             taken = time.perf_counter() - started
-            best[i] = taken if turn <= 1 else min(best[i], taken)
+            best[i] = taken if turn <= 1 else min(best[i], taken)  # round 1 replaces the warm-up's time
             if best[i] > (6 if turn <= 1 else 2) * min(best.values()):
-                hopeful.remove(i)
+                left.remove(i)
     fastest = min(best, key=best.get)
     return tried[fastest], best[0] / best[fastest]
 
@@ -119,11 +125,11 @@ def fastest_of(tried, step, rounds=4, seconds=TIMING_SECONDS):
 def bfloat16_is_fast():
     """Whether this CPU multiplies matrices in bfloat16 faster than in float32.
 
-    A processor without instructions for it takes up to a hundred times as long, so it is asked first. Where it has
-    them, a product of 75 MFLOP is timed: a library or an environment variable may still forbid their use.
+    A processor without bfloat16 instructions is not timed, because it may take a hundred times as long. Otherwise a
+    product of 75 MFLOP is timed, because a library or an environment variable may disable the instructions.
     """
     capabilities = torch.cpu.get_capabilities()
-    if not any(there for name, there in capabilities.items() if "bf16" in name):
+    if not any(supported for name, supported in capabilities.items() if "bf16" in name):
         return False
     a, b = torch.randn(64, 768), torch.randn(768, 768)
     operands = {dtype: (a.to(dtype), b.to(dtype)) for dtype in (torch.float32, torch.bfloat16)}
@@ -132,32 +138,36 @@ def bfloat16_is_fast():
 
 
 def dtype_by_device(device):
-    """(name, why) of the compute type that a kind of device decides; None where it has to be timed or set.
+    """(name, why) of the dtype for a kind of device; None where it has to be timed.
 
-    bfloat16 on GPUs that compute in it, float32 on MPS; a CPU and older GPUs differ too much.
+    bfloat16 on GPUs that support it, float32 on MPS. CPUs and older GPUs differ too much for a rule.
     """
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bfloat16", "this GPU computes in it"
+            return "bfloat16", "supported by this GPU"
         return None
     return None if device.type == "cpu" else ("float32", f"the default on {device.type}")
 
 
 def choose_precision(name, device, model, positions, say=print):
-    """`Precision` of training by the dtype setting.
+    """The `Precision` of training, by the setting dtype.
 
-    Where the hardware's speed is known it is not timed: bfloat16 on cards that compute in it. Elsewhere a block of
-    `model`, a GPT, is timed on rows of so many positions, forward and backward; say(line) is told what is tried.
+    name "auto": bfloat16 on GPUs that support it, float32 on MPS. On other devices, the forward and backward pass of
+    one block of `model`, a GPT, is timed on rows of `positions` positions. say(line): prints what is timed.
     """
     if name != "auto":
         return Precision(DTYPES[name], why="as set")
+
+    # Which candidates the device has.
     if device.type == "cpu":
         dtypes = (torch.float32, torch.bfloat16) if bfloat16_is_fast() else (torch.float32,)
         tried = [Precision(dtype, plain_attention) for dtype in dtypes for plain_attention in (False, True)]
     elif known := dtype_by_device(device):
         return Precision(DTYPES[known[0]], why=known[1])
-    else:  # a GPU before Volta is several times slower in float16
+    else:  # GPUs older than Volta are several times slower in float16
         tried = [Precision(torch.float32), Precision(torch.float16)]
+
+    # Time them.
     say(f"timing a block in {', '.join(map(precision_text, tried))} …")
     x = torch.randn(max(1, TIMED_TOKENS // positions), positions, model.config.n_embd, device=device)
     with explain_out_of_memory(device):
@@ -181,12 +191,12 @@ def time_block(model, x, precision):
 
 
 def precision_text(precision):
-    """Short name of a precision."""
+    """A `Precision` as text, such as "bfloat16 with plain attention"."""
     return dtype_name(precision.dtype) + (" with plain attention" if precision.plain_attention else "")
 
 
 def should_compile(setting, device):
-    """(bool, why): whether to use torch.compile."""
+    """(bool, why): whether to use torch.compile for training. setting: "on", "off" or "auto"."""
     if setting == "off":
         return False, "as set"
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
@@ -197,34 +207,34 @@ def should_compile(setting, device):
 
 
 def use_deterministic_algorithms():
-    """Take torch's deterministic kernels from now on; torch warns of an operation that has none."""
+    """Use torch's deterministic kernels from now on; torch warns of an operation that has none."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # fresh memory is never read here
+    torch.utils.deterministic.fill_uninitialized_memory = False  # not needed: it is never read here
 
 
 def wait_for(device):
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished all queued work."""
     if device.type in ("cuda", "mps"):
         getattr(torch, device.type).synchronize()
 
 
 def peak_flops(device):
-    """Floating-point operations a second that a card can do at most in half precision; None where that is not known."""
+    """Peak FLOP/s of a device's matrix products in 16 bits; None where it is not known."""
     if device.type != "cuda":
         return None
-    return peak_of_card(torch.cuda.get_device_name(device))
+    return peak_flops_of_gpu(torch.cuda.get_device_name(device))
 
 
-def peak_of_card(name):
-    """The peak of a card by its name; None where that is not known, as for a laptop's, which differ."""
+def peak_flops_of_gpu(name):
+    """Peak FLOP/s of a GPU by its name; None where it is not known. (Laptop GPUs of one name differ in speed.)"""
     if "Laptop" in name:
         return None
     return next((tflops * 1e12 for known, tflops in PEAK_TFLOPS.items() if re.search(rf"\b{known}\b", name)), None)
 
 
 def peak_memory(device):
-    """(bytes used at most so far, bytes there are): of the card, else of this process; None where it is not told."""
+    """(peak, total) memory in bytes: of the GPU, or of this process and machine on a CPU. (None, None) if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
     if device.type == "mps":
@@ -236,28 +246,27 @@ def peak_memory(device):
 
 
 def memory_text(device):
-    """A phrase that tells the peak memory, or that it is not told here."""
-    used, there = peak_memory(device)
-    return f"{used / 2**30:.2f} of {there / 2**30:.1f} GB of memory used" if used else "memory not told"
+    """Peak and total memory as text."""
+    used, total = peak_memory(device)
+    return f"{used / 2**30:.2f} of {total / 2**30:.1f} GB of memory used" if used else "memory use unknown"
 
 
 def is_out_of_memory(error):
-    """Whether an exception says that memory ran out."""
+    """Whether an exception means that memory ran out."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in OUT_OF_MEMORY_MESSAGES)
 
 
 @contextlib.contextmanager
 def explain_out_of_memory(device):
-    """Turn running out of memory into a UserError that names the settings to lower."""
+    """Context manager that turns an out-of-memory error into a UserError that names the settings to lower."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            f"out of memory on {device} ({memory_text(device)}); lower batch_tokens "
-            "(or batch_size): with gradient_accumulation_steps raised as much the run learns the same; "
-            "or lower block_size"
+            f"out of memory on {device} ({memory_text(device)}); lower batch_tokens (or batch_size) and raise "
+            "gradient_accumulation_steps by the same factor, which trains the same; or lower block_size"
         ) from None

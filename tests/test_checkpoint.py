@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, complete in themselves, refused in one line, found by age."""
+"""Checkpoints: atomic writing, self-contained content, one-line errors, and finding the newest."""
 
 import os
 import pickle
@@ -21,17 +21,8 @@ def save(path, seed=0, tokenizer=None, step=7, **state):
     """Write a tiny checkpoint; returns its model."""
     path.parent.mkdir(parents=True, exist_ok=True)
     model = tiny_model(seed)
-    tokenizer = tokenizer or tiny_tokenizer()
-    save_checkpoint(
-        path,
-        model.state_dict(),
-        model.config,
-        TrainSettings(n_layer=2),
-        "sft",
-        tokenizer,
-        {**PROGRESS, "step": step},
-        **state,
-    )
+    about = TrainSettings(n_layer=2), "sft", tokenizer or tiny_tokenizer(), {**PROGRESS, "step": step}
+    save_checkpoint(path, model.state_dict(), model.config, *about, **state)
     return model
 
 
@@ -54,8 +45,8 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_a_checkpoint_bears_only_what_train_reads_and_no_secret(tmp_path):
-    """A settings file that all scripts share may have the server's key and the arena's password in it."""
+def test_a_checkpoint_contains_only_the_settings_of_train_and_no_secret(tmp_path):
+    """A settings file that several scripts share may contain the server's key and the arena's password."""
     file = tmp_path / "shared.py"
     file.write_text('api_key = "sk-secret"\nauth = "me:secret"\nlearning_rate = 0.5\n', encoding="utf-8")
     settings = load_settings(TrainSettings, [str(file)])
@@ -67,7 +58,7 @@ def test_a_checkpoint_bears_only_what_train_reads_and_no_secret(tmp_path):
     assert not {"api_key", "auth"} & set(kept) and b"secret" not in (tmp_path / "ckpt.pt").read_bytes()
 
 
-def test_a_checkpoint_with_a_trained_table_needs_no_other_file(tmp_path):
+def test_a_checkpoint_with_a_trained_tokenizer_needs_no_other_file(tmp_path):
     table = tmp_path / "data" / "tokenizer.tiktoken"
     table.parent.mkdir()
     table.write_bytes(tiny_tokenizer().vocabulary)
@@ -81,7 +72,7 @@ def test_a_checkpoint_with_a_trained_table_needs_no_other_file(tmp_path):
     assert tokenizer.encode("有河的镇") == ours.encode("有河的镇")
 
 
-def test_a_checkpoint_with_gpt2s_table_does_not_bear_it(tmp_path):
+def test_a_checkpoint_with_gpt2s_tokenizer_does_not_contain_it(tmp_path):
     gpt2 = load_tokenizer()
     save(tmp_path / "ckpt.pt", tokenizer=gpt2)
     content = load_checkpoint(tmp_path / "ckpt.pt")
@@ -89,7 +80,7 @@ def test_a_checkpoint_with_gpt2s_table_does_not_bear_it(tmp_path):
     assert load_model(content)[1].encode("有河的镇") == gpt2.encode("有河的镇")
 
 
-def test_the_tied_table_is_stored_once(tmp_path):
+def test_the_tied_weight_is_stored_once(tmp_path):
     model = save(tmp_path / "ckpt.pt")
     weights = sum(p.numel() * 4 for p in model.parameters())
     assert weights < (tmp_path / "ckpt.pt").stat().st_size < weights + model.wte.weight.numel() * 4
@@ -106,7 +97,7 @@ def test_a_truncated_checkpoint_is_a_user_error(tmp_path, share):
 
 
 class Payload:
-    """Writes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -122,7 +113,7 @@ OTHER_FILES = {
     "a name": b"GPT\n",
     "a json": b'{"step": 1}\n',
     "a zip": b"PK\x03\x04" + b"\0" * 30,
-    "GPT-2's table": b"IQ== 0\nIg== 1\n",
+    "GPT-2's tokenizer": b"IQ== 0\nIg== 1\n",
     "some bytes": bytes(range(0x47, 0x80)),
 }
 
@@ -146,7 +137,7 @@ def test_another_programs_checkpoint_is_a_user_error_that_says_what_it_lacks(tmp
 
 
 @pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, 2))])
-def test_a_checkpoint_that_bears_code_is_refused_and_not_run(tmp_path, write):
+def test_a_checkpoint_that_contains_code_is_refused_and_the_code_not_run(tmp_path, write):
     write({"model": Payload(tmp_path / "ran"), "model_args": {}}, tmp_path / "ckpt.pt")
     with pytest.raises(UserError, match=r"ckpt\.pt"):
         load_checkpoint(tmp_path / "ckpt.pt")
@@ -195,7 +186,7 @@ def test_a_save_that_fails_leaves_the_older_file_as_it_was(tmp_path, monkeypatch
     assert path.read_bytes() == before
     if shown is UserError:
         assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
-    save(path, seed=1)  # what the failed save left behind is in nobody's way
+    save(path, seed=1)  # files that the failed save left do not disturb the next one
     assert torch.equal(load_model(load_checkpoint(path))[0].wte.weight, tiny_model(1).wte.weight)
 
 
@@ -229,7 +220,7 @@ def test_the_newest_checkpoint_is_the_best_one_of_the_run_saved_last(tmp_path):
 
 
 def test_a_run_started_by_mistake_is_not_the_newest(tmp_path):
-    """It has saved a last.pt at step 0, and the good run lies in old/ of its folder."""
+    """It has saved a last.pt at step 0; the earlier run is in old/ within its folder."""
     touch(tmp_path / "run" / "last.pt", age=1)
     touch(tmp_path / "begun" / "last.pt", age=2)
     assert newest_checkpoint(tmp_path) == tmp_path / "run" / "last.pt"  # where there is nothing else
@@ -240,13 +231,13 @@ def test_a_run_started_by_mistake_is_not_the_newest(tmp_path):
     assert newest_checkpoint(tmp_path) == tmp_path / "run" / "ckpt.pt"
 
 
-def test_no_checkpoint_at_all_is_answered_with_the_command_to_train(tmp_path):
+def test_without_any_checkpoint_the_error_names_the_command_to_train(tmp_path):
     for root in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=r"no checkpoint under .*python train\.py"):
             newest_checkpoint(root)
 
 
-def test_resuming_takes_the_last_checkpoint_that_is_whole(tmp_path, capsys):
+def test_resuming_loads_the_last_intact_checkpoint(tmp_path, capsys):
     save(tmp_path / "last.prev.pt", step=1)
     save(tmp_path / "last.pt", step=2)
     assert newest_intact(tmp_path)["progress"]["step"] == 2
@@ -266,8 +257,8 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("reason", UNREADABLE)
-def test_a_checkpoint_that_the_system_withholds_is_not_called_damaged(tmp_path, monkeypatch, reason):
-    """And resuming does not quietly go on from the older one."""
+def test_a_checkpoint_that_the_system_cannot_read_is_not_called_damaged(tmp_path, monkeypatch, reason):
+    """And resuming does not silently continue from the older one."""
     for name in ("last.pt", "last.prev.pt"):
         save(tmp_path / name)
     load = torch.load
@@ -278,13 +269,13 @@ def test_a_checkpoint_that_the_system_withholds_is_not_called_damaged(tmp_path, 
             read()
 
 
-def test_a_folder_that_the_system_withholds_is_a_user_error(monkeypatch):
+def test_a_folder_that_the_system_cannot_read_is_a_user_error(monkeypatch):
     monkeypatch.setattr(Path, "is_file", fails(PermissionError(13, "Permission denied")))
     with pytest.raises(UserError, match=r"ckpt\.pt cannot be read .Permission denied"):
         load_checkpoint("run/ckpt.pt")
 
 
-def test_resuming_without_a_whole_checkpoint_is_a_user_error(tmp_path):
+def test_resuming_without_an_intact_checkpoint_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match=r"last\.pt is not there"):
         newest_intact(tmp_path)
     for name in ("last.pt", "last.prev.pt"):

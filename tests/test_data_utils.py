@@ -1,4 +1,4 @@
-"""Loss masks against hand-made rows, batches, row files, and the order of rows."""
+"""Loss masks of hand-made rows, batches, row files, and the order of rows."""
 
 import errno
 import json
@@ -10,16 +10,7 @@ import pytest
 import torch
 from tiny import PAD, padded_rows, tiny_meta, tiny_tokenizer, write_rows
 
-from data_utils import (
-    BatchOrder,
-    TrainingData,
-    check_tokenizer,
-    loss_mask,
-    make_batch,
-    open_rows,
-    row_lengths,
-    split_row,
-)
+from data_utils import BatchOrder, TrainingData, loss_mask, make_batch, open_rows, row_lengths, split_row
 from minigpt.common.errors import UserError
 from minigpt.corpus.row_files import RowWriter
 from minigpt.settings.stages import TrainSettings
@@ -30,7 +21,7 @@ SPECIAL = {"answer": M, "eot": E, "pad": P}
 
 
 def mask_of(row, stage, **options):
-    """The mask of one row as a text of 0 and 1, a sign for each target row[1:]."""
+    """The mask of one row as a string of 0 and 1, one for each target in row[1:]."""
     mask = loss_mask(np.array([row], dtype=np.uint16), SPECIAL, stage, **options)
     return "".join("01"[int(kept)] for kept in mask[0])
 
@@ -103,19 +94,14 @@ def test_rows_are_read_as_they_were_written(tmp_path):
     assert not rows.flags.writeable
     assert open_rows(tmp_path, "val")[0].shape == (1, 16)
     assert read == meta == json.loads((tmp_path / "meta.json").read_text(encoding="utf-8"))
-    assert meta["parts"]["train"] == {
-        "rows": 2,
-        "tokens": 3 + 16,
-        "characters": 17,
-        "tokens_per_character": 1.0,
-    }
+    assert meta["parts"]["train"] == {"rows": 2, "tokens": 3 + 16, "characters": 17, "tokens_per_character": 1.0}
     assert meta["special_ids"] == SPECIAL
     assert (meta["block_size"], meta["layout"], meta["stage"]) == (16, "one_per_row", "pretrain")
     assert meta["tokenizer"]["sha256"] == load_tokenizer().sha256
     assert row_lengths(rows, P).tolist() == [3, 16]
 
 
-def test_a_trained_table_lies_beside_its_rows_and_goes_with_them(tmp_path):
+def test_a_trained_tokenizer_is_stored_beside_its_rows_and_removed_with_them(tmp_path):
     write_rows(tmp_path, {"train": [[1]]})
     assert load_tokenizer(str(tmp_path / "tokenizer.tiktoken")).sha256 == tiny_tokenizer().sha256
     write_rows(tmp_path, {"train": [[1]]}, tokenizer=load_tokenizer())
@@ -129,10 +115,7 @@ def files_of(folder):
 def test_a_crash_while_writing_rows_leaves_the_old_data_and_nothing_else(tmp_path):
     write_rows(tmp_path, {"train": [[1, 2], [3]], "val": [[4]]})
     before = files_of(tmp_path)
-    with (
-        pytest.raises(ZeroDivisionError),
-        RowWriter(tmp_path, ["train", "val"], 32, load_tokenizer()) as writer,
-    ):
+    with pytest.raises(ZeroDivisionError), RowWriter(tmp_path, ["train", "val"], 32, load_tokenizer()) as writer:
         writer.add("train", [7], 1)
         during = files_of(tmp_path)
         raise ZeroDivisionError
@@ -171,13 +154,13 @@ def test_files_that_cannot_be_moved_at_all_leave_the_old_data_as_it_was(tmp_path
     assert files_of(tmp_path) == before
 
 
-def test_a_row_that_does_not_fit_is_never_cut_in_silence(tmp_path):
+def test_a_row_that_does_not_fit_raises_an_error(tmp_path):
     for n in (16, 17, 40):
         with pytest.raises((IndexError, ValueError)):
             write_rows(tmp_path, {"train": [[1] * n]})
 
 
-def test_a_table_that_uint16_cannot_hold_is_refused(tmp_path):
+def test_a_vocabulary_that_does_not_fit_uint16_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"huge.*70000.*65536"):
         RowWriter(tmp_path, ["train"], 16, SimpleNamespace(name="huge", n_vocab=70000))
 
@@ -313,13 +296,13 @@ def rows_folder(tmp_path):
 
 
 def kept_targets(steps):
-    """Sorted targets with a loss of all batches of some `StepRows`."""
+    """The targets with a loss in all batches of some `StepRows`, sorted."""
     return sorted(t for step in steps for _, y, mask in step.batches for t in y[mask].tolist())
 
 
 @pytest.mark.parametrize(("count", "accumulation"), [(2, 4), (2, 1), (3, 2), (8, 1)])
 def test_processes_share_a_step_and_leave_nothing_out(rows_folder, count, accumulation):
-    """Also with fewer rows in a batch (7) than processes."""
+    """Also if a batch has fewer rows (7) than there are processes."""
     settings = TrainSettings(
         data_dir=str(rows_folder), block_size=16, batch_size=7, gradient_accumulation_steps=accumulation
     )
@@ -329,10 +312,10 @@ def test_processes_share_a_step_and_leave_nothing_out(rows_folder, count, accumu
     assert {(s.rows, s.tokens, s.position, s.squares) for s in shares} == {
         (alone.rows, alone.tokens, alone.position, alone.squares)
     }
-    assert len({len(s.batches) for s in shares}) == 1  # each takes part in every exchange
+    assert len({len(s.batches) for s in shares}) == 1  # each takes part in every gradient exchange
 
 
-def test_a_step_made_ahead_is_the_step_asked_for(rows_folder):
+def test_a_step_prepared_in_advance_equals_the_requested_step(rows_folder):
     settings = TrainSettings(data_dir=str(rows_folder), block_size=16, batch_size=7)
     data, position, ahead = TrainingData(settings), (0, 0), []
     for _ in range(10):
@@ -341,6 +324,6 @@ def test_a_step_made_ahead_is_the_step_asked_for(rows_folder):
         fresh = TrainingData(settings).step(position)
         assert all(torch.equal(a, b) for a, b in zip(step.batches[0], fresh.batches[0], strict=True))
         position = step.position
-    again = data.step(ahead[2].position)  # not the one that was made ahead
+    again = data.step(ahead[2].position)  # not the one that was prepared
     assert torch.equal(again.batches[0][0], ahead[3].batches[0][0])
     assert ahead[0].tokens == sum(len(row) - row.tolist().count(PAD) for row in data.train[data.order.batches(0)[0]])

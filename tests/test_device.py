@@ -1,6 +1,4 @@
-"""What is known of cards, what is picked by timing, and what running out of memory says."""
-
-import time
+"""Peak FLOP/s of GPUs, choices made by timing, and the message for running out of memory."""
 
 import pytest
 import torch
@@ -8,7 +6,7 @@ from tiny import tiny_model
 
 from minigpt import device
 from minigpt.common.errors import UserError
-from minigpt.device import OUT_OF_MEMORY, Precision, explain_out_of_memory, fastest_of, peak_of_card
+from minigpt.device import OUT_OF_MEMORY_MESSAGES, explain_out_of_memory, fastest_of, peak_flops_of_gpu
 
 
 @pytest.mark.parametrize(
@@ -36,46 +34,50 @@ from minigpt.device import OUT_OF_MEMORY, Precision, explain_out_of_memory, fast
         ("NVIDIA RTX A4000", None),
         ("NVIDIA T400", None),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
-        ("a card of next year", None),
+        ("a future GPU", None),
     ],
 )
-def test_a_cards_peak_is_known_by_its_whole_name(name, tflops):
-    assert peak_of_card(name) == (tflops and tflops * 1e12)
+def test_the_peak_of_a_gpu_is_looked_up_by_its_complete_name(name, tflops):
+    assert peak_flops_of_gpu(name) == (tflops and tflops * 1e12)
 
 
-def test_the_fastest_is_picked_and_a_hopeless_one_is_tried_once():
-    tried = [Precision(), Precision(plain_attention=True), Precision(torch.bfloat16), Precision(torch.float16)]
-    seconds, turns = (0.02, 0.01, 0.015, 0.2), [0, 0, 0, 0]
+@pytest.fixture
+def timed_steps(monkeypatch):
+    """timed_steps({candidate: seconds}, …) times steps that take so long on a fake clock.
 
-    def step(precision):
-        i = tried.index(precision)
-        turns[i] += 1
-        time.sleep(seconds[i])
+    Returns (result of fastest_of, candidates in the order of their steps).
+    """
 
-    picked, times = fastest_of(tried, step)
-    assert picked is tried[1] and times > 1.2
-    assert turns[3] == 1 and turns[1] == 5
+    def run(seconds_of, **options):
+        clock, steps = [0.0], []
+        monkeypatch.setattr(device.time, "perf_counter", lambda: clock[0])
 
+        def step(candidate):
+            steps.append(candidate)
+            clock[0] += seconds_of[candidate]
 
-def test_no_round_of_a_timing_begins_after_its_seconds(monkeypatch):
-    clock, turns = [0.0], []
-    monkeypatch.setattr(device.time, "perf_counter", lambda: clock[0])
+        return fastest_of(list(seconds_of), step, **options), steps
 
-    def step(candidate):
-        turns.append(candidate)
-        clock[0] += {"first": 3.0, "second": 2.0}[candidate]
-
-    assert fastest_of(["first", "second"], step, seconds=4.0) == ("second", 1.5)
-    assert turns == ["first", "second"]
+    return run
 
 
-def test_a_processor_without_bfloat16_is_asked_and_not_timed(monkeypatch):
+def test_the_fastest_candidate_is_chosen_and_a_far_slower_one_is_timed_once(timed_steps):
+    (fastest, speedup), steps = timed_steps({"first": 0.02, "second": 0.01, "third": 0.015, "slow": 0.2})
+    assert fastest == "second" and speedup == pytest.approx(2.0)
+    assert [steps.count(name) for name in ("first", "second", "third", "slow")] == [5, 5, 5, 1]
+
+
+def test_no_round_of_a_timing_begins_after_its_seconds(timed_steps):
+    assert timed_steps({"first": 3.0, "second": 2.0}, seconds=4.0) == (("second", 1.5), ["first", "second"])
+
+
+def test_a_processor_without_bfloat16_instructions_is_not_timed(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False, "amx_bf16": False})
     monkeypatch.setattr(device, "fastest_of", lambda *arguments, **more: 1 / 0)
     assert not device.bfloat16_is_fast()
 
 
-def test_a_processor_whose_bfloat16_is_slow_all_the_same_is_found_out(monkeypatch):
+def test_bfloat16_instructions_that_are_slow_are_detected(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
     for fastest in (torch.float32, torch.bfloat16):
         monkeypatch.setattr(device, "fastest_of", lambda tried, step, fastest=fastest, **more: (fastest, 1.0))
@@ -83,7 +85,7 @@ def test_a_processor_whose_bfloat16_is_slow_all_the_same_is_found_out(monkeypatc
 
 
 @pytest.mark.parametrize("fast", [False, True])
-def test_training_times_a_block_in_the_types_that_the_processor_has(monkeypatch, fast):
+def test_training_times_a_block_in_the_dtypes_that_the_processor_supports(monkeypatch, fast):
     model, tried, said = tiny_model(), [], []
     monkeypatch.setattr(device, "bfloat16_is_fast", lambda: fast)
 
@@ -101,7 +103,7 @@ def test_training_times_a_block_in_the_types_that_the_processor_has(monkeypatch,
     assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("words", OUT_OF_MEMORY)
-def test_running_out_of_memory_is_known_by_what_torch_says(words):
+@pytest.mark.parametrize("words", OUT_OF_MEMORY_MESSAGES)
+def test_running_out_of_memory_is_recognized_by_torchs_message(words):
     with pytest.raises(UserError, match="batch_tokens"), explain_out_of_memory(torch.device("cpu")):
         raise RuntimeError(f"[enforce fail] {words}: you tried to allocate 99 bytes")

@@ -1,4 +1,4 @@
-"""The GPT against plain computations: parameters, KV cache, masked loss, causality."""
+"""The GPT compared with plain computations: parameters, KV cache, masked loss, causality."""
 
 import math
 
@@ -22,13 +22,13 @@ def test_the_default_model_has_123_59m_parameters():
     assert not any(name.endswith("bias") for name, _ in model.named_parameters())
 
 
-def test_embedding_and_output_layer_are_one_table():
+def test_embedding_and_output_layer_share_their_weight():
     model = tiny_model()
     assert model.wte.weight is model.lm_head.weight
     assert model.wte.weight.shape == (VOCAB, 32)
 
 
-def test_a_fresh_model_is_about_as_uncertain_as_can_be():
+def test_an_untrained_model_has_the_loss_of_a_uniform_distribution():
     torch.manual_seed(0)
     model = GPT(GPTConfig(32, VOCAB, n_layer=2, n_head=4, n_embd=32))
     x, y = random_ids(8, 31), random_ids(8, 31, seed=2)
@@ -47,24 +47,24 @@ def test_logits_from_the_cache_equal_the_full_forward(bias, prompt_length):
     torch.testing.assert_close(torch.stack(logits, dim=1), full[:, prompt_length - 1 :], atol=1e-5, rtol=0)
 
 
-def test_more_positions_than_the_block_are_refused():
+def test_more_positions_than_block_size_are_refused():
     with pytest.raises(ValueError, match=r"33.*32"):
         tiny_model()(random_ids(1, 33))
 
 
 def batch(lengths=(12, 3, 32, 7)):
-    """x, y, mask of rows of unlike length, with PAD behind."""
+    """x, y, mask of rows of different lengths, padded with PAD."""
     rows = [random_ids(n, seed=n).tolist() for n in lengths]
     return make_batch(padded_rows(rows, 32), tiny_meta("pretrain"))
 
 
 def test_token_losses_equal_a_plain_loop_over_all_logits():
     x, y, mask = batch()
-    mask &= random_ids(*mask.shape, below=3) > 0  # holes, so that the order of the losses shows
+    mask &= random_ids(*mask.shape, below=3) > 0  # holes, so that a wrong order of the losses is noticed
     fast, plain = tiny_model(), tiny_model()
     losses = fast.token_losses(x, y, mask)
     expected = []
-    logits = plain(x)  # at every position, PAD's too
+    logits = plain(x)  # at every position, PAD included
     for b in range(x.shape[0]):
         for t in range(x.shape[1]):
             if mask[b, t]:
@@ -99,13 +99,13 @@ def test_a_later_token_changes_no_earlier_logit():
 
 
 @torch.inference_mode()
-def test_the_same_token_means_another_thing_at_another_position():
+def test_the_logits_depend_on_the_position_of_a_token():
     logits = tiny_model()(torch.full((1, 32), 5))[0]
     assert (logits[1:] - logits[:-1]).abs().amax(dim=1).min() > 1e-2
 
 
 @torch.inference_mode()
-def test_padding_behind_a_row_changes_nothing():
+def test_padding_after_a_row_changes_no_logit_and_no_loss():
     model, short = tiny_model(), random_ids(1, 9)
     padded = torch.cat([short, torch.full((1, 20), PAD)], dim=1)
     torch.testing.assert_close(model(padded)[:, :9], model(short), atol=1e-5, rtol=0)

@@ -1,4 +1,7 @@
-"""From prompts to streams of text. Requests share each step of the model, and join and leave it at any token."""
+"""Text generation with continuous batching: from prompts to streams of text.
+
+All running requests share each step of the model. Requests may join and leave the batch between any two steps.
+"""
 
 import atexit
 import sys
@@ -12,64 +15,78 @@ from minigpt.checkpoint import open_model
 from minigpt.common.errors import UserError, first_line
 from minigpt.common.streams import TextStream
 from minigpt.device import pick_device
-from minigpt.inference.model_runner import KINDS, ModelRunner
+from minigpt.inference.model_runner import PASS_KINDS, ModelRunner
 from minigpt.inference.quantize import choose_weight_type
 from minigpt.inference.sampling import Sampler, sample_tokens
 from minigpt.tokenizer import StreamDecoder
 
-PROMPT_TOKENS = 1024  # of padded prompts in one pass; what runs waits for it
-ROOM = 4  # a prompt that is too long leaves at least this part of the block (a quarter) for the answer
-LAST_ROUND = 5.0  # seconds that closing waits for the round that is under way
+MAX_PREFILL_TOKENS = 1024  # prompt tokens, with padding, in one prefill pass; running requests wait for that pass
+MAX_RESERVED_SHARE = 0.25  # share of the block that is reserved for the answer when a prompt is cut, at most
+MAX_LAST_STEP_SECONDS = 5.0  # how long closing waits for the step that is running
 
 
-class StopText:
-    """Passes text on until a stop string is complete; what may become one is held back."""
+class StopStringFilter:
+    """Passes text on until a stop string is complete. Text that may be the beginning of one is held back.
+
+    found: whether a stop string was complete; held: the text that is held back.
+    """
 
     def __init__(self, stops):
-        self.stops, self.held, self.found = [s for s in stops if s], "", False
+        self.stops = [stop for stop in stops if stop]
+        self.held = ""
+        self.found = False
 
     def feed(self, text):
-        """The text that is certain now, without any stop string."""
+        """Take more text; returns the text that cannot be part of a stop string any more."""
         text = self.held + text
-        found = [at for at in (text.find(stop) for stop in self.stops) if at >= 0]
-        if found:
-            self.found, self.held = True, ""
-            return text[: min(found)]
+        starts = [start for start in (text.find(stop) for stop in self.stops) if start >= 0]
+        if starts:
+            self.found = True
+            self.held = ""
+            return text[: min(starts)]
+
+        # Hold back the longest end of the text that a stop string begins with.
         longest = max((len(stop) for stop in self.stops), default=1) - 1
-        keep = next((n for n in range(min(longest, len(text)), 0, -1) if self.begins(text[-n:])), 0)
+        keep = next((n for n in range(min(longest, len(text)), 0, -1) if self.begins_stop(text[-n:])), 0)
         self.held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
-    def begins(self, text):
+    def begins_stop(self, text):
+        """Whether a stop string begins with a text."""
         return any(stop.startswith(text) for stop in self.stops)
 
 
 class Stream(TextStream):
-    """One request to a model in this process.
+    """One request to a model in this process: its prompt, its state, and the text generated so far.
 
-    prompt_cut: its start was cut off to leave room. finish_reason: "stop" (EOT or a stop string), "length"
-    (max_new_tokens or the block's end), "cancelled" or "error".
+    prompt: token ids; prompt_cut: whether the beginning of the prompt was cut off, because it was too long.
+    finish_reason: "stop" (EOT or a stop string), "length" (max_new_tokens or the end of the block), "cancelled" or
+    "error"; None while the request waits or runs.
     """
 
     def __init__(self, ids, prompt_cut, params, tokenizer, cancellations):
         super().__init__(len(ids))
-        self.prompt, self.prompt_cut, self.params = ids, prompt_cut, params
+        self.prompt = ids
+        self.prompt_cut = prompt_cut
+        self.params = params
+        self.sampler = Sampler(params, ids)
+        self.last_id = None
         self._cancellations = cancellations
-        self.sampler, self.last_id = Sampler(params, ids), None
-        self._decoder, self._stops = StreamDecoder(tokenizer), StopText(params.stop)
+        self._decoder = StreamDecoder(tokenizer)
+        self._stops = StopStringFilter(params.stop)
 
     def cancel(self):
-        """Give up: the request leaves at the next step. Nothing happens to one that has ended."""
+        """Cancel the request: it is removed before the next step. A finished request is left as it is."""
         if self.finish_reason is None:
             self._cancellations.append(self)
 
     @property
     def position(self):
-        """Of the token made last, counted from 0 through prompt and answer."""
+        """Position of the last token, counted from 0 over prompt and answer."""
         return self.prompt_tokens + self.completion_tokens - 1
 
-    def accept(self, token_id, eot_id, block_size):
-        """Take the next token; its text goes to the reader."""
+    def add_token(self, token_id, eot_id, block_size):
+        """Add the next token and pass its text to the reader. Finishes the stream where the token ends it."""
         self.first_token = self.first_token or time.perf_counter()
         if token_id == eot_id:
             return self.finish("stop")
@@ -82,57 +99,64 @@ class Stream(TextStream):
             return self.finish("length")
 
     def finish(self, reason, error=None):
-        """End the stream."""
+        """End the stream with a finish_reason; error: the exception for reason "error"."""
         if self.finish_reason is None:
-            self.put(self._stops.held)
+            self.put(self._stops.held)  # it did not become a stop string
         super().finish(reason, error)
 
 
 class Engine:
-    """The requests that share each step (continuous batching: Orca, Yu et al. 2022). For one thread.
+    """Schedules requests into shared steps (continuous batching: Orca, Yu et al. 2022). To be used by one thread.
 
-    Drawn are ids below n_vocab, but none of `forbidden`.
+    eot_id: the token that ends an answer. Sampled are ids below n_vocab, except those in `forbidden`.
+    max_batch: the most requests that run at the same time.
     """
 
     def __init__(self, model, eot_id, n_vocab, forbidden, max_batch):
-        self.runner, self.eot_id = ModelRunner(model, max_batch), eot_id
-        self.block_size, self.max_batch = model.config.block_size, max_batch
-        self.n_vocab, self.forbidden = n_vocab, [token_id for token_id in forbidden if token_id < n_vocab]
+        self.runner = ModelRunner(model, max_batch)
+        self.eot_id = eot_id
+        self.block_size = model.config.block_size
+        self.max_batch = max_batch
+        self.n_vocab = n_vocab
+        self.forbidden = [token_id for token_id in forbidden if token_id < n_vocab]
         self.waiting, self.cancellations = deque(), deque()  # other threads may append to them
         self.rows = []  # the running streams, in the order of the runner's rows
-        self.choose = sample_tokens
+        self.choose = sample_tokens  # (logits, samplers) -> token ids
 
     @property
     def busy(self):
+        """Whether there is anything left to do."""
         return bool(self.waiting or self.rows or self.cancellations)
 
     @torch.no_grad()
-    def round(self):
-        """One token for every running request, after places have been given to those that wait: where some run
-        already, to as many as one pass takes, so that these need not wait for more."""
-        self.drop_ended()
-        self.admit()
+    def step(self):
+        """Admit waiting requests, then generate one token for every running request."""
+        self.remove_finished()
+        self.admit_waiting()
         if self.rows:
             ids, positions = [s.last_id for s in self.rows], [s.position for s in self.rows]
-            self.accept(self.rows, self.runner.step(ids, positions))
-            self.drop_ended()
+            self.add_tokens(self.rows, self.runner.step(ids, positions))
+            self.remove_finished()
 
-    def admit(self):
-        """Run the prompts of those that wait, and draw their first tokens."""
-        run_already = bool(self.rows)
-        while group := self.next_group():
+    def admit_waiting(self):
+        """Prefill waiting requests while the batch has room, and sample their first tokens.
+
+        If requests run already, only one prefill pass is made, so that they do not wait for more than one.
+        """
+        others_run = bool(self.rows)
+        while group := self.pop_waiting():
             self.rows += group
-            self.accept(group, self.runner.prefill([stream.prompt for stream in group]))
-            self.drop_ended()
-            if run_already:
+            self.add_tokens(group, self.runner.prefill([stream.prompt for stream in group]))
+            self.remove_finished()
+            if others_run:
                 return
 
-    def next_group(self):
-        """The streams that wait longest and whose prompts one pass takes, taken out of the queue; [] for none."""
+    def pop_waiting(self):
+        """Remove from the queue the next streams that fit into one prefill pass; returns their list, [] for none."""
         group, longest = [], 0
         while self.waiting and len(self.rows) + len(group) < self.max_batch:
             longest = max(longest, self.waiting[0].prompt_tokens)
-            if group and longest * (len(group) + 1) > PROMPT_TOKENS:
+            if group and longest * (len(group) + 1) > MAX_PREFILL_TOKENS:
                 break
             stream = self.waiting.popleft()
             if stream.params.max_new_tokens < 1:
@@ -141,22 +165,24 @@ class Engine:
                 group.append(stream)
         return group
 
-    def accept(self, streams, logits):
-        """Draw a token for each stream from logits (n, V)."""
+    def add_tokens(self, streams, logits):
+        """Sample the next token of each of n streams from logits (n, V), and add it to the stream."""
         logits = logits[:, : self.n_vocab].float()
         for token_id in self.forbidden:
             logits[:, token_id] = -torch.inf
         chosen = self.choose(logits, [s.sampler for s in streams])
         for stream, token_id in zip(streams, chosen, strict=True):
-            stream.accept(token_id, self.eot_id, self.block_size)
+            stream.add_token(token_id, self.eot_id, self.block_size)
 
-    def drop_ended(self):
-        """Free the places of streams that have ended or were cancelled."""
+    def remove_finished(self):
+        """Remove finished and cancelled streams from the batch, and cancelled ones from the queue."""
         while self.cancellations:
             stream = self.cancellations.popleft()
             if stream in self.waiting:
                 self.waiting.remove(stream)
             stream.finish("cancelled")
+
+        # The last row of the cache moves into a row that becomes free; self.rows follows.
         for row in reversed(range(len(self.rows))):
             stream = self.rows[row]
             if stream.finish_reason:
@@ -165,8 +191,8 @@ class Engine:
                 if last is not stream:
                     self.rows[row] = last
 
-    def end_all(self, reason, error=None):
-        """End every request."""
+    def finish_all(self, reason, error=None):
+        """Finish all waiting and running requests, with a finish_reason."""
         while self.waiting:
             self.waiting.popleft().finish(reason, error)
         while self.rows:
@@ -176,83 +202,95 @@ class Engine:
 
 
 class TextGenerator:
-    """A model and its tokenizer, from text to text.
+    """Generates text from text with a model and its tokenizer.
 
-    stage "sft": a prompt is a question, the answer mark is put behind it, and the answer comes back.
-    stage "pretrain": a prompt is continued.
-    `generate` runs in the caller's thread; `submit` starts a thread, which then has the model for itself.
-    about: a line that tells where the model is from and how it is run.
+    Stage "sft": a prompt is a question; the answer mark is appended, and the answer is generated.
+    Stage "pretrain": a prompt is continued.
+    `generate` runs the model in the caller's thread. The first `submit` starts a thread, which runs it from then on.
+    about: a line that says where the model comes from and what it computes in.
     """
 
     about = ""
 
     def __init__(self, model, tokenizer, stage, max_batch=32):
-        self.model, self.tokenizer, self.stage = model, tokenizer, stage
+        self.model = model
+        self.tokenizer = tokenizer
+        self.stage = stage
         forbidden = [tokenizer.pad_id]
-        if stage == "sft":  # an answer has no second mark
+        if stage == "sft":  # an answer contains no answer mark
             forbidden.append(tokenizer.answer_id)
         self.engine = Engine(model, tokenizer.eot_id, tokenizer.n_vocab, forbidden, max_batch)
-        self._thread, self._changed = None, threading.Condition()
-        self._closing = self._giving_up = False
+        self._thread = None
+        self._changed = threading.Condition()  # notified of new requests and of closing
+        self._closing = False  # no more requests are taken
+        self._cancelling = False  # those that are left are cancelled
 
     def prompt_ids(self, prompt):
-        """Ids of a prompt: a text, or a chat's messages as {"role", "content"}."""
+        """Token ids of a prompt, which is a text or a list of chat messages {"role", "content"}."""
         answer = self.stage == "sft"
         if isinstance(prompt, str):
             return self.tokenizer.encode_prompt(prompt, answer) or [self.tokenizer.eot_id]
         return self.chat_ids(prompt) or [self.tokenizer.eot_id]
 
     def chat_ids(self, messages):
-        """Ids of a chat: what is said to the system a line, earlier turns as lines of question##answer (examples
-        to go by), then the last question and the mark. A question alone is as the model was trained on it."""
-        ids, encode = [], self.tokenizer.encode
+        """Token ids of a list of chat messages {"role", "content"}.
+
+        A system message is a line. Earlier turns are lines of question##answer, as few-shot examples. The last
+        question is followed by the answer mark, so a single question looks as in training.
+        """
+        ids = []
+        encode = self.tokenizer.encode
         roles = [*(message["role"] for message in messages), None]
         for message, following in zip(messages, roles[1:], strict=True):
             text = message["content"]
             if self.stage == "sft" and message["role"] == "user" and following in ("assistant", None):
                 ids += self.tokenizer.encode_prompt(text, answer=True)
-            else:  # an answer that stands last is gone on with
+            else:  # an answer in the last message is continued, so no line end follows it
                 ids += encode(text.strip() + "\n" if following else text)
         return ids
 
     def new_stream(self, prompt, params):
-        """The `Stream` of a prompt (text, or ids). One too long for the block keeps its end, with room for as many
-        tokens as are asked for, or as a quarter of the block."""
+        """The `Stream` of a prompt (text, or a list of ids), not yet queued. Raises UserError for unknown ids.
+
+        A prompt that is too long loses its beginning. The rest leaves room for an answer of max_new_tokens, or of
+        MAX_RESERVED_SHARE of the block if that is less.
+        """
         ids = self.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt) or [self.tokenizer.eot_id]
         block_size = self.model.config.block_size
         if not all(0 <= token_id < self.tokenizer.n_vocab for token_id in ids):
-            raise UserError(f"a prompt has ids that are not in the table (0 to {self.tokenizer.n_vocab - 1})")
-        longest = block_size - max(1, min(params.max_new_tokens, block_size // ROOM))
+            raise UserError(f"a prompt has ids that are not in the vocabulary (0 to {self.tokenizer.n_vocab - 1})")
+        longest = block_size - max(1, min(params.max_new_tokens, int(block_size * MAX_RESERVED_SHARE)))
         return Stream(ids[-longest:], len(ids) > longest, params, self.tokenizer, self.engine.cancellations)
 
     def generate(self, prompts, params, progress=None):
-        """List of texts, one a prompt (texts, or ids), in their order. params: for all, or a list of one for each.
-        progress(n): called when n more are done.
+        """Generate a text for each prompt (a text, or a list of ids); returns the list of texts.
 
-        Not while another thread submits.
+        params: `SamplingParams` for all prompts, or a list with one for each. progress(n): called when n more are done
+        (not if a thread runs the model already). Must not be called while another thread calls `submit`.
         """
         each = params if isinstance(params, list) else [params] * len(prompts)
         streams = [self.new_stream(*request) for request in zip(prompts, each, strict=True)]
-        by_length = sorted(streams, key=lambda stream: stream.prompt_tokens)  # less padding in a pass
+        by_length = sorted(streams, key=lambda stream: stream.prompt_tokens)  # less padding in a prefill pass
         if self._thread:
             self._enqueue(by_length)
             return ["".join(stream) for stream in streams]
-        engine, left = self.engine, len(streams)
+        engine = self.engine
+        left = len(streams)
         engine.waiting.extend(by_length)
         try:
             while engine.busy:
-                engine.round()
+                engine.step()
                 now = len(engine.waiting) + len(engine.rows)
                 if progress and now < left:
                     progress(left - now)
                 left = now
         except BaseException as error:
-            engine.end_all("error", error)
+            engine.finish_all("error", error)
             raise
         return ["".join(stream) for stream in streams]
 
     def submit(self, prompt, params):
-        """The `Stream` of a prompt, made by the generator's thread. Raises RuntimeError once it is closed."""
+        """Queue a prompt for the generator's thread; returns its `Stream`. Raises RuntimeError after `close`."""
         stream = self.new_stream(prompt, params)
         self._enqueue([stream])
         return stream
@@ -264,7 +302,7 @@ class TextGenerator:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
                 self._thread.start()
-                atexit.register(self.close)  # torch aborts where a thread of its own outlives the interpreter
+                atexit.register(self.close)  # torch aborts if a thread that uses it outlives the interpreter
             self.engine.waiting.extend(streams)
             self._changed.notify()
 
@@ -275,58 +313,58 @@ class TextGenerator:
                     if self._closing:
                         return
                     self._changed.wait()
-            if self._giving_up:
-                self.engine.end_all("cancelled")
+            if self._cancelling:
+                self.engine.finish_all("cancelled")
                 continue
             try:
-                self.engine.round()
-            except Exception as error:  # whatever it was, the requests must hear of it, and the next ones be served
-                self.engine.end_all("error", error)
+                self.engine.step()
+            except Exception as error:  # report any error to the readers, and go on with later requests
+                self.engine.finish_all("error", error)
 
     @property
     def running(self):
-        """Requests in the batch."""
+        """Number of requests in the batch."""
         return len(self.engine.rows)
 
     @property
     def waiting(self):
-        """Requests that wait for a place in it."""
+        """Number of requests that wait for a place in the batch."""
         return len(self.engine.waiting)
 
     def close(self, grace=0.0):
-        """Take no more requests, finish what is there within so many seconds, cancel the rest."""
+        """Refuse new requests, let the present ones run for up to `grace` seconds, and cancel the rest."""
         atexit.unregister(self.close)
         with self._changed:
             self._closing = True
             self._changed.notify()
         if self._thread:
             self._thread.join(grace)
-            self._giving_up = True
-            self._thread.join(LAST_ROUND)
+            self._cancelling = True
+            self._thread.join(MAX_LAST_STEP_SECONDS)
 
     @property
     def compiled(self):
-        """Whether all that can be is compiled code."""
-        return set(self.engine.runner.compiled) == set(KINDS)
+        """Whether all kinds of passes are compiled."""
+        return set(self.engine.runner.compiled) == set(PASS_KINDS)
 
     def compile(self, say=print):
-        """Compile the model's passes; until that is done, and where it fails, they run as they are.
+        """Compile the model's passes. Until that is done, and where it fails, they run uncompiled.
 
-        say(line) is told how it went.
+        say(line): prints the result.
         """
         started = time.perf_counter()
-        for kind in KINDS:
+        for kind in PASS_KINDS:
             try:
                 self.engine.runner.compile(kind)
-            except Exception as error:  # compilers fail in many ways, and generation goes on without
+            except Exception as error:  # compilers fail in many ways; generation works without
                 return say(f"note: not compiled ({first_line(error)})")
         say(f"compiled in {time.perf_counter() - started:.0f} s")
 
 
 def compile_in_background(generators):
-    """Compile the models of generators, one after the other: torch.compile is not safe in two threads at once.
+    """Compile the models of `TextGenerator`s in a thread, which is returned.
 
-    Returns the thread, which can be joined.
+    They are compiled one after the other, because torch.compile is not safe in two threads at the same time.
     """
 
     def run():
@@ -339,12 +377,12 @@ def compile_in_background(generators):
 
 
 def open_generator(ckpt, settings, exact=False):
-    """(path, checkpoint's dict, `TextGenerator`) of a checkpoint ("": the newest under the settings' out_root).
+    """(path, checkpoint's dict, `TextGenerator`) of a checkpoint; ckpt "": the newest under the setting out_root.
 
-    exact: for measuring, dtype "auto" means float32.
+    exact: take dtype "auto" as float32, for evaluation. Raises UserError where there is no such checkpoint.
     """
     path, content, model, tokenizer = open_model(ckpt, settings.out_root, pick_device(settings.device))
-    size = model.num_params()
+    size = model.num_params()  # before int8 weights, which are no parameters
     name = "float32" if exact and settings.dtype == "auto" else settings.dtype
     model, name, why = choose_weight_type(model, name, say=lambda line: print(line, file=sys.stderr, flush=True))
     generator = TextGenerator(model, tokenizer, content["stage"], settings.max_batch)

@@ -1,4 +1,4 @@
-"""A model's forward passes for generation: whole prompts at once, then one token a step for many rows together."""
+"""Forward passes for generation: prefill of whole prompts, then steps of one token for many sequences together."""
 
 import torch
 
@@ -7,31 +7,34 @@ from model import KVCache, PromptPass, StepPass
 
 COMPILE_OPTIONS = {
     "max_autotune": True,
-    "max_autotune_gemm_backends": "ATEN,CPP",  # the compiler's own products beside torch's, timed
+    "max_autotune_gemm_backends": "ATEN,CPP",  # times torch's matrix products and the compiler's own
 }
 COMPILE_CONFIG = {
-    "freezing": True,  # weights become constants, packed for the products
+    "freezing": True,  # weights become constants, stored in the layout that the products read fastest
     "autotune_num_choices_displayed": 0,
     "max_autotune_report_choices_stats": False,
 }
-MAX_COMPILED_MODELS = 64  # that one process may compile
-KINDS = ("one", "several", "prompt")  # a step of one row, of several; a prompt alone
+MAX_COMPILED_MODELS = 64  # per process
+PASS_KINDS = ("one", "several", "prompt")  # a step of one row, a step of several rows, prefill of a single prompt
 TRACED_ROWS = 8
-TRACED_POSITIONS = 48  # any number above 1 and below the block's: those are special to the compiler
+TRACED_POSITIONS = 48  # neither 1 nor block_size: the compiler treats such sizes as constants
 
-WORTH_COMPILING = 10e6  # parameters: a smaller model's steps take a millisecond or two as they are
+MIN_COMPILED_PARAMS = 10e6  # the steps of smaller models take a millisecond or two without compiling
 
 
 def should_compile_steps(setting, model):
-    """(bool, why): whether a model that serves should have its steps compiled, which takes minutes of a CPU."""
+    """(bool, why): whether a server should compile a model's steps, which takes minutes on a CPU.
+
+    setting: "on", "off" or "auto".
+    """
     if setting != "auto":
         return setting == "on", "as set"
     if model.wte.weight.device.type != "cpu":
-        return False, "not measured on a card; --compile=on"
+        return False, "not measured on a GPU; --compile=on"
     config = model.config
-    if 12 * config.n_layer * config.n_embd**2 + config.vocab_size * config.n_embd < WORTH_COMPILING:
+    if 12 * config.n_layer * config.n_embd**2 + config.vocab_size * config.n_embd < MIN_COMPILED_PARAMS:
         return False, "the model is small"
-    from torch._inductor.cpp_builder import get_cpp_compiler  # takes seconds, which other scripts need not wait
+    from torch._inductor.cpp_builder import get_cpp_compiler  # this import takes seconds
     from torch._inductor.exc import InvalidCxxCompiler
 
     try:
@@ -42,44 +45,53 @@ def should_compile_steps(setting, model):
 
 
 class ModelRunner:
-    """The rows 0 … n - 1 of sequences that are being generated, as the model sees them.
+    """Runs a model on n sequences, whose keys and values are the rows 0 … n - 1 of a cache.
 
-    A sequence takes the row behind the last one (`prefill`); when one leaves, the last takes its place (`drop`), so
-    that a step is always over a prefix of the cache.
+    A new sequence takes row n (`prefill`). When one leaves, the last sequence moves into its row (`drop`), so that a
+    step always reads the first n rows. max_batch: the most sequences at the same time.
     """
 
     def __init__(self, model, max_batch):
-        self.model, self.max_batch, self.n = model, max_batch, 0
+        self.model = model
+        self.max_batch = max_batch
+        self.n = 0
         weight = model.wte.weight
         quantized = not hasattr(model.lm_head, "weight")
-        # A step reads the whole cache, so a model whose weights are rounded keeps its keys and values as short.
+        # A step reads the whole cache, so a quantized model stores its keys and values in fewer bits too.
         self.dtype = torch.bfloat16 if quantized else weight.dtype
         self.device = weight.device
         self.cache = self.new_cache(1)
-        self.compiled = {}  # kind of pass to compiled code
+        self.compiled = {}  # {kind of pass: compiled function}
 
     def new_cache(self, rows):
+        """An empty `KVCache` of so many rows."""
         return KVCache(self.model.config, rows, self.model.config.block_size, self.device, self.dtype)
 
     def reserve(self, rows):
-        """Make the cache hold so many rows: it grows by doubling, since a full one takes gigabytes."""
-        held = len(self.cache.keys[0])
-        if rows > held:
-            new = self.new_cache(min(self.max_batch, max(rows, 2 * held)))
+        """Grow the cache to at least so many rows. It grows by doubling, since a cache of max_batch takes gigabytes."""
+        capacity = len(self.cache.keys[0])
+        if rows > capacity:
+            new = self.new_cache(min(self.max_batch, max(rows, 2 * capacity)))
             for old, tensor in zip((*self.cache.keys, *self.cache.values), (*new.keys, *new.values), strict=True):
                 tensor[: self.n] = old[: self.n]
             self.cache = new
 
     def prefill(self, prompts):
-        """Logits (len(prompts), V) after prompts (lists of ids, none empty), which take the next rows."""
+        """Add sequences that begin with `prompts` (lists of ids, none empty); returns logits (len(prompts), V)."""
         self.reserve(self.n + len(prompts))
+
+        # Pad the prompts on the right.
         lengths = [len(ids) for ids in prompts]
         idx = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
         for row, ids in zip(idx, prompts, strict=True):
             row[: len(ids)] = torch.tensor(ids)
+
+        # Only the pass of a single prompt of several tokens is ever compiled.
         kind = "prompt" if idx.numel() == max(lengths) > 1 else None
-        at = torch.tensor(lengths, device=self.device)
-        logits, keys, values = self.run(kind, self.prompt, idx.to(self.device), at)
+        lengths_tensor = torch.tensor(lengths, device=self.device)
+        logits, keys, values = self.run(kind, self.prefill_pass, idx.to(self.device), lengths_tensor)
+
+        # Write their keys and values into the next rows of the cache.
         rows = slice(self.n, self.n + len(prompts))
         for cached, new in zip((*self.cache.keys, *self.cache.values), (*keys, *values), strict=True):
             cached[rows, :, : max(lengths)] = new
@@ -87,59 +99,59 @@ class ModelRunner:
         return logits
 
     def step(self, ids, positions):
-        """Logits (n, V) after one more id for each row, at its position; both are lists of n."""
+        """Logits (n, V) after one more token per row. ids, positions: lists of n."""
         ids, at = torch.tensor([ids, positions]).to(self.device)
         end = max(positions) + 1
         keys = [k[: self.n, :, :end] for k in self.cache.keys]
         values = [v[: self.n, :, :end] for v in self.cache.values]
-        return self.run("several" if self.n > 1 else "one", self.forward, ids, at, keys, values)
+        return self.run("several" if self.n > 1 else "one", self.step_pass, ids, at, keys, values)
 
-    def run(self, kind, plain, *tensors):
-        """What `plain` gives, by its compiled code where that is there for the kind of pass."""
+    def run(self, kind, uncompiled, *tensors):
+        """Call the compiled function of a kind of pass if there is one, else `uncompiled`."""
         if kind in self.compiled:
             try:
                 return self.compiled[kind](*tensors)
-            except Exception as error:  # compiled code fails in many ways, and what it wrote is written again
+            except Exception as error:  # compiled code fails in many ways; the uncompiled pass overwrites its cache
                 del self.compiled[kind]
                 print(f"note: going on without compiling ({first_line(error)})")
-        return plain(*tensors)
+        return uncompiled(*tensors)
 
-    def prompt(self, ids, lengths):
-        """(logits (B, V), keys, values) after prompts ids (B, T) of lengths (B,), as `PromptPass` has them."""
-        past = PromptPass(lengths)
-        return self.model(ids, past), past.keys, past.values
+    def prefill_pass(self, ids, lengths):
+        """(logits (B, V), keys, values) of prompts ids (B, T) with lengths (B,); keys, values as in `PromptPass`."""
+        kv_pass = PromptPass(lengths)
+        return self.model(ids, kv_pass), kv_pass.keys, kv_pass.values
 
-    def forward(self, ids, at, keys, values):
-        """Logits (n, V) after ids (n,) at positions (n,); keys, values: a layer's (n, n_head, end, head_dim)."""
+    def step_pass(self, ids, at, keys, values):
+        """Logits (n, V) after ids (n,) at positions `at` (n,); keys, values as in `StepPass`."""
         return self.model(ids[:, None], StepPass(keys, values, at))
 
     def drop(self, row, length):
-        """Free a row; the last one, of so many positions, takes its number."""
+        """Remove a sequence. The last row, of which `length` positions are used, moves into its row."""
         self.n -= 1
         if row != self.n:
             self.cache.move(self.n, row, length)
 
     @torch.no_grad()
     def compile(self, kind):
-        """Compile the pass of a kind (one of KINDS); from then on it is used."""
+        """Compile the pass of a kind (one of PASS_KINDS), which is used from then on. Takes up to minutes."""
         end = min(TRACED_POSITIONS, self.model.config.block_size - 1)
-        limit = torch._dynamo.config.patch(recompile_limit=MAX_COMPILED_MODELS * len(KINDS))
+        limit = torch._dynamo.config.patch(recompile_limit=MAX_COMPILED_MODELS * len(PASS_KINDS))
         with torch._inductor.config.patch(COMPILE_CONFIG), limit:
             if kind == "prompt":
-                self.compiled[kind] = self.traced_prompt(end)
+                self.compiled[kind] = self.compile_prefill(end)
             else:
-                self.compiled[kind] = self.traced_step(TRACED_ROWS if kind == "several" else 1, end)
+                self.compiled[kind] = self.compile_step(TRACED_ROWS if kind == "several" else 1, end)
 
-    def traced_prompt(self, end):
-        """The compiled pass of one prompt of any length above 1."""
+    def compile_prefill(self, end):
+        """The compiled pass of one prompt of any length above 1; `end`: the length that it is traced with."""
         ids = torch.zeros(1, end, dtype=torch.long, device=self.device)
         torch._dynamo.mark_dynamic(ids, 1)
-        compiled = torch.compile(self.prompt, options=COMPILE_OPTIONS)
+        compiled = torch.compile(self.prefill_pass, options=COMPILE_OPTIONS)
         compiled(ids, torch.full((1,), end, device=self.device))
         return compiled
 
-    def traced_step(self, rows, end):
-        """The compiled step of one row, or of any number above 1."""
+    def compile_step(self, rows, end):
+        """The compiled step of one row (rows 1) or of any number above 1; `end`: positions in the traced cache."""
         cache = self.new_cache(rows)
         ids = torch.zeros(rows, dtype=torch.long, device=self.device)
         at = torch.full_like(ids, end - 1)
@@ -148,6 +160,6 @@ class ModelRunner:
             torch._dynamo.mark_dynamic(tensor, 2)
         for tensor in (*keys, *values, ids, at) if rows > 1 else ():
             torch._dynamo.mark_dynamic(tensor, 0)
-        compiled = torch.compile(self.forward, options=COMPILE_OPTIONS)
+        compiled = torch.compile(self.step_pass, options=COMPILE_OPTIONS)
         compiled(ids, at, keys, values)
         return compiled

@@ -1,4 +1,4 @@
-"""What a request asks of sampling. This module loads no torch: the server and the page import it."""
+"""The sampling parameters of a request. This module imports no torch, because the server and the page import it."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,19 @@ from minigpt.common.errors import UserError
 
 @dataclass
 class SamplingParams:
-    """What may differ between requests.
+    """How the tokens of one request are sampled. Raises UserError for a value out of range.
 
-    temperature: sharpness, 0 is greedy; top_k: draw among the k likeliest, 0 is all; top_p: among the likeliest that
-    together have this probability (nucleus sampling, Holtzman et al. 2020); frequency_penalty: taken off a token's
-    logit for each time it stands in prompt or answer (OpenAI's, who count the answer only); repetition_penalty: what
-    the logits of tokens in prompt or answer are divided by, or multiplied with where negative (CTRL, Keskar et al.
-    2019), 1 is none; stop: strings that end a text and are not part of it; seed: None is unseeded. With
-    a seed a request has the same text alone or among others, in float32; rounder types have more near-ties.
+    temperature: divides the logits; 0 means greedy decoding
+    top_k: sample among the k most likely tokens; 0 means all
+    top_p: sample among the most likely tokens whose probabilities add up to this (nucleus sampling, Holtzman et al.
+        2020); 1 means all
+    frequency_penalty: subtracted from a token's logit for each occurrence in prompt and answer (OpenAI's API counts
+        the answer only)
+    repetition_penalty: divides the logits of tokens in prompt and answer if positive, and multiplies them if negative
+        (CTRL, Keskar et al. 2019); 1 means none
+    stop: strings that end a text and are not part of it
+    seed: None means a random one. In float32 a seeded request gets the same text alone and in any batch; in types of
+        lower precision logits are more often nearly equal, so the text may differ.
     """
 
     temperature: float = 0.1
@@ -27,18 +32,18 @@ class SamplingParams:
     seed: int | None = None
 
     def __post_init__(self):
-        for name, right, wanted in (
+        for name, valid, wanted in (
             ("temperature", self.temperature >= 0, "at least 0"),
             ("top_k", self.top_k >= 0, "at least 0"),
             ("top_p", 0 <= self.top_p <= 1, "a share from 0 to 1"),
             ("max_new_tokens", self.max_new_tokens >= 0, "at least 0"),
             ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
         ):
-            if not right:
+            if not valid:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be {wanted}")
 
     @classmethod
     def from_settings(cls, settings):
-        """The parameters that the settings give."""
+        """The parameters from settings that have fields of the same names."""
         names = ("temperature", "top_k", "top_p", "max_new_tokens", "frequency_penalty", "repetition_penalty", "seed")
         return cls(**{name: getattr(settings, name) for name in names}, stop=tuple(settings.stop))

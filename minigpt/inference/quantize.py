@@ -1,14 +1,17 @@
-"""The compute type of a model that generates: float32, bfloat16, float16, or int8 weights on a CPU.
+"""The type of a model's weights in generation: float32, bfloat16, float16, or int8 on a CPU.
 
-bfloat16, float16: all but the output layer, whose logits would be too coarse (`Float32Output`).
-int8: weights rounded to eight bits with a scale for each output, and the inputs of each product rounded row by row
-(dynamic quantization: LLM.int8(), Dettmers et al. 2022, without its outliers). The products are oneDNN's, through
-the operator that torch's own quantization is lowered to. x86 processors without VNNI add two products in 16 bits,
-where full levels saturate; there the weights have seven bits. It could be the inputs instead, but these have the
-outliers. Measured on the demo's model, validation part: the predictions diverge from float32's by 0.0006 nats with
-weights of seven bits, 0.0008 with inputs of seven (0.0003 with eight and eight); perplexity is 1.003 and 1.000 times
-float32's over whole rows, 0.998 and 1.003 token by token. Where torch has no such product, as on Arm Macs, its
-product of float rows and int8 weights takes its place.
+bfloat16, float16: all layers except the output layer, because logits in 16 bits are too coarse (`Float32Output`).
+
+int8: weights are rounded to 8 bits with one scale per output; the inputs of each product are rounded with one scale
+per row (dynamic quantization, as in LLM.int8(), Dettmers et al. 2022, without its treatment of outliers). The products
+are oneDNN's, called through the operator that torch's own quantization is lowered to. Where torch has no such product,
+as on Arm Macs, torch's product of float rows and int8 weights is used.
+
+x86 processors without VNNI add two products in 16 bits, which saturates for 8-bit operands; there the weights get
+7 bits. (Not the inputs, since these have the outliers.) Measured with the demo's model on its validation part: the
+KL divergence from float32 is 0.0006 nats with 7-bit weights, 0.0008 with 7-bit inputs, and 0.0003 with 8 bits for
+both. Perplexity relative to float32 is 1.003 (7-bit weights) and 1.000 (7-bit inputs) over whole rows, and 0.998 and
+1.003 token by token.
 """
 
 import copy
@@ -24,21 +27,23 @@ from minigpt.device import bfloat16_is_fast, dtype_by_device, fastest_of
 from minigpt.inference.model_runner import ModelRunner
 
 WEIGHT_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.float32}
-LEVELS = 127  # -128 is left out, so that both signs have one scale
-FEW_LEVELS = 64  # of weights: two products with unsigned inputs, 2 * 255 * 64, are below 2**15
-ZERO = 128  # what is added to a row's levels, which makes them unsigned
-RIGHT_WITHIN = 0.03  # of the largest output: rounding rows makes 0.01, saturated sums far more
-FEW_ROWS = 8  # for which torch's product with int8 weights is faster than one with float weights made of them
+MAX_LEVEL = 127  # largest int8 value in use; -128 is not used, so that the range is symmetric
+MAX_LEVEL_7_BIT = 64  # for weights without VNNI: two products with uint8 inputs, 2 * 255 * 64, are below 2**15
+ZERO_POINT = 128  # added to the levels of a row to make them unsigned
+MAX_RELATIVE_ERROR = 0.03  # of the largest output; rounding causes about 0.01, saturated sums far more
+MAX_WEIGHT_ONLY_ROWS = 8  # up to which torch's int8-weight product is faster than converting the weights to float
 
-WORTH_ROUNDING = 1.2  # times as fast as float32
-TIMED_LAYERS, TIMED_ROWS = 2, 16
-MOMENT = 10e6  # parameters of what is timed: fewer take less than a second
+MIN_SPEEDUP = 1.2  # over float32, for which a type with less precision is chosen
+TIMED_LAYERS = 2
+TIMED_ROWS = 16
+SILENT_TIMING_PARAMS = 10e6  # timing models of fewer parameters takes less than a second and is not announced
 
 
 class Float32Output(nn.Module):
-    """An output layer in float32 for states of any float type: (..., C) -> (..., V).
+    """A float32 output layer for states of any float type: (..., C) -> (..., V).
 
-    Logits of 10 to 20 are 0.06 to 0.125 apart in bfloat16, so they are off by up to 0.6 nats at temperature 0.1.
+    bfloat16 numbers between 8 and 32 are 0.06 to 0.125 apart. At temperature 0.1, that changes a logit by up to
+    0.6 nats.
     """
 
     def __init__(self, linear):
@@ -50,29 +55,30 @@ class Float32Output(nn.Module):
 
 
 class Int8Weights(nn.Module):
-    """A linear layer's weights in int8, and the simple product with them: weights made float again for each call.
+    """A linear layer with int8 weights, which it converts to float in each call: the plain implementation.
 
-    x (..., in_features) of any float type -> (..., out_features) of that type. most: the largest level.
+    x (..., in_features) of any float type -> (..., out_features) of that type. max_level: largest value of a weight.
     """
 
-    def __init__(self, linear, most=LEVELS):
+    def __init__(self, linear, max_level=MAX_LEVEL):
         super().__init__()
-        self.most, weight = most, linear.weight.detach().float()
-        scale = (weight.abs().amax(dim=1) / most).clamp_min(torch.finfo(torch.float32).tiny)
+        self.max_level = max_level
+        weight = linear.weight.detach().float()
+        scale = (weight.abs().amax(dim=1) / max_level).clamp_min(torch.finfo(torch.float32).tiny)
         self.register_buffer("scale", scale)
         self.register_buffer("levels", (weight / scale[:, None]).round().to(torch.int8))
         self.bias = linear.bias
 
     def forward(self, x):
-        return self.biased(F.linear(x, (self.levels * self.scale[:, None]).to(x.dtype)))
+        return self.add_bias(F.linear(x, (self.levels * self.scale[:, None]).to(x.dtype)))
 
-    def biased(self, y):
-        """y (..., out_features) with the bias, in y's type."""
+    def add_bias(self, y):
+        """y (..., out_features) plus the bias, in y's type."""
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
 class Int8WeightOnly(Int8Weights):
-    """Torch's product of bfloat16 rows and int8 weights; any processor, fast for a few rows."""
+    """Torch's product of bfloat16 rows and int8 weights. Runs on any processor; fast for a few rows."""
 
     def __init__(self, linear):
         super().__init__(linear)
@@ -80,68 +86,79 @@ class Int8WeightOnly(Int8Weights):
 
     def forward(self, x):
         rows = x.flatten(0, -2)
-        if len(rows) > FEW_ROWS:
+        if len(rows) > MAX_WEIGHT_ONLY_ROWS:
             return super().forward(x)
         y = torch._weight_int8pack_mm(rows.bfloat16(), self.levels, self.bf16_scale).to(x.dtype)
-        return self.biased(y.unflatten(0, x.shape[:-1]))
+        return self.add_bias(y.unflatten(0, x.shape[:-1]))
 
 
 class Int8Dynamic(Int8Weights):
-    """oneDNN's product of int8 rows and int8 weights, packed for it.
+    """oneDNN's product of 8-bit rows and int8 weights, which are packed in oneDNN's layout.
 
-    The rows are unsigned, -LEVELS ... LEVELS shifted by ZERO: oneDNN's kernels before VNNI know no others, and
-    shift signed ones themselves in every call, which takes five times as long as the product of one row.
+    The rows are uint8: levels from -MAX_LEVEL to MAX_LEVEL plus ZERO_POINT. oneDNN's kernels for processors without
+    VNNI support no int8 rows; it would shift them in every call, which takes five times as long as the product of
+    one row.
     """
 
-    def __init__(self, linear, most=LEVELS):
-        super().__init__(linear, most)
+    def __init__(self, linear, max_level=MAX_LEVEL):
+        super().__init__(linear, max_level)
         with torch.no_grad():
             self.register_buffer("packed", torch.ops.onednn.qlinear_prepack(self.levels, None))
-        # What the shift adds to each sum is known beforehand, and taken off as a bias.
-        self.register_buffer("shift", -ZERO * self.levels.sum(dim=1) * self.scale)
+        # What ZERO_POINT adds to each output is a constant, which a bias subtracts.
+        self.register_buffer("shift", -ZERO_POINT * self.levels.sum(dim=1) * self.scale)
         self.register_buffer("zero_points", torch.zeros(len(self.levels), dtype=torch.int32))
         del self.levels
 
     def forward(self, x):
         rows = x.flatten(0, -2).float()
-        # A row's scale is in its sums alone, so it can be left out of the product (x_scale 1) and put in behind.
-        # The least scale is a normal number: compiled code may take smaller ones for zero, and a row of zeros with it.
-        scale = (rows.abs().amax(dim=1, keepdim=True) / LEVELS).clamp_min(torch.finfo(torch.float32).tiny)
-        levels = ((rows / scale).round() + ZERO).to(torch.uint8)
+
+        # Round each row. The scale of a row of zeros is the smallest normal number; compiled code may flush smaller
+        # ones to zero, and then divide by zero.
+        scale = (rows.abs().amax(dim=1, keepdim=True) / MAX_LEVEL).clamp_min(torch.finfo(torch.float32).tiny)
+        levels = ((rows / scale).round() + ZERO_POINT).to(torch.uint8)
+
+        # The operator takes one scale for all rows, so it gets 1, and its output is multiplied by each row's scale.
         y = torch.ops.onednn.qlinear_pointwise(
             levels, 1.0, 0, self.packed, self.scale, self.zero_points, self.shift, 1.0, 0, torch.float32, "none", [], ""
         )
-        return self.biased((y * scale).to(x.dtype).unflatten(0, x.shape[:-1]))
+        return self.add_bias((y * scale).to(x.dtype).unflatten(0, x.shape[:-1]))
 
 
-def pick_product(linear):
-    """The most exact int8 product that is right on this processor, as a function of a layer; `linear` is tried."""
-    for most in (LEVELS, FEW_LEVELS):
-        product = partial(Int8Dynamic, most=most)
+def choose_int8_layer(linear):
+    """The most exact int8 layer that computes correctly on this processor, as a function of an nn.Linear.
+
+    linear: the layer that the candidates are tried with.
+    """
+    for max_level in (MAX_LEVEL, MAX_LEVEL_7_BIT):
+        make_layer = partial(Int8Dynamic, max_level=max_level)
         try:
-            if is_right(product, linear):
-                return product
-        except (RuntimeError, AttributeError):  # torch without oneDNN, a processor without the kernel
+            if computes_correctly(make_layer, linear):
+                return make_layer
+        except (RuntimeError, AttributeError):  # torch without oneDNN, or a processor without the kernel
             break
     return Int8WeightOnly
 
 
-def is_right(product, linear):
-    """Whether an int8 product is near the float one for a layer, and for the sums that saturate first."""
+def computes_correctly(make_layer, linear):
+    """Whether make_layer(linear), an int8 layer, is close to `linear`, and whether its largest sums do not saturate."""
     x = torch.randn(4, linear.in_features, generator=torch.Generator().manual_seed(0)) * 3
     expected = linear(x)
-    error = (product(linear)(x) - expected).abs().max() / expected.abs().max()
-    largest = torch.full_like(x, LEVELS)
-    most = nn.Linear(linear.in_features, 64, bias=False)
-    nn.init.constant_(most.weight, 1.0)
-    return bool(error <= RIGHT_WITHIN) and torch.allclose(product(most)(largest), most(largest), rtol=RIGHT_WITHIN)
+    error = (make_layer(linear)(x) - expected).abs().max() / expected.abs().max()
+
+    # The largest sums: all inputs and all weights have the largest level.
+    largest_x = torch.full_like(x, MAX_LEVEL)
+    largest = nn.Linear(linear.in_features, 64, bias=False)
+    nn.init.constant_(largest.weight, 1.0)
+    y = make_layer(largest)(largest_x)
+    return bool(error <= MAX_RELATIVE_ERROR) and torch.allclose(y, largest(largest_x), rtol=MAX_RELATIVE_ERROR)
 
 
 @torch.no_grad()
 def convert_weights(model, name):
-    """Convert a GPT's weights to a compute type (a key of WEIGHT_TYPES), in place; returns the model.
+    """Convert a GPT's weights to a type (a key of WEIGHT_TYPES), in place; returns the model.
 
-    Logits are float32 in each. The embedding stays float under int8: only one of its rows is read a token.
+    Logits are float32 with every type. With int8 the embedding stays float32, since a token reads only one row of it.
+    Raises UserError for int8 on a GPU.
     """
     if name == "float32":
         return model.float()
@@ -152,21 +169,22 @@ def convert_weights(model, name):
     if model.wte.weight.device.type != "cpu":
         raise UserError("int8 is for generation on a CPU; on a GPU take --dtype=bfloat16")
     model.float()
-    product = pick_product(model.h[0].mlp.c_fc)
+    make_layer = choose_int8_layer(model.h[0].mlp.c_fc)
     for parent in list(model.modules()):
         for child, layer in parent.named_children():
             if isinstance(layer, nn.Linear):
-                setattr(parent, child, product(layer))
+                setattr(parent, child, make_layer(layer))
     return model
 
 
 def choose_weight_type(model, name, say=print):
-    """(model converted to the compute type of the setting dtype, its name, why); its own weights may be changed.
+    """Convert a GPT to the type that the setting dtype names; returns (model, name of the type, why).
 
-    "auto": what the device decides (`dtype_by_device`), on a CPU what a step runs fastest in.
-    say(line): prints what is timed, where that takes more than a moment.
+    The model may be changed in place. name "auto": by the kind of device (`dtype_by_device`); on a CPU, the type that
+    decode steps are fastest in. say(line): prints what is timed, where that takes more than a second.
     """
-    device, why = model.wte.weight.device, "as set"
+    device = model.wte.weight.device
+    why = "as set"
     if name == "auto":
         if device.type == "cpu":
             name, why = fastest_weight_type(model, say)
@@ -177,13 +195,13 @@ def choose_weight_type(model, name, say=print):
 
 @torch.no_grad()
 def fastest_weight_type(model, say):
-    """(name, why) of the compute type in which a CPU's steps are fastest; the model stays as it is.
+    """(name, why) of the type in which decode steps are fastest on this CPU. The model is not changed.
 
-    Timed are a few layers and the output layer, which may share its weights; bfloat16 where the processor has it.
+    Times a few layers with the output layer, in float32, int8, and bfloat16 where the processor supports it.
     """
     names = ["float32", *(["bfloat16"] if bfloat16_is_fast() else []), "int8"]
     parts = {name: first_layers(model) for name in names}
-    if sum(p.numel() for p in parts["float32"].parameters()) > MOMENT:
+    if sum(p.numel() for p in parts["float32"].parameters()) > SILENT_TIMING_PARAMS:
         say(f"timing a few layers in {', '.join(names[:-1])} and {names[-1]} …")
     runners = {name: ModelRunner(convert_weights(part, name), TIMED_ROWS) for name, part in parts.items()}
     for runner in runners.values():
@@ -191,21 +209,22 @@ def fastest_weight_type(model, say):
     picked, times = fastest_of(names, lambda name: time_decode_steps(runners[name]))
     if picked == "float32":
         return picked, "timed: the fastest"
-    if times < WORTH_ROUNDING:
+    if times < MIN_SPEEDUP:  # not worth the lost precision
         return "float32", f"timed: {picked} is no more than {times:.2f} times as fast"
     return picked, f"timed: {times:.2f} times as fast as float32"
 
 
 def first_layers(model):
-    """A GPT of at most TIMED_LAYERS of a model's layers. It shares the weights until it is put into a precision."""
+    """A GPT of a model's first TIMED_LAYERS layers. It shares the model's weights until it is converted."""
     part = copy.copy(model)
     part._modules = dict(model._modules)
-    part.h, part.trunk = model.h[:TIMED_LAYERS], part.hidden
+    part.h = model.h[:TIMED_LAYERS]
+    part.trunk = part.hidden
     part.config = replace(model.config, n_layer=len(part.h))
     return copy.deepcopy(part, {id(p): nn.Parameter(p.detach()) for p in model.parameters()})
 
 
 def time_decode_steps(runner):
-    """A step of one row and one of TIMED_ROWS, for timing: some products are fast for few rows only."""
+    """Run a step of one row and a step of TIMED_ROWS rows, since some products are fast for few rows only."""
     for runner.n in (1, TIMED_ROWS):
         runner.step([0] * runner.n, [1] * runner.n)

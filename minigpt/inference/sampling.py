@@ -1,15 +1,19 @@
-"""From logits to the next tokens, for many requests at once."""
+"""Samples the next tokens of many requests from their logits."""
 
 import random
 from collections import Counter
 
 import torch
 
-GREEDY_BELOW = 1e-6  # a temperature that leaves nothing but the likeliest, and whose quotients would not be finite
+MIN_TEMPERATURE = 1e-6  # below it sampling is greedy, since logits divided by it may not be finite
 
 
 class Sampler:
-    """One request's draws: its own random numbers, so that no other request has a part in them, and its counts."""
+    """The sampling state of one request: its random generator, and its token counts for the penalties.
+
+    params: `SamplingParams`; prompt: token ids. Each request has its own generator, so that its text does not depend on
+    the other requests of the batch.
+    """
 
     def __init__(self, params, prompt):
         self.params = params
@@ -18,30 +22,33 @@ class Sampler:
         self.counts = Counter(prompt) if self.penalizes else None
 
     def penalize(self, logits):
-        """Take the penalties off logits (V,), in place."""
+        """Apply the penalties to logits (V,), in place."""
         ids = torch.tensor(list(self.counts), device=logits.device)
-        seen, penalty = logits[ids], self.params.repetition_penalty
+        counts = torch.tensor(list(self.counts.values()), device=logits.device)
+        penalty = self.params.repetition_penalty
+        seen = logits[ids]
         seen = torch.where(seen > 0, seen / penalty, seen * penalty)
-        times = torch.tensor(list(self.counts.values()), device=logits.device)
-        logits[ids] = seen - self.params.frequency_penalty * times
+        logits[ids] = seen - self.params.frequency_penalty * counts
 
     def count(self, token_id):
+        """Count a token that was sampled."""
         if self.penalizes:
             self.counts[token_id] += 1
 
 
 def sample_tokens(logits, samplers):
-    """List of next ids, one a row of logits (n, V), float32; the logits may be changed."""
+    """The next token id of each of n requests, a list. logits (n, V): float32, may be overwritten."""
     for row, sampler in zip(logits, samplers, strict=True):
         if sampler.penalizes:
             sampler.penalize(row)
-    V = logits.shape[1]
-    kinds = [kind_of(sampler.params, V) for sampler in samplers]
+
+    # Requests that use the same method are sampled together.
+    methods = [sampling_method(sampler.params, logits.shape[1]) for sampler in samplers]
     chosen = [None] * len(samplers)
-    for kind in set(kinds):
-        rows = [i for i, other in enumerate(kinds) if other == kind]
+    for method in set(methods):
+        rows = [i for i, other in enumerate(methods) if other == method]
         part = logits if len(rows) == len(samplers) else logits[rows]
-        ids = part.argmax(dim=1) if kind == "greedy" else draw(part, [samplers[i] for i in rows], kind)
+        ids = part.argmax(dim=1) if method == "greedy" else sample_rows(part, [samplers[i] for i in rows], method)
         for i, token_id in zip(rows, ids.tolist(), strict=True):
             chosen[i] = token_id
     for sampler, token_id in zip(samplers, chosen, strict=True):
@@ -49,43 +56,52 @@ def sample_tokens(logits, samplers):
     return chosen
 
 
-def kind_of(params, V):
-    """How a request's tokens are found, which the others in its batch must not change: "greedy", or drawn among the
-    "few" likeliest, a "nucleus" of the sorted vocabulary, or "all" of it as it stands."""
-    if params.temperature < GREEDY_BELOW:
+def sampling_method(params, V):
+    """How a request is sampled from V logits; it depends on nothing else, so other requests cannot change it.
+
+    "greedy": the most likely token; "top_k": among the first of a partial sort; "nucleus": in the sorted vocabulary;
+    "all": in the whole vocabulary, unsorted.
+    """
+    if params.temperature < MIN_TEMPERATURE:
         return "greedy"
     if 0 < params.top_k < V:
-        return "few"
+        return "top_k"
     return "nucleus" if params.top_p < 1 else "all"
 
 
-def draw(logits, samplers, kind):
-    """Ids (n,) drawn from logits (n, V), each row by its sampler; all of one kind, which is not greedy."""
+def sample_rows(logits, samplers, method):
+    """Token ids (n,) sampled from logits (n, V), each row with its own sampler; method: one for all, not "greedy"."""
 
     def column(name):
+        """A parameter of every request, as a float32 tensor (n, 1)."""
         values = [float(getattr(sampler.params, name)) for sampler in samplers]
         return torch.tensor(values, dtype=torch.float32, device=logits.device)[:, None]
 
+    # Select the candidates. ids (n, candidates): their token ids, or None if they are the whole vocabulary in order.
     ids = None
-    if kind == "few":
+    if method == "top_k":
         k = column("top_k")
         logits, ids = logits.topk(int(k.max()))
         logits = logits.masked_fill(torch.arange(logits.shape[1], device=logits.device) >= k, -torch.inf)
-    elif kind == "nucleus":
+    elif method == "nucleus":
         logits, ids = logits.sort(descending=True)
-    # The likeliest's logit taken off first: a small temperature must not make infinities.
+
+    # Probabilities. The largest logit is subtracted first, so that a small temperature causes no overflow. In double
+    # precision where the device has it, since a sum of 50,000 float32 probabilities loses the small ones.
     logits = (logits - logits.amax(dim=1, keepdim=True)) / column("temperature")
-    # In double precision where the device has it: a sum of 50,000 shares in float32 loses the rare ones.
-    shares = logits.softmax(dim=1, dtype=torch.float32 if logits.device.type == "mps" else torch.float64)
+    probs = logits.softmax(dim=1, dtype=torch.float32 if logits.device.type == "mps" else torch.float64)
     if ids is not None:
-        before = shares.cumsum(dim=1) - shares
-        before[:, 0] = -1.0  # the likeliest is always among them
-        shares = shares.masked_fill(before >= column("top_p"), 0)
-    sums = shares.cumsum(dim=1)
+        before = probs.cumsum(dim=1) - probs
+        before[:, 0] = -1.0  # the most likely token is always a candidate
+        probs = probs.masked_fill(before >= column("top_p"), 0)
+
+    # Invert the cumulative distribution at a random number of each request.
+    sums = probs.cumsum(dim=1)
     target = torch.tensor([sampler.random.random() for sampler in samplers], dtype=sums.dtype, device=sums.device)
     target = target[:, None] * sums[:, -1:]
-    # Rounding may put the target on the very end, behind which there is nothing to draw.
-    place = torch.searchsorted(sums, target, right=True)
-    last = shares.shape[1] - 1 - (shares > 0).flip(1).int().argmax(dim=1, keepdim=True)
-    place = torch.minimum(place, last)
-    return (place if ids is None else ids.gather(1, place)).squeeze(1)
+    index = torch.searchsorted(sums, target, right=True)
+
+    # By rounding, the target may equal the total; then take the last candidate with a probability above 0.
+    last = probs.shape[1] - 1 - (probs > 0).flip(1).int().argmax(dim=1, keepdim=True)
+    index = torch.minimum(index, last)
+    return (index if ids is None else ids.gather(1, index)).squeeze(1)

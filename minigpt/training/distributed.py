@@ -1,7 +1,7 @@
-"""One run on several devices: torch's process groups, DDP, FSDP2, and states that are whole again in a checkpoint.
+"""Training on several devices: process groups, DDP, FSDP2, and gathering and sharding of states for checkpoints.
 
-Processes are started by torchrun, which tells each its place in the environment. Numbers that the processes
-agree on (how many tokens a step keeps, whether to stop) go over the CPU, so that no card has to wait for them.
+torchrun starts the processes and sets their ranks in the environment. Numbers that the processes agree on (the targets
+of a step, whether to stop) are exchanged between CPUs, so that no GPU has to wait for them.
 """
 
 import gc
@@ -15,24 +15,24 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from minigpt.common.errors import UserError
+from minigpt.common.errors import UserError, first_line
 
 
 @dataclass
 class Processes:
-    """This process among those of the run."""
+    """The ranks of this process, and collective operations. All processes must call the same operations."""
 
     rank: int = 0
     count: int = 1
-    local_rank: int = 0  # among those of this machine
+    local_rank: int = 0  # among the processes of this machine
 
     @property
     def is_main(self):
-        """Whether this is the one that prints and writes files."""
+        """Whether this process prints and writes files."""
         return self.rank == 0
 
     def total(self, *numbers):
-        """The numbers, each summed over the processes, as floats."""
+        """List of the numbers, each summed over all processes, as floats."""
         if self.count == 1:
             return [float(n) for n in numbers]
         sums = torch.tensor(numbers, dtype=torch.float64)
@@ -40,7 +40,7 @@ class Processes:
         return sums.tolist()
 
     def from_main(self, value):
-        """The main process's value, in every process."""
+        """The value that the main process passes; returned in every process."""
         if self.count == 1:
             return value
         values = [value]
@@ -48,28 +48,30 @@ class Processes:
         return values[0]
 
     def gather(self, value):
-        """List of every process's value, by rank."""
+        """List of the values of all processes, by rank."""
         values = [value] * self.count
         if self.count > 1:
             dist.all_gather_object(values, value)
         return values
 
     def stop(self):
-        """Leave the group, all together."""
+        """Leave the process group."""
         if self.count > 1 and dist.is_initialized():
-            gc.collect()  # shards that are still there would end the group's threads too late, with an abort
+            gc.collect()  # shards that are freed after the group abort the process
             dist.barrier()
             dist.destroy_process_group()
 
 
 def start_processes(device_name="auto"):
-    """`Processes` by torchrun's environment; of one process where it is not there.
+    """Join the process group that torchrun's environment describes; returns `Processes`, of one process without it.
 
-    Raises UserError where the group cannot be formed, or more processes are started than there are cards.
+    Raises UserError where the group cannot be formed, or where there are more processes than GPUs.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Processes()
+
+    # Check the environment and the devices.
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise UserError(
@@ -78,22 +80,24 @@ def start_processes(device_name="auto"):
     processes = Processes(int(os.environ["RANK"]), count, int(os.environ["LOCAL_RANK"]))
     if device_name == "mps" or (device_name == "auto" and torch.backends.mps.is_available()):
         raise UserError("several processes cannot share a run on mps; give --device=cpu, or start one process")
-    on_cards = device_name.startswith("cuda") or (device_name == "auto" and torch.cuda.is_available())
-    if on_cards and processes.local_rank >= torch.cuda.device_count():
+    on_gpus = device_name.startswith("cuda") or (device_name == "auto" and torch.cuda.is_available())
+    if on_gpus and processes.local_rank >= torch.cuda.device_count():
         raise UserError(
-            f"process {processes.local_rank + 1} of this machine has no card of its own: it has "
+            f"process {processes.local_rank + 1} of this machine has no GPU of its own: the machine has "
             f"{torch.cuda.device_count()}; start as many with --nproc_per_node, or give --device=cpu"
         )
-    backend = "cpu:gloo,cuda:nccl" if on_cards and dist.is_nccl_available() else "gloo"
+
+    # Connect to the other processes.
+    backend = "cpu:gloo,cuda:nccl" if on_gpus and dist.is_nccl_available() else "gloo"
     try:
         dist.init_process_group(backend)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"the {count} processes found no way to each other ({str(error).splitlines()[0]})") from None
+        raise UserError(f"the {count} processes could not connect to each other ({first_line(error)})") from None
     return processes
 
 
 class LossSum(nn.Module):
-    """`GPT.loss_sum` as a forward pass, which is what DDP hooks into."""
+    """Calls `GPT.loss_sum` in `forward`, which DDP requires."""
 
     def __init__(self, model):
         super().__init__()
@@ -114,14 +118,17 @@ def shard(model, device):
 
 
 def averaging_loss(model, processes, device):
-    """A callable like `model.loss_sum` whose backward pass leaves the mean of all processes' gradients."""
+    """A function like `model.loss_sum`, after whose backward pass gradients are averaged over the processes."""
     if processes.count == 1 or isinstance(model, FSDPModule):
         return model.loss_sum
     return DistributedDataParallel(LossSum(model), device_ids=[device.index] if device.type == "cuda" else None)
 
 
 def exchange_gradients(model, loss, exchanging):
-    """Say whether the next backward pass exchanges gradients; only the last one of a step needs to."""
+    """Set whether the next backward pass exchanges gradients. Only the last one of a step needs to.
+
+    loss: the function from `averaging_loss`.
+    """
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(exchanging)
     elif isinstance(loss, DistributedDataParallel):
@@ -129,19 +136,20 @@ def exchange_gradients(model, loss, exchanging):
 
 
 def full_value(tensor):
-    """A scalar tensor as a float; one that is sharded is summed up over the processes first."""
+    """A scalar tensor as a float; a sharded one is summed over the processes first."""
     return float(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
 
 
 def local_part(tensor):
-    """What this process holds of a tensor: its shard, or all of one that is not sharded."""
+    """This process's shard of a tensor; the tensor itself if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def gather_tensors(value, processes):
-    """A value with its sharded tensors gathered in the main process's memory, within dicts and lists too.
+    """Gather the sharded tensors of a value (tensor, or nested dicts and lists) on the CPU of the main process.
 
-    Every process must call it; in the others those tensors are None. Only one tensor at a time is whole on a GPU.
+    Every process must call this; in the other processes those tensors become None. Only one complete tensor at a time
+    is on a GPU. Returns a copy of the value.
     """
     if isinstance(value, DTensor):
         full = value.full_tensor()
@@ -152,13 +160,13 @@ def gather_tensors(value, processes):
 
 
 def shard_state(state, optimizer):
-    """A whole state dict of an optimizer with its tensors sharded as that optimizer's parameters are."""
+    """Shard the tensors of a gathered optimizer state dict like the parameters of `optimizer`; returns a new dict."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
 
-    def share(p, value):
+    def shard_like(p, value):
         if isinstance(p, DTensor) and isinstance(value, torch.Tensor) and value.shape == p.shape:
             return distribute_tensor(value, p.device_mesh, p.placements, src_data_rank=None)
         return value
 
-    by_param = {i: {key: share(params[i], v) for key, v in values.items()} for i, values in state["state"].items()}
+    by_param = {i: {key: shard_like(params[i], v) for key, v in values.items()} for i, values in state["state"].items()}
     return {**state, "state": by_param}

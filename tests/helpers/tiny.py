@@ -7,14 +7,14 @@ from minigpt.corpus.row_files import RowWriter
 from minigpt.tokenizer import Tokenizer, format_vocabulary
 from model import GPT, GPTConfig
 
-torch.set_num_threads(1)  # models so small only lose by more
+torch.set_num_threads(1)  # more threads only slow down models of this size
 
-EOT, PAD, MARK = 260, 261, 262  # of the tiny tokenizer
-VOCAB = 320  # more than the tokenizer's 263 ids, as an embedding is padded up
+EOT, PAD, MARK = 260, 261, 262  # special ids of the tiny tokenizer
+VOCAB = 320  # vocab_size of the tiny model: larger than the tokenizer's 263 ids, as with a padded embedding
 
 
 def tiny_tokenizer(name="tiny.tiktoken"):
-    """A tokenizer of the 256 bytes and of 的 and 河: every other character of Chinese takes three tokens."""
+    """A tokenizer of the 256 bytes, 的 and 河. Every other Chinese character takes three tokens."""
     ranks = {bytes([b]): b for b in range(256)}
     for rank, token in enumerate(("的".encode()[:2], "的".encode(), "河".encode()[:2], "河".encode()), start=256):
         ranks[token] = rank
@@ -22,7 +22,7 @@ def tiny_tokenizer(name="tiny.tiktoken"):
 
 
 def tiny_model(seed=0, vocab_size=VOCAB, block_size=32, bias=False, dropout=0.0):
-    """A GPT of 2 layers and width 32 in eval mode, its weights so large that every part of it shows in the logits."""
+    """A GPT of 2 layers and width 32 in eval mode. Its weights are so large that every part affects the logits."""
     torch.manual_seed(seed)
     model = GPT(GPTConfig(block_size, vocab_size, n_layer=2, n_head=4, n_embd=32, dropout=dropout, bias=bias))
     with torch.no_grad():
@@ -32,12 +32,12 @@ def tiny_model(seed=0, vocab_size=VOCAB, block_size=32, bias=False, dropout=0.0)
 
 
 def random_ids(*shape, below=256, seed=1):
-    """Ids of plain text, int64."""
+    """Random ids of plain text, int64 tensor of shape `shape`."""
     return torch.randint(below, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def padded_rows(lists, block_size):
-    """uint16 (len(lists), block_size): each list and its PAD."""
+    """Lists of ids as rows, uint16 (len(lists), block_size), padded with PAD."""
     rows = np.full((len(lists), block_size), PAD, dtype=np.uint16)
     for row, ids in zip(rows, lists, strict=True):
         row[: len(ids)] = ids
@@ -45,12 +45,12 @@ def padded_rows(lists, block_size):
 
 
 def tiny_meta(stage):
-    """What `make_batch` reads of a meta.json of the tiny tokenizer."""
+    """The fields that `make_batch` reads from meta.json, for the tiny tokenizer."""
     return {"stage": stage, "special_ids": {"eot": EOT, "pad": PAD, "answer": MARK}}
 
 
 def write_rows(folder, parts, block_size=16, stage="pretrain", tokenizer=None):
-    """Write {part: [ids, …]} as `prepare.py` does; returns the meta."""
+    """Write {part: [ids, …]} as row files, as data/prepare.py does; returns the content of meta.json."""
     with RowWriter(folder, list(parts), block_size, tokenizer or tiny_tokenizer()) as writer:
         for part, rows in parts.items():
             for ids in rows:

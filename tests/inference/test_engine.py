@@ -1,4 +1,4 @@
-"""Generation against a plain loop: one full forward a token, no cache, no batch."""
+"""Generation compared with a plain loop: one full forward pass per token, without cache or batch."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ import torch
 from tiny import EOT, MARK, PAD, VOCAB, random_ids, tiny_model, tiny_tokenizer
 
 from minigpt.common.errors import UserError
-from minigpt.inference.engine import StopText, TextGenerator, compile_in_background
+from minigpt.inference.engine import StopStringFilter, TextGenerator, compile_in_background
 from minigpt.inference.params import SamplingParams
 from model import GPTConfig, PromptPass
 
@@ -22,7 +22,7 @@ GREEDY = SamplingParams(temperature=0, max_new_tokens=12)
 
 @torch.inference_mode()
 def plain_greedy(model, prompt, n_new, forbidden=FORBIDDEN, frequency=0.0, repetition=1.0):
-    """Ids that a prompt goes on with."""
+    """The ids that continue a prompt, by greedy decoding."""
     ids = list(prompt)
     for _ in range(n_new):
         if len(ids) == model.config.block_size:
@@ -48,17 +48,17 @@ def generator(model=None, stage="pretrain", **options):
 
 
 class Scripted:
-    """Stands for a model: row r's step t makes script[r][t] likeliest, then `second`, then the rest."""
+    """A fake model: in step t, row r gives the highest logit to script[r][t] and the next to `second`."""
 
     def __init__(self, script, second=65):
         self.script, self.second, self.steps = script, second, -1
         self.config, self.wte = GPTConfig(32, VOCAB, 1, 1, 8), torch.nn.Embedding(1, 1)
         self.lm_head = torch.nn.Linear(1, 1)
 
-    def __call__(self, idx, past):
+    def __call__(self, idx, kv_pass):
         self.steps += 1
-        if isinstance(past, PromptPass):
-            past.keys, past.values = ([torch.zeros(len(idx), 1, idx.shape[1], 8)] for _ in range(2))
+        if isinstance(kv_pass, PromptPass):
+            kv_pass.keys, kv_pass.values = ([torch.zeros(len(idx), 1, idx.shape[1], 8)] for _ in range(2))
         logits = torch.zeros(len(idx), VOCAB)
         logits[:, self.second] = 10.0
         for row, ids in enumerate(self.script[: len(idx)]):
@@ -67,13 +67,13 @@ class Scripted:
 
 
 def run(model, params=GREEDY, prompt=(1,), forbidden=(), **options):
-    """(text, stream) of one prompt of ids."""
+    """Generate from one prompt of ids; returns (text, stream)."""
     made = generator(model, **options)
     made.engine.forbidden = [token_id for token_id in forbidden if token_id < 263]
     stream = made.new_stream(list(prompt), params)
     made.engine.waiting.append(stream)
     while made.engine.busy:
-        made.engine.round()
+        made.engine.step()
     return "".join(stream), stream
 
 
@@ -87,7 +87,7 @@ def test_greedy_text_is_that_of_a_plain_loop_alone_and_in_any_batch(stage):
         for question in QUESTIONS:
             prompt = TOKENIZER.encode(question) + ([MARK] if stage == "sft" else [])
             expected.append(text_of(plain_greedy(model, prompt, 12, forbidden)))
-        for max_batch in (1, 2, 3, 32):  # fewer places than prompts: they join as others leave
+        for max_batch in (1, 2, 3, 32):  # with fewer places than prompts, some join as others leave
             done = []
             made = generator(model, stage, max_batch=max_batch)
             assert made.generate(QUESTIONS, GREEDY, progress=done.append) == expected
@@ -97,7 +97,7 @@ def test_greedy_text_is_that_of_a_plain_loop_alone_and_in_any_batch(stage):
     assert generator().generate([], GREEDY) == []
 
 
-def test_requests_join_and_leave_a_running_batch_without_a_trace():
+def test_requests_join_and_leave_a_running_batch_without_changing_other_texts():
     model = tiny_model()
     prompts = [random_ids(1 + i % 9, seed=i).tolist() for i in range(24)]
     lengths = [1 + (i * 7) % 20 for i in range(24)]
@@ -107,11 +107,11 @@ def test_requests_join_and_leave_a_running_batch_without_a_trace():
         streams.append(made.new_stream(prompt, SamplingParams(temperature=0, max_new_tokens=n_new)))
         engine.waiting.append(streams[-1])
         if i % 3 == 0:
-            engine.round()
+            engine.step()
         if i == 10:
             engine.rows[1].cancel()
     while engine.busy:
-        engine.round()
+        engine.step()
     reasons = [stream.finish_reason for stream in streams]
     assert reasons.count("cancelled") == 1
     for prompt, n_new, stream in zip(prompts, lengths, streams, strict=True):
@@ -128,7 +128,7 @@ def test_a_seed_gives_the_same_text_alone_and_among_others():
     made = generator(max_batch=4)
     alone = [made.generate([question], params(i))[0] for i, question in enumerate(QUESTIONS)]
     assert len(set(alone)) == len(QUESTIONS)
-    torch.rand(7)  # the global generator has no part in it
+    torch.rand(7)  # the global generator must not matter
     streams = [made.submit(question, params(i)) for i, question in enumerate(QUESTIONS)]
     assert ["".join(stream) for stream in streams] == alone
     assert made.generate(["河"], params(1)) != made.generate(["河"], params(2))
@@ -138,7 +138,7 @@ def test_a_seed_gives_the_same_text_alone_and_among_others():
 
 def test_streamed_pieces_make_the_generated_text():
     made = generator()
-    for seed in range(5):  # any bytes: most are no whole characters
+    for seed in range(5):  # random bytes, most of which are no complete characters
         params = SamplingParams(temperature=5.0, top_k=0, max_new_tokens=20, seed=seed)
         pieces = list(made.submit("河的", params))
         assert "".join(pieces) == made.generate(["河的"], params)[0]
@@ -159,16 +159,16 @@ def test_penalties_count_the_tokens_of_prompt_and_answer(frequency, repetition):
     assert expected != made.generate(prompts, SamplingParams(temperature=0, max_new_tokens=20))
 
 
-def test_a_text_ends_at_its_eot_and_others_go_on():
+def test_a_text_ends_at_its_eot_and_others_continue():
     script = [[66, 67, 68, EOT], [69, EOT, 70, 71], [71, 72, 73, 74]]
     made = generator(Scripted(script))
     streams = [made.new_stream([1], SamplingParams(temperature=0, max_new_tokens=3)) for _ in script]
     made.engine.waiting.extend(streams)
-    made.engine.round()
+    made.engine.step()
     assert [s.finish_reason for s in streams] == [None, "stop", None]
     assert [s.completion_tokens for s in streams] == [2, 1, 2]
-    # The last row has taken the freed place, where the script goes on with 70.
-    made.engine.round()
+    # The last stream has moved to the free row, whose script continues with 70.
+    made.engine.step()
     assert ["".join(s) for s in streams] == ["BCD", "E", "GHF"]
     assert [s.finish_reason for s in streams] == ["length", "stop", "length"]
 
@@ -204,7 +204,7 @@ def test_a_prompt_longer_than_the_block_keeps_its_end_and_says_so(max_new_tokens
     assert (stream.prompt, stream.prompt_cut) == ([*TOKENIZER.encode("河的桥"), MARK], False)
 
 
-def test_stop_strings_end_a_text_wherever_its_pieces_break():
+def test_stop_strings_end_a_text_however_it_is_split_into_pieces():
     ids = [*b"one two three four"]
     for stops, expected in (
         ((" two",), "one"),
@@ -217,7 +217,7 @@ def test_stop_strings_end_a_text_wherever_its_pieces_break():
         params = SamplingParams(temperature=0, max_new_tokens=18, stop=stops)
         text, stream = run(Scripted([[*ids, EOT]], second=0), params)
         assert (text, stream.finish_reason) == (expected, "stop" if len(expected) < 18 else "length")
-    held = StopText(("abab", "河的"))
+    held = StopStringFilter(("abab", "河的"))
     assert [held.feed(t) for t in ("xa", "b", "aa", "河")] == ["x", "", "aba", "a"]
     assert not held.found
     assert (held.feed("的镇"), held.found) == ("", True)
@@ -225,12 +225,12 @@ def test_stop_strings_end_a_text_wherever_its_pieces_break():
 
 @pytest.mark.parametrize("params", [GREEDY, SamplingParams(temperature=4.0, top_k=0), SamplingParams(top_k=2)])
 @pytest.mark.parametrize("stage", ["pretrain", "sft"])
-def test_pad_and_ids_without_text_are_never_drawn(params, stage, monkeypatch):
+def test_pad_and_ids_without_text_are_never_sampled(params, stage, monkeypatch):
     for unwanted in (PAD, 263, VOCAB - 1, *([MARK] if stage == "sft" else [])):
         made = generator(Scripted([[unwanted] * 40]), stage)
         drawn = []
         monkeypatch.setattr(
-            "minigpt.inference.engine.Stream.accept", lambda s, i, *rest, d=drawn: (d.append(i), s.finish("stop"))
+            "minigpt.inference.engine.Stream.add_token", lambda s, i, *rest, d=drawn: (d.append(i), s.finish("stop"))
         )
         made.generate([[1]] * 20, params)
         assert len(drawn) == 20
@@ -243,7 +243,7 @@ def test_an_empty_prompt_starts_a_text():
     assert made.generate([""], GREEDY) == [text_of(plain_greedy(made.model, [EOT], 12))]
 
 
-def test_a_chats_last_question_is_what_the_model_was_trained_on_and_earlier_turns_are_lines():
+def test_the_last_question_of_a_chat_looks_as_in_training_and_earlier_turns_are_lines():
     made, encode = generator(stage="sft"), TOKENIZER.encode
 
     def said(*turns):
@@ -259,7 +259,7 @@ def test_a_chats_last_question_is_what_the_model_was_trained_on_and_earlier_turn
     assert pretrained.prompt_ids([{"role": "user", "content": "河的"}]) == encode("河的")
 
 
-def test_a_cancelled_request_ends_at_once_and_the_others_go_on():
+def test_a_cancelled_request_ends_before_the_next_step_and_the_others_continue():
     made = generator(max_batch=2)
     made.engine.eot_id = -1
     release, step = threading.Event(), made.engine.runner.step
@@ -291,7 +291,7 @@ def test_closing_finishes_what_runs_within_the_grace_and_cancels_the_rest():
         assert stream.finish_reason == reason
 
 
-def test_a_step_that_fails_is_told_to_its_readers_and_the_next_request_is_served():
+def test_a_failing_step_raises_in_its_readers_and_the_next_request_is_served():
     made = generator()
     expected = made.generate(["河"], GREEDY)
     step = made.engine.runner.step
@@ -303,35 +303,35 @@ def test_a_step_that_fails_is_told_to_its_readers_and_the_next_request_is_served
     made.close()
 
 
-def test_what_runs_gets_a_token_between_the_prompts_of_a_burst(monkeypatch):
-    monkeypatch.setattr("minigpt.inference.engine.PROMPT_TOKENS", 20)
+def test_running_requests_get_a_token_between_the_prefill_passes_of_a_burst(monkeypatch):
+    monkeypatch.setattr("minigpt.inference.engine.MAX_PREFILL_TOKENS", 20)
     made = generator(max_batch=8)
     made.engine.eot_id = -1
     params = SamplingParams(temperature=0, max_new_tokens=20)
     first = made.new_stream([1] * 5, params)
     made.engine.waiting.append(first)
-    made.engine.round()
+    made.engine.step()
     burst = [made.new_stream([2] * 10, params) for _ in range(6)]
     made.engine.waiting.extend(burst)
-    for n in (2, 4, 6):  # two prompts of ten tokens in a pass
-        made.engine.round()
+    for n in (2, 4, 6):  # two prompts of ten tokens per pass
+        made.engine.step()
         assert sum(stream.completion_tokens > 0 for stream in burst) == n
         assert first.completion_tokens == 2 + n // 2
 
 
-def test_a_request_that_is_cancelled_too_late_harms_nothing():
+def test_cancelling_a_finished_request_has_no_effect():
     made = generator()
     stream = made.submit("河", GREEDY)
     "".join(stream)
     stream.cancel()
-    made.engine.cancellations.append(stream)  # as one whose end came between the look and the note
+    made.engine.cancellations.append(stream)  # as if it had finished while cancel() ran
     assert ["".join(made.submit("a", GREEDY))] == generator().generate(["a"], GREEDY)
     made.close()
     assert stream.finish_reason in ("stop", "length")
     assert not made._thread.is_alive()
 
 
-def test_generating_that_is_broken_off_leaves_nothing_behind():
+def test_an_error_while_generating_leaves_no_request_behind():
     made = generator()
     expected = made.generate(QUESTIONS, GREEDY)
     step = made.engine.runner.step
@@ -342,7 +342,7 @@ def test_generating_that_is_broken_off_leaves_nothing_behind():
     assert made.generate(QUESTIONS, GREEDY) == expected
 
 
-def test_ids_that_are_not_in_the_table_are_refused_and_cost_no_other_request():
+def test_ids_outside_the_vocabulary_are_refused_and_affect_no_other_request():
     made = generator()
     running = made.submit("河", GREEDY)
     for ids in ([10**6], [-1], [263]):
@@ -361,7 +361,7 @@ def test_a_parameter_out_of_range_is_named(name, value):
         SamplingParams(**{name: value})
 
 
-def test_a_reader_may_wait_for_a_while_only():
+def test_reading_a_stream_can_time_out():
     made = generator()
     stream = made.new_stream("河", GREEDY)
     with pytest.raises(TimeoutError):
@@ -372,7 +372,7 @@ def test_a_reader_may_wait_for_a_while_only():
 
 
 def test_models_are_compiled_one_after_the_other_in_one_thread(monkeypatch, capsys):
-    """Concurrent torch.compile is not safe, and a server may have several models."""
+    """Concurrent torch.compile is not safe, and a server may run several models."""
     generators = [TextGenerator(tiny_model(), TOKENIZER, "sft") for _ in range(3)]
     events = []
 

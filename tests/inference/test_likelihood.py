@@ -1,4 +1,4 @@
-"""Figures against figures worked out by hand or by plain loops."""
+"""Likelihood compared with plain loops and with values computed by hand."""
 
 import math
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.numeric
 
 
 def plain_likelihood(model, lists, first_target):
-    """(nats, tokens, nats without EOT) of lists of ids, each alone; `first_target(ids)`: where its loss begins."""
+    """(nats, tokens, nats without EOT) of lists of ids, one at a time. first_target(ids): index of the first target."""
     nats, tokens, text_nats = 0.0, 0, 0.0
     for ids in lists:
         log_probs = model(torch.tensor([ids[:-1]]))[0].double().log_softmax(dim=-1)
@@ -30,7 +30,7 @@ def first_target_of(stage):
 
 
 def lists_of(stage):
-    """Texts of unlike length, with EOT; questions and answers in stage sft."""
+    """Texts of different lengths with EOT; in stage sft, questions and answers."""
     lists = [random_ids(n, below=200, seed=n).tolist() for n in (5, 31, 12, 2, 20, 20, 8)]
     if stage == "sft":
         lists = [[*ids[: len(ids) // 2], MARK, *ids[len(ids) // 2 + 1 :]] for ids in lists]
@@ -55,7 +55,7 @@ def test_likelihood_equals_a_plain_loop_at_any_batch_size(stage, batch_size):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64, 0])
 @pytest.mark.parametrize("stage", ["pretrain", "sft"])
-def test_each_row_has_its_own_figures_in_the_order_of_the_rows(stage, batch_size):
+def test_figures_of_each_row_are_in_the_order_of_the_rows(stage, batch_size):
     model, lists = tiny_model(), lists_of(stage)
     found = likelihood_of_rows(model, padded_rows(lists, 32), tiny_meta(stage), batch_size, tiny_tokenizer())
     for i, ids in enumerate(lists):
@@ -67,7 +67,7 @@ def test_each_row_has_its_own_figures_in_the_order_of_the_rows(stage, batch_size
     assert found.total().nats == pytest.approx(found.nats.sum())
 
 
-def test_processes_that_share_a_measurement_have_every_row_once():
+def test_processes_that_share_a_measurement_measure_every_row_once():
     model, rows, meta = tiny_model(), padded_rows(lists_of("pretrain"), 32), tiny_meta("pretrain")
     whole = likelihood_of_rows(model, rows, meta, 3)
     parts = [likelihood_of_rows(model, rows, meta, 3, rank=rank, count=4) for rank in range(4)]
@@ -76,7 +76,7 @@ def test_processes_that_share_a_measurement_have_every_row_once():
 
 
 def short_of_memory(most, kind=torch.OutOfMemoryError):
-    """A tiny model that runs out of memory over more than so many tokens, and the sizes that it was given."""
+    """(a tiny model that runs out of memory for batches of over `most` tokens, a list of the shapes of its batches)."""
     model, sizes = tiny_model(), []
     plain = model.token_losses
 
@@ -91,7 +91,7 @@ def short_of_memory(most, kind=torch.OutOfMemoryError):
 
 
 @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, MemoryError, RuntimeError])
-def test_a_batch_size_found_by_itself_halves_where_memory_runs_out_and_goes_on(kind):
+def test_an_automatic_batch_size_is_halved_when_memory_runs_out(kind):
     lists, done = lists_of("pretrain") * 4, []
     rows, meta = padded_rows(lists, 32), tiny_meta("pretrain")
     model, sizes = short_of_memory(150, kind)
@@ -104,7 +104,7 @@ def test_a_batch_size_found_by_itself_halves_where_memory_runs_out_and_goes_on(k
     assert sum(rows for rows, _ in sizes[len(refused) :]) == sum(done) == 28  # no row is measured twice
 
 
-def test_memory_that_is_short_for_one_row_or_for_the_size_asked_for_is_said():
+def test_running_out_of_memory_for_one_row_or_a_given_batch_size_is_an_error():
     rows, meta = padded_rows(lists_of("pretrain"), 32), tiny_meta("pretrain")
     with pytest.raises(UserError, match="out of memory"):
         likelihood_of_rows(short_of_memory(16)[0], rows, meta, 0)
@@ -112,7 +112,7 @@ def test_memory_that_is_short_for_one_row_or_for_the_size_asked_for_is_said():
         likelihood_of_rows(short_of_memory(150)[0], rows, meta, 7)
 
 
-def test_an_error_that_is_not_of_memory_stays_what_it_is():
+def test_an_error_other_than_out_of_memory_is_not_changed():
     model, rows = tiny_model(), padded_rows(lists_of("pretrain"), 32)
     model.token_losses = lambda *batch: 1 / 0
     with pytest.raises(ZeroDivisionError):
@@ -128,10 +128,10 @@ def test_likelihood_without_eot_as_a_target_leaves_it_out():
     assert without.nats == pytest.approx(whole.text_nats, rel=1e-5)
 
 
-def test_a_model_that_knows_nothing_has_the_vocabularys_size_as_perplexity():
+def test_the_perplexity_of_a_uniform_model_is_its_vocab_size():
     model = tiny_model()
-    torch.nn.init.zeros_(model.lm_head.weight)  # every id is as likely as another
-    text = "河a的b桥c"  # 1 + 1 + 1 + 1 + 3 + 1 tokens, of which the first has no loss
+    torch.nn.init.zeros_(model.lm_head.weight)  # all ids are equally likely
+    text = "河a的b桥c"  # 1 + 1 + 1 + 1 + 3 + 1 tokens; the first has no loss
     rows = padded_rows([[*tiny_tokenizer().encode(text), EOT]], 32)
     figures = likelihood(model, rows, tiny_meta("pretrain"), 1, tiny_tokenizer())
     assert figures.perplexity == pytest.approx(320, rel=1e-4)
@@ -167,7 +167,7 @@ def test_characters_are_counted_where_gpt2s_tokens_are_parts_of_them(name):
     row = [*ids, gpt2.eot_id]
     assert characters("pretrain", [row]) == expected
     assert characters("pretrain", [row, [*gpt2.encode("魑。"), gpt2.eot_id]]) == expected + 2
-    assert characters("sft", [[*gpt2.encode("谁？"), gpt2.answer_id, *row]]) == len(text)  # an answer's all count
+    assert characters("sft", [[*gpt2.encode("谁？"), gpt2.answer_id, *row]]) == len(text)  # of an answer, all
 
 
 def test_padding_and_row_order_leave_the_figures_as_they_are():

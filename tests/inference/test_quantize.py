@@ -1,4 +1,4 @@
-"""Precisions of generation, held against float32; products with int8 weights against plain ones."""
+"""Weight types of generation compared with float32; int8 products and compiled steps compared with plain ones."""
 
 import copy
 import shutil
@@ -11,19 +11,19 @@ from torch._inductor.exc import InvalidCxxCompiler
 from minigpt.common.errors import UserError
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.likelihood import likelihood
-from minigpt.inference.model_runner import KINDS, ModelRunner, should_compile_steps
+from minigpt.inference.model_runner import PASS_KINDS, ModelRunner, should_compile_steps
 from minigpt.inference.params import SamplingParams
 from minigpt.inference.quantize import (
-    FEW_LEVELS,
-    LEVELS,
+    MAX_LEVEL,
+    MAX_LEVEL_7_BIT,
     WEIGHT_TYPES,
     Int8Dynamic,
     Int8WeightOnly,
     Int8Weights,
+    choose_int8_layer,
     choose_weight_type,
     convert_weights,
     first_layers,
-    pick_product,
 )
 from model import GPT, GPTConfig
 
@@ -35,34 +35,34 @@ GREEDY = SamplingParams(temperature=0, max_new_tokens=10)
 def linear(n_in=96, n_out=64, bias=False):
     torch.manual_seed(0)
     layer = torch.nn.Linear(n_in, n_out, bias=bias)
-    layer.weight.data[3] *= 30  # a row of its own scale
+    layer.weight.data[3] *= 30  # a row of another scale
     layer.weight.data[5] = 0
     return layer
 
 
-def few_levels(layer):
-    """The product that is right on any x86."""
-    return Int8Dynamic(layer, FEW_LEVELS)
+def seven_bit(layer):
+    """The int8 layer that computes correctly on any x86 processor."""
+    return Int8Dynamic(layer, MAX_LEVEL_7_BIT)
 
 
 def picked(layer):
-    """The product that this processor gets."""
-    return pick_product(layer)(layer)
+    """The int8 layer that is chosen on this processor."""
+    return choose_int8_layer(layer)(layer)
 
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(1,), (8,), (40,), (2, 3)])
-@pytest.mark.parametrize("product", [Int8Weights, Int8WeightOnly, few_levels, picked])
+@pytest.mark.parametrize("product", [Int8Weights, Int8WeightOnly, seven_bit, picked])
 @torch.no_grad()
-def test_int8_products_are_near_the_plain_one(product, shape, bias):
+def test_int8_products_are_close_to_the_float_product(product, shape, bias):
     layer, x = linear(bias=bias), torch.randn(*shape, 96, generator=torch.Generator().manual_seed(1))
     x[0] *= 1000
     rounded = product(layer)
     expected, y = layer(x), rounded(x)
-    # A weight and an input are off by at most half a level of their row's largest; bf16 rounds by 1/256.
+    # Rounding changes weights and inputs by at most half a level of their row; bfloat16 by 1/256.
     w, inputs = layer.weight.abs(), x.abs()
-    bound = inputs.amax(dim=-1, keepdim=True) / (2 * LEVELS) * w.sum(dim=1)
-    bound = bound + inputs.sum(dim=-1, keepdim=True) * (w.amax(dim=1) / (2 * rounded.most))
+    bound = inputs.amax(dim=-1, keepdim=True) / (2 * MAX_LEVEL) * w.sum(dim=1)
+    bound = bound + inputs.sum(dim=-1, keepdim=True) * (w.amax(dim=1) / (2 * rounded.max_level))
     bound = 1.05 * bound + (inputs @ w.T) / 128 + 1e-5
     assert y.shape == expected.shape
     assert ((y - expected).abs() <= bound).all()
@@ -71,36 +71,36 @@ def test_int8_products_are_near_the_plain_one(product, shape, bias):
 
 
 def saturating_product(levels, x_scale, x_zero, weights, scale, zeros, bias, *rest):
-    """What oneDNN's int8 product gives before VNNI: the sums of two neighbours are held in 16 bits."""
+    """oneDNN's int8 product without VNNI: sums of two neighbouring products saturate at 16 bits."""
     pairs = (levels.int()[:, None] * weights.int()).unflatten(2, (-1, 2)).sum(dim=3)
     return pairs.clamp(-(2**15), 2**15 - 1).sum(dim=2) * scale + bias
 
 
 @pytest.fixture
 def without_vnni(monkeypatch):
-    """A processor whose int8 sums saturate."""
+    """A processor without VNNI, whose int8 sums saturate."""
     monkeypatch.setattr(torch.ops.onednn, "qlinear_prepack", lambda weights, shape: weights)
     monkeypatch.setattr(torch.ops.onednn, "qlinear_pointwise", saturating_product)
 
 
 @torch.no_grad()
-def test_where_sums_saturate_weights_have_seven_bits(without_vnni):
+def test_if_sums_saturate_weights_get_seven_bits(without_vnni):
     layer = linear()
-    assert pick_product(layer).keywords == {"most": FEW_LEVELS}
-    for sign in (1.0, -1.0):  # the largest sums that there can be
-        most, x = torch.nn.Linear(96, 4, bias=False), torch.full((1, 96), 1.0)
-        torch.nn.init.constant_(most.weight, sign)
-        torch.testing.assert_close(few_levels(most)(x), most(x), rtol=1e-5, atol=0)
-        assert not torch.allclose(Int8Dynamic(most)(x), most(x), rtol=0.1)
+    assert choose_int8_layer(layer).keywords == {"max_level": MAX_LEVEL_7_BIT}
+    for sign in (1.0, -1.0):  # the largest possible sums
+        layer, x = torch.nn.Linear(96, 4, bias=False), torch.full((1, 96), 1.0)
+        torch.nn.init.constant_(layer.weight, sign)
+        torch.testing.assert_close(seven_bit(layer)(x), layer(x), rtol=1e-5, atol=0)
+        assert not torch.allclose(Int8Dynamic(layer)(x), layer(x), rtol=0.1)
 
 
 @torch.no_grad()
-def test_where_onednns_product_is_wrong_or_not_there_torchs_own_is_taken(monkeypatch):
+def test_if_onednns_product_is_wrong_or_missing_torchs_is_used(monkeypatch):
     product = Int8Dynamic.forward
     monkeypatch.setattr(Int8Dynamic, "forward", lambda self, x: product(self, x).clamp(max=60 * x.shape[-1]))
-    assert pick_product(linear()) is Int8WeightOnly
+    assert choose_int8_layer(linear()) is Int8WeightOnly
     monkeypatch.setattr(Int8Dynamic, "forward", lambda self, x: torch._no_such_operator)
-    assert pick_product(linear()) is Int8WeightOnly
+    assert choose_int8_layer(linear()) is Int8WeightOnly
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "int8"])
@@ -116,17 +116,14 @@ def test_perplexity_is_within_1_percent_of_float32s(name, bias):
 
 
 @pytest.mark.parametrize("name", ["auto", *WEIGHT_TYPES])
-def test_a_model_in_any_precision_answers(name):
+def test_a_model_of_any_weight_type_generates_text(name):
     model, picked, why = choose_weight_type(tiny_model(), name)
     assert picked == name if name != "auto" else picked in WEIGHT_TYPES
     assert why == "as set" if name != "auto" else why.startswith("timed")
-    generator = TextGenerator(model, tiny_tokenizer(), "sft", max_batch=2)
-    params = SamplingParams(temperature=0, max_new_tokens=10)
-    texts = generator.generate(["河的桥", "a", "东河有几座桥？"], params)
+    questions = ["河的桥", "a", "东河有几座桥？"]
+    texts = TextGenerator(model, tiny_tokenizer(), "sft", max_batch=2).generate(questions, GREEDY)
     if picked == "float32":
-        assert texts == TextGenerator(tiny_model(), tiny_tokenizer(), "sft").generate(
-            ["河的桥", "a", "东河有几座桥？"], params
-        )
+        assert texts == TextGenerator(tiny_model(), tiny_tokenizer(), "sft").generate(questions, GREEDY)
     assert any(texts)
 
 
@@ -139,8 +136,8 @@ def test_logits_of_generation_are_float32(name):
 
 
 @torch.no_grad()
-def test_bf16s_logits_are_float32_products_of_its_states():
-    """At temperature 0.1 a difference of 0.03 in a logit is one of 0.3 nats."""
+def test_bfloat16_logits_are_float32_products_of_the_states():
+    """At temperature 0.1, an error of 0.03 in a logit is one of 0.3 nats."""
     model, prompts = tiny_model(), random_ids(4, 9)
     model.lm_head.weight *= 10
     weight = model.lm_head.weight.clone()
@@ -148,12 +145,12 @@ def test_bf16s_logits_are_float32_products_of_its_states():
     states = model.hidden(prompts)[:, -1]
     expected = states.float() @ weight.T
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
-    coarse = states @ weight.bfloat16().T  # as a layer in bfloat16 makes them
+    coarse = states @ weight.bfloat16().T  # as an output layer in bfloat16 computes them
     assert expected.abs().max() > 10 and (coarse - expected).abs().max() > 0.03
 
 
 @pytest.mark.parametrize("fast", [False, True])
-def test_a_type_that_the_processor_lacks_is_not_timed(fast, monkeypatch):
+def test_a_type_that_the_processor_does_not_support_is_not_timed(fast, monkeypatch):
     timed, best = [], {"float32": 3.0, "bfloat16": 1.0, "int8": 2.0}
     monkeypatch.setattr("minigpt.inference.quantize.bfloat16_is_fast", lambda: fast)
 
@@ -165,7 +162,7 @@ def test_a_type_that_the_processor_lacks_is_not_timed(fast, monkeypatch):
         return fastest, best["float32"] / best[fastest]
 
     monkeypatch.setattr("minigpt.inference.quantize.fastest_of", fastest_of)
-    _, name, why = choose_weight_type(tiny_model(), "auto", say=lambda line: 1 / 0)  # a tiny model takes no moment
+    _, name, why = choose_weight_type(tiny_model(), "auto", say=lambda line: 1 / 0)  # a tiny model is timed silently
     assert timed == (["float32", "bfloat16", "int8"] if fast else ["float32", "int8"])
     assert (name, why[:17]) == (("bfloat16", "timed: 3.00 times") if fast else ("int8", "timed: 1.50 times"))
     best.update(int8=2.9, bfloat16=4.0)
@@ -173,7 +170,7 @@ def test_a_type_that_the_processor_lacks_is_not_timed(fast, monkeypatch):
 
 
 @torch.no_grad()
-def test_what_is_timed_is_a_small_part_and_leaves_the_model_as_it_is(monkeypatch):
+def test_only_a_few_layers_are_timed_and_the_model_is_not_changed(monkeypatch):
     monkeypatch.setattr("minigpt.inference.quantize.TIMED_LAYERS", 1)
     model = tiny_model()
     before = {name: (tensor.clone(), tensor.data_ptr()) for name, tensor in model.state_dict().items()}
@@ -186,24 +183,24 @@ def test_what_is_timed_is_a_small_part_and_leaves_the_model_as_it_is(monkeypatch
         assert torch.equal(tensor, before[name][0]) and tensor.data_ptr() == before[name][1]
 
 
-def test_timing_that_takes_more_than_a_moment_is_said(monkeypatch):
+def test_timing_that_takes_long_is_announced(monkeypatch):
     said = []
     monkeypatch.setattr("minigpt.inference.quantize.bfloat16_is_fast", lambda: True)
-    monkeypatch.setattr("minigpt.inference.quantize.MOMENT", 1000)
+    monkeypatch.setattr("minigpt.inference.quantize.SILENT_TIMING_PARAMS", 1000)
     choose_weight_type(tiny_model(), "auto", say=said.append)
     assert said == ["timing a few layers in float32, bfloat16 and int8 …"]
     choose_weight_type(tiny_model(), "int8", say=said.append)
     assert len(said) == 1
 
 
-def test_int8_on_a_card_is_refused_with_what_to_take():
+def test_int8_on_a_gpu_is_refused_and_the_error_names_an_alternative():
     with pytest.raises(UserError, match="bfloat16"):
         convert_weights(tiny_model().to("meta"), "int8")
 
 
 @torch.no_grad()
 def forced_perplexity(model, rows):
-    """Perplexity of rows (n, T) by the steps that generation takes, with its cache."""
+    """Perplexity of rows (n, T), computed by the steps of generation with its cache."""
     runner, nats = ModelRunner(model, len(rows)), []
     logits = runner.prefill(rows[:, :1].tolist())
     for t in range(1, rows.shape[1]):
@@ -212,16 +209,16 @@ def forced_perplexity(model, rows):
     return torch.stack(nats).mean().exp().item()
 
 
-@pytest.mark.parametrize("product", [None, few_levels, Int8WeightOnly])
-def test_the_steps_of_generation_have_that_perplexity_too(product, monkeypatch):
+@pytest.mark.parametrize("product", [None, seven_bit, Int8WeightOnly])
+def test_perplexity_by_steps_of_generation_is_within_1_percent_too(product, monkeypatch):
     if product:
-        monkeypatch.setattr("minigpt.inference.quantize.pick_product", lambda linear: product)
+        monkeypatch.setattr("minigpt.inference.quantize.choose_int8_layer", lambda linear: product)
     rows = random_ids(8, 32)
     expected = forced_perplexity(tiny_model(), rows)
     assert forced_perplexity(convert_weights(tiny_model(), "int8"), rows) == pytest.approx(expected, rel=0.01)
 
 
-def test_a_step_whose_compiled_code_fails_goes_on_without(capsys):
+def test_a_step_whose_compiled_code_fails_runs_uncompiled(capsys):
     expected = TextGenerator(tiny_model(), tiny_tokenizer(), "sft").generate(["河", "a"], GREEDY)
     generator = TextGenerator(tiny_model(), tiny_tokenizer(), "sft")
     generator.engine.runner.compiled = {kind: lambda *values: 1 / 0 for kind in ("one", "several")}
@@ -230,7 +227,7 @@ def test_a_step_whose_compiled_code_fails_goes_on_without(capsys):
     assert not generator.compiled
 
 
-def test_a_compiler_that_fails_or_is_not_there_is_said_and_generation_goes_on(monkeypatch):
+def test_a_missing_or_failing_compiler_is_reported_and_generation_continues(monkeypatch):
     generator, said = TextGenerator(tiny_model(), tiny_tokenizer(), "sft"), []
     expected = generator.generate(["河"], GREEDY)
     for error in (AssertionError(), RuntimeError("no room\nat all")):
@@ -264,10 +261,10 @@ def test_a_compiler_that_fails_or_is_not_there_is_said_and_generation_goes_on(mo
     ],
 )
 @torch.no_grad()
-def test_compiled_steps_equal_plain_ones(name):
+def test_compiled_steps_equal_uncompiled_ones(name):
     model = convert_weights(tiny_model(), name)
     plain, compiled = ModelRunner(model, max_batch=4), ModelRunner(model, max_batch=4)
-    for kind in KINDS:
+    for kind in PASS_KINDS:
         compiled.compile(kind)
     for length in (1, 2, 9, 30):
         prompt = random_ids(1, length, seed=length).tolist()
@@ -283,7 +280,7 @@ def test_compiled_steps_equal_plain_ones(name):
         for t in range(5, 20):
             ids, positions = random_ids(n, seed=t).tolist(), [t - i % 2 for i in range(n)]
             expected, logits = plain.step(ids, positions), compiled.step(ids, positions)
-            # An int8 or bf16 number may round to the other side where a float sum differs in its last bit.
+            # A float sum that differs in its last bit may round to another int8 or bfloat16 number.
             tolerance = 1e-4 if name == "float32" else 0.05 * expected.abs().max().item()
             torch.testing.assert_close(logits, expected, atol=tolerance, rtol=0)
-    assert set(compiled.compiled) == set(KINDS)  # it was compiled code that ran
+    assert set(compiled.compiled) == set(PASS_KINDS)  # compiled code did run

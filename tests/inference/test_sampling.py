@@ -1,4 +1,4 @@
-"""Drawing tokens, against shares computed the plain way."""
+"""Sampling of tokens, compared with probabilities computed in plain Python."""
 
 import random
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from minigpt.inference.params import SamplingParams
-from minigpt.inference.sampling import Sampler, draw, kind_of, sample_tokens
+from minigpt.inference.sampling import Sampler, sample_rows, sample_tokens, sampling_method
 
 pytestmark = pytest.mark.numeric
 
 V = 12
 
 
-def shares_of(logits, params):
+def plain_probs(logits, params):
     """Probabilities (V,) by temperature, then top_k, then top_p, in plain Python."""
     order = sorted(range(len(logits)), key=lambda i: -logits[i])
     kept = order[: params.top_k or len(logits)]
@@ -30,19 +30,19 @@ def shares_of(logits, params):
 @pytest.mark.parametrize("top_k", [0, 1, 3, 99])
 @pytest.mark.parametrize("top_p", [1.0, 0.7, 0.0])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
-def test_draws_have_the_shares_of_the_plain_way(top_k, top_p, temperature):
+def test_sampled_frequencies_equal_plain_probabilities(top_k, top_p, temperature):
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
     logits = torch.randn(V, generator=torch.Generator().manual_seed(top_k))
     sampler, n = Sampler(params, []), 10000
     sampler.random = random.Random(1)
     ids = torch.tensor(sample_tokens(logits.repeat(n, 1), [sampler] * n))
-    expected = shares_of(logits.tolist(), params)
+    expected = plain_probs(logits.tolist(), params)
     drawn = torch.bincount(ids, minlength=V) / n
     torch.testing.assert_close(drawn, expected.float(), atol=0.02, rtol=0)
     assert not drawn[expected == 0].any()
 
 
-def test_rows_of_unlike_parameters_are_drawn_as_each_alone():
+def test_requests_with_different_parameters_are_sampled_as_if_alone():
     drawn = [
         (0, 20, 1, 0, 1),
         (1, 2, 1, 0, 1),
@@ -63,7 +63,7 @@ def test_rows_of_unlike_parameters_are_drawn_as_each_alone():
         assert sample_tokens(step.clone(), together) == expected
 
 
-def test_extremes_draw_nothing_impossible():
+def test_extreme_parameters_sample_no_impossible_token():
     forbidden = torch.full((1, V), -torch.inf)
     forbidden[0, 4] = -3.0
     flat = torch.zeros(1, V)
@@ -71,8 +71,8 @@ def test_extremes_draw_nothing_impossible():
         for top_k, top_p in ((0, 1.0), (5, 1.0), (0, 1e-9), (5, 0.5)):
             sampler = Sampler(SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p), [])
             assert sample_tokens(forbidden.clone(), [sampler]) == [4]
-            kind = kind_of(sampler.params, V)
-            for u in (0.0, 0.5, 1 - 2**-53) if kind != "greedy" else ():
+            method = sampling_method(sampler.params, V)
+            for u in (0.0, 0.5, 1 - 2**-53) if method != "greedy" else ():
                 sampler.random = type("Fixed", (), {"random": staticmethod(lambda u=u: u)})
-                assert draw(forbidden, [sampler], kind).tolist() == [4]
-                assert 0 <= draw(flat, [sampler], kind).item() < V
+                assert sample_rows(forbidden, [sampler], method).tolist() == [4]
+                assert 0 <= sample_rows(flat, [sampler], method).item() < V

@@ -1,4 +1,4 @@
-"""Which parameter goes to which optimizer, what decays, and the schedule's values."""
+"""Parameter groups, weight decay, the learning-rate schedule, and Muon compared with torch's."""
 
 import pytest
 import torch
@@ -9,13 +9,7 @@ from minigpt.training.optim import Muon, lr_scale, make_optimizers, orthogonaliz
 
 pytestmark = pytest.mark.numeric
 
-SETTINGS = {
-    "learning_rate": 0.01,
-    "muon_learning_rate": 0.05,
-    "weight_decay": 0.1,
-    "beta1": 0.8,
-    "beta2": 0.97,
-}
+SETTINGS = {"learning_rate": 0.01, "muon_learning_rate": 0.05, "weight_decay": 0.1, "beta1": 0.8, "beta2": 0.97}
 
 
 def groups_of(model, optimizer):
@@ -40,7 +34,7 @@ def test_every_parameter_is_in_exactly_one_group(optimizer, bias):
         for g in o.param_groups
         for p in g["params"]
     ]
-    assert len(held) == len({id(p) for p in held})  # the tied table once
+    assert len(held) == len({id(p) for p in held})  # the tied weight once
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -128,7 +122,7 @@ def test_set_learning_rate_scales_each_groups_own_peak_and_never_compounds():
             assert group["lr"] == pytest.approx(0.005 if isinstance(o, torch.optim.Muon) else 0.001)
 
 
-def test_muon_takes_the_steps_of_torchs_own():
+def test_muon_makes_the_same_steps_as_torchs_muon():
     generator = torch.Generator().manual_seed(0)
     shapes = [(24, 8), (8, 24), (24, 8), (16, 16)]
     ours, theirs = ([torch.nn.Parameter(torch.zeros(s)) for s in shapes] for _ in range(2))
@@ -146,7 +140,7 @@ def test_muon_takes_the_steps_of_torchs_own():
 
 
 @pytest.mark.parametrize("shape", [(3, 24, 8), (2, 8, 24)])
-def test_orthogonalized_matrices_keep_their_directions_and_lose_their_scale(shape):
+def test_orthogonalizing_keeps_singular_vectors_and_sets_singular_values_near_1(shape):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 100
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
     result = orthogonalize(matrices, torch.float32)
@@ -158,10 +152,10 @@ def test_orthogonalized_matrices_keep_their_directions_and_lose_their_scale(shap
 
 @pytest.mark.parametrize("shape", [(3, 12, 48), (3, 48, 12), (2, 12, 24), (2, 12, 23), (1, 16, 16)])
 @pytest.mark.parametrize("rank", [1, 4, 12])
-def test_steps_on_the_gram_matrix_are_the_steps_on_the_matrix(shape, rank):
+def test_iterating_on_the_gram_matrix_equals_iterating_on_the_matrix(shape, rank):
     torch.manual_seed(0)
     noise = 1e-3 * torch.randn(shape)
     matrices = torch.randn(shape[0], shape[1], rank) @ torch.randn(shape[0], rank, shape[2]) + noise
-    # In float64 every matrix goes the plain way.
+    # In float64 every matrix is iterated on directly.
     expected = orthogonalize(matrices, torch.float64).float()
     torch.testing.assert_close(orthogonalize(matrices, torch.float32), expected, rtol=1e-3, atol=2e-4)

@@ -1,4 +1,4 @@
-"""Trackers: what they get, and that none of them ever stops a run."""
+"""Trackers: the figures that they get, and that a failing tracker does not stop a run."""
 
 import json
 import sys
@@ -43,7 +43,7 @@ def test_tensorboard_gets_every_number(tmp_path):
     assert "step" not in accumulator.Tags()["scalars"]
 
 
-def test_a_log_that_cannot_be_written_for_a_while_goes_on_after_it(tmp_path, monkeypatch):
+def test_a_log_that_cannot_be_written_for_a_while_continues_afterwards(tmp_path, monkeypatch):
     said, path = [], tmp_path / "log.jsonl"
     run = tracker(tmp_path, said)
     run.add(LINE, {})
@@ -65,14 +65,14 @@ def test_a_log_that_cannot_be_written_for_a_while_goes_on_after_it(tmp_path, mon
 
 
 class FakeWandb:
-    """Takes what the real one takes, and fails when it is told to."""
+    """Has the interface of wandb; the methods named in `failing` raise errors."""
 
     def __init__(self, failing=()):
         self.failing, self.begun, self.logged, self.finished = failing, [], [], 0
 
     def init(self, **arguments):
         if "init" in self.failing:
-            raise SystemExit("no key")  # as wandb does where no one can be asked for one
+            raise SystemExit("no key")  # as wandb does without a terminal to ask for the key
         self.begun.append(arguments)
         return SimpleNamespace(log=self.log, finish=self.finish)
 
@@ -100,7 +100,7 @@ def test_wandb_gets_the_figures_and_a_resumed_run_is_the_same_run(tmp_path, monk
 
 
 @pytest.mark.parametrize("failing", ["init", "log"])
-def test_a_tracker_that_fails_is_said_once_and_the_log_goes_on(tmp_path, monkeypatch, failing):
+def test_a_tracker_that_fails_is_reported_once_and_the_log_continues(tmp_path, monkeypatch, failing):
     monkeypatch.setitem(sys.modules, "wandb", FakeWandb([failing]))
     said = []
     run = tracker(tmp_path, said, wandb="minigpt")
@@ -111,7 +111,7 @@ def test_a_tracker_that_fails_is_said_once_and_the_log_goes_on(tmp_path, monkeyp
     assert len(log_lines(tmp_path / "log.jsonl")) == 3
 
 
-def test_a_tracker_that_is_not_installed_is_said_with_the_line_that_installs_it(tmp_path, monkeypatch):
+def test_a_tracker_that_is_not_installed_is_reported_with_the_command_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     said = []
     tracker(tmp_path, said, wandb="minigpt").close()

@@ -1,4 +1,4 @@
-"""The fast ways through the model against the simple ones: losses without all logits, plain attention."""
+"""Fast paths of model.py compared with plain implementations: the fused loss, plain attention."""
 
 import pytest
 import torch
@@ -17,17 +17,17 @@ def gradients(model):
 
 def batch():
     x, y = random_ids(6, 31), random_ids(6, 31, seed=2)
-    return x, y, random_ids(6, 31, below=3) > 0  # 2 of 3 kept: more than one stretch of rows below
+    return x, y, random_ids(6, 31, below=3) > 0  # two thirds have a loss: more than one chunk below
 
 
-@pytest.fixture(params=[(512, 2**22), (50, 4 * VOCAB * 16)], ids=["one stretch", "several"])
-def stretches(request, monkeypatch):
-    """Many stretches of few rows, and a last one that is not full, must add up to the same."""
+@pytest.fixture(params=[(512, 2**22), (50, 4 * VOCAB * 16)], ids=["one chunk", "several"])
+def chunk_sizes(request, monkeypatch):
+    """All rows in one chunk, or in many small ones with a last one that is not full."""
     monkeypatch.setattr(model_module, "MAX_LOGIT_ROWS", request.param[0])
     monkeypatch.setattr(model_module, "SOFTMAX_CHUNK_BYTES", request.param[1])
 
 
-def test_loss_sum_and_its_gradient_equal_the_simple_way(stretches):
+def test_loss_sum_and_its_gradient_equal_the_plain_implementation(chunk_sizes):
     fast, simple = tiny_model(), tiny_model()
     total = fast.loss_sum(*batch()) / 7
     expected = simple.token_losses(*batch()).sum() / 7
@@ -40,7 +40,7 @@ def test_loss_sum_and_its_gradient_equal_the_simple_way(stretches):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_loss_sum_in_half_the_bits_is_as_near_as_the_simple_way(stretches, dtype):
+def test_loss_sum_in_16_bits_is_as_exact_as_the_plain_implementation(chunk_sizes, dtype):
     exact = tiny_model()
     exact.token_losses(*batch()).sum().backward()
     errors = []
@@ -56,8 +56,9 @@ def test_loss_sum_in_half_the_bits_is_as_near_as_the_simple_way(stretches, dtype
 
 
 @pytest.mark.parametrize(("logit", "p"), [(11, 0.953), (13, 0.9895), (15, 0.9978), (17, 0.9995)])
-def test_the_gradient_of_sure_tokens_survives_bfloat16(logit, p):
-    """To 4% of its norm, against float64 on the same rounded operands; plain autograd in bfloat16 has as much."""
+def test_the_gradient_of_tokens_with_high_probability_survives_bfloat16(logit, p):
+    """Within 4% of its norm, compared with float64 on the same rounded operands. Plain autograd in bfloat16 reaches the
+    same."""
     torch.manual_seed(0)
     N, C, V = 512, 64, 1000
     weight, targets = torch.randn(V, C), torch.randint(V, (N,))
@@ -73,7 +74,7 @@ def test_the_gradient_of_sure_tokens_survives_bfloat16(logit, p):
         assert (ours.grad.double() - exact.grad).norm() < 0.04 * exact.grad.norm()
 
 
-def test_without_a_kept_position_the_loss_is_zero_and_so_is_its_gradient():
+def test_without_a_target_the_loss_and_its_gradient_are_zero():
     model, (x, y, mask) = tiny_model(), batch()
     total = model.loss_sum(x, y, torch.zeros_like(mask))
     assert total.item() == 0
@@ -81,7 +82,7 @@ def test_without_a_kept_position_the_loss_is_zero_and_so_is_its_gradient():
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
-def test_the_filling_up_to_a_multiple_has_no_part_in_the_gradient():
+def test_padding_of_the_targets_does_not_change_the_gradient():
     torch.manual_seed(0)
     states = torch.randn(TARGETS_MULTIPLE, 8, requires_grad=True)
     weight = torch.randn(20, 8, requires_grad=True)
@@ -111,7 +112,7 @@ def test_plain_attention_equals_torchs(block, monkeypatch):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
-def test_a_model_with_plain_attention_gives_the_same_logits_and_drops_out_in_training():
+def test_a_model_with_plain_attention_has_the_same_logits_and_applies_dropout_in_training():
     model, ids = tiny_model(dropout=0.5), random_ids(2, 31)
     before = model(ids)
     model.use_plain_attention(True)
@@ -120,9 +121,9 @@ def test_a_model_with_plain_attention_gives_the_same_logits_and_drops_out_in_tra
     assert not torch.allclose(model(ids), model(ids))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
-def test_on_a_card_in_bfloat16_trimmed_batches_give_the_gradients_of_padded_rows():
-    """To 3% of each gradient's norm, which is what bfloat16 leaves of it."""
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+def test_on_a_gpu_in_bfloat16_trimmed_batches_give_the_gradients_of_padded_rows():
+    """Within 3% of each gradient's norm, which is the precision of bfloat16."""
     rows = padded_rows([random_ids(n, seed=n).tolist() for n in (5, 9, 14, 12)], 32)
     x, y, mask = (t.cuda() for t in make_batch(rows, tiny_meta("pretrain")))
     ids = torch.from_numpy(rows.astype("int64")).cuda()
