@@ -10,7 +10,16 @@ import pytest
 import torch
 from tiny import PAD, padded_rows, tiny_meta, tiny_tokenizer, write_rows
 
-from data_utils import BatchOrder, TrainingData, loss_mask, make_batch, open_rows, row_lengths, split_row
+from data_utils import (
+    BatchOrder,
+    TrainingData,
+    check_tokenizer,
+    loss_mask,
+    make_batch,
+    open_rows,
+    row_lengths,
+    split_row,
+)
 from minigpt.common.errors import UserError
 from minigpt.corpus.row_files import RowWriter
 from minigpt.settings.stages import TrainSettings
