@@ -20,7 +20,7 @@ demo: $(VENV)/ready
 
 # Two files of tests at a time.
 test: $(VENV)/ready-dev
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: $(VENV)/ready-dev
 	$(RUN) -m pytest --soak -m "soak or soak_only"
@@ -28,7 +28,7 @@ soak: $(VENV)/ready-dev
 # Such a processor has other kernels in torch, oneDNN and MKL, which sum in another order and lack bfloat16.
 test-avx2: $(VENV)/ready-dev
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1 \
-		$(RUN) -m pytest -n 2 --dist loadfile -m numeric
+		$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m numeric
 
 sample: $(VENV)/ready
 	$(RUN) sample.py

@@ -14,7 +14,12 @@ def pytest_addoption(parser):
     parser.addoption("--soak", action="store_true", help="run the long tests, and the others at their full counts")
 
 
+# Files of few tests that take long. They come first, so that no worker has one of them left at the end.
+LONG_FILES = ("test_distributed.py", "test_resume.py", "test_quantize.py", "test_compiling.py", "test_browser.py")
+
+
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
     if not config.getoption("--soak"):
         for item in items:
             if item.get_closest_marker("soak_only"):
