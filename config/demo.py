@@ -1,4 +1,4 @@
-"""The CPU demo: a small model of the embedded corpus, with a table of its own. Run by demo.py."""
+"""The CPU demo: a small model of the embedded corpus, with a tokenizer of its own. Run by demo.py."""
 
 input_dir = ["data/wiki_sample"]
 heldout = "sft/sample_heldout.txt"

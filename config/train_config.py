@@ -1,4 +1,4 @@
-"""Pretraining the 124M model: GPT-2's size, GPT-2's table, rows of 512.
+"""Pretraining the 124M model: GPT-2's size, GPT-2's tokenizer, rows of 512.
 
 python data/prepare.py --input_dir=my_wiki
 python train.py config/train_config.py

@@ -158,7 +158,7 @@ def make_model(settings, data):
     resume = settings.init_from == "resume"
     path = Path(settings.out_dir) / LAST if resume else settings.init_from
     content = newest_intact(settings.out_dir) if resume else load_checkpoint(path)
-    check_tokenizer(settings.data_dir, data.meta, content["tokenizer"], f"the table of {path}")
+    check_tokenizer(settings.data_dir, data.meta, content["tokenizer"], f"the tokenizer of {path}")
     if resume:
         check_resumable(content, path, settings, data.meta["stage"])
     block_size = content["model_args"]["block_size"]
