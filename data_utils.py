@@ -94,7 +94,7 @@ def check_rows(folder, meta, content):
     """Raise UserError unless a data folder has the stage and the tokenizer of a checkpoint (content: its dict)."""
     if meta["stage"] != content["stage"]:
         raise UserError(
-            f"{folder} holds {meta['stage']} rows, the checkpoint is of {content['stage']}; "
+            f"{folder} holds {meta['stage']} rows, but the checkpoint is of stage {content['stage']}; "
             f"name a folder with such rows, for example --data_dir={content['settings']['data_dir']}"
         )
     check_tokenizer(folder, meta, content["tokenizer"], "the checkpoint's")
