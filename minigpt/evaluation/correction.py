@@ -4,6 +4,7 @@ import os
 import random
 from collections import Counter
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 
@@ -151,13 +152,8 @@ def judge_correction(case, prediction):
 
 def matches_of_groups(cases, predictions):
     """[(group, (n,) float64)] for CORRECTION_GROUPS: 1 for an exact match, 0 for none, nan for no answer."""
-    matches = np.array(
-        [
-            np.nan if prediction is None else exact_match(prediction, case.answer)
-            for case, prediction in zip(cases, predictions, strict=True)
-        ],
-        dtype=np.float64,
-    )
+    value_of = {RIGHT: 1.0, NO_ANSWER: np.nan}
+    matches = np.array([value_of.get(judge_correction(*pair), 0.0) for pair in zip(cases, predictions, strict=True)])
     changes = np.array([case.changes for case in cases], dtype=bool)
     return list(zip(CORRECTION_GROUPS, (matches, matches[changes], matches[~changes]), strict=True))
 
@@ -177,7 +173,7 @@ def correction_figures(cases, predictions, resamples=1000, seed=0):
     Sentences without an answer are counted in "verdicts" only.
     """
     groups = matches_of_groups(cases, predictions)
-    counts = Counter(judge_correction(case, prediction) for case, prediction in zip(cases, predictions, strict=True))
+    counts = Counter(map(judge_correction, cases, predictions))
     figures = {"intervals": {}, "verdicts": {name: counts[name] for name in VERDICTS if counts[name]}, "kinds": {}}
     for group, matches in groups:
         key = "pairs" if group == "accuracy" else f"pairs_{group}"
@@ -200,15 +196,12 @@ def failures_first(cases, predictions, count):
     """Texts of up to `count` sentences with their predictions: the failures first, the kinds of failure in turn."""
     by_verdict = {name: [] for name in VERDICTS}
     for case, prediction in zip(cases, predictions, strict=True):
-        by_verdict[judge_correction(case, prediction)].append((case, prediction))
-    chosen = []
-    while len(chosen) < count and any(by_verdict[name] for name in FAILURES):
-        for name in FAILURES:
-            if by_verdict[name] and len(chosen) < count:
-                chosen.append((name, *by_verdict[name].pop(0)))
-    chosen += [(RIGHT, *pair) for pair in by_verdict[RIGHT]][: count - len(chosen)]
+        verdict = judge_correction(case, prediction)
+        by_verdict[verdict].append((verdict, case, prediction))
+    in_turn = zip_longest(*(by_verdict[name] for name in FAILURES))
+    failures = [failure for turn in in_turn for failure in turn if failure]
     return [
         f"{name}{f' ({case.kind})' if case.kind else ''}\n  原句 question:   {case.question}\n"
         f"  应为 reference:  {case.answer}\n  预测 prediction: {prediction}"
-        for name, case, prediction in chosen
+        for name, case, prediction in [*failures, *by_verdict[RIGHT]][:count]
     ]

@@ -120,7 +120,6 @@ def draw_sweep(rows):
         ticks = ["all" if (name, row["value"]) == ("top_k", 0) else f"{row['value']:g}" for row in own]
         panel.set_xticks(list(places), ticks)
         panel.set(title=name + (" (at temperature 1)" if name in AT_TEMPERATURE_1 else ""), ylim=(-0.03, 1.03))
-        panel.grid(alpha=0.3)
     for panel in panels[len(names) :]:
         panel.axis("off")
     handles, labels = panels[0].get_legend_handles_labels()
