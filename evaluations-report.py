@@ -19,7 +19,7 @@ from tqdm import tqdm
 from minigpt.checkpoint import load_checkpoint
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
-from minigpt.common.files import write_atomic, write_json
+from minigpt.common.files import write_json
 from minigpt.device import pick_device
 from minigpt.evaluation import report_figures as measure
 from minigpt.evaluation.asking import EvaluatedModel, require_one_model
@@ -31,7 +31,7 @@ from minigpt.evaluation.prompts import evaluated_part, load_pairs
 from minigpt.evaluation.report_figures import public_path
 from minigpt.evaluation.report_page import report_markdown
 from minigpt.evaluation.report_words import summary_sentences
-from minigpt.evaluation.tables import write_csv
+from minigpt.evaluation.tables import write_csv, write_text
 from minigpt.evaluation.training_plots import draw_runs
 from minigpt.inference.params import SamplingParams
 from minigpt.run_log import best_line, overfitting, summarize_run
@@ -57,7 +57,6 @@ class Report:
         self.found = {"missing": [], "plots": {}, "perplexity": [], "resamples": settings.resamples}
         self.figures = {}  # matplotlib's
         self.contaminations = []
-        self.pairs = []
         page = Path(settings.page)
         self.plots = page.with_name(f"{page.stem}_files")
 
@@ -174,12 +173,7 @@ class Report:
         if "decoding" in found:
             sweep = {"decoding_table": sweep_table(found["decoding"]), "decoding_notes": SWEEP_NOTES}
         text = report_markdown({**found, **sweep, "pairs": pairs})
-        try:
-            write_atomic(settings.page, lambda file: file.write(text.encode(errors="backslashreplace")))
-        except OSError as error:
-            raise UserError(
-                f"{settings.page} could not be written ({error.strerror}); name another place with --page=…"
-            ) from None
+        write_text(settings.page, text)
         if settings.csv:
             write_csv(settings.csv, ["prompt", "reference", "prediction", "rouge_l_f"], pairs)
         if settings.json:
