@@ -22,7 +22,7 @@ from minigpt.common.errors import UserError
 from minigpt.common.files import write_json
 from minigpt.device import pick_device
 from minigpt.evaluation import report_figures as measure
-from minigpt.evaluation.asking import EvaluatedModel, require_one_model
+from minigpt.evaluation.asking import EvaluatedModel, collect_answers, require_one_model
 from minigpt.evaluation.contamination import check_contamination, worst_contamination
 from minigpt.evaluation.decoding_sweep import SWEEP_NOTES, draw_sweep, sweep_table
 from minigpt.evaluation.models import find_models
@@ -129,7 +129,9 @@ class Report:
             if settings.check_leak and settings.questions:  # rows of data_dir were checked before their perplexity
                 self.add_contamination(public_path(settings.questions), check_contamination(self.content, pairs))
             opened = self.model.open(settings)
-            self.answers = measure.measure_answers(self.model, opened, pairs, settings, progress)
+            params = SamplingParams.from_settings(settings)
+            count = len(pairs)
+            self.answers = collect_answers(self.model, opened, pairs, params, progress=lambda n: progress(n, count))
             self.pairs = pairs
             self.found["answers"] = self.answers.figures(settings.resamples, settings.seed)
             self.found["asked"] = (settings.questions and public_path(settings.questions)) or (
@@ -164,8 +166,7 @@ class Report:
         pairs = []
         if answers:
             scores = self.answers.scores["rouge_l_f"].tolist()
-            texts = zip(self.pairs, self.answers.predictions, scores, strict=True)
-            pairs = [(*pair, prediction, score) for pair, prediction, score in texts]
+            pairs = [(*p, *more) for p, *more in zip(self.pairs, self.answers.predictions, scores, strict=True)]
         for name, figure in self.figures.items():
             png, _ = save_plot(figure, self.plots / name)
             found["plots"][name] = f"{self.plots.name}/{png.name}"

@@ -11,7 +11,7 @@ import numpy as np
 from data_utils import load_row_tokenizer, open_rows, read_meta
 from minigpt.common.errors import UserError
 from minigpt.corpus.records import Problems, read_questions
-from minigpt.evaluation.prompts import pairs_of_file, pairs_of_rows
+from minigpt.evaluation.prompts import draw_samples, pairs_of_file, pairs_of_rows
 from minigpt.metrics import compare, exact_match, interval
 
 SYSTEM_PROMPT = "你是中文校对员。请改正用户句子中的错误，只输出改正后的句子；句子没有错误时，原样输出。"
@@ -69,11 +69,7 @@ def load_cases(settings):
         cases_rows, _ = open_rows(folder, settings.split or "test")
         pool_rows = open_rows(folder, "train")[0] if has_train_rows else ()
         cases, pool = (to_cases(pairs_of_rows(rows, meta, tokenizer), kinds) for rows in (cases_rows, pool_rows))
-    if not cases:
-        raise UserError("no sentence could be read")
-    if 0 < settings.max_samples < len(cases):
-        cases = random.Random(settings.seed).sample(cases, settings.max_samples)
-    return cases, pool
+    return draw_samples(cases, settings, "sentence"), pool
 
 
 # The prompts

@@ -36,25 +36,14 @@ def use_chinese_font():
     return name
 
 
-def fonts_in_use():
-    """The fonts that matplotlib draws text with, after `use_chinese_font`."""
-    fonts = []
-    for family in plt.rcParams["font.family"]:
-        wanted = font_manager.FontProperties(family=[family])
-        try:
-            fonts.append(font_manager.get_font(font_manager.findfont(wanted, fallback_to_default=False)))
-        except (ValueError, OSError, RuntimeError):  # the font's file is missing or damaged
-            continue
-    return fonts
-
-
 def drawable_names(names, say=print):
     """The names as a plot can show them. One that no font can draw becomes a number, which is printed with `say`.
 
     Whitespace becomes single spaces, long names lose their middle, and matplotlib's special characters are escaped.
     """
     use_chinese_font()
-    fonts, texts = fonts_in_use(), []
+    families, texts = plt.rcParams["font.family"], []
+    fonts = [font_manager.get_font(font_manager.findfont(family)) for family in families]
     for number, name in enumerate(names, start=1):
         text = " ".join(name.split())
         if not all(any(font.get_char_index(ord(char)) for font in fonts) for char in text):

@@ -11,8 +11,12 @@ REPORT_TEXTS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encod
 
 
 def fill_sentence(key, **values):
-    """(Chinese, English) of a sentence."""
-    return tuple(text.format(**values) for text in REPORT_TEXTS["sentences"][key])
+    """[Chinese, English] of a sentence. A value may be such a pair too."""
+
+    def in_language(i):
+        return {name: value[i] if isinstance(value, list) else value for name, value in values.items()}
+
+    return [text.format(**in_language(i)) for i, text in enumerate(REPORT_TEXTS["sentences"][key])]
 
 
 def interval_brackets(edges, digits=3):
@@ -20,16 +24,16 @@ def interval_brackets(edges, digits=3):
     return "–" if not edges else f"[{edges[0]:.{digits}f}, {edges[1]:.{digits}f}]"
 
 
-def too_few_chinese(rows):
-    """`too_few` in Chinese."""
-    return f"（只有 {rows:,} 行，给不出区间，至少要 {FEWEST_ROWS} 行）"
-
-
-def interval_values(report, edges, rows, name="edges", digits=3):
-    """{name, name + "_zh"}: an interval, or the reason why there is none, for `fill_sentence`."""
+def interval_pair(report, edges, rows, digits=3):
+    """[Chinese, English]: an interval, or the reason why there is none. The Chinese begins with its space."""
     if not edges and report.get("resamples") and too_few(rows):
-        return {name: f"({too_few(rows)})", f"{name}_zh": too_few_chinese(rows)}
-    return {name: interval_brackets(edges, digits), f"{name}_zh": f" {interval_brackets(edges, digits)}"}
+        return few_rows(rows)
+    return [f" {interval_brackets(edges, digits)}", interval_brackets(edges, digits)]
+
+
+def few_rows(rows):
+    """[Chinese, English]: that there are too few rows for an interval, in brackets."""
+    return fill_sentence("too_few", rows=rows, fewest=FEWEST_ROWS, reason=too_few(rows))
 
 
 def summary_sentences(report):
@@ -58,14 +62,14 @@ def answer_sentences(report):
     if not scores:
         return []
     n, edges = scores["pairs"], scores["intervals"]
-    values = {"n": n, "f": scores["rouge_l_f"], **interval_values(report, edges["rouge_l_f"], n, "f_edges")}
+    values = {"n": n, "f": scores["rouge_l_f"], "f_edges": interval_pair(report, edges["rouge_l_f"], n)}
     if report["about"]["stage"] == "pretrain":
         return [fill_sentence("continuations", **values)]
-    values |= {"exact": scores["exact_match"], **interval_values(report, edges["exact_match"], n)}
+    values |= {"exact": scores["exact_match"], "edges": interval_pair(report, edges["exact_match"], n)}
     sentences = [fill_sentence("answers", **values)]
     if scores["numbers"] is not None:
         n = scores["pairs_with_numbers"]
-        values = {"n": n, "right": scores["numbers"], **interval_values(report, edges["numbers"], n)}
+        values = {"n": n, "right": scores["numbers"], "edges": interval_pair(report, edges["numbers"], n)}
         sentences.append(fill_sentence("numbers", **values))
     return sentences
 
@@ -80,16 +84,16 @@ def correction_sentences(report):
 def perplexity_sentences(report):
     rows, sentences = report.get("perplexity", ()), []
     for row in [row for row in rows if not row.get("chain")][:1]:
-        chinese, english = REPORT_TEXTS["texts_of_stage"][row["stage"]]
         values = {"part": row["part"], "value": row["perplexity"], "bits": row["bits_per_token"]}
-        values |= interval_values(report, row["intervals"]["perplexity"], row["rows"], digits=2)
-        sentences.append(fill_sentence("perplexity", kind_zh=chinese, kind=english, **values))
+        edges = interval_pair(report, row["intervals"]["perplexity"], row["rows"], digits=2)
+        kind = REPORT_TEXTS["texts_of_stage"][row["stage"]]
+        sentences.append(fill_sentence("perplexity", kind=kind, edges=edges, **values))
     before, after = (next((row for row in rows if row.get("chain") == place), None) for place in ("before", "after"))
     if before and after:
         values = {"before": before["perplexity"], "after": after["perplexity"]}
         values["times"] = values["after"] / values["before"]
-        values |= interval_values(report, report["change"], after["rows"])
-        sentences.append(fill_sentence("fine_tuned", **values))
+        edges = interval_pair(report, report["change"], after["rows"])
+        sentences.append(fill_sentence("fine_tuned", edges=edges, **values))
     return sentences
 
 
@@ -100,19 +104,17 @@ def decoding_sentences(report):
         return []
     pairs = min(row["pairs"] for row in rows)
     if report.get("resamples") and too_few(pairs):
-        return [fill_sentence("decoding_few", few=too_few(pairs), few_zh=too_few_chinese(pairs))]
+        return [fill_sentence("decoding_few", few=few_rows(pairs))]
     best = max(rows, key=lambda row: row["rouge_l_f"])
     if best["rouge_l_f"] <= given["rouge_l_f"]:
         return [fill_sentence("decoding_as_given", given=given["rouge_l_f"])]
     what = f"{best['setting']}={best['value']:g}"
     if best["setting"] != "temperature" and best["temperature"] != given["temperature"]:
         what += f" (temperature={best['temperature']:g})"
-    values = {"what": what, "best": best["rouge_l_f"], "given": given["rouge_l_f"], "overlap": "", "overlap_zh": ""}
-    low, high = best["rouge_l_f_low"], given["rouge_l_f_high"]
+    low, high, overlap = best["rouge_l_f_low"], given["rouge_l_f_high"], ""
     if low is not None and high is not None:
-        apart = high < low
-        values["overlap"] = ", and the intervals do not overlap" if apart else ", but the intervals overlap"
-        values["overlap_zh"] = "，区间不重叠" if apart else "，区间有重叠"
+        overlap = fill_sentence("no_overlap" if high < low else "overlap")
+    values = {"what": what, "best": best["rouge_l_f"], "given": given["rouge_l_f"], "overlap": overlap}
     return [fill_sentence("decoding", **values)]
 
 
