@@ -23,7 +23,7 @@ from minigpt.common.files import write_json
 from minigpt.device import pick_device
 from minigpt.evaluation import report_figures as measure
 from minigpt.evaluation.asking import EvaluatedModel, collect_answers, require_one_model
-from minigpt.evaluation.contamination import check_contamination, worst_contamination
+from minigpt.evaluation.contamination import VERDICTS_BY_WEIGHT, check_contamination
 from minigpt.evaluation.decoding_sweep import SWEEP_NOTES, draw_sweep, sweep_table
 from minigpt.evaluation.models import find_models
 from minigpt.evaluation.plots import save_plot
@@ -56,7 +56,6 @@ class Report:
         self.content = {key: value for key, value in load_checkpoint(model.path).items() if key != "optimizers"}
         self.found = {"missing": [], "plots": {}, "perplexity": [], "resamples": settings.resamples}
         self.figures = {}  # matplotlib's
-        self.contaminations = []
         page = Path(settings.page)
         self.plots = page.with_name(f"{page.stem}_files")
 
@@ -115,11 +114,9 @@ class Report:
     def add_contamination(self, name, result):
         """Print and keep a `Contamination`. "leak" in the JSON is the worst of all."""
         print(f"{name}: {result.line()}")
-        self.contaminations.append(result)
         entry = {"of": name, **dataclasses.asdict(result), "line": without_home(result.line())}
         self.found["leaks"] = [*self.found.get("leaks", ()), entry]
-        worst = worst_contamination(self.contaminations)
-        self.found["leak"] = self.found["leaks"][self.contaminations.index(worst)]
+        self.found["leak"] = min(self.found["leaks"], key=lambda leak: VERDICTS_BY_WEIGHT.index(leak["verdict"]))
 
     def measure_answers(self):
         """Measure answers (or continuations of articles), sentence correction, and sampling settings."""

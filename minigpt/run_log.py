@@ -65,9 +65,9 @@ class RunLog:
     a resumed run wrote again are contained once. notes: a line about each kind of problem.
     """
 
-    def __init__(self, path, name=""):
+    def __init__(self, path):
         self.path = Path(path)
-        self.name = name or run_names([self.path])[0]
+        self.name = run_names([self.path])[0]
         self._begin()
 
     def _begin(self):
@@ -112,10 +112,10 @@ class RunLog:
             elif line.strip():
                 self._broken.append(self._lines)
         self._half = size > self._position
-        if self._position != before or replaced:
+        changed = replaced or self._position != before
+        if changed:
             self.columns = _once({name: np.array(values) for name, values in self._values.items()})
-            return True
-        return False
+        return changed
 
     def __len__(self):
         return len(self.columns["step"])

@@ -110,16 +110,14 @@ class ModelAnswers:
     def name(self):
         return self.model.name
 
-    @property
-    def failed(self):
-        """Number of pairs without an answer. No figure counts them."""
-        return sum(prediction is None for prediction in self.predictions)
-
     def figures(self, resamples=1000, seed=0):
-        """Plain values for the JSON: the model, the mean scores, and "intervals" {score: [low, high]}."""
+        """Plain values for the JSON: the model, the mean scores, and "intervals" {score: [low, high]}.
+
+        "failed" is the number of pairs without an answer. No other figure counts them.
+        """
         intervals = {name: interval(values, resamples=resamples, seed=seed) for name, values in self.scores.items()}
         return {
-            **self.model.about(), **mean_scores(self.scores), "failed": self.failed,
+            **self.model.about(), **mean_scores(self.scores), "failed": self.predictions.count(None),
             "intervals": {name: edges and list(edges) for name, edges in intervals.items()},
             "leak": self.model.contamination,
         }  # fmt: skip
