@@ -109,19 +109,16 @@ def draw_losses(panel, run, axis, smooth):
 
 def limit_losses(panel, runs):
     """Set the y axis of a panel of losses: from 0, and so that a spike does not flatten the rest of the curves."""
-    highest, usual = 0.0, 0.0
-    for run in runs:
-        for name in ("train_loss", "val_loss"):
-            values = run.columns[name][np.isfinite(run.columns[name])]
-            if len(values):
-                highest = max(highest, float(values.max()))
-                usual = max(usual, SPIKE_FACTOR * float(values[0]), 4 * float(np.median(values)))
-    if highest > 0:
-        panel.set_ylim(0, 1.05 * min(highest, usual) or None)
-    if highest > usual > 0:
-        panel.text(
-            0.99, 0.97, f"▲ up to {highest:.3g}", transform=panel.transAxes, ha="right", va="top", fontsize="small"
-        )
+    columns = [run.columns[name] for run in runs for name in ("train_loss", "val_loss")]
+    curves = [losses for column in columns if len(losses := column[np.isfinite(column)])]
+    if not curves:
+        return
+    highest = max(losses.max() for losses in curves)
+    usual = max(max(SPIKE_FACTOR * losses[0], 4 * np.median(losses)) for losses in curves)
+    panel.set_ylim(0, 1.05 * min(highest, usual) or None)
+    if highest > usual:
+        place = {"transform": panel.transAxes, "ha": "right", "va": "top", "fontsize": "small"}
+        panel.text(0.99, 0.97, f"▲ up to {highest:.3g}", **place)
 
 
 def draw_losses_together(panel, runs, names, axis, smooth):
