@@ -24,7 +24,7 @@ from minigpt.device import pick_device
 from minigpt.evaluation import report_figures as measure
 from minigpt.evaluation.asking import EvaluatedModel, collect_answers, require_one_model
 from minigpt.evaluation.contamination import VERDICTS_BY_WEIGHT, check_contamination
-from minigpt.evaluation.decoding_sweep import SWEEP_NOTES, draw_sweep, sweep_table
+from minigpt.evaluation.decoding_sweep import draw_sweep
 from minigpt.evaluation.models import find_models
 from minigpt.evaluation.plots import save_plot
 from minigpt.evaluation.prompts import evaluated_part, load_pairs
@@ -126,10 +126,11 @@ class Report:
             if settings.check_leak and settings.questions:  # rows of data_dir were checked before their perplexity
                 self.add_contamination(public_path(settings.questions), check_contamination(self.content, pairs))
             opened = self.model.open(settings)
-            params = SamplingParams.from_settings(settings)
-            count = len(pairs)
-            self.answers = collect_answers(self.model, opened, pairs, params, progress=lambda n: progress(n, count))
             self.pairs = pairs
+            params = SamplingParams.from_settings(settings)
+            self.answers = collect_answers(
+                self.model, opened, pairs, params, progress=lambda n: progress(n, len(pairs))
+            )
             self.found["answers"] = self.answers.figures(settings.resamples, settings.seed)
             self.found["asked"] = (settings.questions and public_path(settings.questions)) or (
                 f"{public_path(settings.data_dir)} {evaluated_part(settings, self.model)}"
@@ -167,11 +168,7 @@ class Report:
         for name, figure in self.figures.items():
             png, _ = save_plot(figure, self.plots / name)
             found["plots"][name] = f"{self.plots.name}/{png.name}"
-        sweep = {}
-        if "decoding" in found:
-            sweep = {"decoding_table": sweep_table(found["decoding"]), "decoding_notes": SWEEP_NOTES}
-        text = report_markdown({**found, **sweep, "pairs": pairs})
-        write_text(settings.page, text)
+        write_text(settings.page, report_markdown({**found, "pairs": pairs}))
         if settings.csv:
             write_csv(settings.csv, ["prompt", "reference", "prediction", "rouge_l_f"], pairs)
         if settings.json:

@@ -6,6 +6,7 @@ All numbers and sentences are made from the measured figures. The page lists wha
 import re
 
 from minigpt.evaluation.asking import lowest_and_highest, shorten, strip_controls
+from minigpt.evaluation.decoding_sweep import SWEEP_NOTES, sweep_table
 from minigpt.evaluation.report_words import REPORT_TEXTS, interval_brackets, summary_sentences
 from minigpt.evaluation.tables import markdown_table
 from minigpt.metrics import FEWEST_ROWS
@@ -127,8 +128,7 @@ def corrections_section(report):
 def decoding_section(report):
     if not report.get("decoding"):
         return None
-    names, cells = report["decoding_table"]
-    return [plot_link("decoding", report), markdown_table(names, cells), report["decoding_notes"]]
+    return [plot_link("decoding", report), markdown_table(*sweep_table(report["decoding"])), SWEEP_NOTES]
 
 
 def training_section(report):
@@ -159,7 +159,7 @@ SECTIONS = {
 def report_markdown(report):
     """The page of a report: the summary, then every section that has content.
 
-    report: `found` of evaluations-report.py's `Report`, with "pairs", "decoding_table" and "decoding_notes".
+    report: `found` of evaluations-report.py's `Report`, and "pairs": [(question, reference, prediction, F)].
     """
     lines = [f"- {chinese}\n  {english}" for chinese, english in summary_sentences(report)]
     blocks = [f"# 模型评测报告 Evaluation report: {escape_markdown(report['name'])}"]

@@ -8,7 +8,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
 from minigpt.common.errors import UserError
 from minigpt.evaluation.checkpoint_plots import draw_block
-from minigpt.evaluation.plots import COLOURS, MAX_MARKED_POINTS, curve_style, drawable_names
+from minigpt.evaluation.plots import COLOURS, MAX_MARKED_POINTS, curve_style, drawable_names, plt
 from minigpt.run_log import (
     best_line,
     find_gaps,
@@ -138,9 +138,8 @@ def draw_losses_together(panel, runs, names, axis, smooth):
             if found:
                 panel.plot([place], [loss], "o", markersize=15, markerfacecolor="none", markeredgecolor=colour)
                 name += ", then over-fits"
-        for line in drawn:
-            line.set_label(name)
-            handles.append(line)
+        handles += drawn
+        plt.setp(drawn, label=name)
     limit_losses(panel, runs)
     return handles
 
