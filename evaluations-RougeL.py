@@ -19,7 +19,6 @@ import math
 from tqdm import tqdm
 
 from minigpt.common.cli import run_script
-from minigpt.common.errors import UserError
 from minigpt.common.files import write_json
 from minigpt.evaluation.asking import (
     collect_answers,
@@ -27,15 +26,17 @@ from minigpt.evaluation.asking import (
     compare_models,
     load_evaluation,
     lowest_and_highest,
+    measure_in_turn,
     note_cut_prompts,
+    print_comparisons,
     shorten,
     strip_controls,
 )
 from minigpt.evaluation.contamination import check_models
 from minigpt.evaluation.prompts import prompt_source
-from minigpt.evaluation.tables import text_table, write_csv
+from minigpt.evaluation.tables import rows_with_intervals, text_table, write_csv
 from minigpt.inference.params import SamplingParams
-from minigpt.metrics import too_few, too_few_notes
+from minigpt.metrics import too_few_notes
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import RougeSettings
 
@@ -48,27 +49,12 @@ SUMMARY = {**dict(list(COLUMNS.items())[:3]), "exact_match": "exact match"}
 MAX_LISTED_MODELS = 3  # the worst and best answers are listed for so many models; for more, only for the best one
 
 
-def answer_all(models, pairs, params, settings):
-    """([`ModelAnswers`], whether Ctrl-C ended it): each model in turn. One that fails is left out."""
-    answers = []
-    for model in models:
-        try:
-            opened = model.open(settings)
-            note_cut_prompts(opened, pairs, params)
-            with tqdm(total=len(pairs), unit="prompt", desc=model.name) as bar:
-                answers.append(collect_answers(model, opened, pairs, params, settings.words, bar.update))
-        except UserError as error:
-            if len(models) == 1:
-                raise
-            print(f"note: {error}; it is left out")
-        except KeyboardInterrupt:
-            if not answers:
-                raise
-            print(f"stopped; the figures are of the {len(answers)} of {len(models)} models that have answered")
-            return answers, True
-    if not answers:
-        raise UserError("no model answered")
-    return answers, False
+def answer_pairs(model, pairs, params, settings):
+    """`ModelAnswers` of an `EvaluatedModel`, with a progress bar. Raises UserError."""
+    opened = model.open(settings)
+    note_cut_prompts(opened, pairs, params)
+    with tqdm(total=len(pairs), unit="prompt", desc=model.name) as bar:
+        return collect_answers(model, opened, pairs, params, settings.words, bar.update)
 
 
 def print_pairs(answers, pairs, count):
@@ -108,13 +94,8 @@ def print_figures(entries, resamples):
         figures = (f"{name} {entry[key]:.4f}" for key, name in SUMMARY.items())
         failed = f"; {entry['failed']} without an answer are not counted" if entry["failed"] else ""
         print(f"{entry['checkpoint']}: {entry['pairs']} pairs, {', '.join(figures)}{failed}")
-    names, rows = [key for key in COLUMNS if key in entries[0]], []
-    for entry in entries:
-        edges = (entry["intervals"][name] for name in names)
-        step = "" if entry["step"] is None else entry["step"]
-        rows.append([entry["name"], step, entry["pairs"], *(entry[name] for name in names)])
-        rows.append(["", "", "", *("{:.3f}–{:.3f}".format(*edge) if edge else "" for edge in edges)])
-    rows = [row for row in rows if any(cell != "" for cell in row)]
+    names, about = [key for key in COLUMNS if key in entries[0]], ["name", "step", "pairs"]
+    rows = rows_with_intervals(entries, about, names, digits=3)
     print("\n" + text_table(["model", "step", "pairs", *(COLUMNS[name] for name in names)], rows))
     with_numbers = ", ".join(sorted({str(entry["pairs_with_numbers"]) for entry in entries}))
     print(f"number accuracy: share of the {with_numbers} pairs with numbers whose answer has exactly these numbers")
@@ -124,20 +105,6 @@ def print_figures(entries, resamples):
     counts |= {f"numbers of {entry['name']}": entry["pairs_with_numbers"] for entry in entries}
     for note in too_few_notes(counts) if resamples else ():
         print(note)
-
-
-def print_comparisons(comparisons):
-    """Print how sure it is that one model is better than another on the same pairs."""
-    for note in too_few_notes({f"{c['a']} > {c['b']}": c["rows"] for c in comparisons}):
-        print(note)
-    rows = []
-    for c in comparisons:
-        if not too_few(c["rows"]):
-            figures = f"{c['difference']:+.4f}", f"{c['low']:+.3f}…{c['high']:+.3f}", f"{c['a_better']:.1%}"
-            rows.append([f"{c['a']} > {c['b']}", COLUMNS[c["figure"]], *figures, c["rows"]])
-    if rows:
-        print("\n" + text_table(["A > B", "figure", "A - B", "95% interval", "A better in", "pairs"], rows))
-        print("A better in: share of resamples (paired bootstrap) in which A is above B; 5% to 95% decides nothing")
 
 
 def write_answers(path, answers, pairs):
@@ -157,14 +124,16 @@ def main():
     models, pairs = load_evaluation(settings)
     if settings.check_leak:
         check_models(models, pairs, prompt_source(settings, models[0]))
-    answers, stopped = answer_all(models, pairs, params, settings)
+    answers, stopped = measure_in_turn(models, lambda model: answer_pairs(model, pairs, params, settings))
     entries = [one.figures(settings.resamples, settings.seed) for one in answers]
     comparisons = compare_models(answers, settings.resamples, settings.seed)
     print_pairs(answers, pairs, settings.show)
     best = max(range(len(answers)), key=lambda i: entries[i]["rouge_l_f"])
     print_worst_and_best(answers if len(answers) <= MAX_LISTED_MODELS else [answers[best]], pairs)
     print_figures(entries, settings.resamples)
-    print_comparisons(comparisons)
+    for note in too_few_notes({f"{c['a']} > {c['b']}": c["rows"] for c in comparisons}):
+        print(note)
+    print_comparisons(comparisons, ">", "A - B", COLUMNS)
     if settings.csv:
         write_answers(settings.csv, answers, pairs)
     if settings.json:

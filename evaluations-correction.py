@@ -12,6 +12,7 @@ folder is in this table with its last checkpoint:
 The sentences are those of the test part, or of --questions. `--help` lists the settings.
 """
 
+from collections import Counter
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -49,20 +50,23 @@ COLUMNS = ("model", "step", "system", "shots", "question", "reference", "kind", 
 MARGIN_TOKENS = 8  # beyond the longest correct sentence: an answer that is longer is wrong already
 
 
-def measure_model(model, cases, sampler, settings, system="", shots=0):
-    """(figures, predictions) of an opened model, with a system prompt and a number of examples."""
+def measure_model(model, opened, cases, sampler, settings, system="", shots=0):
+    """(figures, predictions) of an `EvaluatedModel` with a system prompt and a number of examples.
+
+    opened: what `model.open` returned.
+    """
     chats = [build_chat(case, system, sampler.draw(case, shots)) for case in cases]
     params = SamplingParams.from_settings(settings)
     if model.content:
-        longest = max(len(model.tokenizer.encode(case.answer)) for case in cases)
+        longest = max(len(opened.generator.tokenizer.encode(case.answer)) for case in cases)
         params = replace(params, max_new_tokens=min(params.max_new_tokens, longest + MARGIN_TOKENS))
     about = f"{model.name}{', system' * bool(system)}{f', {shots} examples' if shots else ''}"
     with tqdm(total=len(chats), unit="sentence", desc=about) as bar:
-        predictions = model.answers(chats, params, bar.update)
+        predictions = opened.answers(chats, params, bar.update)
     if model.stage == "pretrain":  # it continues after its answer: keep the first line
         predictions = [(text.strip().splitlines() or [""])[0] for text in predictions]
     figures = {**correction_figures(cases, predictions, settings.resamples, settings.seed), "cut_prompts": 0}
-    if cut := model.cut_prompts(chats, params):
+    if cut := opened.cut_prompts(chats, params):
         figures["cut_prompts"] = cut
         print(f"note: {about}: {cut} of {len(chats)} prompts do not fit into the block; their starts are cut off")
     return figures, predictions
@@ -71,21 +75,14 @@ def measure_model(model, cases, sampler, settings, system="", shots=0):
 def run_labels(models):
     """{path: label of its run}: the folder's name, or the whole path if two folders have the same name."""
     folders = {model.path: model.path.absolute().parent for model in models if isinstance(model.path, Path)}
-    by_name = {}
-    for folder in folders.values():
-        by_name.setdefault(folder.name, set()).add(folder)
-    return {path: folder.name if len(by_name[folder.name]) == 1 else str(folder) for path, folder in folders.items()}
+    names = Counter(folder.name for folder in set(folders.values()))
+    return {path: folder.name if names[folder.name] == 1 else str(folder) for path, folder in folders.items()}
 
 
 def table_paths(models, ckpt):
     """The paths with a row in the table of shots: those that --ckpt names, and the last one of a run's folder."""
-    named = set(map(Path, ckpt))
-    last = {model.path.parent: model.path for model in models if isinstance(model.path, Path)}
-    return {
-        model.path
-        for model in models
-        if not isinstance(model.path, Path) or model.path in named or last[model.path.parent] == model.path
-    }
+    last = {model.path if model.remote else model.path.parent: model.path for model in models}
+    return {*map(Path, ckpt), *last.values()}
 
 
 def measure_all(models, cases, pool, settings):
@@ -102,19 +99,19 @@ def measure_all(models, cases, pool, settings):
             row = [case.question, case.answer, case.kind, prediction, judge_correction(case, prediction)]
             csv_rows.append([model.name, model.step, system, shots, *row])
 
-    for evaluated in models:
-        name, path, model = evaluated.name, evaluated.path, evaluated.open(settings)
-        figures, predictions = measure_model(model, cases, sampler, settings)
+    for model in models:
+        name, opened = model.name, model.open(settings)
+        figures, predictions = measure_model(model, opened, cases, sampler, settings)
         add_csv_rows(model, "", 0, predictions)
         predictions_of[name] = predictions
         about = {"name": name, "stage": model.stage if model.content else None}
-        run = {"run": runs.get(path, "")}
-        entries.append({**evaluated.about(), **about, **run, **figures, "leak": evaluated.contamination})
+        run = {"run": runs.get(model.path, "")}
+        entries.append({**model.about(), **about, **run, **figures, "leak": model.contamination})
         print(f"{name}: " + ", ".join(f"{head} {cell}" for head, cell in zip(HEADS, group_cells(figures), strict=True)))
-        for system, count in [(system, n) for system in systems for n in shots] if path in in_table else ():
+        for system, count in [(system, n) for system in systems for n in shots] if model.path in in_table else ():
             cell = figures
             if system or count:
-                cell, predictions = measure_model(model, cases, sampler, settings, system, count)
+                cell, predictions = measure_model(model, opened, cases, sampler, settings, system, count)
                 add_csv_rows(model, system, count, predictions)
             cells.append({**about, "system": system, "shots": count, **cell})
     return entries, cells, csv_rows, predictions_of

@@ -12,7 +12,6 @@ the sum of their nats over the sum of their tokens, so that a long row weighs as
 
 import math
 
-import torch
 from tqdm import tqdm
 
 from data_utils import load_row_tokenizer, open_rows, read_meta
@@ -21,13 +20,13 @@ from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_json
 from minigpt.device import pick_device
-from minigpt.evaluation.asking import EvaluatedModel, combine_entries
+from minigpt.evaluation.asking import EvaluatedModel, combine_entries, measure_in_turn, print_comparisons
 from minigpt.evaluation.contamination import check_models
 from minigpt.evaluation.models import find_models, is_address
 from minigpt.evaluation.perplexity import PERPLEXITY_FIGURES, check_rows_fit, perplexity_figures
-from minigpt.evaluation.tables import text_table, write_csv
+from minigpt.evaluation.tables import interval_text, rows_with_intervals, text_table, write_csv
 from minigpt.inference.likelihood import likelihood_of_rows
-from minigpt.metrics import compare, too_few, too_few_notes
+from minigpt.metrics import compare, too_few_notes
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import PerplexitySettings
 
@@ -46,15 +45,14 @@ class MeasuredCheckpoint(EvaluatedModel):
         super().__init__(name, path)
 
     def measure(self, rows, meta, tokenizer, settings):
+        """Measure its rows, with a progress bar; returns itself."""
         model, _ = load_model(load_checkpoint(self.path), pick_device(settings.device))
         with tqdm(total=len(rows), unit="row", desc=self.name) as bar:
             self.rows = likelihood_of_rows(
                 model, rows, meta, settings.batch_size, tokenizer, train_on_eot=settings.train_on_eot,
                 progress=bar.update,
             )  # fmt: skip
-        del model
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        return self
 
     def figures(self, settings, part):
         """Plain values for the JSON."""
@@ -62,19 +60,6 @@ class MeasuredCheckpoint(EvaluatedModel):
             **self.about(), "data_dir": settings.data_dir, "part": part,
             **perplexity_figures(self.rows, settings.resamples, settings.seed), "leak": self.contamination,
         }  # fmt: skip
-
-
-def measure_all(models, rows, meta, tokenizer, settings):
-    """(the checkpoints that were measured, whether Ctrl-C ended it)."""
-    for i, model in enumerate(models):
-        try:
-            model.measure(rows, meta, tokenizer, settings)
-        except KeyboardInterrupt:
-            if not i:
-                raise
-            print(f"stopped; the figures are of the {i} of {len(models)} checkpoints that were measured")
-            return models[:i], True
-    return models, False
 
 
 def compare_with_best(models, settings):
@@ -94,45 +79,25 @@ def compare_with_best(models, settings):
     return comparisons
 
 
-def interval_text(edges, digits=4):
-    return " ({:.{d}f}–{:.{d}f})".format(*edges, d=digits) if edges else ""
-
-
 def print_figures(entries, settings):
     """Print a line for each checkpoint and, for several, a table with the intervals below the figures."""
     for entry in entries:
-        edges = entry["intervals"]
+        texts = []
+        for name, digits in zip(PERPLEXITY_FIGURES, (3, 4, 4, 4), strict=True):
+            edges = entry["intervals"][name]
+            texts.append(f"{entry[name]:.{digits}f}" + (f" ({interval_text(edges, digits)})" if edges else ""))
         print(
             f"{entry['checkpoint']} on {entry['data_dir']} ({entry['part']}, {entry['rows']} rows, {entry['tokens']} "
-            f"tokens, {entry['characters']} characters): perplexity {entry['perplexity']:.3f}"
-            f"{interval_text(edges['perplexity'], 3)}, {entry['loss']:.4f} nats per token"
-            f"{interval_text(edges['loss'])}, {entry['bits_per_token']:.4f} bits per token"
-            f"{interval_text(edges['bits_per_token'])}, {entry['bits_per_char']:.4f} bits per character"
-            f"{interval_text(edges['bits_per_char'])}"
+            f"tokens, {entry['characters']} characters): perplexity {texts[0]}, {texts[1]} nats per token, "
+            f"{texts[2]} bits per token, {texts[3]} bits per character"
         )
     if entries[0]["intervals"]["loss"]:
         print("in brackets: 95% bootstrap intervals over rows")
     elif settings.resamples:
         print("\n".join(too_few_notes({"intervals and comparisons": entries[0]["rows"]})))
     if len(entries) > 1:
-        rows = []
-        for entry in entries:
-            rows.append([entry["name"], entry["step"], *(entry[name] for name in PERPLEXITY_FIGURES)])
-            if entry["intervals"]["loss"]:
-                edges = (entry["intervals"][name] for name in PERPLEXITY_FIGURES)
-                rows.append(["", "", *("{:.4f}–{:.4f}".format(*edge) for edge in edges)])
+        rows = rows_with_intervals(entries, ["name", "step"], PERPLEXITY_FIGURES, digits=4)
         print("\n" + text_table(["checkpoint", "step", *HEADS], rows))
-
-
-def print_comparisons(comparisons):
-    """Print how sure it is that the best checkpoint is better than each other one."""
-    if comparisons and not too_few(comparisons[0]["rows"]):
-        rows = [
-            [f"{c['a']} < {c['b']}", c["difference"], f"{c['low']:+.4f}…{c['high']:+.4f}", f"{c['a_better']:.1%}"]
-            for c in comparisons
-        ]
-        print("\n" + text_table(["A < B", "nats per token less", "95% interval", "A better in"], rows))
-        print("A better in: share of resamples (paired bootstrap); 5% to 95% decides nothing")
 
 
 def csv_rows(models, rows, meta, tokenizer):
@@ -160,11 +125,11 @@ def main():
     tokenizer = load_row_tokenizer(settings.data_dir, meta)
     if settings.check_leak:
         check_models(models, source=(settings.data_dir, part))
-    measured, stopped = measure_all(models, rows, meta, tokenizer, settings)
+    measured, stopped = measure_in_turn(models, lambda model: model.measure(rows, meta, tokenizer, settings))
     entries = [model.figures(settings, part) for model in measured]
     comparisons = compare_with_best(measured, settings)
     print_figures(entries, settings)
-    print_comparisons(comparisons)
+    print_comparisons(comparisons, "<", "B - A", {"loss": "nats per token"})
     if meta.get("overflow") == "truncate" and meta.get("characters_cut"):
         print("note: these rows were truncated; to compare tokenizers, prepare both with --overflow=split")
     if settings.csv:

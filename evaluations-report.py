@@ -19,19 +19,19 @@ from tqdm import tqdm
 from minigpt.checkpoint import load_checkpoint
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
-from minigpt.common.files import write_atomic, write_json
+from minigpt.common.files import write_json
 from minigpt.device import pick_device
 from minigpt.evaluation import report_figures as measure
-from minigpt.evaluation.asking import EvaluatedModel, require_one_model
-from minigpt.evaluation.contamination import check_contamination, worst_contamination
-from minigpt.evaluation.decoding_sweep import SWEEP_NOTES, draw_sweep, sweep_table
+from minigpt.evaluation.asking import EvaluatedModel, collect_answers, require_one_model
+from minigpt.evaluation.contamination import VERDICTS_BY_WEIGHT, check_contamination
+from minigpt.evaluation.decoding_sweep import draw_sweep
 from minigpt.evaluation.models import find_models
 from minigpt.evaluation.plots import save_plot
 from minigpt.evaluation.prompts import evaluated_part, load_pairs
 from minigpt.evaluation.report_figures import public_path
 from minigpt.evaluation.report_page import report_markdown
 from minigpt.evaluation.report_words import summary_sentences
-from minigpt.evaluation.tables import write_csv
+from minigpt.evaluation.tables import write_csv, write_text
 from minigpt.evaluation.training_plots import draw_runs
 from minigpt.inference.params import SamplingParams
 from minigpt.run_log import best_line, overfitting, summarize_run
@@ -56,8 +56,6 @@ class Report:
         self.content = {key: value for key, value in load_checkpoint(model.path).items() if key != "optimizers"}
         self.found = {"missing": [], "plots": {}, "perplexity": [], "resamples": settings.resamples}
         self.figures = {}  # matplotlib's
-        self.contaminations = []
-        self.pairs = []
         page = Path(settings.page)
         self.plots = page.with_name(f"{page.stem}_files")
 
@@ -116,11 +114,9 @@ class Report:
     def add_contamination(self, name, result):
         """Print and keep a `Contamination`. "leak" in the JSON is the worst of all."""
         print(f"{name}: {result.line()}")
-        self.contaminations.append(result)
         entry = {"of": name, **dataclasses.asdict(result), "line": without_home(result.line())}
         self.found["leaks"] = [*self.found.get("leaks", ()), entry]
-        worst = worst_contamination(self.contaminations)
-        self.found["leak"] = self.found["leaks"][self.contaminations.index(worst)]
+        self.found["leak"] = min(self.found["leaks"], key=lambda leak: VERDICTS_BY_WEIGHT.index(leak["verdict"]))
 
     def measure_answers(self):
         """Measure answers (or continuations of articles), sentence correction, and sampling settings."""
@@ -130,8 +126,11 @@ class Report:
             if settings.check_leak and settings.questions:  # rows of data_dir were checked before their perplexity
                 self.add_contamination(public_path(settings.questions), check_contamination(self.content, pairs))
             opened = self.model.open(settings)
-            self.answers = measure.measure_answers(self.model, opened, pairs, settings, progress)
             self.pairs = pairs
+            params = SamplingParams.from_settings(settings)
+            self.answers = collect_answers(
+                self.model, opened, pairs, params, progress=lambda n: progress(n, len(pairs))
+            )
             self.found["answers"] = self.answers.figures(settings.resamples, settings.seed)
             self.found["asked"] = (settings.questions and public_path(settings.questions)) or (
                 f"{public_path(settings.data_dir)} {evaluated_part(settings, self.model)}"
@@ -165,21 +164,11 @@ class Report:
         pairs = []
         if answers:
             scores = self.answers.scores["rouge_l_f"].tolist()
-            texts = zip(self.pairs, self.answers.predictions, scores, strict=True)
-            pairs = [(*pair, prediction, score) for pair, prediction, score in texts]
+            pairs = [(*p, *more) for p, *more in zip(self.pairs, self.answers.predictions, scores, strict=True)]
         for name, figure in self.figures.items():
             png, _ = save_plot(figure, self.plots / name)
             found["plots"][name] = f"{self.plots.name}/{png.name}"
-        sweep = {}
-        if "decoding" in found:
-            sweep = {"decoding_table": sweep_table(found["decoding"]), "decoding_notes": SWEEP_NOTES}
-        text = report_markdown({**found, **sweep, "pairs": pairs})
-        try:
-            write_atomic(settings.page, lambda file: file.write(text.encode(errors="backslashreplace")))
-        except OSError as error:
-            raise UserError(
-                f"{settings.page} could not be written ({error.strerror}); name another place with --page=…"
-            ) from None
+        write_text(settings.page, report_markdown({**found, "pairs": pairs}))
         if settings.csv:
             write_csv(settings.csv, ["prompt", "reference", "prediction", "rouge_l_f"], pairs)
         if settings.json:

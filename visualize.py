@@ -62,15 +62,12 @@ class Watcher:
             self.print_once(f"waiting for the first line of {what} (Ctrl-C ends this)")
 
     def draw(self, runs):
-        """The Figure of the runs and of the evaluations. Raises UserError."""
+        """Draw the runs and the evaluations, and write the plot; returns its (PNG, SVG) paths. Raises UserError."""
         settings = self.settings
         evaluations = [read_curves(path) for path in settings.figures]
-        return draw_runs(runs, settings.x, settings.smooth, settings.together, evaluations, self.print_once)
-
-    def save(self, figure):
-        """Write the figure; returns its (PNG, SVG) paths. Raises UserError."""
-        beside = next(iter(self.logs), None) or Path(self.settings.figures[0])
-        return save_plot(figure, self.settings.plot or beside.with_name("loss.png"))
+        figure = draw_runs(runs, settings.x, settings.smooth, settings.together, evaluations, self.print_once)
+        beside = next(iter(self.logs), None) or Path(settings.figures[0])
+        return save_plot(figure, settings.plot or beside.with_name("loss.png"))
 
 
 def draw_once(watcher):
@@ -85,7 +82,7 @@ def draw_once(watcher):
         print(f"note: {log.path} {EMPTY}; it is left out")
     for run in runs:
         print("\n".join(summarize_run(run, watcher.settings.smooth)))
-    print(f"drawn: {' and '.join(map(str, watcher.save(watcher.draw(runs))))}")
+    print(f"drawn: {' and '.join(map(str, watcher.draw(runs)))}")
 
 
 def watch(watcher, wait=time.sleep):
@@ -97,17 +94,12 @@ def watch(watcher, wait=time.sleep):
             try:
                 runs, changed = watcher.read()
                 due = bool(runs) and (changed or due)
-            except UserError as error:
-                due = False
-                watcher.print_once(f"note: {error}; tried again in a moment")
-            if due:
-                figure = watcher.draw(runs)
-                try:
-                    files, due = watcher.save(figure), False
+                if due:
+                    files, due = watcher.draw(runs), False
                     watcher.print_once(f"drawn, and again whenever there is more: {' and '.join(map(str, files))}")
-                except UserError as error:  # on Windows a file that a viewer has open cannot be replaced
-                    watcher.print_once(f"note: {error}; tried again in a moment")
-                print_validated(watcher, runs)
+                    print_validated(watcher, runs)
+            except UserError as error:  # such as: on Windows a plot that a viewer has open cannot be replaced
+                watcher.print_once(f"note: {error}; tried again in a moment")
             watcher.print_waiting()
             wait(max(POLL_SECONDS, MIN_PAUSE_FACTOR * (time.perf_counter() - started)))
     finally:

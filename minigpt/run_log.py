@@ -2,9 +2,11 @@
 over-fitting, throughput. Plots are in minigpt/evaluation/training_plots.py.
 """
 
+import itertools
 import json
 import math
 import os
+import sys
 from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +32,7 @@ def find_runs(runs, out_root, wait=False):
     Raises UserError for a run that does not exist, unless `wait` is true.
     """
     if not runs:
-        logs = sorted(Path(out_root).rglob(LOG), key=_modified)
+        logs = sorted(Path(out_root).rglob(LOG), key=os.path.getmtime)
         if not logs and not wait:
             raise UserError(f"no {LOG} under {out_root}; train first: python train.py config/train_config.py")
         return logs[-1:]
@@ -44,14 +46,6 @@ def find_runs(runs, out_root, wait=False):
         if not log.is_file() and not wait:
             raise UserError(f"{log} is not there; name a run's folder with --runs=…")
     return list(dict.fromkeys(logs))
-
-
-def _modified(path):
-    """Time of a file's last change; 0 if it has just been deleted."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def run_names(logs):
@@ -71,9 +65,9 @@ class RunLog:
     a resumed run wrote again are contained once. notes: a line about each kind of problem.
     """
 
-    def __init__(self, path, name=""):
+    def __init__(self, path):
         self.path = Path(path)
-        self.name = name or run_names([self.path])[0]
+        self.name = run_names([self.path])[0]
         self._begin()
 
     def _begin(self):
@@ -99,7 +93,8 @@ class RunLog:
 
     def _read(self, file):
         # A resumed or restarted run replaces the file: read it from the beginning.
-        identity, size = _stat(file)
+        about = os.fstat(file.fileno())
+        identity, size = (about.st_dev, about.st_ino), about.st_size
         replaced = self._file not in (None, identity) or size < self._position
         if replaced:
             self._begin()
@@ -117,38 +112,33 @@ class RunLog:
             elif line.strip():
                 self._broken.append(self._lines)
         self._half = size > self._position
-        if self._position != before or replaced:
+        changed = replaced or self._position != before
+        if changed:
             self.columns = _once({name: np.array(values) for name, values in self._values.items()})
-            return True
-        return False
+        return changed
 
     def __len__(self):
         return len(self.columns["step"])
 
     @property
     def notes(self):
-        notes, columns, values = [], self.columns, self._values
-        if self._broken:
-            first = self._broken[0]
-            notes.append(f"{_count(len(self._broken), 'line')} could not be read (the first is line {first})")
+        columns, steps = self.columns, np.array(self._values["step"])
+        unplaced = int(np.isnan(steps).sum())
+        counts = [
+            (len(self._broken), "line", f"could not be read (the first is line {min(self._broken, default=0)})"),
+            (unplaced, "line", "without a step left out"),
+            (len(steps) - unplaced - len(self), "line", "that a resumed run wrote again left out"),
+            (len(find_gaps(columns["step"])), "gap", "between its lines"),
+        ]
+        for name, what in (("train_loss", "training loss"), ("val_loss", "validation loss")):
+            infinite = columns["step"][np.isinf(columns[name])]
+            counts.append((len(infinite), what, f"not finite, first at step {infinite.min(initial=math.inf):.0f}"))
+        notes = [f"{_count(n, what)} {text}" for n, what, text in counts if n]
         if self._half:
             notes.append("its last line is incomplete (the run is writing it, or was interrupted)")
-        unplaced = int(np.isnan(np.array(values["step"])).sum())
-        if unplaced:
-            notes.append(f"{_count(unplaced, 'line')} without a step left out")
-        again = len(values["step"]) - unplaced - len(self)
-        if again:
-            notes.append(f"{_count(again, 'line')} that a resumed run wrote again left out")
-        for name, what in (("train_loss", "training"), ("val_loss", "validation")):
-            lost = np.flatnonzero(np.isinf(columns[name]))
-            if len(lost):
-                step = columns["step"][lost[0]]
-                notes.append(f"{_count(len(lost), what + ' loss')} not finite, first at step {step:.0f}")
         missing = [name for name in LOG_FIELDS if name != "val_loss" and not np.isfinite(columns[name]).any()]
         if missing and len(self):
             notes.append(f"no line has {' or '.join(missing)}")
-        if missing_lines := len(find_gaps(columns["step"])):
-            notes.append(f"{_count(missing_lines, 'gap')} between its lines")
         return [f"{self.path}: {note}" for note in notes]
 
 
@@ -163,12 +153,6 @@ def cut_log(folder, step):
     path = Path(folder) / LOG
     text = "".join(json.dumps(line) + "\n" for line in log_lines(path) if line["step"] <= step)
     write_atomic(path, lambda file: file.write(text.encode()))
-
-
-def _stat(file):
-    """(identity of the file, its size in bytes). A file that replaces it has another identity."""
-    about = os.fstat(file.fileno())
-    return (about.st_dev, about.st_ino), about.st_size
 
 
 def _parsed(line):
@@ -186,11 +170,7 @@ def _number(value):
     """A value as float: nan if it is missing, inf if it is not finite, so that the two can be distinguished."""
     if type(value) not in (int, float):
         return math.nan
-    try:
-        value = float(value)
-    except OverflowError:
-        return math.inf
-    return value if math.isfinite(value) else math.inf
+    return float(value) if abs(value) <= sys.float_info.max else math.inf
 
 
 def _once(columns):
@@ -205,11 +185,6 @@ def _once(columns):
 
 def _count(n, what):
     return f"{n:,} {what}{'' if n == 1 else 'es' if what.endswith('s') else 's'}"
-
-
-def finite_places(x, y):
-    """Indices at which both arrays are finite."""
-    return np.flatnonzero(np.isfinite(x) & np.isfinite(y))
 
 
 def find_gaps(steps):
@@ -236,12 +211,9 @@ def smooth_values(values, weight):
     weight: of the past, 0 to 1; for few values, see `limit_smoothing`.
     """
     weight = limit_smoothing(weight, len(values))
-    mean, rest, out = 0.0, 1.0, array("d")
-    for value in values.tolist():
-        mean = weight * mean + (1 - weight) * value
-        rest *= weight
-        out.append(mean / (1 - rest))
-    return np.array(out)
+    steps = [0.0, *((1 - weight) * values).tolist()]
+    means = np.array(list(itertools.accumulate(steps, lambda mean, step: weight * mean + step)))
+    return means[1:] / (1 - weight ** np.arange(1, len(means)))
 
 
 def best_line(columns):
@@ -294,7 +266,7 @@ def overfitting(columns):
 
 
 @dataclass
-class Throughput:
+class RunThroughput:
     """Tokens per second: places (indices in the columns) with their rates, and the overall rate."""
 
     places: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
@@ -304,22 +276,22 @@ class Throughput:
 
 
 def measure_throughput(columns):
-    """`Throughput` of a run, from line to line; lines that are close in time share a point.
+    """`RunThroughput` of a run, from line to line; lines that are close in time share a point.
 
     The log's clock includes the time of validating and saving. So the intervals after a validation are left out, unless
     there are no others. Intervals without tokens are left out too, and those in which the clock ran backwards.
     """
     seconds, tokens = columns["seconds"], columns["tokens"]
-    there = finite_places(seconds, tokens)
+    there = np.flatnonzero(np.isfinite(seconds) & np.isfinite(tokens))
     # The interval from each line to the next.
     took, made = np.diff(seconds[there]), np.diff(tokens[there])
     right = (took >= 0) & (made > 0)
-    after_check = np.isfinite(columns["val_loss"][there][:-1])
-    with_checks = not (right & ~after_check).any()
-    chosen = np.flatnonzero(right if with_checks else right & ~after_check)
+    without_checks = right & ~np.isfinite(columns["val_loss"][there][:-1])
+    with_checks = not without_checks.any()
+    chosen = np.flatnonzero(right if with_checks else without_checks)
     total = took[chosen].sum()
     if total <= 0:
-        return Throughput()
+        return RunThroughput()
     # Intervals are summed in bins of equal training time.
     width = max(MIN_THROUGHPUT_SECONDS, total / MAX_THROUGHPUT_POINTS)
     ends = np.cumsum(took[chosen])
@@ -328,26 +300,20 @@ def measure_throughput(columns):
     last = np.zeros(len(took), int)
     np.maximum.at(last, bins, there[chosen + 1])
     full = took > 0
-    return Throughput(last[full], made[full] / took[full], float(made.sum() / took.sum()), with_checks)
+    return RunThroughput(last[full], made[full] / took[full], float(made.sum() / took.sum()), with_checks)
 
 
-def thinned(x, y, most, extremes=False):
-    """About `most` of the points (x, y), in order, the first and the last included.
+def thinned(x, y, most):
+    """About `most` of the points (x, y), in order: the first, the last, and the lowest and highest of every stretch.
 
-    With `extremes`, the lowest and the highest of every stretch are kept, so that no spike is lost.
+    So no spike is lost.
     """
-    n = len(x)
-    if n <= most:
+    if len(x) <= most:
         return x, y
-    if not extremes:
-        kept = np.unique(np.linspace(0, n - 1, most).astype(int))
-        return x[kept], y[kept]
-    size = -(-n // max(1, most // 2))
-    whole = n // size * size
-    shaped = y[:whole].reshape(-1, size)
-    starts = np.arange(len(shaped)) * size
-    tail = [whole + y[whole:].argmin(), whole + y[whole:].argmax()] if whole < n else []
-    kept = np.unique([*(starts + shaped.argmin(axis=1)), *(starts + shaped.argmax(axis=1)), *tail, 0, n - 1])
+    kept = {0, len(x) - 1}
+    for stretch in np.array_split(np.arange(len(x)), max(1, most // 2)):
+        kept |= {stretch[y[stretch].argmin()], stretch[y[stretch].argmax()]}
+    kept = sorted(kept)
     return x[kept], y[kept]
 
 
@@ -357,8 +323,8 @@ def summarize_run(run, smooth):
     losses = c["train_loss"][np.isfinite(c["train_loss"])]
     came = [f"step {c['step'][-1]:,.0f}"]
     for name, form in (("epoch", "epoch {:.2f}"), ("tokens", "{:,.0f} tokens"), ("seconds", "{:,.0f} s")):
-        if np.isfinite(c[name]).any():
-            came.append(form.format(np.nanmax(np.where(np.isfinite(c[name]), c[name], np.nan))))
+        if len(values := c[name][np.isfinite(c[name])]):
+            came.append(form.format(values.max()))
     if len(losses):
         suffix = " (smoothed)" if limit_smoothing(smooth, len(losses)) else ""
         came.append(f"training loss {smooth_values(losses, smooth)[-1]:.4f}{suffix}")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from minigpt.checkpoint import load_checkpoint
 from minigpt.common.errors import UserError
-from minigpt.evaluation.models import LocalModel, RemoteModel, find_models, without_weights
+from minigpt.evaluation.models import LocalModel, RemoteModel, find_models
 from minigpt.evaluation.prompts import check_fit, load_pairs
-from minigpt.metrics import compare, interval, mean_scores, score_each
+from minigpt.evaluation.tables import text_table
+from minigpt.metrics import compare, interval, mean_scores, score_each, too_few
 
 MAX_MODELS_FOR_ALL_PAIRS = 6  # up to so many models, every two are compared; with more, each with the best
 COMPARED_FIGURES = ("rouge_l_f", "exact_match")
@@ -19,20 +20,20 @@ CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 class EvaluatedModel:
     """A model under evaluation, before it is loaded: a checkpoint without its weights, or a model behind an API.
 
+    content: the checkpoint's dict without its weights; None for a model behind an API, which is treated as fine-tuned.
     contamination: what `check_models` found, as a dict, or None.
     """
 
     def __init__(self, name, path):
         self.name, self.path = name, path
-        self.contamination = None
+        self.contamination = self.remote = self.content = self.step = None
+        self.stage = "sft"
         if isinstance(path, Path):
-            self.remote = None
-            self.content = without_weights(load_checkpoint(path))
-            self.stage = self.content["stage"]
-            self.step = self.content["progress"]["step"]
+            content = load_checkpoint(path)
+            self.content = {key: value for key, value in content.items() if key not in ("model", "optimizers")}
+            self.stage, self.step = content["stage"], content["progress"]["step"]
         else:
             self.remote = RemoteModel(path, name)
-            self.content, self.stage, self.step = None, self.remote.stage, None
 
     def about(self):
         """What it is, for the JSON."""
@@ -40,7 +41,7 @@ class EvaluatedModel:
 
     def open(self, settings):
         """The `LocalModel` (its weights are loaded now) or the `RemoteModel`."""
-        return self.remote or LocalModel(self.path, self.name, settings)
+        return self.remote or LocalModel(self.path, settings)
 
 
 def load_evaluation(settings):
@@ -59,6 +60,29 @@ def note_cut_prompts(opened, pairs, params):
     """Print how many prompts a loaded model has to cut."""
     if cut := opened.cut_prompts([prompt for prompt, _ in pairs], params):
         print(f"note: {cut} prompts leave no room for an answer in the model's block; only their ends are used")
+
+
+def measure_in_turn(models, measure):
+    """([measure(model) of each model], whether Ctrl-C ended it). A model whose measurement fails is left out.
+
+    Raises UserError if none is left, and KeyboardInterrupt if none was measured before it.
+    """
+    results = []
+    for model in models:
+        try:
+            results.append(measure(model))
+        except UserError as error:
+            if len(models) == 1:
+                raise
+            print(f"note: {error}; it is left out")
+        except KeyboardInterrupt:
+            if not results:
+                raise
+            print(f"stopped; the figures are of the {len(results)} of {len(models)} models that were measured")
+            return results, True
+    if not results:
+        raise UserError("no model could be measured")
+    return results, False
 
 
 def combine_entries(entries, **more):
@@ -86,16 +110,14 @@ class ModelAnswers:
     def name(self):
         return self.model.name
 
-    @property
-    def failed(self):
-        """Number of pairs without an answer. No figure counts them."""
-        return sum(prediction is None for prediction in self.predictions)
-
     def figures(self, resamples=1000, seed=0):
-        """Plain values for the JSON: the model, the mean scores, and "intervals" {score: [low, high]}."""
+        """Plain values for the JSON: the model, the mean scores, and "intervals" {score: [low, high]}.
+
+        "failed" is the number of pairs without an answer. No other figure counts them.
+        """
         intervals = {name: interval(values, resamples=resamples, seed=seed) for name, values in self.scores.items()}
         return {
-            **self.model.about(), **mean_scores(self.scores), "failed": self.failed,
+            **self.model.about(), **mean_scores(self.scores), "failed": self.predictions.count(None),
             "intervals": {name: edges and list(edges) for name, edges in intervals.items()},
             "leak": self.model.contamination,
         }  # fmt: skip
@@ -126,6 +148,23 @@ def compare_models(answers, resamples=1000, seed=0):
         if result:
             results.append({"a": a.name, "b": b.name, "figure": figure, **result})
     return results
+
+
+def print_comparisons(comparisons, relation, difference, names):
+    """Print how sure it is that model A is better than model B on the same rows, for those with an interval.
+
+    comparisons: [{"a", "b", "figure", …}], as `metrics.compare` has them; relation: "<" or ">"; difference: head of the
+    column of differences; names: {figure: its name}.
+    """
+    rows = []
+    for c in comparisons:
+        if not too_few(c["rows"]):
+            figures = f"{c['difference']:+.4f}", f"{c['low']:+.4f}…{c['high']:+.4f}", f"{c['a_better']:.1%}"
+            rows.append([f"{c['a']} {relation} {c['b']}", names[c["figure"]], *figures, c["rows"]])
+    if rows:
+        heads = [f"A {relation} B", "figure", difference, "95% interval", "A better in", "rows"]
+        print("\n" + text_table(heads, rows))
+        print("A better in: share of resamples (paired bootstrap) in which A is better; 5% to 95% decides nothing")
 
 
 def lowest_and_highest(values, count=10):

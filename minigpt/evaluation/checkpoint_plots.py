@@ -50,9 +50,7 @@ def is_number(value):
 
 def run_of(entry):
     """The run of an entry's checkpoint: as the entry says, or the name of the checkpoint's folder."""
-    if isinstance(entry.get("run"), str) and entry["run"]:
-        return entry["run"]
-    return Path(str(entry.get("checkpoint") or entry.get("name") or "")).absolute().parent.name
+    return entry.get("run") or Path(str(entry.get("checkpoint") or entry.get("name"))).absolute().parent.name
 
 
 def runs_of(content):
@@ -69,13 +67,9 @@ def runs_of(content):
 
 def band_of(entries, key):
     """([step], [low], [high]) of the entries that have an interval for the figure `key`."""
-    found = []
-    for entry in entries:
-        intervals = entry.get("intervals")
-        interval = intervals.get(key) if isinstance(intervals, dict) else None
-        if isinstance(interval, (list, tuple)) and len(interval) == 2 and all(map(is_number, interval)):
-            found.append((entry["step"], *interval))
-    return list(zip(*found, strict=True)) if found else ([], [], [])
+    edges = [(entry["step"], (entry.get("intervals") or {}).get(key)) for entry in entries]
+    bands = [(step, *interval) for step, interval in edges if interval]
+    return list(zip(*bands, strict=True)) or ([], [], [])
 
 
 def draw_panel(panel, entries, keys):
@@ -94,8 +88,6 @@ def draw_panel(panel, entries, keys):
             panel.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
         elif steps:
             panel.vlines(steps, low, high, color=colour, alpha=0.5)
-    panel.grid(alpha=0.25)
-    panel.spines[["top", "right"]].set_visible(False)
     panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     panel.set_xlabel("step")
@@ -110,7 +102,7 @@ def panel_rows(runs):
     return rows + [({key}, label) for key, label in OTHER_LABELS.items() if key in keys]
 
 
-def draw_block(block, content, title="", say=print):
+def draw_block(block, content, say=print):
     """Draw into a matplotlib (sub)figure: the runs side by side, each with its own panels on a common scale.
 
     content: as `read_curves` returns it. say(line): called for names that no font can draw. Raises UserError if there
@@ -124,7 +116,7 @@ def draw_block(block, content, title="", say=print):
     panels = block.subplots(len(rows) * deep, columns, squeeze=False)
     for panel in panels.flat:
         panel.set_visible(False)
-    without_limits = {}  # row: panels whose scale follows from the data
+    first = {}  # row: its panel of the first run, whose scale the other runs share
     for number, (entries, name) in enumerate(zip(runs.values(), drawable_names(list(runs), say), strict=True)):
         for row, (keys, label) in enumerate(rows):
             panel = panels[number // columns * len(rows) + row, number % columns]
@@ -136,24 +128,18 @@ def draw_block(block, content, title="", say=print):
                 panel.set_ylabel(label)
             if keys <= set(SHARE_LABELS):
                 panel.set_ylim(-0.02, 1.02)
-            else:
-                without_limits.setdefault(row, []).append(panel)
+            elif first.setdefault(row, panel) is not panel:
+                panel.sharey(first[row])
             if not number and panel.get_legend_handles_labels()[0]:
                 panel.legend(fontsize="small", framealpha=0.7)
-    for same in without_limits.values():
-        low, high = (pick(panel.get_ylim()[end] for panel in same) for end, pick in ((0, min), (1, max)))
-        for panel in same:
-            panel.set_ylim(low, high)
-    if title:
-        block.suptitle(drawable_names([title], say)[0], fontsize="large")
 
 
-def draw_curves(content, title="", say=print):
+def draw_curves(content, say=print):
     """A Figure of its own with what `draw_block` draws. `plots.save_plot` writes it."""
     runs = runs_of(content)
     columns = min(MAX_COLUMNS, max(1, len(runs)))
     deep = -(-len(runs) // columns) * max(1, len(panel_rows(runs)))
     size = (PANEL_INCHES[0] * max(1.3, columns), PANEL_INCHES[1] * max(1, deep))
     figure = Figure(figsize=size, layout="constrained")
-    draw_block(figure, content, title, say)
+    draw_block(figure, content, say)
     return figure

@@ -32,7 +32,8 @@ LEAKED_NGRAMS_SHARE = 0.2  # … and for articles also from this share of all th
 MAX_NGRAMS = 1 << 18  # of texts with more, a sample of about this size is searched for
 CHUNK_TOKENS = 1 << 18  # training tokens that are hashed at a time
 MAX_CHAIN = 8  # checkpoints that are followed from one that was initialized from another
-CLEAN, LEAKED, TRAINED_ON, NOT_CHECKED = "clean", "leaked", "trained on", "not checked"  # as the JSON has them
+# As the JSON has them, from the one that weighs most against the figures.
+VERDICTS_BY_WEIGHT = LEAKED, TRAINED_ON, NOT_CHECKED, CLEAN = "leaked", "trained on", "not checked", "clean"
 
 
 @dataclass
@@ -109,12 +110,6 @@ def check_contamination(content, pairs=None, source=None):
         many_ngrams = not is_sft and result.share >= LEAKED_NGRAMS_SHARE
         result.verdict = LEAKED if many_rows or many_ngrams else CLEAN
     return result
-
-
-def worst_contamination(results):
-    """The `Contamination` that weighs most against the figures."""
-    order = LEAKED, TRAINED_ON, NOT_CHECKED, CLEAN
-    return min(results, key=lambda result: order.index(result.verdict))
 
 
 def is_same_folder(a, b):

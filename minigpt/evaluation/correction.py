@@ -4,13 +4,14 @@ import os
 import random
 from collections import Counter
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 
 from data_utils import load_row_tokenizer, open_rows, read_meta
 from minigpt.common.errors import UserError
 from minigpt.corpus.records import Problems, read_questions
-from minigpt.evaluation.prompts import pairs_of_file, pairs_of_rows
+from minigpt.evaluation.prompts import draw_samples, pairs_of_file, pairs_of_rows
 from minigpt.metrics import compare, exact_match, interval
 
 SYSTEM_PROMPT = "你是中文校对员。请改正用户句子中的错误，只输出改正后的句子；句子没有错误时，原样输出。"
@@ -68,11 +69,7 @@ def load_cases(settings):
         cases_rows, _ = open_rows(folder, settings.split or "test")
         pool_rows = open_rows(folder, "train")[0] if has_train_rows else ()
         cases, pool = (to_cases(pairs_of_rows(rows, meta, tokenizer), kinds) for rows in (cases_rows, pool_rows))
-    if not cases:
-        raise UserError("no sentence could be read")
-    if 0 < settings.max_samples < len(cases):
-        cases = random.Random(settings.seed).sample(cases, settings.max_samples)
-    return cases, pool
+    return draw_samples(cases, settings, "sentence"), pool
 
 
 # The prompts
@@ -151,13 +148,8 @@ def judge_correction(case, prediction):
 
 def matches_of_groups(cases, predictions):
     """[(group, (n,) float64)] for CORRECTION_GROUPS: 1 for an exact match, 0 for none, nan for no answer."""
-    matches = np.array(
-        [
-            np.nan if prediction is None else exact_match(prediction, case.answer)
-            for case, prediction in zip(cases, predictions, strict=True)
-        ],
-        dtype=np.float64,
-    )
+    value_of = {RIGHT: 1.0, NO_ANSWER: np.nan}
+    matches = np.array([value_of.get(judge_correction(*pair), 0.0) for pair in zip(cases, predictions, strict=True)])
     changes = np.array([case.changes for case in cases], dtype=bool)
     return list(zip(CORRECTION_GROUPS, (matches, matches[changes], matches[~changes]), strict=True))
 
@@ -177,7 +169,7 @@ def correction_figures(cases, predictions, resamples=1000, seed=0):
     Sentences without an answer are counted in "verdicts" only.
     """
     groups = matches_of_groups(cases, predictions)
-    counts = Counter(judge_correction(case, prediction) for case, prediction in zip(cases, predictions, strict=True))
+    counts = Counter(map(judge_correction, cases, predictions))
     figures = {"intervals": {}, "verdicts": {name: counts[name] for name in VERDICTS if counts[name]}, "kinds": {}}
     for group, matches in groups:
         key = "pairs" if group == "accuracy" else f"pairs_{group}"
@@ -200,15 +192,12 @@ def failures_first(cases, predictions, count):
     """Texts of up to `count` sentences with their predictions: the failures first, the kinds of failure in turn."""
     by_verdict = {name: [] for name in VERDICTS}
     for case, prediction in zip(cases, predictions, strict=True):
-        by_verdict[judge_correction(case, prediction)].append((case, prediction))
-    chosen = []
-    while len(chosen) < count and any(by_verdict[name] for name in FAILURES):
-        for name in FAILURES:
-            if by_verdict[name] and len(chosen) < count:
-                chosen.append((name, *by_verdict[name].pop(0)))
-    chosen += [(RIGHT, *pair) for pair in by_verdict[RIGHT]][: count - len(chosen)]
+        verdict = judge_correction(case, prediction)
+        by_verdict[verdict].append((verdict, case, prediction))
+    in_turn = zip_longest(*(by_verdict[name] for name in FAILURES))
+    failures = [failure for turn in in_turn for failure in turn if failure]
     return [
         f"{name}{f' ({case.kind})' if case.kind else ''}\n  原句 question:   {case.question}\n"
         f"  应为 reference:  {case.answer}\n  预测 prediction: {prediction}"
-        for name, case, prediction in chosen
+        for name, case, prediction in [*failures, *by_verdict[RIGHT]][:count]
     ]

@@ -5,6 +5,7 @@ from dataclasses import astuple, replace
 import numpy as np
 
 from minigpt.evaluation.plots import curve_widths, plt
+from minigpt.evaluation.tables import interval_text
 from minigpt.metrics import distinct, exact_match, interval, repetition, rouge_l
 
 SWEPT_VALUES = {
@@ -92,8 +93,8 @@ def sweep_table(rows):
         texts = {**row, "value": value, "temperature": f"{row['temperature']:g}"}
         texts["characters"] = f"{row['characters']:.1f}"
         for name in ("rouge_l_f", "exact_match"):
-            low, high = row[f"{name}_low"], row[f"{name}_high"]
-            texts[f"{name}_interval"] = None if low is None else f"{low:.3f}–{high:.3f}"
+            edges = row[f"{name}_low"], row[f"{name}_high"]
+            texts[f"{name}_interval"] = None if None in edges else interval_text(edges)
         cells.append([texts[key] for key in TABLE_COLUMNS])
     return list(TABLE_COLUMNS.values()), cells
 
@@ -120,7 +121,6 @@ def draw_sweep(rows):
         ticks = ["all" if (name, row["value"]) == ("top_k", 0) else f"{row['value']:g}" for row in own]
         panel.set_xticks(list(places), ticks)
         panel.set(title=name + (" (at temperature 1)" if name in AT_TEMPERATURE_1 else ""), ylim=(-0.03, 1.03))
-        panel.grid(alpha=0.3)
     for panel in panels[len(names) :]:
         panel.axis("off")
     handles, labels = panels[0].get_legend_handles_labels()

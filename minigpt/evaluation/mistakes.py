@@ -46,82 +46,61 @@ def han_places(text):
     return [i for run in HAN_RUN.finditer(text) for i in range(*run.span())]
 
 
+# Each kind of mistake is a function of (text, rng, frequent). It returns the edits that make it, as (start, end, new
+# text), of which one is made.
+
+
 def drop_character(text, rng, frequent):
     places = han_places(text)
-    if len(places) < 2:  # a character has to be left
-        return None
-    i = rng.choice(places)
-    return text[:i] + text[i + 1 :]
+    return [(i, i + 1, "") for i in places] if len(places) > 1 else []  # a character has to be left
 
 
 def double_character(text, rng, frequent):
     """Double a character. One that is doubled already is left alone: tripled, it would not look like a slip."""
-    places = [i for i in han_places(text) if text[i] not in (text[i - 1 : i], text[i + 1 : i + 2])]
-    if not places:
-        return None
-    i = rng.choice(places)
-    return text[:i] + text[i] + text[i:]
+    return [(i, i, text[i]) for i in han_places(text) if text[i] not in (text[i - 1 : i], text[i + 1 : i + 2])]
 
 
 def swap_characters(text, rng, frequent):
-    places = han_places(text)
-    places = [i for i, j in itertools.pairwise(places) if j == i + 1 and text[i] != text[j]]
-    if not places:
-        return None
-    i = rng.choice(places)
-    return text[:i] + text[i + 1] + text[i] + text[i + 2 :]
+    neighbours = itertools.pairwise(han_places(text))
+    return [(i, i + 2, text[j] + text[i]) for i, j in neighbours if j == i + 1 and text[i] != text[j]]
 
 
 def replace_character(text, rng, frequent):
     places = han_places(text)
-    if not places:
-        return None
-    i = rng.choice(places)
-    others = [char for char in frequent if char != text[i]]
-    return text[:i] + rng.choice(others) + text[i + 1 :] if others else None
+    i = rng.choice(places) if places else 0
+    return [(i, i + 1, char) for char in frequent if char != text[i]] if places else []
 
 
-def swap_clauses(text, rng):
+def swap_clauses(text):
     """Swap two neighbouring clauses. Their final punctuation stays in its place."""
-    clauses = CLAUSE.findall(text)[:-1]  # the last match is empty
-    bodies = [CLAUSE_PUNCTUATION.sub("", clause) for clause in clauses]
-    ends = [clause[len(body) :] for clause, body in zip(clauses, bodies, strict=True)]
-    places = [
-        i
-        for i, (a, b) in enumerate(itertools.pairwise(bodies))
-        if a != b and all(han_places(part) and not FIXED_CLAUSE.search(part) for part in (a, b))
-    ]
-    if not places:
-        return None
-    i = rng.choice(places)
-    bodies[i], bodies[i + 1] = bodies[i + 1], bodies[i]
-    return "".join(body + end for body, end in zip(bodies, ends, strict=True))
+    clauses = [match for match in CLAUSE.finditer(text) if match[0]]
+    spans = [(match.start(), CLAUSE_PUNCTUATION.search(text, match.start(), match.end()).start()) for match in clauses]
+    edits = []
+    for (start, end), (next_start, next_end) in itertools.pairwise(spans):
+        first, second = text[start:end], text[next_start:next_end]
+        if first != second and all(han_places(part) and not FIXED_CLAUSE.search(part) for part in (first, second)):
+            edits.append((start, next_end, second + text[end:next_start] + first))
+    return edits
 
 
-def swap_words(text, rng):
+def swap_words(text):
     """Swap two neighbouring words, of which at least one has several characters (else it is `swap_characters`)."""
-    runs = list(HAN_RUN.finditer(text))
-    places = []
-    for run in runs:
-        at, words = run.start(), cut_words(run[0])
-        for a, b in itertools.pairwise(words):
-            if len(a + b) > 2 and a + b != b + a:
-                places.append((at, a, b))
-            at += len(a)
-    if not places:
-        return None
-    at, a, b = rng.choice(places)
-    return text[:at] + b + a + text[at + len(a + b) :]
+    edits = []
+    for run in HAN_RUN.finditer(text):
+        start = run.start()
+        for first, second in itertools.pairwise(cut_words(run[0])):
+            if len(first + second) > 2 and first + second != second + first:
+                edits.append((start, start + len(first + second), second + first))
+            start += len(first)
+    return edits
 
 
 def reorder_text(text, rng, frequent):
     """Swap clauses or words, at random if both are possible."""
-    ways = [swap_clauses, swap_words]
-    rng.shuffle(ways)
-    return ways[0](text, rng) or ways[1](text, rng)
+    ways = [edits for edits in (swap_clauses(text), swap_words(text)) if edits]
+    return rng.choice(ways) if ways else []
 
 
-# Each is called with (text, rng, frequent); it returns the text with one mistake, or None if that is impossible.
 MISTAKE_KINDS = {
     "dropped": drop_character, "doubled": double_character, "swapped": swap_characters, "wrong": replace_character,
     "order": reorder_text,
@@ -139,10 +118,9 @@ def add_mistake(sentence, kind, rng, frequent, taken=()):
 
     rng: a random.Random; frequent: characters that a wrong one is drawn from; taken: texts that are not returned.
     """
-    for _ in range(MAX_TRIES):
-        text = MISTAKE_KINDS[kind](sentence, rng, frequent)
-        if text is None:
-            return None
-        if text != sentence and text not in taken:
+    edits = MISTAKE_KINDS[kind](sentence, rng, frequent)
+    for start, end, new in rng.sample(edits, min(MAX_TRIES, len(edits))):
+        text = sentence[:start] + new + sentence[end:]
+        if text not in taken:
             return text
     return None

@@ -3,18 +3,18 @@
 import os
 import re
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from minigpt.checkpoint import BEST, LAST, PREVIOUS, load_checkpoint, model_names, newest_checkpoint
 from minigpt.common.errors import UserError
+from minigpt.common.net import MINIGPT_OWNER
 from minigpt.inference.engine import open_generator
 from minigpt.openai_client import ApiClient, ApiFailure
 
-MINIGPT_OWNER = "minigpt"  # "owned_by" of the models of server.py
 MAX_CONCURRENT_REQUESTS = 8
 MAX_FAILURES = 3 * MAX_CONCURRENT_REQUESTS  # a server that has failed so often and never answered is given up
-POLL_SECONDS = 0.5  # how often a waiting main thread can react to Ctrl-C
+INTERRUPT_POLL_SECONDS = 0.5  # how often a waiting main thread can react to Ctrl-C
 ADDRESS = re.compile(r"(?:(?P<model>[^@]*)@)?(?P<url>https?://.+)")
 STEP = re.compile(r"step_(\d+)")
 
@@ -24,21 +24,11 @@ def params_of_prompt(params, number):
     return params if params.seed is None else replace(params, seed=params.seed + number)
 
 
-def without_weights(content):
-    """A checkpoint's dict without the weights and the optimizer."""
-    return {key: value for key, value in content.items() if key not in ("model", "optimizers")}
-
-
 class LocalModel:
-    """A loaded checkpoint. stage: "pretrain" or "sft"; content: the checkpoint's dict without weights."""
+    """A loaded checkpoint."""
 
-    def __init__(self, path, name, settings):
-        self.path, content, self.generator = open_generator(str(path), settings, exact=True)
-        self.name = name
-        self.content = without_weights(content)
-        self.stage = content["stage"]
-        self.step = content["progress"]["step"]
-        self.tokenizer = self.generator.tokenizer
+    def __init__(self, path, settings):
+        _, _, self.generator = open_generator(str(path), settings, exact=True)
 
     def _stream(self, prompt, params):
         return self.generator.new_stream(self.generator.prompt_ids(prompt), params)
@@ -57,12 +47,7 @@ class LocalModel:
 
 
 class RemoteModel:
-    """A model behind an API. The key is the environment's OPENAI_API_KEY.
-
-    Its stage is unknown; it is treated as instruction-tuned.
-    """
-
-    stage, step, content, path = "sft", None, None, None
+    """A model behind an API. The key is the environment's OPENAI_API_KEY."""
 
     def __init__(self, address, name):
         """Raises UserError if the server does not answer, or does not offer the model."""
@@ -103,7 +88,7 @@ class RemoteModel:
     def _wait_for(self, pending, progress):
         left, answered, failed = set(pending), 0, 0
         while left:
-            done, left = wait(left, POLL_SECONDS, FIRST_COMPLETED)
+            done, left = wait(left, INTERRUPT_POLL_SECONDS, FIRST_COMPLETED)
             good = sum(task.result() is not None for task in done)
             answered += good
             failed += len(done) - good
@@ -113,15 +98,10 @@ class RemoteModel:
                 progress(len(done))
 
     def _answer(self, prompt, params):
-        fields = {
-            "temperature": params.temperature, "top_k": params.top_k, "top_p": params.top_p, "seed": params.seed,
-            "frequency_penalty": params.frequency_penalty, "repetition_penalty": params.repetition_penalty,
-            "max_tokens": params.max_new_tokens,
-        }  # fmt: skip
-        if params.stop:
-            fields["stop"] = list(params.stop)
         if self.stopping:
             return None
+        fields = {name: value for name, value in asdict(params).items() if value != ()}
+        fields["max_tokens"] = fields.pop("max_new_tokens")
         # Our own server's completions add the answer mark, or continue an article, as `LocalModel` does.
         if isinstance(prompt, str) and self.is_minigpt:
             stream = self.client.complete(self.model, prompt, **fields)

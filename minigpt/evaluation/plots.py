@@ -12,6 +12,7 @@ from matplotlib import font_manager
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic
 
+plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False})
 # Fonts with Chinese characters, by their names on Linux, Windows and macOS.
 CHINESE_FONTS = (
     "Noto Sans CJK SC", "Source Han Sans SC", "Microsoft YaHei", "PingFang SC", "Hiragino Sans GB", "SimHei",
@@ -21,7 +22,7 @@ DEFAULT_FONT = "DejaVu Sans"  # part of matplotlib
 # Colours that colour-blind people can distinguish (Okabe and Ito 2008, without yellow and black).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A7A7A")
 LINE_STYLES = ("-", "--", "-.", ":")
-MAX_NAME_CHARS = 40
+MAX_LABEL_CHARS = 40
 OVERLAP_DISTANCE = 0.005  # shares that differ by less are drawn on top of each other
 MAX_MARKED_POINTS = 40  # longer curves have no markers
 
@@ -35,32 +36,21 @@ def use_chinese_font():
     return name
 
 
-def fonts_in_use():
-    """The fonts that matplotlib draws text with, after `use_chinese_font`."""
-    fonts = []
-    for family in plt.rcParams["font.family"]:
-        wanted = font_manager.FontProperties(family=[family])
-        try:
-            fonts.append(font_manager.get_font(font_manager.findfont(wanted, fallback_to_default=False)))
-        except (ValueError, OSError, RuntimeError):  # the font's file is missing or damaged
-            continue
-    return fonts
-
-
 def drawable_names(names, say=print):
     """The names as a plot can show them. One that no font can draw becomes a number, which is printed with `say`.
 
     Whitespace becomes single spaces, long names lose their middle, and matplotlib's special characters are escaped.
     """
     use_chinese_font()
-    fonts, texts = fonts_in_use(), []
+    families, texts = plt.rcParams["font.family"], []
+    fonts = [font_manager.get_font(font_manager.findfont(family)) for family in families]
     for number, name in enumerate(names, start=1):
         text = " ".join(name.split())
         if not all(any(font.get_char_index(ord(char)) for font in fonts) for char in text):
             say(f"note: no font here draws {text}; it is [{number}] in the plot")
             text = f"[{number}]"
-        if len(text) > MAX_NAME_CHARS:
-            half = MAX_NAME_CHARS // 2
+        if len(text) > MAX_LABEL_CHARS:
+            half = MAX_LABEL_CHARS // 2
             text = f"{text[: half - 1]}…{text[-half:]}"
         # A dollar starts a formula, and a legend leaves out names that start with an underscore.
         texts.append(text.replace("$", r"\$").replace("_", " _", text.startswith("_")))

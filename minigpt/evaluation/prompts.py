@@ -22,17 +22,12 @@ def pairs_of_rows(rows, meta, tokenizer):
         if meta["stage"] == "sft":
             pairs.append(tuple(map(tokenizer.decode, split_row(row, special))))
             continue
-        text = tokenizer.decode(row[: first_text_length(row, special)])
+        ends = np.flatnonzero((row == special["eot"]) | (row == special["pad"]))
+        text = tokenizer.decode(row[: ends[0]] if len(ends) else row)
         clause = PROMPT_END.search(text)
         if clause and text[clause.end() :]:
             pairs.append((text[: clause.end()], text[clause.end() :]))
     return pairs
-
-
-def first_text_length(row, special):
-    """Number of tokens before a row's first EOT or PAD."""
-    ends = np.flatnonzero((row == special["eot"]) | (row == special["pad"]))
-    return ends[0] if len(ends) else len(row)
 
 
 def pairs_of_file(path):
@@ -81,8 +76,12 @@ def load_pairs(settings, model):
         pairs = pairs_of_rows(rows, meta, load_row_tokenizer(settings.data_dir, meta))
         if len(pairs) < len(rows):
             print(f"note: {len(rows) - len(pairs)} of {len(rows)} rows have no clause that ends, and are left out")
-    if not pairs:
-        raise UserError("no question could be read")
-    if 0 < settings.max_samples < len(pairs):
-        pairs = random.Random(settings.seed).sample(pairs, settings.max_samples)
-    return pairs
+    return draw_samples(pairs, settings, "question")
+
+
+def draw_samples(samples, settings, what):
+    """At most max_samples of the samples, drawn by the seed. Raises UserError if there is none."""
+    if not samples:
+        raise UserError(f"no {what} could be read")
+    most = min(len(samples), settings.max_samples or len(samples))
+    return random.Random(settings.seed).sample(samples, most) if most < len(samples) else samples

@@ -11,7 +11,6 @@ from data_utils import check_tokenizer, open_rows, read_meta
 from minigpt.checkpoint import load_checkpoint, load_model, model_names
 from minigpt.common.errors import UserError
 from minigpt.device import pick_device
-from minigpt.evaluation.asking import collect_answers
 from minigpt.evaluation.correction import correction_figures, read_kinds, to_cases
 from minigpt.evaluation.decoding_sweep import run_sweep, sweep_size
 from minigpt.evaluation.perplexity import check_rows_fit, perplexity_figures
@@ -144,12 +143,6 @@ def parts_to_measure(folder, settings):
     if not found:
         raise UserError(f"{public_path(folder)} has no {' or '.join(wanted)} part")
     return found
-
-
-def measure_answers(model, opened, pairs, settings, progress):
-    """`ModelAnswers` of an `EvaluatedModel` to pairs [(prompt, reference)]. Raises UserError."""
-    params = SamplingParams.from_settings(settings)
-    return collect_answers(model, opened, pairs, params, progress=lambda n: progress(n, len(pairs)))
 
 
 def measure_corrections(answers, pairs, settings):

@@ -6,22 +6,11 @@ All numbers and sentences are made from the measured figures. The page lists wha
 import re
 
 from minigpt.evaluation.asking import lowest_and_highest, shorten, strip_controls
-from minigpt.evaluation.report_words import interval_brackets, summary_sentences
+from minigpt.evaluation.decoding_sweep import SWEEP_NOTES, sweep_table
+from minigpt.evaluation.report_words import REPORT_TEXTS, interval_brackets, summary_sentences
 from minigpt.evaluation.tables import markdown_table
 from minigpt.metrics import FEWEST_ROWS
 
-STAGES = {"pretrain": "预训练 pretrained", "sft": "微调 fine-tuned"}
-ROWS_OF_STAGE = {"pretrain": "文章 articles", "sft": "问答 questions"}
-ANSWER_FIGURES = {
-    "rouge_l_recall": "Rouge-L 召回率 recall", "rouge_l_precision": "Rouge-L 精确率 precision",
-    "rouge_l_f": "Rouge-L F", "char_f1": "字符 F1（CMRC 2018）character F1", "exact_match": "完全匹配率 exact match",
-    "numbers": "数字准确率 number accuracy",
-}  # fmt: skip
-CORRECTION_FIGURES = {"accuracy": "全部 all", "to_change": "需要改的 to change", "to_keep": "不用改的 to keep"}
-INTERVALS_NOTE = (
-    f"方括号里是 95% 的自助法区间；少于 {FEWEST_ROWS} 行时不给区间。"
-    f"In brackets: 95% bootstrap intervals; none are given for fewer than {FEWEST_ROWS} rows."
-)
 LISTED_ANSWERS = 10  # of the worst and of the best
 MAX_LISTED_CHARS = 80
 # Characters with a meaning in Markdown or in the HTML within it. "|" is escaped by the tables.
@@ -51,7 +40,7 @@ def model_section(report):
         data += f" ({', '.join(map(escape_markdown, trained['sources']))})" if trained["sources"] else ""
     rows = [
         ["检查点 checkpoint", f"{escape_markdown(a['checkpoint'])} ({a['megabytes']} MB)"],
-        ["阶段 stage", STAGES[a["stage"]]],
+        ["阶段 stage", REPORT_TEXTS["stages"][a["stage"]]],
         ["参数 parameters", parameter_count(a["parameters"])],
         ["层 layers", f"{a['n_layer']} × ({a['n_head']} 头 heads, 宽 width {a['n_embd']})"],
         ["上下文长度 context length", f"{a['block_size']} token"],
@@ -66,8 +55,8 @@ def model_section(report):
     blocks = [markdown_table(["", ""], rows, left=2)]
     if report["settings"]:
         changed = [[escape_markdown(name), escape_markdown(str(value))] for name, value in report["settings"].items()]
-        blocks += ["与默认值不同的训练设置 Training settings that differ from the defaults:"]
-        blocks += [markdown_table(["设置 setting", "值 value"], changed, left=2)]
+        table = markdown_table(["设置 setting", "值 value"], changed, left=2)
+        blocks += [REPORT_TEXTS["notes"]["changed_settings"], table]
     return blocks
 
 
@@ -80,25 +69,22 @@ def perplexity_section(report):
     rows = []
     for row in report.get("perplexity", ()):
         count = f"{row['rows']:,}" + (f" / {row['all_rows']:,}" if row["rows"] < row["all_rows"] else "")
-        data = f"{ROWS_OF_STAGE[row['stage']]}: {escape_markdown(row['data_dir'])} {row['part']}"
+        data = f"{REPORT_TEXTS['rows_of_stage'][row['stage']]}: {escape_markdown(row['data_dir'])} {row['part']}"
         cells = [escape_markdown(row["model"]), data, count, f"{row['tokens']:,}"]
         for key, digits in (("perplexity", 2), ("bits_per_token", 3), ("bits_per_char", 3)):
             cells.append(f"{row[key]:.{digits}f} {interval_brackets(row['intervals'][key], digits)}")
         rows.append(cells)
     names = ["模型 model", "数据 data", "行 rows", "token", "困惑度 perplexity", "比特/token bits per token",
              "比特/字 bits per character"]  # fmt: skip
-    return rows and [
-        markdown_table(names, rows, left=2),
-        "问答只计算答案部分，所以文章和问答的数字不能互相比较。"
-        "For questions only the answers count, so figures of articles and of questions cannot be compared.",
-    ]
+    return rows and [markdown_table(names, rows, left=2), REPORT_TEXTS["notes"]["perplexity"]]
 
 
 def answers_section(report):
     scores = report.get("answers")
     if not scores:
         return None
-    rows = [[name, scores[key], interval_brackets(scores["intervals"][key])] for key, name in ANSWER_FIGURES.items()]
+    names = REPORT_TEXTS["answer_figures"]
+    rows = [[name, scores[key], interval_brackets(scores["intervals"][key])] for key, name in names.items()]
     asked = f"{scores['pairs']:,} 对 pairs, {escape_markdown(report['asked'])}; {escape_markdown(report['params'])}."
     return [asked, markdown_table(["指标 figure", "值 value", "95%"], rows), *worst_and_best_answers(report["pairs"])]
 
@@ -130,7 +116,7 @@ def corrections_section(report):
     if not found:
         return None
     rows = []
-    for key, name in CORRECTION_FIGURES.items():
+    for key, name in REPORT_TEXTS["correction_figures"].items():
         count = found["pairs" if key == "accuracy" else f"pairs_{key}"]
         rows.append([name, count, found[key], interval_brackets(found["intervals"][key])])
     for kind, of in found["kinds"].items():
@@ -142,8 +128,7 @@ def corrections_section(report):
 def decoding_section(report):
     if not report.get("decoding"):
         return None
-    names, cells = report["decoding_table"]
-    return [plot_link("decoding", report), markdown_table(names, cells), report["decoding_notes"]]
+    return [plot_link("decoding", report), markdown_table(*sweep_table(report["decoding"])), SWEEP_NOTES]
 
 
 def training_section(report):
@@ -174,11 +159,11 @@ SECTIONS = {
 def report_markdown(report):
     """The page of a report: the summary, then every section that has content.
 
-    report: `found` of evaluations-report.py's `Report`, with "pairs", "decoding_table" and "decoding_notes".
+    report: `found` of evaluations-report.py's `Report`, and "pairs": [(question, reference, prediction, F)].
     """
     lines = [f"- {chinese}\n  {english}" for chinese, english in summary_sentences(report)]
     blocks = [f"# 模型评测报告 Evaluation report: {escape_markdown(report['name'])}"]
-    blocks.append(INTERVALS_NOTE if report["resamples"] else "")
+    blocks.append(REPORT_TEXTS["notes"]["intervals"].format(rows=FEWEST_ROWS) if report["resamples"] else "")
     blocks.append("\n".join(lines))
     for title, section in SECTIONS.items():
         content = section(report)

@@ -17,10 +17,15 @@ def write_csv(path, names, rows):
     writer = csv.writer(text)
     writer.writerow(names)
     writer.writerows(rows)
+    write_text(path, text.getvalue(), "utf-8-sig")
+
+
+def write_text(path, text, encoding="utf-8"):
+    """Write a text file, atomically. Raises UserError."""
     try:
-        write_atomic(path, lambda file: file.write(text.getvalue().encode("utf-8-sig", errors="backslashreplace")))
+        write_atomic(path, lambda file: file.write(text.encode(encoding, errors="backslashreplace")))
     except OSError as error:
-        raise UserError(f"{path} could not be written ({error.strerror})") from None
+        raise UserError(f"{path} could not be written ({error.strerror}); name another place") from None
 
 
 def display_width(text):
@@ -30,6 +35,21 @@ def display_width(text):
 
 def format_cell(value):
     return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def interval_text(edges, digits=3):
+    """A 95% interval as text; "" if there is none."""
+    return "{:.{d}f}–{:.{d}f}".format(*edges, d=digits) if edges else ""
+
+
+def rows_with_intervals(entries, about, figures, digits):
+    """Rows of a table: for each entry the values of the keys `about` and `figures`, and the intervals below."""
+    rows = []
+    for entry in entries:
+        edges = [interval_text(entry["intervals"][name], digits) for name in figures]
+        known = ["" if entry[name] is None else entry[name] for name in about]
+        rows += [[*known, *(entry[name] for name in figures)], [*("" for _ in about), *edges]]
+    return [row for row in rows if any(cell != "" for cell in row)]
 
 
 def text_table(names, rows):

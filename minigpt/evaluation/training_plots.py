@@ -8,7 +8,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
 from minigpt.common.errors import UserError
 from minigpt.evaluation.checkpoint_plots import draw_block
-from minigpt.evaluation.plots import COLOURS, MAX_MARKED_POINTS, curve_style, drawable_names
+from minigpt.evaluation.plots import COLOURS, MAX_MARKED_POINTS, curve_style, drawable_names, plt
 from minigpt.run_log import (
     best_line,
     find_gaps,
@@ -20,7 +20,7 @@ from minigpt.run_log import (
 )
 
 TRAIN_COLOUR, VAL_COLOUR, BEST_COLOUR, RATE_COLOUR, RAW_COLOUR = COLOURS[:5]
-MAX_CURVE_POINTS = 2000
+MAX_DRAWN_POINTS = 2000
 MAX_MARKED_RUNS = 7  # with more, markers would hide the line styles
 SPIKE_FACTOR = 1.5  # losses above so many times the first training loss are cut off
 TIME_UNITS = ((2 * 3600, 3600, "hours"), (180, 60, "minutes"), (0, 1, "seconds"))  # (from seconds, divisor, name)
@@ -55,7 +55,7 @@ class Axis:
         panel.xaxis.set_major_formatter(EngFormatter(sep="") if self.x == "tokens" else plain)
 
 
-def draw_curve(panel, run, axis, values, extremes=False, **options):
+def draw_curve(panel, run, axis, values, **options):
     """Draw values (one for each line of a run, or nan), thinned, with a break where lines are missing."""
     x = axis.places(run)
     places = np.flatnonzero(np.isfinite(x) & np.isfinite(values))
@@ -63,8 +63,8 @@ def draw_curve(panel, run, axis, values, extremes=False, **options):
         return []
     missing = np.searchsorted(places, find_gaps(run.columns["step"]))
     stretches = [part for part in np.split(places, np.unique(missing)) if len(part)]
-    most = max(2, MAX_CURVE_POINTS // len(stretches))
-    parts = [thinned(x[part], values[part], most, extremes) for part in stretches]
+    most = max(2, MAX_DRAWN_POINTS // len(stretches))
+    parts = [thinned(x[part], values[part], most) for part in stretches]
     if any(len(part[0]) == 1 for part in parts):
         options = {"marker": ".", **options}  # a single point has no line
     # A nan between two stretches breaks the line.
@@ -92,7 +92,7 @@ def draw_losses(panel, run, axis, smooth):
     smooth = limit_smoothing(smooth, np.isfinite(columns["train_loss"]).sum())
     if smooth:
         options = {"color": RAW_COLOUR, "lw": 0.8, "alpha": 0.6, "label": "training, raw"}
-        draw_curve(panel, run, axis, columns["train_loss"], extremes=True, **options)
+        draw_curve(panel, run, axis, columns["train_loss"], **options)
     label = f"training, smoothed ({smooth:.2g})" if smooth else "training"
     draw_curve(panel, run, axis, smoothed_losses(run, smooth), color=TRAIN_COLOUR, lw=1.8, label=label)
     options = {"color": VAL_COLOUR, "lw": 1.8, "label": "validation", **validation_marks(run)}
@@ -109,19 +109,16 @@ def draw_losses(panel, run, axis, smooth):
 
 def limit_losses(panel, runs):
     """Set the y axis of a panel of losses: from 0, and so that a spike does not flatten the rest of the curves."""
-    highest, usual = 0.0, 0.0
-    for run in runs:
-        for name in ("train_loss", "val_loss"):
-            values = run.columns[name][np.isfinite(run.columns[name])]
-            if len(values):
-                highest = max(highest, float(values.max()))
-                usual = max(usual, SPIKE_FACTOR * float(values[0]), 4 * float(np.median(values)))
-    if highest > 0:
-        panel.set_ylim(0, 1.05 * min(highest, usual) or None)
-    if highest > usual > 0:
-        panel.text(
-            0.99, 0.97, f"▲ up to {highest:.3g}", transform=panel.transAxes, ha="right", va="top", fontsize="small"
-        )
+    columns = [run.columns[name] for run in runs for name in ("train_loss", "val_loss")]
+    curves = [losses for column in columns if len(losses := column[np.isfinite(column)])]
+    if not curves:
+        return
+    highest = max(losses.max() for losses in curves)
+    usual = max(max(SPIKE_FACTOR * losses[0], 4 * np.median(losses)) for losses in curves)
+    panel.set_ylim(0, 1.05 * min(highest, usual) or None)
+    if highest > usual:
+        place = {"transform": panel.transAxes, "ha": "right", "va": "top", "fontsize": "small"}
+        panel.text(0.99, 0.97, f"▲ up to {highest:.3g}", **place)
 
 
 def draw_losses_together(panel, runs, names, axis, smooth):
@@ -141,9 +138,8 @@ def draw_losses_together(panel, runs, names, axis, smooth):
             if found:
                 panel.plot([place], [loss], "o", markersize=15, markerfacecolor="none", markeredgecolor=colour)
                 name += ", then over-fits"
-        for line in drawn:
-            line.set_label(name)
-            handles.append(line)
+        handles += drawn
+        plt.setp(drawn, label=name)
     limit_losses(panel, runs)
     return handles
 
@@ -177,8 +173,6 @@ def panels_of(block, runs):
     heights = [3.2, *[1.0 for there in wanted if there]]
     panels = list(block.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0])
     for panel in panels:
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
         panel.margins(x=0.01)
     panels[0].set_ylabel(LOSS_LABEL)
     rest = iter(panels[1:])

@@ -183,7 +183,7 @@ def test_ctrl_c_keeps_what_was_measured(measure, project, monkeypatch):
     def once(self, *more):
         if not next(tries):
             raise KeyboardInterrupt
-        measured(self, *more)
+        return measured(self, *more)
 
     monkeypatch.setattr(SCRIPT.MeasuredCheckpoint, "measure", once)
     with pytest.raises(KeyboardInterrupt):
