@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from minigpt.common.errors import UserError
-from minigpt.common.files import PROJECT, write_atomic
+from minigpt.common.files import PROJECT, write_atomic, write_json
 
 
 def call_in_process(function, *arguments):
@@ -40,8 +40,21 @@ def machine_name(device):
         fields = {key.strip(): value.strip() for key, value in fields.items()}
         flags = [flag for flag in ("amx_bf16", "avx512_bf16", "avx2") if flag in fields.get("flags", "").split()]
         name = f"{fields.get('model name', name)} ({', '.join(flags)})"
-    return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores, " \
-        f"torch {torch.__version__}"  # fmt: skip
+    return f"{name}, {count_cores()} cores, torch {torch.__version__}"
+
+
+def count_cores():
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def publish_results(settings, title, table, values):
+    """Print a table; write the values (dict) as JSON and the table into the docs by the settings of bench.py."""
+    print(f"\n{table}")
+    if settings.json:
+        write_json(settings.json, values)
+    if not settings.quick:
+        write_docs(settings.docs, title, table)
 
 
 def write_docs(path, title, text):
