@@ -22,7 +22,7 @@ from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_json
 from minigpt.experiments import build, data
-from minigpt.experiments.claims import EXPERIMENTS, select_experiments
+from minigpt.experiments.claims import EXPERIMENTS
 from minigpt.experiments.plan import Plan
 from minigpt.experiments.report import experiment_table, verdict_lines, write_page
 from minigpt.experiments.results import read_figures, to_flags
@@ -64,9 +64,8 @@ def experiments_help():
     """The part of --help that lists the experiments."""
     width = max(len(experiment.name) for experiment in EXPERIMENTS)
     lines = [f"  {experiment.name:{width}}  {experiment.title} {experiment.title_zh}" for experiment in EXPERIMENTS]
-    return "\n".join(
-        ["experiments, named as in `python experiments/run.py order layout`; without a name, all of them:", *lines]
-    )
+    head = "experiments, named as in `python experiments/run.py order layout`; without a name, all of them:"
+    return "\n".join([head, *lines])
 
 
 def main():
@@ -81,7 +80,7 @@ def main():
     plan, seeds = Plan(settings), settings.seeds
     workers = settings.workers or os.cpu_count()
     started = time.perf_counter()
-    selected = select_experiments(names)
+    selected = [experiment for experiment in EXPERIMENTS if not names or experiment.name in names]
     # Data first: questions, the tokenizer, and the rows of all runs.
     counts = data.write_questions(plan)
     tokenizer_spec = data.make_tokenizer(plan, data.hash_sources(settings))

@@ -24,6 +24,7 @@ EXAMPLE_COLUMNS = ("prompt", "kind", "note")
 EXAMPLE_KINDS = ("pretrain", "sft")
 # Ranges of the sampling parameters; the settings give the rest.
 PARAM_RANGES = {"temperature": (0.0, 2.0), "top_k": (0, 100_000), "top_p": (0.0, 1.0), "frequency_penalty": (-2.0, 2.0)}
+SAMPLING_KEYS = ("max_new_tokens", *PARAM_RANGES, "seed")  # in the order of the page's inputs
 MAX_SEED = 2**53 - 1  # JavaScript's numbers are exact up to here
 DRAW_CHECK_SECONDS = 60.0  # before models are drawn, peers whose last check is older than this are checked again
 
@@ -130,10 +131,7 @@ class Arena:
     def _ask_peer(self, name, prompt, params):
         model, _, peer = name.rpartition(SEPARATOR)
         client, status = self.peers.client(peer), self.peers.status(peer)
-        fields = {
-            "temperature": params.temperature, "top_k": params.top_k, "top_p": params.top_p,
-            "frequency_penalty": params.frequency_penalty, "max_tokens": params.max_new_tokens,
-        }  # fmt: skip
+        fields = {"max_tokens": params.max_new_tokens, **{key: getattr(params, key) for key in PARAM_RANGES}}
         if params.seed is not None:
             fields["seed"] = params.seed
         # A MiniGPT server's completions add the answer mark themselves if the model is fine-tuned; a pretrained one
@@ -153,14 +151,15 @@ class Arena:
             raise Problem("long_prompt", length=len(prompt), most=most)
         return prompt
 
-    def check_params(self, max_new_tokens, temperature, top_k, top_p, frequency_penalty, seed):
-        """SamplingParams of the values that a page sent; seed: None or "" for none. Raises Problem, which names the
-        field."""
+    def check_params(self, *values):
+        """SamplingParams of the values that a page sent, in the order of SAMPLING_KEYS; the last, the seed, is None or
+        "" for none. Raises Problem, which names the field."""
         ranges = {**PARAM_RANGES, "max_new_tokens": (1, self.settings.max_tokens_limit), "seed": (0, MAX_SEED)}
-        values = {
-            "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
-            "frequency_penalty": frequency_penalty, **({} if seed in (None, "") else {"seed": parse_seed(seed)}),
-        }  # fmt: skip
+        values = dict(zip(SAMPLING_KEYS, values, strict=True))
+        seed = values.pop("seed")
+        if seed not in (None, ""):
+            is_text_of_digits = isinstance(seed, str) and seed.strip().isascii() and seed.strip().isdigit()
+            values["seed"] = int(seed) if is_text_of_digits else seed
         return SamplingParams(**{name: validate_number(name, value, *ranges[name]) for name, value in values.items()})
 
     def close(self):
@@ -168,11 +167,6 @@ class Arena:
         self.downloads.cleanup()
         self.peers.close()
         self.models.close()
-
-
-def parse_seed(text):
-    """The int of a text of ASCII digits; anything else unchanged."""
-    return int(text) if isinstance(text, str) and text.strip().isascii() and text.strip().isdigit() else text
 
 
 def read_examples(path):

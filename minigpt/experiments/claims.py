@@ -92,11 +92,6 @@ def judge_claim(claim, results):
     return Verdict(claim, difference if claim.column.more_is == "better" else -difference)
 
 
-def select_experiments(names):
-    """The experiments of those names; all of them where there are no names."""
-    return [experiment for experiment in EXPERIMENTS if not names or experiment.name in names]
-
-
 def read_experiment(entry):
     """The `Experiment` of an entry of claims.toml, which names its columns by their keys."""
     columns = [COLUMNS[key] for key in entry["columns"]]
