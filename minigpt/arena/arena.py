@@ -11,7 +11,7 @@ from minigpt.arena.answers import ModelAnswer, RunningRequests
 from minigpt.arena.models import CheckpointInfo, ModelCache
 from minigpt.arena.peers import CHECK_WAIT_SECONDS, SEPARATOR, Peers
 from minigpt.arena.problems import Problem, validate_number
-from minigpt.arena.votes import Battles, Votes
+from minigpt.arena.votes import SAMPLING_KEYS, Battles, Votes
 from minigpt.checkpoint import BEST
 from minigpt.common.files import PROJECT
 from minigpt.common.net import MINIGPT_OWNER
@@ -24,7 +24,6 @@ EXAMPLE_COLUMNS = ("prompt", "kind", "note")
 EXAMPLE_KINDS = ("pretrain", "sft")
 # Ranges of the sampling parameters; the settings give the rest.
 PARAM_RANGES = {"temperature": (0.0, 2.0), "top_k": (0, 100_000), "top_p": (0.0, 1.0), "frequency_penalty": (-2.0, 2.0)}
-SAMPLING_KEYS = ("max_new_tokens", *PARAM_RANGES, "seed")  # in the order of the page's inputs
 MAX_SEED = 2**53 - 1  # JavaScript's numbers are exact up to here
 DRAW_CHECK_SECONDS = 60.0  # before models are drawn, peers whose last check is older than this are checked again
 

@@ -16,6 +16,8 @@ from minigpt.common.files import append_durably, file_stamp
 
 LOCK_TIMEOUT_SECONDS = 20.0
 RESULTS = ("left", "right", "tie", "bad")
+# Fields of SamplingParams that are stored with a vote, in the order of the page's inputs.
+SAMPLING_KEYS = ("max_new_tokens", "temperature", "top_k", "top_p", "frequency_penalty", "seed")
 MAX_OPEN_BATTLES = 10_000  # beyond these the oldest is dropped
 # A spreadsheet takes a cell that starts with one of these for a formula.
 FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")

@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import gradio as gr
 
 from minigpt.arena.answers import follow_answers
-from minigpt.arena.arena import SAMPLING_KEYS
 from minigpt.arena.problems import Problem
-from minigpt.arena.votes import flag_answers
+from minigpt.arena.votes import SAMPLING_KEYS, flag_answers
 from minigpt.arena_ui.common import UNQUEUED, T, explain_error, status_line, translate, visitor_key, warning_line
 from minigpt.inference.params import SamplingParams
 

@@ -158,10 +158,10 @@ def experiment_section(experiment, results, folder):
 
 
 def write_page(path, experiments, results, about):
-    """Write the page as Markdown, and its plots into a folder of the same name beside it. about: its first lines."""
+    """Write the page as Markdown, and its plots into a folder of the same name beside it. about: text at its head."""
     path = Path(path)
     folder = path.with_suffix("")
-    lines = ["# Experiments / 实验", "", *about, "", claims_table(experiments, results), ""]
+    lines = ["# Experiments / 实验", "", about, claims_table(experiments, results), ""]
     for experiment in experiments:
         lines += experiment_section(experiment, results, folder)
     for svg in folder.glob("*.svg"):  # the page shows the PNG files

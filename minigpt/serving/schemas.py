@@ -3,7 +3,9 @@
 import difflib
 import json
 import reprlib
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import (
@@ -16,12 +18,14 @@ from pydantic import (
     Tag,
     ValidationError,
     WithJsonSchema,
+    create_model,
     model_validator,
 )
 
 from minigpt.inference.params import SamplingParams
 from minigpt.serving.errors import ApiError
 
+NOT_SUPPORTED = tomllib.loads(Path(__file__).with_name("not_supported.toml").read_text(encoding="utf-8"))
 DEFAULTS = SamplingParams()
 N_SEEDS = 2**63  # SamplingParams takes 0 to N_SEEDS - 1
 MAX_MESSAGES = 256
@@ -121,6 +125,12 @@ def not_supported(*neutral):
     return Annotated[Any, AfterValidator(check), WithJsonSchema({"enum": [*neutral, None], "description": message})]
 
 
+def add_unsupported_fields(cls):
+    """Class decorator: adds the fields that not_supported.toml lists for the class."""
+    fields = {name: (not_supported(*neutral), None) for name, neutral in NOT_SUPPORTED[cls.__name__].items()}
+    return create_model(cls.__name__, __base__=cls, __doc__=cls.__doc__, **fields)
+
+
 def ignored(kind):
     """Type of an OpenAI field that does not change the text that is generated."""
     return Annotated[kind | None, Field(description="accepted, without effect")]
@@ -183,6 +193,7 @@ class StreamOptions(RequestObject):
     include_obfuscation: ignored(bool) = None
 
 
+@add_unsupported_fields
 class OpenAIFields(SamplingFields):
     """The fields that completions and chat completions share."""
 
@@ -190,9 +201,6 @@ class OpenAIFields(SamplingFields):
     stream: bool | None = Field(False, description="answer piece by piece, as server-sent events")
     stream_options: StreamOptions | None = Field(None, description="only together with stream: true")
     user: ignored(Annotated[str, Field(max_length=512)]) = None
-    n: not_supported(1) = None
-    presence_penalty: not_supported(0) = None
-    logit_bias: not_supported({}) = None
 
     @model_validator(mode="after")
     def check_stream_options(self):
@@ -222,6 +230,7 @@ def request_models(limits):
         def answer_tokens(self):
             return self.max_new_tokens
 
+    @add_unsupported_fields
     class CompletionRequest(OpenAIFields):
         """Body of POST /v1/completions."""
 
@@ -233,10 +242,6 @@ def request_models(limits):
             lists=array(TokenIds, 1, limits.prompts),
         ) = Field(description=f"text, token ids, or a list of up to {limits.prompts} of either")
         max_tokens: AnswerTokens = Field(DEFAULTS.max_new_tokens, description=token_help)
-        best_of: not_supported(1) = None
-        echo: not_supported(False) = None
-        logprobs: not_supported() = None
-        suffix: not_supported("") = None
 
         @property
         def answer_tokens(self):
@@ -258,20 +263,17 @@ def request_models(limits):
         text: Text
         prompt_cache_breakpoint: ignored(dict) = None
 
+    @add_unsupported_fields
     class Message(RequestObject):
         role: Literal["system", "developer", "user", "assistant"]
         content: one_of("a string or a list of text parts", text=Text, list=array(TextPart, 1, MAX_MESSAGES))
         name: ignored(AnyText) = None
-        refusal: not_supported() = None
-        audio: not_supported() = None
-        function_call: not_supported() = None
-        tool_calls: not_supported([]) = None
-        annotations: not_supported([]) = None
 
         @property
         def text(self):
             return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
+    @add_unsupported_fields
     class ChatCompletionRequest(OpenAIFields):
         """Body of POST /v1/chat/completions. OpenAI's fields for tools, sound and the like are known, and refused."""
 
@@ -286,22 +288,6 @@ def request_models(limits):
         prompt_cache_retention: ignored(AnyText) = None
         safety_identifier: ignored(AnyText) = None
         prompt_cache_options: ignored(dict) = None
-        store: not_supported(False) = None
-        logprobs: not_supported(False) = None
-        top_logprobs: not_supported(0) = None
-        modalities: not_supported(["text"]) = None
-        response_format: not_supported({"type": "text"}) = None
-        service_tier: not_supported("auto", "default") = None
-        function_call: not_supported("none") = None
-        functions: not_supported([]) = None
-        tool_choice: not_supported("none", "auto") = None
-        tools: not_supported([]) = None
-        reasoning_effort: not_supported("none") = None
-        verbosity: not_supported("medium") = None
-        audio: not_supported() = None
-        moderation: not_supported() = None
-        prediction: not_supported() = None
-        web_search_options: not_supported() = None
 
         @property
         def answer_tokens(self):

@@ -113,7 +113,7 @@ def test_the_page_has_every_table_plot_and_claim(tmp_path):
     """Of two experiments, since plots take long; the tables of all."""
     results = made_up_results()
     drawn = [experiment for experiment in EXPERIMENTS if experiment.name in ("perplexity", "overfitting")]
-    write_page(tmp_path / "page.md", drawn, results, ["head"])
+    write_page(tmp_path / "page.md", drawn, results, "head\n")
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
     for experiment in drawn:
         assert experiment_table(experiment, results) in text
