@@ -170,19 +170,18 @@ class Arena:
 
 def read_examples(path):
     """([[prompt, kind, note]], [Problem]) of a CSV file; each unusable row is a Problem and is left out."""
+    examples, problems = [], []
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            if reader.fieldnames is None or not set(EXAMPLE_COLUMNS) <= set(reader.fieldnames):
-                return [], [Problem("examples_columns", path=str(path), columns=", ".join(EXAMPLE_COLUMNS))]
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        detail = getattr(error, "strerror", None) or str(error)
-        return [], [Problem("examples_file", path=str(path), detail=detail)]
-    examples, problems = [], []
-    for line, row in rows:
-        if not (row["prompt"] or "").strip() or row["kind"] not in EXAMPLE_KINDS:
-            problems.append(Problem("examples_row", path=str(path), line=line, kinds=", ".join(EXAMPLE_KINDS)))
-        else:
-            examples.append([row["prompt"], row["kind"], row["note"] or ""])
+            for row in reader:
+                cells = [row[column] or "" for column in EXAMPLE_COLUMNS]
+                if cells[0].strip() and cells[1] in EXAMPLE_KINDS:
+                    examples.append(cells)
+                    continue
+                kinds = ", ".join(EXAMPLE_KINDS)
+                problems.append(Problem("examples_row", path=str(path), line=reader.line_num, kinds=kinds))
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
+        detail = getattr(error, "strerror", None) or repr(error)
+        problems.append(Problem("examples_file", path=str(path), detail=detail, columns=", ".join(EXAMPLE_COLUMNS)))
     return examples, problems

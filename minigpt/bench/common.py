@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
@@ -28,6 +29,12 @@ def call_in_process(function, *arguments):
             raise UserError(
                 f"the process that measured {arguments[0]} was killed, most likely since memory ran out"
             ) from None
+
+
+def medians(figures):
+    """{key: median} over dicts with the same keys; None for a key of which a value is None."""
+    columns = {key: [each[key] for each in figures] for key in figures[0]}
+    return {key: None if None in column else statistics.median(column) for key, column in columns.items()}
 
 
 def machine_name(device):

@@ -6,7 +6,6 @@ one process. The server and its clients are processes of their own, and idle mea
 """
 
 import math
-import statistics
 import tempfile
 import time
 from functools import partial
@@ -17,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from data_utils import loss_mask, open_rows, row_lengths
-from minigpt.bench.common import call_in_process, machine_name, publish_results, run_quietly
+from minigpt.bench.common import call_in_process, machine_name, medians, publish_results, run_quietly
 from minigpt.bench.load import ServedModel, load_server
 from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.errors import UserError
@@ -174,11 +173,6 @@ def measure_generation(ways, server, prompts, rounds):
             loads[clients].append(call_in_process(load_server, server.address, prompts, clients, requests, NEW_TOKENS))
     measured = ({case: each[-rounds:] for case, each in part.items()} for part in (found, loads))
     return tuple({case: medians(each) for case, each in part.items()} for part in measured)
-
-
-def medians(figures):
-    """{key: median} over dicts with the same keys."""
-    return {key: statistics.median(f[key] for f in figures) for key in figures[0]}
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ position, float32; on CUDA autocast and compiling. Each measurement is a fresh p
 times are for a corpus of megabytes.
 """
 
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from data_utils import load_row_tokenizer, loss_mask, open_rows, row_lengths
-from minigpt.bench.common import call_in_process, machine_name, publish_results, run_quietly
+from minigpt.bench.common import call_in_process, machine_name, medians, publish_results, run_quietly
 from minigpt.device import peak_flops, peak_memory, pick_device, should_compile, wait_for
 from minigpt.evaluation.tables import markdown_table
 from minigpt.inference.likelihood import likelihood
@@ -183,14 +182,9 @@ def compare_speed(folder, device, size, rounds, seconds):
     for _ in range(rounds):
         for stage, way, data in cases:
             print(f"  {size}, {stage}, {way}, {data} …", flush=True)
-            found[stage, way, data].append(
-                call_in_process(measure_speed, way, f"{folder}/{data}", size, device, seconds)
-            )
-    figures = {}
-    for case, results in found.items():
-        columns = {key: [r[key] for r in results] for key in results[0]}
-        figures[case] = {key: None if None in c else statistics.median(c) for key, c in columns.items()}
-    return figures
+            figures = call_in_process(measure_speed, way, f"{folder}/{data}", size, device, seconds)
+            found[stage, way, data].append(figures)
+    return {case: medians(figures) for case, figures in found.items()}
 
 
 def compare_quality(folder, device, tokenizer_seconds):

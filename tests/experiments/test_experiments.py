@@ -224,4 +224,4 @@ def test_a_result_is_kept_until_a_byte_of_its_data_or_of_its_code_changes(projec
 def test_a_wrong_name_is_said_with_those_that_there_are(tmp_path):
     said = run(tmp_path, "ordr")
     assert said.returncode == 1 and "no experiment 'ordr'; there are order, layout" in said.stderr
-    assert "whole numbers" in run(tmp_path, "order", "--seeds=a").stderr
+    assert "seeds wants a list of int" in run(tmp_path, "order", "--seeds=a").stderr
