@@ -134,9 +134,8 @@ def openai_response(service, body, prompts, chat):
 def check_model(service, name):
     """`name`, if such a model is served. Raises ApiError (404) otherwise."""
     if name not in service.models:
-        raise ApiError(
-            404, f"there is no model {name[:64]}; served: {', '.join(service.models)}", "model", "model_not_found"
-        )
+        message = f"there is no model {name[:64]}; served: {', '.join(service.models)}"
+        raise ApiError(404, message, "model", "model_not_found")
     return name
 
 
@@ -146,10 +145,8 @@ def read_body(service):
     Raises ApiError: 415 if its type is not JSON in UTF-8, 400 if it cannot be parsed or a field is wrong.
     """
     if request.mimetype != "application/json":
-        shown = request.mimetype[:64] or "missing"
-        raise ApiError(
-            415, f"Content-Type is {shown}; send -H 'Content-Type: application/json'", "Content-Type", "not_json"
-        )
+        message = f"Content-Type is {request.mimetype[:64] or 'missing'}; send -H 'Content-Type: application/json'"
+        raise ApiError(415, message, "Content-Type", "not_json")
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     if charset not in ("utf-8", "utf8"):
         raise ApiError(415, f"Content-Type has charset {charset[:64]}; only UTF-8 is read", "Content-Type", "not_utf8")
@@ -241,13 +238,9 @@ def check_key(api_key):
     # WSGI decodes the bytes of a header as latin-1.
     is_right = hmac.compare_digest(given.strip().encode("latin-1", "replace"), api_key.encode())
     if scheme.lower() != "bearer" or not is_right:
-        raise ApiError(
-            401,
-            "the API key is missing or wrong; send it as Authorization: Bearer KEY",
-            "Authorization",
-            "invalid_api_key",
-            headers={"WWW-Authenticate": "Bearer"},
-        )
+        message = "the API key is missing or wrong; send it as Authorization: Bearer KEY"
+        headers = {"WWW-Authenticate": "Bearer"}
+        raise ApiError(401, message, "Authorization", "invalid_api_key", headers=headers)
 
 
 def count_and_allow(service, response, cors):
