@@ -13,7 +13,7 @@ from minigpt.serving.errors import ApiError, read_json, to_event, to_json
 from minigpt.serving.openai_api import OpenAIAnswer, list_models, model_entry
 from minigpt.serving.openapi import describe_api
 from minigpt.serving.request import Admission, ClientGone, RunningRequest
-from minigpt.serving.schemas import RequestLimits, parse_request, request_models
+from minigpt.serving.schemas import parse_request, request_models
 
 PATHS_WITHOUT_KEY = ("/", "/health")
 STATUS_CLIENT_GONE = 499  # nginx's status for its log; no client receives it
@@ -47,7 +47,7 @@ def create_app(models, settings, api_key=""):
     if settings.host in LOOPBACK_HOSTS and not api_key:
         # Against DNS rebinding: a web page whose name resolves to 127.0.0.1 could otherwise read the answers.
         app.config["TRUSTED_HOSTS"] = ["localhost", "127.0.0.1", "[::1]", settings.host]
-    bodies = request_models(RequestLimits(settings.max_prompt_chars, settings.max_tokens_limit, settings.max_batch))
+    bodies = request_models(settings)
     admission = Admission(models, settings.max_batch, settings.max_queue)
     app.service = Service(models, bodies, admission, Counters(models), settings.request_seconds)
     app.before_request(lambda: check_key(api_key))

@@ -4,7 +4,6 @@ import difflib
 import json
 import reprlib
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -37,15 +36,6 @@ PYDANTIC_MESSAGES = {
     "dict_type": "Input should be an object",
     "string_unicode": "Input has half of a surrogate pair, which is not a character",
 }
-
-
-@dataclass(frozen=True)
-class RequestLimits:
-    """Limits of one request: characters of all prompts together, tokens of an answer, number of prompts."""
-
-    prompt_chars: int
-    new_tokens: int
-    prompts: int
 
 
 class UnknownField(ValueError):
@@ -209,11 +199,14 @@ class OpenAIFields(SamplingFields):
         return self
 
 
-def request_models(limits):
-    """{path: class of the request body that is posted there}. The classes are made for the server's RequestLimits."""
-    Text = Annotated[str, Field(max_length=limits.prompt_chars)]
-    TokenIds = array(integer(0, 2**31 - 1), 1, limits.prompt_chars)
-    AnswerTokens = integer(1, limits.new_tokens) | None
+def request_models(settings):
+    """{path: class of the request body that is posted there}.
+
+    settings: their max_prompt_chars (of all prompts together), max_tokens_limit and max_batch (prompts) are the limits.
+    """
+    Text = Annotated[str, Field(max_length=settings.max_prompt_chars)]
+    TokenIds = array(integer(0, 2**31 - 1), 1, settings.max_prompt_chars)
+    AnswerTokens = integer(1, settings.max_tokens_limit) | None
     token_help = "longest answer, in tokens"
 
     class GenerateRequest(SamplingFields):
@@ -237,10 +230,10 @@ def request_models(limits):
         prompt: one_of(
             "text, a list of token ids, or a list of either",
             text=Text,
-            list=array(Text, 1, limits.prompts),
+            list=array(Text, 1, settings.max_batch),
             ids=TokenIds,
-            lists=array(TokenIds, 1, limits.prompts),
-        ) = Field(description=f"text, token ids, or a list of up to {limits.prompts} of either")
+            lists=array(TokenIds, 1, settings.max_batch),
+        ) = Field(description=f"text, token ids, or a list of up to {settings.max_batch} of either")
         max_tokens: AnswerTokens = Field(DEFAULTS.max_new_tokens, description=token_help)
 
         @property
@@ -255,7 +248,7 @@ def request_models(limits):
                     if token >= n_vocab:
                         where = f"prompt[{j}]" if prompts[0] is self.prompt else f"prompt[{i}][{j}]"
                         raise ApiError(400, f"{where} is {token}; the vocabulary has {n_vocab} tokens", where)
-            check_length("prompt", sum(map(len, prompts)), limits)
+            check_length("prompt", sum(map(len, prompts)), settings)
             return prompts
 
     class TextPart(RequestObject):
@@ -299,7 +292,7 @@ def request_models(limits):
             if last != "user":
                 where = f"messages[{len(self.messages) - 1}].role"
                 raise ApiError(400, f"{where} is {last}; the last message must be the user's", where)
-            check_length("messages", sum(len(message.text) for message in self.messages), limits)
+            check_length("messages", sum(len(message.text) for message in self.messages), settings)
             return self
 
         @property
@@ -314,10 +307,10 @@ def request_models(limits):
     }
 
 
-def check_length(where, length, limits):
-    """Raise ApiError if the field `where` has more than limits.prompt_chars characters in all."""
-    if length > limits.prompt_chars:
-        raise ApiError(400, f"{where} has {length} characters; {limits.prompt_chars} are the most", where)
+def check_length(where, length, settings):
+    """Raise ApiError if the field `where` has more than settings.max_prompt_chars characters in all."""
+    if length > settings.max_prompt_chars:
+        raise ApiError(400, f"{where} has {length} characters; {settings.max_prompt_chars} are the most", where)
 
 
 def parse_request(model, values):
