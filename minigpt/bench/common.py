@@ -6,6 +6,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -15,6 +16,8 @@ import torch
 
 from minigpt.common.errors import UserError
 from minigpt.common.files import PROJECT, write_atomic, write_json
+
+WATCH_SECONDS = 0.1
 
 
 def call_in_process(function, *arguments):
@@ -73,13 +76,23 @@ def write_docs(path, title, text):
     write_atomic(path, lambda file: file.write(new.encode()))
 
 
-def run_quietly(script, *arguments):
-    """Run one of the project's scripts; returns the seconds it took. Raises UserError with its message if it fails."""
-    started = time.perf_counter()
+def run_quietly(script, *arguments, watch=None):
+    """Run one of the project's scripts; returns the seconds it took. Raises UserError with its message if it fails.
+
+    watch: called with the id of the process every WATCH_SECONDS while it runs.
+    """
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, str(PROJECT / script), *arguments]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=environment)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
-        raise UserError(f"{Path(script).name}: {said[-1].removeprefix('error: ')}")
-    return time.perf_counter() - started
+    started = time.perf_counter()
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+        while watch and process.poll() is None:
+            watch(process.pid)
+            time.sleep(WATCH_SECONDS)
+        status = process.wait()
+        seconds = time.perf_counter() - started
+        output.seek(0)
+        lines = output.read().strip().splitlines() or [f"ended with status {status}"]
+    if status:
+        raise UserError(f"{Path(script).name}: {lines[-1].removeprefix('error: ')}")
+    return seconds

@@ -6,8 +6,6 @@ after our runs. Our time is that of the whole script.
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from itertools import islice
@@ -15,10 +13,8 @@ from pathlib import Path
 
 import torch
 
-from minigpt.bench.common import call_in_process, count_cores, machine_name, publish_results
+from minigpt.bench.common import call_in_process, count_cores, machine_name, publish_results, run_quietly
 from minigpt.bench.corpora import varied_articles, write_varied
-from minigpt.common.errors import UserError
-from minigpt.common.files import PROJECT
 from minigpt.corpus.cleaning import drop_litter, drop_title
 from minigpt.evaluation.tables import markdown_table
 from minigpt.tokenizer import load_tokenizer
@@ -63,17 +59,9 @@ def run_prepare(folder, corpus, workers, steps):
     Raises UserError with the message of a run that failed.
     """
     flags = [f"--input_dir={corpus}", f"--data_dir={folder}/rows", f"--workers={workers}", f"--clean={','.join(steps)}"]
-    started, peak = time.perf_counter(), None
-    with tempfile.TemporaryFile() as output:
-        run = subprocess.Popen([sys.executable, str(PROJECT / "data/prepare.py"), *flags], stdout=output, stderr=output)
-        while run.poll() is None:
-            peak = max(filter(None, (peak, resident_mb(run.pid))), default=None)
-            time.sleep(0.1)
-        seconds = time.perf_counter() - started
-        output.seek(0)
-        lines = output.read().decode("utf-8", errors="replace").splitlines()
-    if run.returncode:
-        raise UserError(f"prepare.py: {lines[-1]}")
+    megabytes = []
+    seconds = run_quietly("data/prepare.py", *flags, watch=lambda pid: megabytes.append(resident_mb(pid)))
+    peak = max(filter(None, megabytes), default=None)
     return {"bytes_per_second": os.path.getsize(corpus) / seconds, "peak_memory_mb": peak}
 
 
