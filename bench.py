@@ -12,6 +12,7 @@ docs/benchmarks.md.
 """
 
 import sys
+import time
 
 from minigpt.bench import generating, preparing, training
 from minigpt.common.cli import run_script
@@ -31,7 +32,9 @@ def main():
     if name not in BENCHES and name not in ("--help", "-h"):
         raise UserError(f"name what to measure: python bench.py {' | '.join(BENCHES)}")
     settings = load_settings(BenchSettings, sys.argv[2:] if name in BENCHES else sys.argv[1:])
+    started = time.perf_counter()
     BENCHES[name](settings)
+    print(f"\n{time.perf_counter() - started:.0f} s in all")
 
 
 if __name__ == "__main__":

@@ -214,25 +214,14 @@ def show_answers():
 
 def measure_models():
     """Evaluate both models; returns (figures for metrics.json, number of training questions, of held-out questions)."""
-    data, tuned = "--data_dir=data/processed_demo_sft", f"--ckpt={TUNED}"
-    base = evaluate(
-        "base_perplexity",
-        "evaluations-perplexity.py",
-        f"--ckpt={BASE}",
-        "--data_dir=data/processed_demo",
-        "--batch_size=64",
-    )
-    perplexity = evaluate("perplexity", "evaluations-perplexity.py", tuned, data, "--split=test", "--batch_size=64")
-    trained = evaluate(
-        "trained",
-        "evaluations-RougeL.py",
-        tuned,
-        data,
-        "--split=train",
-        f"--max_samples={TRAINED_QUESTIONS}",
-        *GREEDY_FLAGS,
-    )
-    heldout = evaluate("heldout", "evaluations-RougeL.py", tuned, data, *GREEDY_FLAGS)
+    perplexity_script = "evaluations-perplexity.py", "--batch_size=64"
+    answers_script = "evaluations-RougeL.py", *GREEDY_FLAGS
+    tuned = f"--ckpt={TUNED}", "--data_dir=data/processed_demo_sft"
+    sample = "--split=train", f"--max_samples={TRAINED_QUESTIONS}"
+    base = evaluate("base_perplexity", *perplexity_script, f"--ckpt={BASE}", "--data_dir=data/processed_demo")
+    perplexity = evaluate("perplexity", *perplexity_script, *tuned, "--split=test")
+    trained = evaluate("trained", *answers_script, *tuned, *sample)
+    heldout = evaluate("heldout", *answers_script, *tuned)
     run("visualize.py", "--runs=out/demo,out/demo_sft", f"--plot={PLOT}")
     metrics = {
         "trained_exact_match": trained["exact_match"],
@@ -246,13 +235,12 @@ def measure_models():
 
 def print_figures(metrics, pairs, asked):
     """Print the figures. pairs, asked: numbers of training and of held-out questions that were asked."""
-    metric = metrics.get
-    print(f"trained questions:  exact match {metric('trained_exact_match'):.3f} (a sample of {pairs})")
-    print(f"held-out questions: exact match {metric('heldout_exact_match'):.3f} (all {asked}), ", end="")
-    print(f"Rouge-L {metric('heldout_rouge_l'):.3f}, perplexity {metric('perplexity'):.2f}")
-    print(f"base model: {metric('bits_per_char'):.2f} bits per character on articles about subjects it never saw")
+    print(f"trained questions:  exact match {metrics['trained_exact_match']:.3f} (a sample of {pairs})")
+    print(f"held-out questions: exact match {metrics['heldout_exact_match']:.3f} (all {asked}), ", end="")
+    print(f"Rouge-L {metrics['heldout_rouge_l']:.3f}, perplexity {metrics['perplexity']:.2f}")
+    print(f"base model: {metrics['bits_per_char']:.2f} bits per character on articles about subjects it never saw")
     memory = f"at most {metrics['peak_memory_mb']} MB" if metrics["peak_memory_mb"] else "memory not measured"
-    print(f"{metric('seconds'):.0f} s, {memory}; figures: {METRICS}; loss curves: {PLOT}")
+    print(f"{metrics['seconds']:.0f} s, {memory}; figures: {METRICS}; loss curves: {PLOT}")
 
 
 def main():

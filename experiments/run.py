@@ -20,53 +20,39 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
-from minigpt.common.files import write_json
+from minigpt.common.files import PROJECT, write_json
 from minigpt.experiments import build, data
-from minigpt.experiments.claims import EXPERIMENTS, select_experiments
+from minigpt.experiments.claims import EXPERIMENTS
 from minigpt.experiments.plan import Plan
 from minigpt.experiments.report import experiment_table, verdict_lines, write_page
 from minigpt.experiments.results import read_figures, to_flags
 from minigpt.settings.parse import help_text, load_settings
 from minigpt.settings.stages import ExperimentSettings
 
+PAGE_HEAD = PROJECT / "minigpt/experiments/page_head.md"
 
-def page_head(plan, counts, seeds, seconds):
-    """First lines of the page: the command, the models, the data, the machine."""
-    settings = plan.settings
-    files = ", ".join(f"`{Path(f).name}`" for f in settings.input_dir)
-    shape = f"{settings.n_layer} layers, width {settings.n_embd}, blocks of {settings.block_size} tokens"
-    default = ExperimentSettings().to_dict()
+
+def page_head(plan, counts, seconds):
+    """Text at the head of the page: the command, the models, the data, the machine."""
+    settings, default = plan.settings, ExperimentSettings().to_dict()
     changed = {name: value for name, value in settings.to_dict().items() if value != default[name]}
     for name in ("docs", "out_dir", "workers"):
         changed.pop(name, None)
-    command = " ".join(["python experiments/run.py", *to_flags(changed)])
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    return [
-        f"Made by `{command}`: models of {shape}, {settings.max_iters} steps of {settings.batch_size} "
-        f"rows of pretraining and {settings.tune_iters} of fine-tuning, on {files}. {len(seeds)} seeds "
-        f"({', '.join(map(str, seeds))}) of weights, order and batches. A figure is the mean ± standard deviation over "
-        "them; dots in the plots are seeds.",
-        "",
-        f"Three sets of questions: {counts['trained']} that every fine-tuning is trained on; {counts['never_asked']} "
-        f"on subjects that were pretrained on and never asked about; {counts['never_seen']} on subjects that nothing "
-        f"was trained on. At most {data.QUESTIONS_PER_SET} of each are asked, greedily. A claim holds where every "
-        "seed says so. Where the report found the same, its model and data were larger, and only the direction is "
-        "compared.",
-        "",
-        f"由 `{command}` 生成：{len(seeds)} 个种子的均值 ± 标准差。三组问题：训练过的；"
-        "预训练过、但从未问过的主题；从未见过的主题。每个种子都同向才算成立。",
-        "",
-        f"{seconds / 60:.0f} minutes of work on {machine}.",
-    ]
+    return PAGE_HEAD.read_text(encoding="utf-8").format(
+        settings=settings, counts=counts, questions_per_set=data.QUESTIONS_PER_SET, minutes=seconds / 60,
+        command=" ".join(["python experiments/run.py", *to_flags(changed)]),
+        files=", ".join(f"`{Path(f).name}`" for f in settings.input_dir),
+        n_seeds=len(settings.seeds), seeds=", ".join(map(str, settings.seeds)),
+        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    )  # fmt: skip
 
 
 def experiments_help():
     """The part of --help that lists the experiments."""
     width = max(len(experiment.name) for experiment in EXPERIMENTS)
     lines = [f"  {experiment.name:{width}}  {experiment.title} {experiment.title_zh}" for experiment in EXPERIMENTS]
-    return "\n".join(
-        ["experiments, named as in `python experiments/run.py order layout`; without a name, all of them:", *lines]
-    )
+    head = "experiments, named as in `python experiments/run.py order layout`; without a name, all of them:"
+    return "\n".join([head, *lines])
 
 
 def main():
@@ -81,7 +67,7 @@ def main():
     plan, seeds = Plan(settings), settings.seeds
     workers = settings.workers or os.cpu_count()
     started = time.perf_counter()
-    selected = select_experiments(names)
+    selected = [experiment for experiment in EXPERIMENTS if not names or experiment.name in names]
     # Data first: questions, the tokenizer, and the rows of all runs.
     counts = data.write_questions(plan)
     tokenizer_spec = data.make_tokenizer(plan, data.hash_sources(settings))
@@ -95,7 +81,7 @@ def main():
         lines = [experiment.title, "", experiment_table(experiment, results), "", *verdict_lines(experiment, results)]
         print("\n" + "\n".join(lines))
     if not names:
-        write_page(settings.docs, EXPERIMENTS, results, page_head(plan, counts, seeds, total_seconds))
+        write_page(settings.docs, EXPERIMENTS, results, page_head(plan, counts, total_seconds))
         print(f"\nwritten: {settings.docs}")
 
 

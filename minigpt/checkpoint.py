@@ -115,17 +115,21 @@ def newest_checkpoint(root="out"):
 
 
 def model_names(paths):
-    """Unique names for checkpoints: the run's folder, followed by the file's name unless it is ckpt.pt."""
-    names = []
-    for path in map(Path, paths):
-        folder = path.absolute().parent.name
-        name = wanted = "/".join(part for part in (folder, "" if path.stem == "ckpt" else path.stem) if part)
-        count = 1
-        while name in names:
+    """Unique names for checkpoints: the folder of the run, followed by the name of the file unless it is ckpt.pt."""
+    pairs = [(path.absolute().parent.name, "" if path.stem == "ckpt" else path.stem) for path in map(Path, paths)]
+    return number_equal_names(["/".join(filter(None, pair)) for pair in pairs])
+
+
+def number_equal_names(names):
+    """The names, made unique: -2, -3 … is appended to one that is taken."""
+    unique = []
+    for wanted in names:
+        name, count = wanted, 1
+        while name in unique:
             count += 1
             name = f"{wanted}-{count}"
-        names.append(name)
-    return names
+        unique.append(name)
+    return unique
 
 
 def open_model(ckpt, out_root, device):

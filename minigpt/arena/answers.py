@@ -100,21 +100,18 @@ class CancelToken:
 
     def __init__(self):
         self.stopped = self.discarded = False
-        self._answers, self._lock = [], threading.Lock()
+        self._answers = []
 
     def add(self, answers):
         """Set the answers that the request waits for. They are stopped at once if the token is already cancelled."""
-        with self._lock:
-            self._answers = list(answers)
-        if self.stopped:
+        self._answers = answers
+        if self.stopped:  # `stop` may have run before the answers were set
             self.stop()
 
     def stop(self):
         """Cancel the request: its answers end where they are, and the caller asks for no more."""
         self.stopped = True
-        with self._lock:
-            answers = list(self._answers)
-        for answer in answers:
+        for answer in self._answers:
             if not answer.ended:
                 answer.stop()
 

@@ -11,7 +11,7 @@ from minigpt.arena.answers import ModelAnswer, RunningRequests
 from minigpt.arena.models import CheckpointInfo, ModelCache
 from minigpt.arena.peers import CHECK_WAIT_SECONDS, SEPARATOR, Peers
 from minigpt.arena.problems import Problem, validate_number
-from minigpt.arena.votes import Battles, Votes
+from minigpt.arena.votes import SAMPLING_KEYS, Battles, Votes
 from minigpt.checkpoint import BEST
 from minigpt.common.files import PROJECT
 from minigpt.common.net import MINIGPT_OWNER
@@ -130,10 +130,7 @@ class Arena:
     def _ask_peer(self, name, prompt, params):
         model, _, peer = name.rpartition(SEPARATOR)
         client, status = self.peers.client(peer), self.peers.status(peer)
-        fields = {
-            "temperature": params.temperature, "top_k": params.top_k, "top_p": params.top_p,
-            "frequency_penalty": params.frequency_penalty, "max_tokens": params.max_new_tokens,
-        }  # fmt: skip
+        fields = {"max_tokens": params.max_new_tokens, **{key: getattr(params, key) for key in PARAM_RANGES}}
         if params.seed is not None:
             fields["seed"] = params.seed
         # A MiniGPT server's completions add the answer mark themselves if the model is fine-tuned; a pretrained one
@@ -153,14 +150,15 @@ class Arena:
             raise Problem("long_prompt", length=len(prompt), most=most)
         return prompt
 
-    def check_params(self, max_new_tokens, temperature, top_k, top_p, frequency_penalty, seed):
-        """SamplingParams of the values that a page sent; seed: None or "" for none. Raises Problem, which names the
-        field."""
+    def check_params(self, *values):
+        """SamplingParams of the values that a page sent, in the order of SAMPLING_KEYS; the last, the seed, is None or
+        "" for none. Raises Problem, which names the field."""
         ranges = {**PARAM_RANGES, "max_new_tokens": (1, self.settings.max_tokens_limit), "seed": (0, MAX_SEED)}
-        values = {
-            "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
-            "frequency_penalty": frequency_penalty, **({} if seed in (None, "") else {"seed": parse_seed(seed)}),
-        }  # fmt: skip
+        values = dict(zip(SAMPLING_KEYS, values, strict=True))
+        seed = values.pop("seed")
+        if seed not in (None, ""):
+            is_text_of_digits = isinstance(seed, str) and seed.strip().isascii() and seed.strip().isdigit()
+            values["seed"] = int(seed) if is_text_of_digits else seed
         return SamplingParams(**{name: validate_number(name, value, *ranges[name]) for name, value in values.items()})
 
     def close(self):
@@ -170,26 +168,20 @@ class Arena:
         self.models.close()
 
 
-def parse_seed(text):
-    """The int of a text of ASCII digits; anything else unchanged."""
-    return int(text) if isinstance(text, str) and text.strip().isascii() and text.strip().isdigit() else text
-
-
 def read_examples(path):
     """([[prompt, kind, note]], [Problem]) of a CSV file; each unusable row is a Problem and is left out."""
+    examples, problems = [], []
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            if reader.fieldnames is None or not set(EXAMPLE_COLUMNS) <= set(reader.fieldnames):
-                return [], [Problem("examples_columns", path=str(path), columns=", ".join(EXAMPLE_COLUMNS))]
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        detail = getattr(error, "strerror", None) or str(error)
-        return [], [Problem("examples_file", path=str(path), detail=detail)]
-    examples, problems = [], []
-    for line, row in rows:
-        if not (row["prompt"] or "").strip() or row["kind"] not in EXAMPLE_KINDS:
-            problems.append(Problem("examples_row", path=str(path), line=line, kinds=", ".join(EXAMPLE_KINDS)))
-        else:
-            examples.append([row["prompt"], row["kind"], row["note"] or ""])
+            for row in reader:
+                cells = [row[column] or "" for column in EXAMPLE_COLUMNS]
+                if cells[0].strip() and cells[1] in EXAMPLE_KINDS:
+                    examples.append(cells)
+                    continue
+                kinds = ", ".join(EXAMPLE_KINDS)
+                problems.append(Problem("examples_row", path=str(path), line=reader.line_num, kinds=kinds))
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
+        detail = getattr(error, "strerror", None) or repr(error)
+        problems.append(Problem("examples_file", path=str(path), detail=detail, columns=", ".join(EXAMPLE_COLUMNS)))
     return examples, problems

@@ -50,17 +50,13 @@ def score_answer(answer, reference):
     return rouge_l(answer, reference)[2], exact_match(answer, reference)
 
 
-class SkippedRows:
-    """The rows of a file that are not asked: their lines, and the reasons."""
-
-    def __init__(self):
-        self.lines, self.reasons = [], set()
+class SkippedRows(list):
+    """[(line, reason)] of the rows of a file that are not asked."""
 
     def add(self, reason, path, line):
-        """Adds a row; empty lines are not counted. For `read_questions`, as `Problems.add`."""
+        """Add a row, unless it is an empty line. `read_questions` calls it, as `Problems.add`."""
         if reason != "empty line":
-            self.lines.append(line)
-            self.reasons.add(reason)
+            self.append((line, reason))
 
 
 def read_match_questions(path, max_chars):
@@ -78,12 +74,12 @@ def read_match_questions(path, max_chars):
         else:
             skipped.add("too long", path, line)
     if not questions:
-        if "bad UTF-8" in skipped.reasons:
+        if "bad UTF-8" in [reason for _, reason in skipped]:
             raise Problem("not_utf8")
         raise Problem("no_questions", names=", ".join((*QUESTION_NAMES, "instruction")))
     if len(questions) > MOST_QUESTIONS:
         raise Problem("many_questions", count=len(questions), most=MOST_QUESTIONS)
-    return questions, skipped.lines
+    return questions, [line for line, _ in skipped]
 
 
 @functools.cache

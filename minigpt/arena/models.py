@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from minigpt.arena.problems import Problem, clean_name
-from minigpt.checkpoint import BEST, PREVIOUS, load_checkpoint
+from minigpt.checkpoint import BEST, PREVIOUS, load_checkpoint, number_equal_names
 from minigpt.common.errors import UserError
+from minigpt.common.files import file_stamp
 from minigpt.inference.engine import open_generator
 from model import GPT, GPTConfig
 
@@ -54,18 +55,6 @@ def read_checkpoint_info(path, name):
         raise UserError(f"{path} is no checkpoint of this version ({type(error).__name__})") from None
 
 
-def number_equal_names(checkpoints):
-    """[CheckpointInfo] with unique names: -2, -3 … is appended to a name that is taken."""
-    named = {}
-    for checkpoint in checkpoints:
-        name, count = checkpoint.name, 1
-        while name in named:
-            count += 1
-            name = f"{checkpoint.name}-{count}"
-        named[name] = replace(checkpoint, name=name)
-    return list(named.values())
-
-
 class CacheSlot:
     """A checkpoint that is loaded or being loaded. users: answers that are being generated with it."""
 
@@ -82,7 +71,7 @@ class ModelCache:
 
     def __init__(self, settings, open=open_generator):
         self.settings, self._open, self.root = settings, open, Path(settings.out_root)
-        self._infos = {}  # (path, modification time, size): CheckpointInfo
+        self._infos = {}  # (path, stamp of the file): CheckpointInfo
         self._slots, self._lock = {}, threading.Lock()  # name: CacheSlot, the least recently used first
 
     def checkpoints(self):
@@ -90,17 +79,15 @@ class ModelCache:
         errors of the broken ones."""
         found = {}
         for path in sorted(self.root.rglob("*.pt")):
-            if path.name == PREVIOUS:
+            stamp = file_stamp(path)
+            if path.name == PREVIOUS or stamp is None:  # None: replaced since it was listed
                 continue
-            try:
-                stat = path.stat()
-            except OSError:  # replaced since it was listed
-                continue
-            known = (path, stat.st_mtime_ns, stat.st_size)
+            known = (path, stamp)
             found[known] = self._infos.get(known) or self._read_info(path)
         # Only successes are remembered: an error may have been temporary.
         self._infos = {known: each for known, each in found.items() if isinstance(each, CheckpointInfo)}
-        infos = number_equal_names(self._infos.values())
+        names = number_equal_names([each.name for each in self._infos.values()])
+        infos = [replace(each, name=name) for each, name in zip(self._infos.values(), names, strict=True)]
         complete = {each.path.parent for each in infos if each.path.name == BEST}
         saved = {}
         for each in infos:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from minigpt.arena.problems import Problem, clean_name
 from minigpt.common.errors import UserError
-from minigpt.common.files import write_json
+from minigpt.common.files import file_stamp, write_json
 from minigpt.openai_client import ApiClient, ApiFailure, Limits, base_url
 
 MAX_NAME_CHARS = 40
@@ -71,11 +71,7 @@ class Peers:
     def all(self):
         """[Peer], as the file lists them now, without unusable entries; `problems` says what is wrong with those."""
         with self._lock:
-            try:
-                stat = self.path.stat()
-                stamp = (stat.st_mtime_ns, stat.st_size)
-            except OSError:
-                stamp = None
+            stamp = file_stamp(self.path)
             if stamp != self._read_at:
                 self._read(stamp)
             return list(self._peers.values())

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from minigpt.arena.problems import clean_name
+from minigpt.common.files import file_stamp
 from minigpt.run_log import LOG, RunLog, thinned
 
 MAX_CURVE_POINTS = 400  # a longer curve is thinned to about so many points
@@ -21,14 +22,9 @@ class RunLogs:
 
     def list_logs(self):
         """{run's name: path of its log}, the most recently written first."""
-        found = []
-        for path in self.root.rglob(LOG):
-            try:
-                found.append((path.stat().st_mtime, path))
-            except OSError:  # removed since it was listed
-                continue
-        found.sort(key=lambda pair: -pair[0])
-        return {clean_name(path.parent.relative_to(self.root).as_posix()): path for _, path in found}
+        stamped = [(file_stamp(path), path) for path in self.root.rglob(LOG)]
+        newest_first = sorted((pair for pair in stamped if pair[0]), reverse=True)  # no stamp: removed since listed
+        return {clean_name(path.parent.relative_to(self.root).as_posix()): path for _, path in newest_first}
 
     def read_columns(self, path):
         """The columns of a log, as in `RunLog.columns`."""
@@ -39,7 +35,7 @@ class RunLogs:
     def stamp(self, names):
         """A value that changes when any of these runs has a new line."""
         logs = self.list_logs()
-        return [(name, logs[name].stat().st_mtime_ns) for name in names if name in logs]
+        return [(name, file_stamp(logs[name])) for name in names if name in logs]
 
     def curves(self, names):
         """[(step, loss, curve's name)] of the runs; each curve has about MAX_CURVE_POINTS points at most."""

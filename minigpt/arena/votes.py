@@ -12,10 +12,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from minigpt.arena.problems import Problem
-from minigpt.common.files import append_durably
+from minigpt.common.files import append_durably, file_stamp
 
 LOCK_TIMEOUT_SECONDS = 20.0
 RESULTS = ("left", "right", "tie", "bad")
+# Fields of SamplingParams that are stored with a vote, in the order of the page's inputs.
+SAMPLING_KEYS = ("max_new_tokens", "temperature", "top_k", "top_p", "frequency_penalty", "seed")
 MAX_OPEN_BATTLES = 10_000  # beyond these the oldest is dropped
 # A spreadsheet takes a cell that starts with one of these for a formula.
 FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")
@@ -46,7 +48,7 @@ class Votes:
 
     def __init__(self, path):
         self.path = Path(path)
-        self._stamp = None  # modification time and size of the file when it was read
+        self._stamp = None  # of the file when it was read
         self._read = [], 0
         self._lock = threading.Lock()
 
@@ -57,13 +59,9 @@ class Votes:
     def all(self):
         """As `read_votes`; ([], 0) without a file. The same list is returned until the file changes."""
         with self._lock:
-            try:
-                stat = self.path.stat()
-                stamp = (stat.st_mtime_ns, stat.st_size)
-            except OSError:
-                return [], 0
+            stamp = file_stamp(self.path)
             if stamp != self._stamp:
-                self._read = read_votes(self.path)
+                self._read = read_votes(self.path) if stamp else ([], 0)
                 self._stamp = stamp
             return self._read
 

@@ -8,11 +8,9 @@ import gradio as gr
 
 from minigpt.arena.answers import follow_answers
 from minigpt.arena.problems import Problem
-from minigpt.arena.votes import flag_answers
+from minigpt.arena.votes import SAMPLING_KEYS, flag_answers
 from minigpt.arena_ui.common import UNQUEUED, T, explain_error, status_line, translate, visitor_key, warning_line
 from minigpt.inference.params import SamplingParams
-
-SAMPLING_KEYS = ("max_new_tokens", "temperature", "top_k", "top_p", "frequency_penalty", "seed")
 
 
 class AskingTab:
@@ -114,7 +112,7 @@ class AskingTab:
 
 
 def sampling_fields(page):
-    """The inputs of the sampling parameters, in the order of Arena.check_params."""
+    """The inputs of the sampling parameters, in the order of SAMPLING_KEYS."""
     default = SamplingParams()
     most = page.arena.settings.max_tokens_limit
     with gr.Accordion(T("sampling"), open=False):

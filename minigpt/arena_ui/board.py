@@ -120,10 +120,9 @@ def score_chart(request, standings):
     """altair.Chart of the scores with their intervals; None without any."""
     if not standings:
         return None
-    rows = [{"model": s.model, "score": s.score, "low": s.low, "high": s.high} for s in standings]
     order = [standing.model for standing in standings]
     score = translate(request, "col_score")
-    base = altair.Chart(pandas.DataFrame(rows)).encode(
+    base = altair.Chart(pandas.DataFrame(standings)).encode(
         y=altair.Y("model:N", sort=order, title=None, axis=altair.Axis(labelLimit=200)),
         tooltip=["model", *(altair.Tooltip(column, format=".0f") for column in ("score", "low", "high"))],
     )

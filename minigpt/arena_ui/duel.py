@@ -3,13 +3,7 @@
 import gradio as gr
 
 from minigpt.arena.problems import Problem
-from minigpt.arena_ui.asking import (
-    AskingTab,
-    answer_status,
-    chat_turn,
-    plain_chat,
-    snapshot,
-)
+from minigpt.arena_ui.asking import AskingTab, answer_status, chat_turn, plain_chat, snapshot
 from minigpt.arena_ui.common import (
     PRIVATE,
     UNQUEUED,

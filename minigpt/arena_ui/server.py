@@ -5,6 +5,7 @@ import hmac
 import logging
 import threading
 import time
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import anyio.to_thread
@@ -30,17 +31,6 @@ ALLOWED_API_PATHS = (
     "startup-events", "theme.css", "upload", "upload_progress", "user",
 )  # fmt: skip
 REFUSED_PATHS = ("/monitoring", "/dev/", "/svelte", "/openapi.json", "/docs", "/redoc")
-CSS = """
-#head { align-items: center; flex-wrap: nowrap; }
-#title { font-size: 1.3em; font-weight: 600; }
-.status textarea { border: 0 !important; background: none !important; padding: 2px 4px; font-size: .9em; }
-.vega-embed { width: 100%; }
-.vega-embed summary { display: none; }
-.table-wrap th, .table-wrap td { min-width: 4.5em; }
-.table-wrap * { font-family: var(--font) !important; }
-.message, .message * { overflow-wrap: anywhere; }
-@media (max-width: 640px) { .gradio-container { padding: 6px !important; } }
-"""
 
 
 class Guard:
@@ -110,7 +100,7 @@ class PageServer:
             app, blocks, path="/", auth=login_checker(auth) if auth else None, server_name=host, server_port=self.port,
             footer_links=[], run_history=False, show_error=False, max_file_size=MAX_UPLOAD, ssr_mode=False,
             enable_monitoring=False, mcp_server=False, pwa=False, i18n=gr.I18n(**translations()), theme=make_theme(),
-            css=CSS,
+            css_paths=Path(__file__).with_name("page.css"),
         )  # fmt: skip
         blocks.has_launched = True  # before it is launched, Gradio does not check the paths of files
         config = uvicorn.Config(

@@ -3,21 +3,8 @@
 import gradio as gr
 
 from minigpt.arena.problems import Problem
-from minigpt.arena_ui.asking import (
-    AskingTab,
-    answer_status,
-    chat_turn,
-    plain_chat,
-    snapshot,
-)
-from minigpt.arena_ui.common import (
-    PRIVATE,
-    T,
-    default_models,
-    model_dropdown,
-    translate,
-    warning_line,
-)
+from minigpt.arena_ui.asking import AskingTab, answer_status, chat_turn, plain_chat, snapshot
+from minigpt.arena_ui.common import PRIVATE, T, default_models, model_dropdown, translate, warning_line
 
 MAX_SHOWN_TURNS = 20  # older ones leave the page
 EMPTY_CHAT = {"chat": [], "last": None}

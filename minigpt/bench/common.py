@@ -3,8 +3,10 @@
 import multiprocessing
 import os
 import platform
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -13,7 +15,9 @@ from pathlib import Path
 import torch
 
 from minigpt.common.errors import UserError
-from minigpt.common.files import PROJECT, write_atomic
+from minigpt.common.files import PROJECT, write_atomic, write_json
+
+WATCH_SECONDS = 0.1
 
 
 def call_in_process(function, *arguments):
@@ -30,6 +34,12 @@ def call_in_process(function, *arguments):
             ) from None
 
 
+def medians(figures):
+    """{key: median} over dicts with the same keys; None for a key of which a value is None."""
+    columns = {key: [each[key] for each in figures] for key in figures[0]}
+    return {key: None if None in column else statistics.median(column) for key, column in columns.items()}
+
+
 def machine_name(device):
     """Processor or GPU, cores and torch's version, in one line."""
     if device.type == "cuda":
@@ -40,8 +50,21 @@ def machine_name(device):
         fields = {key.strip(): value.strip() for key, value in fields.items()}
         flags = [flag for flag in ("amx_bf16", "avx512_bf16", "avx2") if flag in fields.get("flags", "").split()]
         name = f"{fields.get('model name', name)} ({', '.join(flags)})"
-    return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores, " \
-        f"torch {torch.__version__}"  # fmt: skip
+    return f"{name}, {count_cores()} cores, torch {torch.__version__}"
+
+
+def count_cores():
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def publish_results(settings, title, table, values):
+    """Print a table; write the values (dict) as JSON and the table into the docs by the settings of bench.py."""
+    print(f"\n{table}")
+    if settings.json:
+        write_json(settings.json, values)
+    if not settings.quick:
+        write_docs(settings.docs, title, table)
 
 
 def write_docs(path, title, text):
@@ -53,13 +76,23 @@ def write_docs(path, title, text):
     write_atomic(path, lambda file: file.write(new.encode()))
 
 
-def run_quietly(script, *arguments):
-    """Run one of the project's scripts; returns the seconds it took. Raises UserError with its message if it fails."""
-    started = time.perf_counter()
+def run_quietly(script, *arguments, watch=None):
+    """Run one of the project's scripts; returns the seconds it took. Raises UserError with its message if it fails.
+
+    watch: called with the id of the process every WATCH_SECONDS while it runs.
+    """
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, str(PROJECT / script), *arguments]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=environment)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
-        raise UserError(f"{Path(script).name}: {said[-1].removeprefix('error: ')}")
-    return time.perf_counter() - started
+    started = time.perf_counter()
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+        while watch and process.poll() is None:
+            watch(process.pid)
+            time.sleep(WATCH_SECONDS)
+        status = process.wait()
+        seconds = time.perf_counter() - started
+        output.seek(0)
+        lines = output.read().strip().splitlines() or [f"ended with status {status}"]
+    if status:
+        raise UserError(f"{Path(script).name}: {lines[-1].removeprefix('error: ')}")
+    return seconds

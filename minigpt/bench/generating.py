@@ -6,9 +6,9 @@ one process. The server and its clients are processes of their own, and idle mea
 """
 
 import math
-import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,12 @@ import torch
 from torch.nn import functional as F
 
 from data_utils import loss_mask, open_rows, row_lengths
-from minigpt.bench.common import call_in_process, machine_name, run_quietly, write_docs
+from minigpt.bench.common import call_in_process, machine_name, medians, publish_results, run_quietly
 from minigpt.bench.load import ServedModel, load_server
 from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.errors import UserError
-from minigpt.common.files import write_json
 from minigpt.device import pick_device, wait_for
+from minigpt.evaluation.tables import markdown_table
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.model_runner import ModelRunner
 from minigpt.inference.params import SamplingParams
@@ -94,11 +94,6 @@ def generate_by_hugging_face(model, prompts, n_new):
     )  # fmt: skip
 
 
-def generate_by_ours(generator, prompts, n_new):
-    """Greedy texts after prompts, lists of ids, by a `TextGenerator`."""
-    return generator.generate(prompts, SamplingParams(temperature=0, max_new_tokens=n_new))
-
-
 class GenerationWays:
     """The ways to generate that are compared, with the weights of one checkpoint.
 
@@ -106,36 +101,38 @@ class GenerationWays:
     also compiled. Raises UserError where compiling fails.
     """
 
-    def __init__(self, path, device, compiled, say=print):
+    def __init__(self, path, device, compiled):
         self.device, content = device, load_checkpoint(path)
         model, self.tokenizer = load_model(content, device)
         theirs = to_hugging_face(model).to(device)
         self.ways = {
-            "plain loop, float32": lambda prompts, n_new: generate_plainly(model, prompts, n_new),
-            "Hugging Face, float32": lambda prompts, n_new: generate_by_hugging_face(theirs, prompts, n_new),
+            "plain loop, float32": partial(generate_plainly, model),
+            "Hugging Face, float32": partial(generate_by_hugging_face, theirs),
         }
         if device.type == "cuda":
             half = to_hugging_face(model).to(device, torch.bfloat16)
-            self.ways["Hugging Face, bfloat16"] = lambda prompts, n_new: generate_by_hugging_face(half, prompts, n_new)
+            self.ways["Hugging Face, bfloat16"] = partial(generate_by_hugging_face, half)
         self.models = {}
         for name in COMPARED_TYPES:
             if name == "int8" and device.type != "cpu":
                 continue
             self.models[name] = convert_weights(load_model(content, device)[0], name)
-            self.add(f"ours, {name}", self.models[name], None, say)
+            self.add(f"ours, {name}", self.models[name], False)
             if name in compiled:
-                self.add(f"ours, {name}, compiled", self.models[name], True, say)
+                self.add(f"ours, {name}, compiled", self.models[name], True)
 
-    def add(self, name, model, compiled, say):
+    def add(self, name, model, compiled):
         """Add a way: our generation with a model, compiled or not."""
         generator = TextGenerator(model, self.tokenizer, "pretrain")
         generator.engine.eot_id = -1  # no token ends a text early
         if compiled:
-            say(f"  compiling: {name} …", flush=True)
+            print(f"  compiling: {name} …", flush=True)
             generator.compile()
             if not generator.compiled:
                 raise UserError(f"{name}: the model was not compiled (the reason is above), so it is not measured")
-        self.ways[name] = lambda prompts, n_new: generate_by_ours(generator, prompts, n_new)
+        self.ways[name] = lambda prompts, n_new: generator.generate(
+            prompts, SamplingParams(temperature=0, max_new_tokens=n_new)
+        )
 
     def time(self, name, prompts, n_new):
         """Seconds that a way takes for `n_new` tokens after prompts."""
@@ -176,11 +173,6 @@ def measure_generation(ways, server, prompts, rounds):
             loads[clients].append(call_in_process(load_server, server.address, prompts, clients, requests, NEW_TOKENS))
     measured = ({case: each[-rounds:] for case, each in part.items()} for part in (found, loads))
     return tuple({case: medians(each) for case, each in part.items()} for part in measured)
-
-
-def medians(figures):
-    """{key: median} over dicts with the same keys."""
-    return {key: statistics.median(f[key] for f in figures) for key in figures[0]}
 
 
 @torch.no_grad()
@@ -241,24 +233,30 @@ def generation_ratios(speed, loads, large, demo):
 
 def generation_table(speed, loads, ratios, characters_a_token):
     """Markdown tables of the figures of `measure_generation` and `generation_ratios`."""
-    lines = ["| way | prompts together | tokens/s | characters/s | first token, ms |", "|---" * 5 + "|"]
+    speeds = []
     for (name, batch), f in speed.items():
-        rates = f"{f['tokens_per_second']:.1f} | {f['tokens_per_second'] * characters_a_token:.1f}"
-        lines.append(f"| {name} | {batch} | {rates} | {f['first_token'] * 1e3:.0f} |")
-    columns = "tokens/s in all | first token, ms: median | 99% | between pieces, ms: median | 99%"
-    lines += ["", f"| the server, clients | {columns} |", "|---" * 6 + "|"]
+        rate = f["tokens_per_second"]
+        first_ms = f["first_token"] * 1e3
+        speeds.append([name, batch, f"{rate:.1f}", f"{rate * characters_a_token:.1f}", f"{first_ms:.0f}"])
+    served = []
     for clients, f in loads.items():
         times = [f[key] * 1e3 for key in ("first_50", "first_99", "between_50", "between_99")]
-        lines.append(f"| {clients} | {f['tokens_per_second']:.1f} | " + " | ".join(f"{t:.1f}" for t in times) + " |")
-    lines += ["", "| ratio | |", "|---|---|"]
-    lines += [f"| {name} | {'not measured' if value is None else f'{value:.4f}'} |" for name, value in ratios.items()]
-    return "\n".join(lines)
+        served.append([clients, *(f"{figure:.1f}" for figure in (f["tokens_per_second"], *times))])
+    names = ["the server, clients", "tokens/s in all", "first token, ms: median", "99%"]
+    names += ["between pieces, ms: median", "99%"]
+    shown = [[name, "not measured" if value is None else value] for name, value in ratios.items()]
+    tables = [
+        markdown_table(["way", "prompts together", "tokens/s", "characters/s", "first token, ms"], speeds),
+        markdown_table(names, served),
+        markdown_table(["ratio", ""], shown),
+    ]
+    return "\n\n".join(tables)
 
 
 def bench_generation(settings):
     """Measure generation; print the tables, and write JSON and docs by the settings of bench.py."""
     device, quick = pick_device(settings.device), settings.quick
-    started, name = time.perf_counter(), machine_name(device)
+    name = machine_name(device)
     print(f"{name}\ntraining a model of 124M parameters for a few minutes …", flush=True)
     with tempfile.TemporaryDirectory(prefix="minigpt-bench-") as folder:
         path = make_checkpoint(folder, settings, QUICK_TRAIN_STEPS if quick else TRAIN_STEPS)
@@ -272,13 +270,11 @@ def bench_generation(settings):
             speed, loads = measure_generation(ways, server, prompts, rounds)
         print("  perplexities …", flush=True)
         large = {name: perplexity(model, rows[:SCORED_ROWS], meta) for name, model in ways.models.items()}
-    demo, counts = demo_perplexities(), meta["parts"]["val"]
+    demo = demo_perplexities()
+    counts = meta["parts"]["val"]
     ratios = generation_ratios(speed, loads, large, demo)
     table = generation_table(speed, loads, ratios, counts["characters"] / counts["tokens"])
-    print(f"\n{table}\n\n{time.perf_counter() - started:.0f} s in all")
-    if settings.json:
-        flat = {f"{way}, {batch}": f for (way, batch), f in speed.items()}
-        prices = {"124M": large, "demo": demo}
-        write_json(settings.json, {"machine": name, **ratios, "speed": flat, "server": loads, "perplexity": prices})
-    if not quick:
-        write_docs(settings.docs, f"Generation: {name}", table)
+    flat = {f"{way}, {batch}": f for (way, batch), f in speed.items()}
+    perplexities = {"124M": large, "demo": demo}
+    values = {"machine": name, **ratios, "speed": flat, "server": loads, "perplexity": perplexities}
+    publish_results(settings, f"Generation: {name}", table, values)

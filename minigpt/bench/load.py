@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 from minigpt.common.errors import UserError
@@ -21,14 +22,8 @@ class ServedModel:
     """Context manager: server.py as a process on a free port. address: its http:// address."""
 
     def __init__(self, ckpt, *flags):
-        self.command = [
-            sys.executable,
-            str(PROJECT / "server.py"),
-            f"--ckpt={ckpt}",
-            "--port=0",
-            "--compile=on",
-            *flags,
-        ]
+        script = str(PROJECT / "server.py")
+        self.command = [sys.executable, script, f"--ckpt={ckpt}", "--port=0", "--compile=on", *flags]
         self.lines, self.changed = [], threading.Condition()
 
     def __enter__(self):
@@ -55,13 +50,10 @@ class ServedModel:
             self.process.wait()
 
     def _read(self):
-        for line in self.process.stdout:
+        for line in itertools.chain(self.process.stdout, ["the server ended"]):
             with self.changed:
                 self.lines.append(line.rstrip())
                 self.changed.notify_all()
-        with self.changed:
-            self.lines.append("the server ended")
-            self.changed.notify_all()
 
     def wait_for_line(self, words, seconds):
         """Wait for the first line that the server prints with these words; returns it.
@@ -91,28 +83,20 @@ def load_server(address, prompts, clients, requests, n_new):
     answer. tokens_per_second: of all clients together; first_50, first_99: seconds until the first piece of text,
     median and 99th percentile; between_50, between_99: seconds between two pieces. Raises UserError.
     """
-    firsts, betweens, tokens, errors = [], [], [], []
 
-    def client(prompt):
-        try:
-            for _ in range(requests):
-                times, n_tokens = stream_completion(address, prompt, n_new)
-                firsts.append(times[1] - times[0])
-                betweens.extend(b - a for a, b in itertools.pairwise(times[1:]))
-                tokens.append(n_tokens)
-        except Exception as error:  # of any kind: without this client the figures would be wrong
-            errors.append(error)
+    def ask_repeatedly(i):
+        return [stream_completion(address, prompts[i % len(prompts)], n_new) for _ in range(requests)]
 
-    threads = [threading.Thread(target=client, args=(prompts[i % len(prompts)],)) for i in range(clients)]
     started = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise UserError(f"a client of {address} failed: {errors[0]!r}")
-    figures = {"tokens_per_second": sum(tokens) / (time.perf_counter() - started)}
-    for name, values in (("first", sorted(firsts)), ("between", sorted(betweens))):
+    try:
+        with ThreadPoolExecutor(clients) as pool:
+            answers = list(itertools.chain.from_iterable(pool.map(ask_repeatedly, range(clients))))
+    except Exception as error:  # of any kind: without this client the figures would be wrong
+        raise UserError(f"a client of {address} failed: {error!r}") from None
+    figures = {"tokens_per_second": sum(n_tokens for _, n_tokens in answers) / (time.perf_counter() - started)}
+    firsts = sorted(times[1] - times[0] for times, _ in answers)
+    betweens = sorted(b - a for times, _ in answers for a, b in itertools.pairwise(times[1:]))
+    for name, values in (("first", firsts), ("between", betweens)):
         for percent in (50, 99):
             figures[f"{name}_{percent}"] = values[min(len(values) - 1, len(values) * percent // 100)]
     return figures

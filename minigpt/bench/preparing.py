@@ -6,8 +6,6 @@ after our runs. Our time is that of the whole script.
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from itertools import islice
@@ -15,11 +13,10 @@ from pathlib import Path
 
 import torch
 
-from minigpt.bench.common import call_in_process, machine_name, write_docs
+from minigpt.bench.common import call_in_process, count_cores, machine_name, publish_results, run_quietly
 from minigpt.bench.corpora import varied_articles, write_varied
-from minigpt.common.errors import UserError
-from minigpt.common.files import PROJECT, write_json
 from minigpt.corpus.cleaning import drop_litter, drop_title
+from minigpt.evaluation.tables import markdown_table
 from minigpt.tokenizer import load_tokenizer
 
 CORPUS_BYTES, QUICK_CORPUS_BYTES = 10**9, 2 * 10**8
@@ -62,17 +59,9 @@ def run_prepare(folder, corpus, workers, steps):
     Raises UserError with the message of a run that failed.
     """
     flags = [f"--input_dir={corpus}", f"--data_dir={folder}/rows", f"--workers={workers}", f"--clean={','.join(steps)}"]
-    started, peak = time.perf_counter(), None
-    with tempfile.TemporaryFile() as output:
-        run = subprocess.Popen([sys.executable, str(PROJECT / "data/prepare.py"), *flags], stdout=output, stderr=output)
-        while run.poll() is None:
-            peak = max(filter(None, (peak, resident_mb(run.pid))), default=None)
-            time.sleep(0.1)
-        seconds = time.perf_counter() - started
-        output.seek(0)
-        lines = output.read().decode("utf-8", errors="replace").splitlines()
-    if run.returncode:
-        raise UserError(f"prepare.py: {lines[-1]}")
+    megabytes = []
+    seconds = run_quietly("data/prepare.py", *flags, watch=lambda pid: megabytes.append(resident_mb(pid)))
+    peak = max(filter(None, megabytes), default=None)
     return {"bytes_per_second": os.path.getsize(corpus) / seconds, "peak_memory_mb": peak}
 
 
@@ -86,9 +75,8 @@ def compare_preparing(folder, n_bytes, workers, step_bytes, near_bytes):
     cases += [(workers, REPORT_STEPS + more, near_bytes if "near" in more else step_bytes) for more in FURTHER_STEPS]
     before, runs = call_in_process(tiktoken_rate, "gpt2", TIKTOKEN_ARTICLES), []
     for count, steps, size in cases:
-        runs.append(
-            {"workers": count, "steps": steps, "bytes": size, **run_prepare(folder, corpora[size], count, steps)}
-        )
+        figures = run_prepare(folder, corpora[size], count, steps)
+        runs.append({"workers": count, "steps": steps, "bytes": size, **figures})
         print(f"{count} workers, {', '.join(steps)}: {runs[-1]['bytes_per_second'] / 1e6:.1f} MB/s", flush=True)
     return {"tiktoken": (before + call_in_process(tiktoken_rate, "gpt2", TIKTOKEN_ARTICLES)) / 2, "runs": runs}
 
@@ -100,35 +88,29 @@ def tiktoken_share(figures, run):
 
 def preparing_table(figures):
     """Markdown table of the figures that `compare_preparing` gives."""
-    lines = [
-        f"tiktoken alone, in one process: {figures['tiktoken'] / 1e6:.1f} MB of jsonl a second.",
-        "",
-        "| processes | cleaning steps | corpus, MB | MB/s | of processes × tiktoken | peak memory, MB |",
-        "|---" * 6 + "|",
-    ]
-    for run in figures["runs"]:
-        memory = f"{run['peak_memory_mb']:,.0f}" if run["peak_memory_mb"] else "–"
-        lines.append(
-            f"| {run['workers']} | {', '.join(run['steps'])} | {run['bytes'] / 1e6:,.0f} "
-            f"| {run['bytes_per_second'] / 1e6:.1f} | {tiktoken_share(figures, run):.0%} | {memory} |"
-        )
-    return "\n".join(lines)
+    names = ["processes", "cleaning steps", "corpus, MB", "MB/s", "of processes × tiktoken", "peak memory, MB"]
+    rows = [
+        [
+            run["workers"], ", ".join(run["steps"]), f"{run['bytes'] / 1e6:,.0f}",
+            f"{run['bytes_per_second'] / 1e6:.1f}", f"{tiktoken_share(figures, run):.0%}",
+            f"{run['peak_memory_mb']:,.0f}" if run["peak_memory_mb"] else None,
+        ]
+        for run in figures["runs"]
+    ]  # fmt: skip
+    speed = f"tiktoken alone, in one process: {figures['tiktoken'] / 1e6:.1f} MB of jsonl a second."
+    return f"{speed}\n\n{markdown_table(names, rows, left=2)}"
 
 
 def bench_preparing(settings):
     """Measure data/prepare.py; print the table, and write JSON and docs by the settings of bench.py."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    name, size = machine_name(torch.device("cpu")), QUICK_CORPUS_BYTES if settings.quick else CORPUS_BYTES
+    name = machine_name(torch.device("cpu"))
+    size, step_bytes = (QUICK_CORPUS_BYTES, STEP_BYTES // 4) if settings.quick else (CORPUS_BYTES, STEP_BYTES)
     print(f"{name}\nwriting {size / 1e9:g} GB of articles …", flush=True)
     with tempfile.TemporaryDirectory(prefix="minigpt-bench-") as folder:
-        figures = compare_preparing(folder, size, cores, STEP_BYTES // 4 if settings.quick else STEP_BYTES, NEAR_BYTES)
-    table = preparing_table(figures)
-    print(f"\n{table}")
-    if settings.json:
-        shares = {
-            f"{run['workers']} {','.join(run['steps'])} {run['bytes']}": tiktoken_share(figures, run)
-            for run in figures["runs"]
-        }
-        write_json(settings.json, {"machine": name, **figures, "shares": shares})
-    if not settings.quick:
-        write_docs(settings.docs, f"Preparing: {name}", table)
+        figures = compare_preparing(folder, size, count_cores(), step_bytes, NEAR_BYTES)
+    shares = {
+        f"{run['workers']} {','.join(run['steps'])} {run['bytes']}": tiktoken_share(figures, run)
+        for run in figures["runs"]
+    }
+    values = {"machine": name, **figures, "shares": shares}
+    publish_results(settings, f"Preparing: {name}", preparing_table(figures), values)

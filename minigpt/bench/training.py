@@ -5,7 +5,6 @@ position, float32; on CUDA autocast and compiling. Each measurement is a fresh p
 times are for a corpus of megabytes.
 """
 
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -15,9 +14,9 @@ import torch
 from torch.nn import functional as F
 
 from data_utils import load_row_tokenizer, loss_mask, open_rows, row_lengths
-from minigpt.bench.common import call_in_process, machine_name, run_quietly, write_docs
-from minigpt.common.files import write_json
+from minigpt.bench.common import call_in_process, machine_name, medians, publish_results, run_quietly
 from minigpt.device import peak_flops, peak_memory, pick_device, should_compile, wait_for
+from minigpt.evaluation.tables import markdown_table
 from minigpt.inference.likelihood import likelihood
 from minigpt.settings.stages import TrainSettings
 from minigpt.training.setup import TrainingRun
@@ -183,14 +182,9 @@ def compare_speed(folder, device, size, rounds, seconds):
     for _ in range(rounds):
         for stage, way, data in cases:
             print(f"  {size}, {stage}, {way}, {data} …", flush=True)
-            found[stage, way, data].append(
-                call_in_process(measure_speed, way, f"{folder}/{data}", size, device, seconds)
-            )
-    figures = {}
-    for case, results in found.items():
-        columns = {key: [r[key] for r in results] for key in results[0]}
-        figures[case] = {key: None if None in c else statistics.median(c) for key, c in columns.items()}
-    return figures
+            figures = call_in_process(measure_speed, way, f"{folder}/{data}", size, device, seconds)
+            found[stage, way, data].append(figures)
+    return {case: medians(figures) for case, figures in found.items()}
 
 
 def compare_quality(folder, device, tokenizer_seconds):
@@ -228,35 +222,37 @@ def training_ratios(speed, quality):
 
 def training_table(sizes, quality, ratios):
     """Markdown tables. sizes: {size: figures of `compare_speed`}."""
-    lines = [
-        "| model | stage | way | tokenizer | useful tokens/s | characters/s | peak memory, MB | MFU |",
-        "|---" * 8 + "|",
+    names = ["model", "stage", "way", "tokenizer", "useful tokens/s", "characters/s", "peak memory, MB", "MFU"]
+    rows = [
+        [
+            size, stage, way, "own" if data == "own" else "GPT-2", f"{f['tokens_per_second']:,.0f}",
+            f"{f['characters_per_second']:,.0f}", f"{f['peak_memory_mb']:,.0f}" if f["peak_memory_mb"] else None,
+            f"{f['mfu']:.1%}" if f["mfu"] else None,
+        ]
+        for size, speed in sizes.items()
+        for (stage, way, data), f in speed.items()
+    ]  # fmt: skip
+    shown = [[name, f"{value:.1f}" if value else "not measured"] for name, value in ratios.items()]
+    parts = [
+        markdown_table(names, rows, left=4),
+        markdown_table([f"ratio, ours over the recipe, {SMALL}", ""], shown),
     ]
-    for size, speed in sizes.items():
-        for (stage, way, rows), f in speed.items():
-            mfu = f"{f['mfu']:.1%}" if f["mfu"] else "–"
-            memory = f"{f['peak_memory_mb']:,.0f}" if f["peak_memory_mb"] else "–"
-            shown = f"{f['tokens_per_second']:,.0f} | {f['characters_per_second']:,.0f} | {memory}"
-            lines.append(f"| {size} | {stage} | {way} | {'own' if rows == 'own' else 'GPT-2'} | {shown} | {mfu} |")
-    lines += ["", f"| ratio, ours over the recipe, {SMALL} | |", "|---|---|"]
-    lines += [f"| {name} | {f'{value:.1f}' if value else 'not measured'} |" for name, value in ratios.items()]
     if quality:
         ours = f"{quality['our_seconds']:.1f} s" if quality["our_seconds"] else f"not within {RECIPE_SECONDS} s"
-        lines += [
-            "",
+        parts.append(
             f"The recipe reached {quality['bits_per_char']:.2f} bits per character on the validation part after "
             f"{quality['recipe_seconds']:.0f} s of training; ours after {ours}, including "
             f"{quality['table_seconds']:.1f} s for training its tokenizer. "
-            "(Our tokenizer is trained on the validation articles, too.)",
-        ]
-    return "\n".join(lines)
+            "(Our tokenizer is trained on the validation articles, too.)"
+        )
+    return "\n\n".join(parts)
 
 
 def bench_training(settings):
     """Measure training; print the tables, and write JSON and docs by the settings of bench.py."""
     device, quick = pick_device(settings.device), settings.quick
     rounds, seconds = (QUICK_ROUNDS, QUICK_ROUND_SECONDS) if quick else (ROUNDS, ROUND_SECONDS)
-    started, name = time.perf_counter(), machine_name(device)
+    name = machine_name(device)
     print(f"{name}\npreparing the rows …", flush=True)
     with tempfile.TemporaryDirectory(prefix="minigpt-bench-") as folder:
         tokenizer_seconds = prepare_benchmark_rows(folder, settings)
@@ -264,11 +260,7 @@ def bench_training(settings):
         speed = {size: compare_speed(folder, settings.device, size, rounds, seconds) for size in sizes}
         quality = None if quick else compare_quality(folder, settings.device, tokenizer_seconds)
     ratios = training_ratios(speed[SMALL], quality)
-    table = training_table(speed, quality, ratios)
-    print(f"\n{table}\n\n{time.perf_counter() - started:.0f} s in all")
-    if settings.json:
-        flat = {size: {" ".join(case): f for case, f in cases.items()} for size, cases in speed.items()}
-        write_json(settings.json, {"machine": name, **ratios, "speed": flat, "quality": quality})
-    if not quick:
-        data = ", ".join(Path(path).name for path in [*settings.input_dir, *settings.qa_files])
-        write_docs(settings.docs, f"Training: {name}; {data}", table)
+    flat = {size: {" ".join(case): f for case, f in cases.items()} for size, cases in speed.items()}
+    values = {"machine": name, **ratios, "speed": flat, "quality": quality}
+    data = ", ".join(Path(path).name for path in [*settings.input_dir, *settings.qa_files])
+    publish_results(settings, f"Training: {name}; {data}", training_table(speed, quality, ratios), values)

@@ -66,6 +66,15 @@ def append_durably(path, text, header=""):
             raise
 
 
+def file_stamp(path):
+    """(modification time in ns, size in bytes) of a file, by which a change is noticed; None if there is no file."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
+
+
 def write_json(path, values):
     """Write values as readable UTF-8 JSON, atomically."""
     text = json.dumps(values, ensure_ascii=False, indent=1) + "\n"

@@ -93,13 +93,12 @@ class Plan:
 
     def needed(self, names):
         """The runs of those names and the runs that they depend on, each after its own."""
-        found = []
+        found = {}
         for name in names:
             run = self.runs[name]
-            for other in self.needed([n for n in (run.base, run.as_long_as) if n]):
-                found += [other] if other not in found else []
-            found += [run] if run not in found else []
-        return found
+            needed_first = self.needed([other for other in (run.base, run.as_long_as) if other])
+            found |= {each.name: each for each in (*needed_first, run)}
+        return list(found.values())
 
     def place(self, run, seed):
         """The folder of a run with a seed."""

@@ -7,14 +7,7 @@ import numpy as np
 from minigpt.common.files import write_atomic
 from minigpt.evaluation.plots import COLOURS, plt, save_plot
 from minigpt.evaluation.tables import markdown_table
-from minigpt.experiments.claims import (
-    NEVER_ASKED_MATCH,
-    NEVER_SEEN_MATCH,
-    NUMBER_ACCURACY,
-    TRAINED_MATCH,
-    column_values,
-    judge_claim,
-)
+from minigpt.experiments.claims import COLUMNS, column_values, judge_claim
 
 SAID = {
     True: ("every seed says so", "每个种子都如此"),
@@ -30,7 +23,8 @@ AGREES = {
     ("expected", None): ("open", "未定"),
 }
 PANELS_IN_A_ROW = 4
-KNOWN_COLUMNS = (TRAINED_MATCH, NEVER_ASKED_MATCH, NEVER_SEEN_MATCH, NUMBER_ACCURACY)  # over epochs of fine-tuning
+# Shown over the epochs of fine-tuning.
+KNOWN_COLUMNS = [COLUMNS[k] for k in ("trained_match", "never_asked_match", "never_seen_match", "number_accuracy")]
 
 
 def format_mean(values, digits):
@@ -121,9 +115,7 @@ def draw_epochs(results):
     losses.set(title="pretraining", xlabel="epoch", ylabel="loss (nats a token)")
     tuned = [figures["epochs"] for figures in results["tuned_long"]]
     epochs = [at["epoch"] for at in tuned[0]]
-    for column, colour in zip(
-        (TRAINED_MATCH, NEVER_ASKED_MATCH, NEVER_SEEN_MATCH, NUMBER_ACCURACY), COLOURS, strict=False
-    ):
+    for column, colour in zip(KNOWN_COLUMNS, COLOURS, strict=False):
         draw_range(known, epochs, [[column.value(at) for at in seed] for seed in tuned], column.title, colour)
     known.set(title="fine-tuning: what it knows", xlabel="epoch", ylabel="share right", ylim=(0, 1))
     for name, colour in (("trained", COLOURS[0]), ("never_asked", COLOURS[1])):
@@ -166,10 +158,10 @@ def experiment_section(experiment, results, folder):
 
 
 def write_page(path, experiments, results, about):
-    """Write the page as Markdown, and its plots into a folder of the same name beside it. about: its first lines."""
+    """Write the page as Markdown, and its plots into a folder of the same name beside it. about: text at its head."""
     path = Path(path)
     folder = path.with_suffix("")
-    lines = ["# Experiments / 实验", "", *about, "", claims_table(experiments, results), ""]
+    lines = ["# Experiments / 实验", "", about, claims_table(experiments, results), ""]
     for experiment in experiments:
         lines += experiment_section(experiment, results, folder)
     for svg in folder.glob("*.svg"):  # the page shows the PNG files

@@ -13,7 +13,7 @@ from minigpt.serving.errors import ApiError, read_json, to_event, to_json
 from minigpt.serving.openai_api import OpenAIAnswer, list_models, model_entry
 from minigpt.serving.openapi import describe_api
 from minigpt.serving.request import Admission, ClientGone, RunningRequest
-from minigpt.serving.schemas import RequestLimits, parse_request, request_models
+from minigpt.serving.schemas import parse_request, request_models
 
 PATHS_WITHOUT_KEY = ("/", "/health")
 STATUS_CLIENT_GONE = 499  # nginx's status for its log; no client receives it
@@ -47,7 +47,7 @@ def create_app(models, settings, api_key=""):
     if settings.host in LOOPBACK_HOSTS and not api_key:
         # Against DNS rebinding: a web page whose name resolves to 127.0.0.1 could otherwise read the answers.
         app.config["TRUSTED_HOSTS"] = ["localhost", "127.0.0.1", "[::1]", settings.host]
-    bodies = request_models(RequestLimits(settings.max_prompt_chars, settings.max_tokens_limit, settings.max_batch))
+    bodies = request_models(settings)
     admission = Admission(models, settings.max_batch, settings.max_queue)
     app.service = Service(models, bodies, admission, Counters(models), settings.request_seconds)
     app.before_request(lambda: check_key(api_key))
@@ -134,9 +134,8 @@ def openai_response(service, body, prompts, chat):
 def check_model(service, name):
     """`name`, if such a model is served. Raises ApiError (404) otherwise."""
     if name not in service.models:
-        raise ApiError(
-            404, f"there is no model {name[:64]}; served: {', '.join(service.models)}", "model", "model_not_found"
-        )
+        message = f"there is no model {name[:64]}; served: {', '.join(service.models)}"
+        raise ApiError(404, message, "model", "model_not_found")
     return name
 
 
@@ -146,10 +145,8 @@ def read_body(service):
     Raises ApiError: 415 if its type is not JSON in UTF-8, 400 if it cannot be parsed or a field is wrong.
     """
     if request.mimetype != "application/json":
-        shown = request.mimetype[:64] or "missing"
-        raise ApiError(
-            415, f"Content-Type is {shown}; send -H 'Content-Type: application/json'", "Content-Type", "not_json"
-        )
+        message = f"Content-Type is {request.mimetype[:64] or 'missing'}; send -H 'Content-Type: application/json'"
+        raise ApiError(415, message, "Content-Type", "not_json")
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     if charset not in ("utf-8", "utf8"):
         raise ApiError(415, f"Content-Type has charset {charset[:64]}; only UTF-8 is read", "Content-Type", "not_utf8")
@@ -241,13 +238,9 @@ def check_key(api_key):
     # WSGI decodes the bytes of a header as latin-1.
     is_right = hmac.compare_digest(given.strip().encode("latin-1", "replace"), api_key.encode())
     if scheme.lower() != "bearer" or not is_right:
-        raise ApiError(
-            401,
-            "the API key is missing or wrong; send it as Authorization: Bearer KEY",
-            "Authorization",
-            "invalid_api_key",
-            headers={"WWW-Authenticate": "Bearer"},
-        )
+        message = "the API key is missing or wrong; send it as Authorization: Bearer KEY"
+        headers = {"WWW-Authenticate": "Bearer"}
+        raise ApiError(401, message, "Authorization", "invalid_api_key", headers=headers)
 
 
 def count_and_allow(service, response, cors):

@@ -45,18 +45,14 @@ def read_json(body):
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ApiError(
-            400,
-            f"the body is not UTF-8 (byte {error.start}); on Windows write it to a file saved as UTF-8 and send that "
-            "with curl --data-binary @file, or write characters as \\uXXXX",
-            "body",
-        ) from None
+        advice = "on Windows write it to a file saved as UTF-8 and send that with curl --data-binary @file"
+        message = f"the body is not UTF-8 (byte {error.start}); {advice}, or write characters as \\uXXXX"
+        raise ApiError(400, message, "body") from None
     try:
         values = json.loads(text, parse_constant=refuse_constant, parse_float=parse_finite)
     except json.JSONDecodeError as error:
-        raise ApiError(
-            400, f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}", "body"
-        ) from None
+        message = f"the body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        raise ApiError(400, message, "body") from None
     except ValueError:  # Python limits the digits of an integer
         raise ApiError(400, "the body has a number that is too long", "body") from None
     except RecursionError:

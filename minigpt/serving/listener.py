@@ -88,8 +88,8 @@ class Channel(HTTPChannel):
         return going_on
 
 
-class Listener:
-    """Runs waitress in a thread of its own.
+class Listener(threading.Thread):
+    """A thread that runs waitress; `start` begins to answer requests.
 
     app: from `create_app`; sock: from `net.listening_socket`.
     """
@@ -112,16 +112,8 @@ class Listener:
             ident="MiniGPT",
         )
         self._server.channel_class = Channel
-        self._thread = threading.Thread(target=self._server.run, name="listener", daemon=True)
         self.port = sock.getsockname()[1]
-
-    def start(self):
-        """Start to answer requests."""
-        self._thread.start()
-
-    def is_alive(self):
-        """Whether the thread still runs."""
-        return self._thread.is_alive()
+        super().__init__(target=self._server.run, name="listener", daemon=True)
 
     def stop_accepting(self):
         """Accept no new connections. Open connections are still served."""

@@ -3,7 +3,8 @@
 import difflib
 import json
 import reprlib
-from dataclasses import dataclass
+import tomllib
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import (
@@ -16,12 +17,14 @@ from pydantic import (
     Tag,
     ValidationError,
     WithJsonSchema,
+    create_model,
     model_validator,
 )
 
 from minigpt.inference.params import SamplingParams
 from minigpt.serving.errors import ApiError
 
+NOT_SUPPORTED = tomllib.loads(Path(__file__).with_name("not_supported.toml").read_text(encoding="utf-8"))
 DEFAULTS = SamplingParams()
 N_SEEDS = 2**63  # SamplingParams takes 0 to N_SEEDS - 1
 MAX_MESSAGES = 256
@@ -33,15 +36,6 @@ PYDANTIC_MESSAGES = {
     "dict_type": "Input should be an object",
     "string_unicode": "Input has half of a surrogate pair, which is not a character",
 }
-
-
-@dataclass(frozen=True)
-class RequestLimits:
-    """Limits of one request: characters of all prompts together, tokens of an answer, number of prompts."""
-
-    prompt_chars: int
-    new_tokens: int
-    prompts: int
 
 
 class UnknownField(ValueError):
@@ -121,6 +115,12 @@ def not_supported(*neutral):
     return Annotated[Any, AfterValidator(check), WithJsonSchema({"enum": [*neutral, None], "description": message})]
 
 
+def add_unsupported_fields(cls):
+    """Class decorator: adds the fields that not_supported.toml lists for the class."""
+    fields = {name: (not_supported(*neutral), None) for name, neutral in NOT_SUPPORTED[cls.__name__].items()}
+    return create_model(cls.__name__, __base__=cls, __doc__=cls.__doc__, **fields)
+
+
 def ignored(kind):
     """Type of an OpenAI field that does not change the text that is generated."""
     return Annotated[kind | None, Field(description="accepted, without effect")]
@@ -183,6 +183,7 @@ class StreamOptions(RequestObject):
     include_obfuscation: ignored(bool) = None
 
 
+@add_unsupported_fields
 class OpenAIFields(SamplingFields):
     """The fields that completions and chat completions share."""
 
@@ -190,9 +191,6 @@ class OpenAIFields(SamplingFields):
     stream: bool | None = Field(False, description="answer piece by piece, as server-sent events")
     stream_options: StreamOptions | None = Field(None, description="only together with stream: true")
     user: ignored(Annotated[str, Field(max_length=512)]) = None
-    n: not_supported(1) = None
-    presence_penalty: not_supported(0) = None
-    logit_bias: not_supported({}) = None
 
     @model_validator(mode="after")
     def check_stream_options(self):
@@ -201,11 +199,14 @@ class OpenAIFields(SamplingFields):
         return self
 
 
-def request_models(limits):
-    """{path: class of the request body that is posted there}. The classes are made for the server's RequestLimits."""
-    Text = Annotated[str, Field(max_length=limits.prompt_chars)]
-    TokenIds = array(integer(0, 2**31 - 1), 1, limits.prompt_chars)
-    AnswerTokens = integer(1, limits.new_tokens) | None
+def request_models(settings):
+    """{path: class of the request body that is posted there}.
+
+    settings: their max_prompt_chars (of all prompts together), max_tokens_limit and max_batch (prompts) are the limits.
+    """
+    Text = Annotated[str, Field(max_length=settings.max_prompt_chars)]
+    TokenIds = array(integer(0, 2**31 - 1), 1, settings.max_prompt_chars)
+    AnswerTokens = integer(1, settings.max_tokens_limit) | None
     token_help = "longest answer, in tokens"
 
     class GenerateRequest(SamplingFields):
@@ -222,21 +223,18 @@ def request_models(limits):
         def answer_tokens(self):
             return self.max_new_tokens
 
+    @add_unsupported_fields
     class CompletionRequest(OpenAIFields):
         """Body of POST /v1/completions."""
 
         prompt: one_of(
             "text, a list of token ids, or a list of either",
             text=Text,
-            list=array(Text, 1, limits.prompts),
+            list=array(Text, 1, settings.max_batch),
             ids=TokenIds,
-            lists=array(TokenIds, 1, limits.prompts),
-        ) = Field(description=f"text, token ids, or a list of up to {limits.prompts} of either")
+            lists=array(TokenIds, 1, settings.max_batch),
+        ) = Field(description=f"text, token ids, or a list of up to {settings.max_batch} of either")
         max_tokens: AnswerTokens = Field(DEFAULTS.max_new_tokens, description=token_help)
-        best_of: not_supported(1) = None
-        echo: not_supported(False) = None
-        logprobs: not_supported() = None
-        suffix: not_supported("") = None
 
         @property
         def answer_tokens(self):
@@ -250,7 +248,7 @@ def request_models(limits):
                     if token >= n_vocab:
                         where = f"prompt[{j}]" if prompts[0] is self.prompt else f"prompt[{i}][{j}]"
                         raise ApiError(400, f"{where} is {token}; the vocabulary has {n_vocab} tokens", where)
-            check_length("prompt", sum(map(len, prompts)), limits)
+            check_length("prompt", sum(map(len, prompts)), settings)
             return prompts
 
     class TextPart(RequestObject):
@@ -258,20 +256,17 @@ def request_models(limits):
         text: Text
         prompt_cache_breakpoint: ignored(dict) = None
 
+    @add_unsupported_fields
     class Message(RequestObject):
         role: Literal["system", "developer", "user", "assistant"]
         content: one_of("a string or a list of text parts", text=Text, list=array(TextPart, 1, MAX_MESSAGES))
         name: ignored(AnyText) = None
-        refusal: not_supported() = None
-        audio: not_supported() = None
-        function_call: not_supported() = None
-        tool_calls: not_supported([]) = None
-        annotations: not_supported([]) = None
 
         @property
         def text(self):
             return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
+    @add_unsupported_fields
     class ChatCompletionRequest(OpenAIFields):
         """Body of POST /v1/chat/completions. OpenAI's fields for tools, sound and the like are known, and refused."""
 
@@ -286,22 +281,6 @@ def request_models(limits):
         prompt_cache_retention: ignored(AnyText) = None
         safety_identifier: ignored(AnyText) = None
         prompt_cache_options: ignored(dict) = None
-        store: not_supported(False) = None
-        logprobs: not_supported(False) = None
-        top_logprobs: not_supported(0) = None
-        modalities: not_supported(["text"]) = None
-        response_format: not_supported({"type": "text"}) = None
-        service_tier: not_supported("auto", "default") = None
-        function_call: not_supported("none") = None
-        functions: not_supported([]) = None
-        tool_choice: not_supported("none", "auto") = None
-        tools: not_supported([]) = None
-        reasoning_effort: not_supported("none") = None
-        verbosity: not_supported("medium") = None
-        audio: not_supported() = None
-        moderation: not_supported() = None
-        prediction: not_supported() = None
-        web_search_options: not_supported() = None
 
         @property
         def answer_tokens(self):
@@ -313,7 +292,7 @@ def request_models(limits):
             if last != "user":
                 where = f"messages[{len(self.messages) - 1}].role"
                 raise ApiError(400, f"{where} is {last}; the last message must be the user's", where)
-            check_length("messages", sum(len(message.text) for message in self.messages), limits)
+            check_length("messages", sum(len(message.text) for message in self.messages), settings)
             return self
 
         @property
@@ -328,10 +307,10 @@ def request_models(limits):
     }
 
 
-def check_length(where, length, limits):
-    """Raise ApiError if the field `where` has more than limits.prompt_chars characters in all."""
-    if length > limits.prompt_chars:
-        raise ApiError(400, f"{where} has {length} characters; {limits.prompt_chars} are the most", where)
+def check_length(where, length, settings):
+    """Raise ApiError if the field `where` has more than settings.max_prompt_chars characters in all."""
+    if length > settings.max_prompt_chars:
+        raise ApiError(400, f"{where} has {length} characters; {settings.max_prompt_chars} are the most", where)
 
 
 def parse_request(model, values):

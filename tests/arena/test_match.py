@@ -140,6 +140,7 @@ def test_examples_are_those_of_the_file_and_a_bad_row_costs_no_good_one(tmp_path
     path.write_text("prompt,kind,note\n好,sft,\n,sft,x\n坏,other,x\n", encoding="utf-8-sig")
     rows, problems = read_examples(path)
     assert rows == [["好", "sft", ""]] and [p.values["line"] for p in problems] == [3, 4]
-    path.write_text("a,b\n", encoding="utf-8")
-    assert read_examples(path)[1][0].key == "examples_columns"
-    assert read_examples(tmp_path / "none.csv")[1][0].key == "examples_file"
+    path.write_text("prompt,b\n好,x\n", encoding="utf-8")
+    for unusable in (path, tmp_path / "none.csv"):
+        rows, (problem,) = read_examples(unusable)
+        assert not rows and problem.key == "examples_file" and problem.values["columns"] == "prompt, kind, note"

@@ -12,14 +12,7 @@ from corpora import ROOT, made_up_articles, made_up_questions, write_jsonl
 
 from minigpt.experiments import build, data, measure, results
 from minigpt.experiments.build import is_ready
-from minigpt.experiments.claims import (
-    EXPERIMENTS,
-    NEVER_ASKED_MATCH,
-    VALIDATION_LOSS,
-    Claim,
-    column_values,
-    judge_claim,
-)
+from minigpt.experiments.claims import COLUMNS, EXPERIMENTS, Claim, column_values, judge_claim
 from minigpt.experiments.data import concatenate_rows
 from minigpt.experiments.plan import Plan
 from minigpt.experiments.report import claims_table, experiment_table, verdict_lines, write_page
@@ -71,7 +64,7 @@ def losses(*values):
 
 
 def test_a_claim_holds_where_every_seed_says_so_and_ties_settle_nothing():
-    claim = Claim("a", "b", VALIDATION_LOSS, "", "")
+    claim = Claim("a", "b", COLUMNS["validation_loss"], "", "")
     for a, b, holds in (
         ((1.0, 2.0), (1.5, 2.1), True),
         ((1.5, 2.1), (1.0, 2.0), False),
@@ -85,9 +78,9 @@ def test_a_claim_holds_where_every_seed_says_so_and_ties_settle_nothing():
 
 
 def test_figures_of_articles_are_not_shown_beside_those_of_answers():
-    assert list(column_values(VALIDATION_LOSS, losses(1.0))) == [1.0]
-    assert not len(column_values(VALIDATION_LOSS, [{"loss": 1.0, "trained": {}}]))
-    assert list(column_values(NEVER_ASKED_MATCH, [{"never_asked": {"exact_match": 0.25}}])) == [0.25]
+    assert list(column_values(COLUMNS["validation_loss"], losses(1.0))) == [1.0]
+    assert not len(column_values(COLUMNS["validation_loss"], [{"loss": 1.0, "trained": {}}]))
+    assert list(column_values(COLUMNS["never_asked_match"], [{"never_asked": {"exact_match": 0.25}}])) == [0.25]
 
 
 def test_concatenated_rows_have_the_same_tokens_without_padding(tmp_path):
@@ -120,7 +113,7 @@ def test_the_page_has_every_table_plot_and_claim(tmp_path):
     """Of two experiments, since plots take long; the tables of all."""
     results = made_up_results()
     drawn = [experiment for experiment in EXPERIMENTS if experiment.name in ("perplexity", "overfitting")]
-    write_page(tmp_path / "page.md", drawn, results, ["head"])
+    write_page(tmp_path / "page.md", drawn, results, "head\n")
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
     for experiment in drawn:
         assert experiment_table(experiment, results) in text
@@ -231,4 +224,4 @@ def test_a_result_is_kept_until_a_byte_of_its_data_or_of_its_code_changes(projec
 def test_a_wrong_name_is_said_with_those_that_there_are(tmp_path):
     said = run(tmp_path, "ordr")
     assert said.returncode == 1 and "no experiment 'ordr'; there are order, layout" in said.stderr
-    assert "a list of int" in run(tmp_path, "order", "--seeds=a").stderr
+    assert "seeds wants a list of int" in run(tmp_path, "order", "--seeds=a").stderr

@@ -3,9 +3,10 @@
 import json
 import random
 
-from minigpt.serving.schemas import RequestLimits, request_models
+from minigpt.serving.schemas import request_models
+from minigpt.settings.stages import ServerSettings
 
-LIMITS = RequestLimits(prompt_chars=1000, new_tokens=100, prompts=4)
+LIMITS = ServerSettings(max_prompt_chars=1000, max_tokens_limit=100, max_batch=4)
 SCHEMAS = {path: model.model_json_schema() for path, model in request_models(LIMITS).items()}
 VALID = {
     "/generate": {"prompt": "从", "max_new_tokens": 2, "stream": False},
@@ -13,9 +14,9 @@ VALID = {
     "/v1/chat/completions": {"model": "fake", "messages": [{"role": "user", "content": "从"}], "max_tokens": 2},
 }
 LIMIT_FLAGS = [
-    f"--max_prompt_chars={LIMITS.prompt_chars}",
-    f"--max_tokens_limit={LIMITS.new_tokens}",
-    f"--max_batch={LIMITS.prompts}",
+    f"--max_prompt_chars={LIMITS.max_prompt_chars}",
+    f"--max_tokens_limit={LIMITS.max_tokens_limit}",
+    f"--max_batch={LIMITS.max_batch}",
     "--max_body_bytes=50000",
 ]
 TOO_LONG = "a" * 2000

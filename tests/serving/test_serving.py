@@ -14,10 +14,10 @@ from minigpt.inference.params import SamplingParams
 from minigpt.serving import create_app
 from minigpt.serving.errors import ApiError, read_json, to_json
 from minigpt.serving.request import Admission
-from minigpt.serving.schemas import N_SEEDS, RequestLimits, parse_request, request_models
+from minigpt.serving.schemas import N_SEEDS, parse_request, request_models
 from minigpt.settings.stages import ServerSettings
 
-MODELS = request_models(RequestLimits(prompt_chars=100, new_tokens=50, prompts=3))
+MODELS = request_models(ServerSettings(max_prompt_chars=100, max_tokens_limit=50, max_batch=3))
 N_VOCAB = 1000
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "问"}]}
 COMPLETION = {"model": "m", "prompt": "从"}
