@@ -49,13 +49,9 @@ class TextCounts:
         if len(self.openings) > 2 * KEPT_OPENINGS:
             self.openings = Counter(dict(self.openings.most_common(KEPT_OPENINGS)))
 
-    def to_dict(self):
-        """All of it, for JSON."""
-        return {**vars(self), "lengths": {str(k): v for k, v in self.lengths.items()}}
-
     @classmethod
     def from_dict(cls, values):
-        """The inverse of `to_dict`."""
+        """The inverse of `vars`, after JSON has made text of the numbers that are keys."""
         counts = cls()
         counts.articles, counts.characters = values["articles"], values["characters"]
         counts.lengths = Counter({int(k): v for k, v in values["lengths"].items()})
@@ -101,13 +97,9 @@ class CorpusStatistics:
             for place, text in examples:
                 self.add_example(reason, place, text)
 
-    def to_dict(self):
-        """All of it, for JSON."""
-        return {"before": self.before.to_dict(), "after": self.after.to_dict(), "examples": self.examples}
-
     @classmethod
     def from_dict(cls, values):
-        """The inverse of `to_dict`."""
+        """The inverse of `vars`, applied to its parts as well."""
         statistics = cls()
         statistics.before = TextCounts.from_dict(values["before"])
         statistics.after = TextCounts.from_dict(values["after"])
