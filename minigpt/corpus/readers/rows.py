@@ -22,7 +22,7 @@ split_lines = partial(blocks.split_records, end=b"\n")
 #   parse  `FileBlock` -> yields (number, row, None) or (number, None, reason)
 FORMATS = {
     "lines": (split_lines, json_rows.parse_json_lines),
-    "array": (json_rows.split_json_array, json_rows.parse_array_elements),
+    "array": (json_rows.split_json_array, json_rows.parse_json_lines),
     "docs": (documents.split_docs, documents.parse_docs),
     "paragraphs": (documents.split_paragraphs, documents.parse_paragraphs),
     "text_lines": (split_lines, documents.parse_text_lines),
