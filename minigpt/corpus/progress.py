@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from minigpt.common.files import replace_file, write_atomic
+from minigpt.common.files import write_atomic
 from minigpt.corpus.cleaning import Cleaner
 from minigpt.corpus.dedup import KeySet, NearDuplicates
 from minigpt.corpus.pipeline import input_of
@@ -27,7 +27,7 @@ STATE_FILE = "state.json"
 REPORT_FILE = "report.html"
 ROW_BUFFER_BYTES = 4 << 20  # rows that are made at once
 STATE_VERSION = 2
-SAVED_COUNTS = ("articles", "kept", "numbered", "lost")  # attributes that are saved as they are
+SAVED_ATTRIBUTES = ("place", "n_bytes", "articles", "kept", "numbered", "lost")  # that are saved as they are
 SETTINGS_WITHOUT_EFFECT = {"workers", "data_dir"}  # on the rows
 
 
@@ -195,9 +195,7 @@ class PrepareProgress:
         """All that a run that resumes needs, as a dict for JSON."""
         return {
             "fingerprint": self.fingerprint,
-            "place": self.place,
-            "read": self.n_bytes,
-            **{name: getattr(self, name) for name in SAVED_COUNTS},
+            **{name: getattr(self, name) for name in SAVED_ATTRIBUTES},
             "heldout": sorted(self.heldout),
             "inputs": self.inputs,
             "steps": self.steps,
@@ -213,8 +211,7 @@ class PrepareProgress:
             self.keys.resume(0)
             self.writer.resume({part: dict.fromkeys(counts, 0) for part, counts in self.writer.counts.items()})
             return
-        self.place, self.n_bytes = tuple(state["place"]), state["read"]
-        for name in SAVED_COUNTS:
+        for name in SAVED_ATTRIBUTES:
             setattr(self, name, state[name])
         self.heldout = set(state["heldout"])
         self.inputs = {name: Counter(counts) for name, counts in state["inputs"].items()}
@@ -236,7 +233,9 @@ class PrepareProgress:
             print(f"warning: {len(missing)} held-out subjects have no article: {', '.join(missing[:5])}")
         steps = [step for step in CLEANING if step in self.settings.clean]
         self.wait()
-        meta = self.writer.meta(
+        # From here on rows leave the folder of unfinished files: a run that is killed now must start again.
+        (self.writer.partial / STATE_FILE).unlink(missing_ok=True)
+        meta = self.writer.finish(
             {
                 "stage": "pretrain",
                 "overflow": self.settings.overflow,
@@ -249,12 +248,6 @@ class PrepareProgress:
                 "sources": files,
             }
         )
-        report = self.writer.partial / REPORT_FILE
         if self.statistics:
-            write_report(report, self.statistics, meta)
-        # From here on rows leave the folder of unfinished files: a run that is killed now must start again.
-        (self.writer.partial / STATE_FILE).unlink(missing_ok=True)
-        self.writer.publish(meta)
-        if self.statistics:
-            replace_file(report, self.writer.folder / REPORT_FILE)
+            write_report(self.writer.folder / REPORT_FILE, self.statistics, meta)
         return meta

@@ -37,7 +37,7 @@ def closing_quote(quote):
     return re.compile(rf"\\.|[{closers}]", re.DOTALL)
 
 
-CLOSING_QUOTES = {quote: closing_quote(quote) for quote in DOUBLE + SINGLE}
+STRING_ENDS = {quote: closing_quote(quote) for quote in DOUBLE + SINGLE}
 ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 ESCAPE_CHARACTERS = {"n": "\n", "t": "\t", "r": "\r", "b": " ", "f": " "}
 ARTICLE_NUMBER = re.compile(r"\D{0,4}(\d{1,3})\D{0,2}")
@@ -211,7 +211,7 @@ def read_quoted(text, start):
     """
     if found := BARE_NUMBER.match(text, start):
         return found[0], found.end()
-    stops = CLOSING_QUOTES.get(text[start : start + 1])
+    stops = STRING_ENDS.get(text[start : start + 1])
     if not stops:
         return None, start
     for match in stops.finditer(text, start + 1):

@@ -6,13 +6,12 @@ A record that cannot be read gives a reason and costs no other record.
 import os
 from functools import partial
 
-from minigpt.common.errors import UserError
+from minigpt.common.errors import UserError, first_line
 from minigpt.corpus.readers import blocks, documents, json_rows, tables
 from minigpt.corpus.readers.blocks import FileBlock
 from minigpt.corpus.readers.files import DAMAGE_ERRORS, TEXT_SUFFIX, open_decompressed, split_suffixes
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-MAX_REASON_CHARS = 100
 
 
 split_lines = partial(blocks.split_records, end=b"\n")
@@ -71,8 +70,7 @@ def read_blocks(path, one_per_line=False):
             if file.tell() > n_read:  # the end of a compressed file
                 yield FileBlock(path, "parsed", number, [], file.tell() - n_read)
     except DAMAGE_ERRORS as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = f"the file is damaged from here on ({lines[0][:MAX_REASON_CHARS]})"
+        reason = f"the file is damaged from here on ({first_line(error)})"
         yield FileBlock(path, "parsed", number, [(number, None, reason)], 0)
 
 
