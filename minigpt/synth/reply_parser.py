@@ -98,21 +98,19 @@ def key_kind(key):
 def collect_pairs(events):
     """The `ParsedReply` of (kind, value) events: a question and an answer of one object, in any order, are a pair."""
     reply = ParsedReply()
-    number = question = answer = None
+    number, parts = None, {}
     for kind, value in events:
         if kind == "number":
             number = value
-        elif kind == "question":
-            question = collapse_spaces(strip_prefix(value))
-        elif kind == "answer":
-            answer = collapse_spaces(strip_prefix(value))
         elif kind == "end":
-            question = answer = None
+            parts = {}
         elif kind == "cut":
             reply.cut = True
-        if question is not None and answer is not None:
-            reply.pairs.setdefault(number, []).append((question, answer))
-            question = answer = None
+        else:  # a question or an answer
+            parts[kind] = collapse_spaces(strip_prefix(value))
+        if len(parts) == 2:
+            reply.pairs.setdefault(number, []).append((parts["question"], parts["answer"]))
+            parts = {}
     return reply
 
 

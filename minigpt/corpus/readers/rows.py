@@ -9,7 +9,7 @@ from functools import partial
 from minigpt.common.errors import UserError, first_line
 from minigpt.corpus.readers import blocks, documents, json_rows, tables
 from minigpt.corpus.readers.blocks import FileBlock
-from minigpt.corpus.readers.files import DAMAGE_ERRORS, TEXT_SUFFIX, open_decompressed, split_suffixes
+from minigpt.corpus.readers.files import DAMAGE_ERRORS, TEXT_SUFFIX, decompress_file, split_suffixes
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -59,7 +59,8 @@ def read_blocks(path, one_per_line=False):
         raise UserError(f"{path} cannot be read; see to its permissions")
     number, n_read = 1, 0
     try:
-        with open_decompressed(path) as (file, stream):
+        with open(path, "rb") as file:
+            stream = decompress_file(file, path)
             head = stream.read(blocks.BLOCK_BYTES).removeprefix(BYTE_ORDER_MARK)
             name = detect_format(path, head, one_per_line)
             for number, data, n_bytes in FORMATS[name][0](head, stream):
