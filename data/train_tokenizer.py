@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
 from minigpt.common.cli import run_script
@@ -48,7 +48,6 @@ def train_ranks(texts, n_ranks, max_token_chars):
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
-    bpe.decoder = decoders.ByteLevel()
     alphabet = byte_of_symbol()
     trainer = trainers.BpeTrainer(
         vocab_size=n_ranks,

@@ -81,9 +81,7 @@ class Tokenizer:
 
     def encode_array(self, text):
         """The same ids as an array of uint16 (uint32 for a vocabulary of more than 65,536 ids)."""
-        return self._encode_bounded(bounded_spaces(text))
-
-    def _encode_bounded(self, text):
+        text = bounded_spaces(text)
         # The special tokens' names, such as <|endoftext|>, are ordinary text here.
         ids = self._encoding.encode_to_numpy(text, disallowed_special=())
         if "##" in text and (marks := ids == self.answer_id).any():
@@ -98,19 +96,14 @@ class Tokenizer:
         """
         if any(not text or text != text.strip() for text in texts):
             return None
-        joined = "\n".join(map(bounded_spaces, texts))
-        ids = self._encode_bounded(joined)
-        is_newline = ids == self.newline_id
+        joined = "\n".join(texts)
+        ids = self.encode_array(joined)
+        is_newline = ids == self._encoding.encode_single_token("\n")
         ends = np.flatnonzero(is_newline)
         if len(ends) != len(texts) - 1 or joined.count("\n") != len(ends):
             return None
         lengths = np.diff(ends, prepend=-1, append=len(ids)) - 1
         return ids[~is_newline], lengths
-
-    @cached_property
-    def newline_id(self):
-        """Id of a single newline."""
-        return self._encoding.encode_single_token("\n")
 
     @cached_property
     def token_lengths(self):

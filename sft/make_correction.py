@@ -107,15 +107,11 @@ class Sentences:
             return "longer than max_sentence_chars"
         return f"fewer than {MIN_HAN_CHARS} Han characters" if len(han_places(text)) < MIN_HAN_CHARS else None
 
-    def in_order(self):
-        """The sentences in the order of the files."""
-        return sorted(self.heap, key=lambda sentence: sentence.number)
-
 
 def correction_rows(sentences, settings):
     """Yields the rows (dicts) of all sentences. Questions are unique, and no mistake makes another row's answer."""
     frequent, taken = frequent_characters(sentences.characters), set(sentences.texts)
-    for sentence in sentences.in_order():
+    for sentence in sorted(sentences.heap, key=lambda sentence: sentence.number):  # in the order of the files
         about = {"answer": sentence.text, "id": sentence.id, "subject": sentence.subject}
         if hash_share(f"{settings.seed}:keep:{sentence.text}") < settings.unchanged_share:
             yield {"question": sentence.text, **about, "kind": UNCHANGED}

@@ -5,6 +5,7 @@ import re
 import socket
 import sys
 import time
+from contextlib import suppress
 from email.utils import mktime_tz, parsedate_tz
 
 from minigpt.common.errors import UserError
@@ -37,10 +38,7 @@ def listening_socket(host, port):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
         sock.listen()  # on Linux two sockets may bind to one port, but only one may listen
-    except OverflowError:
-        sock.close()
-        raise UserError(f"--port={port}: a port is a number from 0 to 65535") from None
-    except OSError as error:
+    except (OverflowError, OSError) as error:
         sock.close()
         raise UserError(listen_error(host, port, error)) from None
     return sock
@@ -48,6 +46,8 @@ def listening_socket(host, port):
 
 def listen_error(host, port, error):
     """Why listening failed, and what the user can do."""
+    if isinstance(error, OverflowError):
+        return f"--port={port}: a port is a number from 0 to 65535"
     if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
         return f"--host={host} is not an address of this machine; 127.0.0.1 is this machine only, 0.0.0.0 every address"
     if error.errno in (errno.EACCES, errno.EPERM):
@@ -65,12 +65,9 @@ def addresses(host, port):
     found = ["127.0.0.1"]
     # Connecting a datagram socket sends nothing, but selects the local address for that destination.
     for remote in ("192.168.0.1", "10.0.0.1", "172.16.0.1", "100.64.0.1", "192.0.2.1"):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.connect((remote, 9))
-                found.append(probe.getsockname()[0])
-            except OSError:
-                continue
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+            probe.connect((remote, 9))
+            found.append(probe.getsockname()[0])
     return [f"http://{address}:{port}" for address in dict.fromkeys(found) if address != "0.0.0.0"]
 
 

@@ -73,38 +73,39 @@ def add_finer_cuts(tokens, cuts, limit):
     return cuts
 
 
-def cut_truncate(text, tokenizer, limit):
-    """([(ids, n_chars)] of one row, characters cut off): the article up to the last sentence that fits `limit` tokens.
+def cut_text(text, tokenizer, limit, overflow, ids=None):
+    """([(ids, n_chars)] of the rows of at most `limit` tokens that a text is cut into, characters in no row).
 
-    [] where not even the first sentence fits, or there is no sentence end.
+    overflow: "truncate": one row, the text up to the last sentence that fits; none where not even the first fits.
+    "split": all sentences; one longer than a row is cut at `，；`, or else between any two characters. What follows the
+    last sentence end is in no row. ids: those up to there, if they are known.
     """
-    end, window = last_sentence_end(text), limit
-    until = 0
-    while until < end:
-        # Encode only about as much of a long article as fits into a row.
+    body = text[: last_sentence_end(text)]
+    if not body:
+        return [], len(text)
+    if ids is None and overflow == "truncate":
+        tokens = encode_beginning(body, tokenizer, limit)
+    else:
+        tokens = TextTokens(body, tokenizer, ids)
+    if overflow == "split":
+        rows = split_tokens(tokens, limit)
+    elif len(tokens.ids) <= limit:
+        rows = [(tokens.ids, len(body))]
+    else:
+        cuts = [cut for cut in tokens.cuts_at(match_ends(SENTENCE_END, tokens.text)) if cut[0] <= limit]
+        rows = [(tokens.ids[: cuts[-1][0]], cuts[-1][1])] if cuts else []
+    return rows, len(text) - sum(n_chars for _, n_chars in rows)
+
+
+def encode_beginning(text, tokenizer, limit):
+    """`TextTokens` of the first sentences of a text: only about as many as make more than `limit` tokens."""
+    window = limit
+    while True:
         match = SENTENCE_END.search(text, window)
-        until = min(end, match.end() if match else end)
-        tokens = TextTokens(text[:until], tokenizer)
-        if len(tokens.ids) > limit:
-            rows = truncate_tokens(tokens, limit)
-            return rows, len(text) - sum(n_chars for _, n_chars in rows)
+        tokens = TextTokens(text[: match.end()] if match else text, tokenizer)
+        if len(tokens.ids) > limit or len(tokens.text) == len(text):
+            return tokens
         window *= 2
-    return ([(tokens.ids, end)] if end else []), len(text) - end
-
-
-def truncate_tokens(tokens, limit):
-    """[(ids, n_chars)] of the sentences of `TextTokens` that fit into one row, [] where none does."""
-    cuts = [cut for cut in tokens.cuts_at(match_ends(SENTENCE_END, tokens.text)) if cut[0] <= limit]
-    return [(tokens.ids[: cuts[-1][0]], cuts[-1][1])] if cuts else []
-
-
-def cut_split(text, tokenizer, limit):
-    """([(ids, n_chars)] of several rows, characters cut off): all sentences, in rows of at most `limit` tokens.
-
-    A sentence longer than a row is cut at `，；`, or else between any two characters.
-    """
-    end = last_sentence_end(text)
-    return (split_tokens(TextTokens(text[:end], tokenizer), limit) if end else []), len(text) - end
 
 
 def split_tokens(tokens, limit):
@@ -137,10 +138,6 @@ def split_by_characters(text, tokenizer, limit):
     return [*rows, (np.array(ids, dtype=more.dtype), n_chars)]
 
 
-# By the setting `overflow`: (text, tokenizer, limit) -> ([(ids, n_chars)], characters cut off).
-CUTS = {"truncate": cut_truncate, "split": cut_split}
-
-
 @dataclass
 class TextCuts:
     """What n texts were cut into, R rows in all."""
@@ -153,7 +150,7 @@ class TextCuts:
 
 
 def cut_all(texts, tokenizer, limit, overflow):
-    """The `TextCuts` of texts, each as `CUTS[overflow]` cuts it.
+    """The `TextCuts` of texts, each as `cut_text` cuts it.
 
     Texts that may fit into a row are encoded by one call, which is faster.
     """
@@ -169,18 +166,6 @@ def cut_all(texts, tokenizer, limit, overflow):
         return TextCuts(*encoded, ends, rows, np.array(list(map(len, texts))) - ends)
     known = dict(zip(together, np.split(encoded[0], np.cumsum(encoded[1])[:-1]), strict=True)) if encoded else {}
     return join_cuts([cut_text(text, tokenizer, limit, overflow, known.get(i)) for i, text in enumerate(texts)])
-
-
-def cut_text(text, tokenizer, limit, overflow, ids):
-    """What `CUTS[overflow]` gives for a text; ids: those up to its last sentence end, or None if they are not known."""
-    if ids is None:
-        return CUTS[overflow](text, tokenizer, limit)
-    end = last_sentence_end(text)
-    if len(ids) <= limit:
-        return [(ids, end)], len(text) - end
-    tokens = TextTokens(text[:end], tokenizer, ids)
-    rows = split_tokens(tokens, limit) if overflow == "split" else truncate_tokens(tokens, limit)
-    return rows, len(text) - sum(n_chars for _, n_chars in rows)
 
 
 def join_cuts(cuts):

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from minigpt.common.errors import UserError, first_line
 from minigpt.common.files import replace_file
+from minigpt.common.net import retry_after_seconds
 from minigpt.openai_client import reason_of
 
 CHUNK_BYTES = 1 << 16
@@ -184,7 +185,7 @@ def check_status(response, have, partial):
         raise Unavailable("the server cannot send the rest; starting again")
     if status in (408, 425, 429) or status >= 500:
         error = Unavailable(f"the server answers with status {status}")
-        error.wait = urllib3.Retry().get_retry_after(response.raw)
+        error.wait = retry_after_seconds(response.headers.get("Retry-After"))
         raise error
     if status != 200:
         raise UserError(f"{REFUSALS.get(status, 'refused')} (status {status})")

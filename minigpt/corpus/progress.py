@@ -5,13 +5,12 @@ A run that was killed resumes from the last state that was saved.
 
 import json
 import os
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from minigpt.common.files import replace_file, write_atomic
+from minigpt.common.files import write_atomic
 from minigpt.corpus.cleaning import Cleaner
 from minigpt.corpus.dedup import KeySet, NearDuplicates
 from minigpt.corpus.pipeline import input_of
@@ -25,13 +24,10 @@ from minigpt.settings.stages import CLEANING
 DUPLICATE = "exact duplicate"
 NEAR_DUPLICATE = "near duplicate"
 STATE_FILE = "state.json"
-SYNCED_STATE_FILE = "synced.json"
 REPORT_FILE = "report.html"
-SYNC_SECONDS = 60.0  # most work that a power cut costs; syncing more often would be slow
-MAX_BOOT_DIFFERENCE_S = 30.0  # between two readings of the time at which the machine was started
 ROW_BUFFER_BYTES = 4 << 20  # rows that are made at once
-STATE_VERSION = 1
-SAVED_COUNTS = ("articles", "kept", "numbered", "lost")  # attributes that are saved as they are
+STATE_VERSION = 2
+SAVED_ATTRIBUTES = ("place", "n_bytes", "articles", "kept", "numbered", "lost")  # that are saved as they are
 SETTINGS_WITHOUT_EFFECT = {"workers", "data_dir"}  # on the rows
 
 
@@ -56,11 +52,6 @@ def read_state(path):
         return None
 
 
-def boot_time():
-    """About when the machine was started, in seconds since 1970; time in which it slept is left out."""
-    return time.time() - time.monotonic()
-
-
 class PrepareProgress:
     """One preparation's blocks, taken in order. `with` opens and closes its files.
 
@@ -80,31 +71,26 @@ class PrepareProgress:
         self.inputs = {name: Counter() for name in settings.input_dir}
         self.statistics = CorpusStatistics() if settings.report else None
         self.background, self.saving = ThreadPoolExecutor(1, "save"), None
-        self.last_sync = time.monotonic()
 
     def __enter__(self):
         folder = self.writer.partial
         self.keys = KeySet(folder)
-        # Resume from the newest state of the same preparation whose rows and keys are there.
-        states = [state for state in map(read_state, (folder / STATE_FILE, folder / SYNCED_STATE_FILE)) if state]
-        ours = [state for state in states if state["told"] == self.fingerprint]
-        ours.sort(key=lambda state: state["place"], reverse=True)
-        state = next(filter(self._is_complete, ours), None)
+        # Resume from the state if it belongs to the same preparation, and its rows and keys are there.
+        state, why = read_state(folder / STATE_FILE), ""
+        if state and state["fingerprint"] != self.fingerprint:
+            why = "has other files or settings"
+        elif state and not (self.writer.has(state["counts"]) and self.keys.has(state["keys"])):
+            why = "is not complete"
+        if why:
+            print(f"the interrupted preparation {why}: starting again")
+            state = None
         if not state:
-            if states:
-                why = "is not complete" if ours else "has other files or settings"
-                print(f"the interrupted preparation {why}: starting again")
-            for left in [folder / STATE_FILE, folder / SYNCED_STATE_FILE, *folder.glob("*.db*")]:
+            for left in [folder / STATE_FILE, *folder.glob("*.db*")]:
                 left.unlink(missing_ok=True)
         is_near = "near" in self.settings.clean
         self.near = NearDuplicates(folder / "near.db", self.settings.near_share) if is_near else None
         self._resume(state)
         return self
-
-    def _is_complete(self, state):
-        """Whether the rows and keys of a state exist: synced to the disk, or written since the machine was started."""
-        written = state["synced"] or abs(state["boot"] - boot_time()) < MAX_BOOT_DIFFERENCE_S
-        return written and self.writer.has(state["counts"]) and self.keys.has(state["keys"])
 
     def __exit__(self, *_):
         self.background.shutdown()
@@ -179,32 +165,25 @@ class PrepareProgress:
                     counts["tokens"] += tokens
 
     def save(self):
-        """Saves the state, so that a kill costs only later work; every SYNC_SECONDS also on the disk.
+        """Saves the state, so that a kill or a power cut costs only later work.
 
-        This is done in the background: a disk may take seconds, during which the workers would be idle.
+        Rows, keys and state are put on the disk in the background: that may take seconds, during which the workers
+        would be idle.
         """
         if self.saving and not self.saving.done():
             return
         self.wait()
-        is_synced = time.monotonic() - self.last_sync > SYNC_SECONDS
         self.writer.flush()
         self.keys.flush()
         if self.near:
             self.near.flush()
-        state = {**self._state(), "synced": is_synced, "boot": boot_time()}
-        text = json.dumps(state, ensure_ascii=False).encode(errors="backslashreplace")
-        self.saving = self.background.submit(self._write_state, text, is_synced)
+        text = json.dumps(self._state(), ensure_ascii=False, default=vars).encode(errors="backslashreplace")
+        self.saving = self.background.submit(self._write_state, text)
 
-    def _write_state(self, state, is_synced):
-        if is_synced:
-            self.writer.sync()
-            self.keys.sync()
-            write_atomic(self.writer.partial / SYNCED_STATE_FILE, lambda file: file.write(state))
-            self.last_sync = time.monotonic()
-        else:
-            new = self.writer.partial / (STATE_FILE + ".new")
-            new.write_bytes(state)
-            replace_file(new, self.writer.partial / STATE_FILE)
+    def _write_state(self, state):
+        self.writer.sync()
+        self.keys.sync()
+        write_atomic(self.writer.partial / STATE_FILE, lambda file: file.write(state))
 
     def wait(self):
         """Waits until the state that is being saved is written. Raises OSError where it could not be written."""
@@ -215,17 +194,15 @@ class PrepareProgress:
     def _state(self):
         """All that a run that resumes needs, as a dict for JSON."""
         return {
-            "told": self.fingerprint,
-            "place": self.place,
-            "read": self.n_bytes,
-            **{name: getattr(self, name) for name in SAVED_COUNTS},
+            "fingerprint": self.fingerprint,
+            **{name: getattr(self, name) for name in SAVED_ATTRIBUTES},
             "heldout": sorted(self.heldout),
             "inputs": self.inputs,
             "steps": self.steps,
             "keys": self.keys.count,
             "counts": self.writer.counts,
             "problems": self.problems.about(),
-            "statistics": self.statistics.to_dict() if self.statistics else None,
+            "statistics": self.statistics,
         }
 
     def _resume(self, state):
@@ -234,8 +211,7 @@ class PrepareProgress:
             self.keys.resume(0)
             self.writer.resume({part: dict.fromkeys(counts, 0) for part, counts in self.writer.counts.items()})
             return
-        self.place, self.n_bytes = tuple(state["place"]), state["read"]
-        for name in SAVED_COUNTS:
+        for name in SAVED_ATTRIBUTES:
             setattr(self, name, state[name])
         self.heldout = set(state["heldout"])
         self.inputs = {name: Counter(counts) for name, counts in state["inputs"].items()}
@@ -257,7 +233,9 @@ class PrepareProgress:
             print(f"warning: {len(missing)} held-out subjects have no article: {', '.join(missing[:5])}")
         steps = [step for step in CLEANING if step in self.settings.clean]
         self.wait()
-        meta = self.writer.meta(
+        # From here on rows leave the folder of unfinished files: a run that is killed now must start again.
+        (self.writer.partial / STATE_FILE).unlink(missing_ok=True)
+        meta = self.writer.finish(
             {
                 "stage": "pretrain",
                 "overflow": self.settings.overflow,
@@ -270,13 +248,6 @@ class PrepareProgress:
                 "sources": files,
             }
         )
-        report = self.writer.partial / REPORT_FILE
         if self.statistics:
-            write_report(report, self.statistics, meta)
-        # From here on rows leave the folder of unfinished files: a run that is killed now must start again.
-        for name in (STATE_FILE, SYNCED_STATE_FILE):
-            (self.writer.partial / name).unlink(missing_ok=True)
-        self.writer.publish(meta)
-        if self.statistics:
-            replace_file(report, self.writer.folder / REPORT_FILE)
+            write_report(self.writer.folder / REPORT_FILE, self.statistics, meta)
         return meta

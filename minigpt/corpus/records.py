@@ -283,9 +283,7 @@ def parse_messages(row, field, role_name, text_name):
 
 def join_text_parts(content):
     """A message's content: OpenAI's list of text parts as one text; anything else as it is."""
-    if not isinstance(content, list) or not content:
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
         return content
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            return content
-    return "".join(part["text"] for part in content)
+    texts = [part.get("text") if part.get("type") == "text" else None for part in content]
+    return "".join(texts) if texts and all(isinstance(text, str) for text in texts) else content

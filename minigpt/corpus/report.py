@@ -3,7 +3,9 @@
 import html
 import io
 import math
+import tomllib
 from collections import Counter
+from pathlib import Path
 from string import Template
 
 from minigpt.common.files import write_atomic
@@ -47,13 +49,9 @@ class TextCounts:
         if len(self.openings) > 2 * KEPT_OPENINGS:
             self.openings = Counter(dict(self.openings.most_common(KEPT_OPENINGS)))
 
-    def to_dict(self):
-        """All of it, for JSON."""
-        return {**vars(self), "lengths": {str(k): v for k, v in self.lengths.items()}}
-
     @classmethod
     def from_dict(cls, values):
-        """The inverse of `to_dict`."""
+        """The inverse of `vars`, after JSON has made text of the numbers that are keys."""
         counts = cls()
         counts.articles, counts.characters = values["articles"], values["characters"]
         counts.lengths = Counter({int(k): v for k, v in values["lengths"].items()})
@@ -99,13 +97,9 @@ class CorpusStatistics:
             for place, text in examples:
                 self.add_example(reason, place, text)
 
-    def to_dict(self):
-        """All of it, for JSON."""
-        return {"before": self.before.to_dict(), "after": self.after.to_dict(), "examples": self.examples}
-
     @classmethod
     def from_dict(cls, values):
-        """The inverse of `to_dict`."""
+        """The inverse of `vars`, applied to its parts as well."""
         statistics = cls()
         statistics.before = TextCounts.from_dict(values["before"])
         statistics.after = TextCounts.from_dict(values["after"])
@@ -116,43 +110,9 @@ class CorpusStatistics:
 # The page
 
 SIDES = ("清洗前 before", "清洗后 after")
-STEPS_IN_CHINESE = {
-    "controls": "去掉控制字符和零宽字符",
-    "widths": "全角字母、数字和其他兼容字符变成普通字符，标点不变",
-    "simplify": "繁体变简体",
-    "templates": "去掉模板、表格、注释和链接的残留",
-    "title": "第一段是标题时去掉",
-    "litter": "去掉空括号、空引号、-{}-、div 标签和换行",
-    "short": "丢弃太短的条目",
-    "foreign": "丢弃汉字太少的条目",
-    "boilerplate": "丢弃消歧义页、重定向页和链接列表",
-    "near": "丢弃与前面几乎重复的条目",
-}
-
-
-PAGE = Template("""<!DOCTYPE html>
-<html lang="zh-CN"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>语料报告 Corpus report</title>
-<style>
-body { font: 15px/1.6 system-ui, "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", sans-serif;
-  margin: 2em auto; max-width: 62em; padding: 0 1em }
-table { border-collapse: collapse; margin: .5em 0 1.5em }
-td, th { border-bottom: 1px solid #ddd; padding: .2em .8em; text-align: left; vertical-align: top }
-td.n { text-align: right; font-variant-numeric: tabular-nums }
-h2 { margin-top: 2em }
-svg { max-width: 100%; height: auto }
-.place { color: #777; white-space: nowrap }
-summary { cursor: pointer }
-</style></head><body>
-<h1>语料报告 <small>Corpus report</small></h1>
-<h2>总览 Overview</h2>$overview
-<h2>长度 Lengths</h2>$lengths
-<h2>清洗步骤 Cleaning steps</h2>$steps
-<h2>丢弃 Dropped</h2>$dropped
-<h2>字符 Characters</h2>$characters
-<h2>最常见的首句 Most common first sentences</h2>$openings
-</body></html>
-""")
+HERE = Path(__file__)
+STEPS_IN_CHINESE = tomllib.loads(HERE.with_suffix(".toml").read_text(encoding="utf-8"))["steps"]
+PAGE = Template(HERE.with_suffix(".html").read_text(encoding="utf-8"))
 
 
 def write_report(path, statistics, meta):
@@ -187,10 +147,8 @@ def overview_tables(before, after, meta):
         ["平均长度 mean length", round(before.characters / max(1, before.articles)),
          round(after.characters / max(1, after.articles))],
     ]  # fmt: skip
-    written = []
-    for part, counts in meta["parts"].items():
-        written.append([part, counts["rows"], counts["tokens"]])
-    written += [[html.escape(name), counts["rows"], counts["tokens"]] for name, counts in meta["inputs"].items()]
+    counted = [*meta["parts"].items(), *meta["inputs"].items()]
+    written = [[html.escape(name), counts["rows"], counts["tokens"]] for name, counts in counted]
     return html_table(["", *SIDES], rows) + html_table(["写出的 written", "行 rows", "token"], written)
 
 

@@ -82,25 +82,19 @@ class RowWriter:
         self.open, self.files = ExitStack(), {}
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
-            self._lock()
+            self.open.enter_context(FileLock(self.partial / "lock", timeout=0))
             if not self.resumable:
                 for left in self.partial.glob("*.bin"):  # of a run that was killed
                     left.unlink()
             for part in self.counts:
                 file = open(self.partial / f"{part}.bin", "ab")
                 self.files[part] = self.open.enter_context(file)
+        except Timeout:
+            raise UserError(f"another run is writing to {self.folder}; wait for it, or name another folder") from None
         except OSError as error:
             self.open.close()
             raise UserError(f"{self.folder} cannot be made ({error.strerror}); name another folder") from None
         return self
-
-    def _lock(self):
-        lock = FileLock(self.partial / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(f"another run is writing to {self.folder}; wait for it, or name another folder") from None
-        self.open.callback(lock.release)
 
     def __exit__(self, kind, error, traceback):
         try:
@@ -148,16 +142,12 @@ class RowWriter:
             file.seek(0, os.SEEK_END)
 
     def finish(self, about):
-        """Moves all parts into place and writes meta.json (`about` and the counts); returns the meta."""
-        return self.publish(self.meta(about))
-
-    def meta(self, about):
-        """The entries of meta.json: `about`, and what the writer knows itself."""
+        """Moves all parts into place and writes meta.json (`about` and what the writer knows); returns the meta."""
         tokenizer = self.tokenizer
         for counts in self.counts.values():
             text_tokens = counts["tokens"] - counts["rows"]  # without EOT
             counts["tokens_per_character"] = round(text_tokens / max(1, counts["characters"]), 4)
-        return {
+        meta = {
             "block_size": self.block_size,
             "layout": LAYOUT,
             "parts": self.counts,
@@ -165,9 +155,6 @@ class RowWriter:
             "special_ids": tokenizer.special_ids(),
             **about,
         }
-
-    def publish(self, meta):
-        """Moves all parts into place and writes meta.json; returns the meta."""
         for file in self.files.values():
             file.close()
         old = self.folder / META

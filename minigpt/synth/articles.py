@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt.common.errors import UserError
-from minigpt.corpus.cleaning import SENTENCE_END, Cleaner
+from minigpt.corpus.cleaning import Cleaner
+from minigpt.corpus.cutting import last_sentence_end
 from minigpt.corpus.readers.files import find_files
 from minigpt.corpus.records import Problems, read_articles
 from minigpt.corpus.splits import hash_share
@@ -71,10 +72,8 @@ def source_names(folders):
 
 def cut_at_sentence(text, limit):
     """The start of a text, at most `limit` characters, up to the last sentence end within them if there is one."""
-    if len(text) <= limit:
-        return text
-    ends = [match.end() for match in SENTENCE_END.finditer(text, 0, limit)]
-    return text[: ends[-1]] if ends else text[:limit]
+    start = text[:limit]
+    return text if len(text) <= limit else start[: last_sentence_end(start)] or start
 
 
 class ArticleSource:

@@ -37,7 +37,7 @@ def closing_quote(quote):
     return re.compile(rf"\\.|[{closers}]", re.DOTALL)
 
 
-CLOSING_QUOTES = {quote: closing_quote(quote) for quote in DOUBLE + SINGLE}
+STRING_ENDS = {quote: closing_quote(quote) for quote in DOUBLE + SINGLE}
 ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 ESCAPE_CHARACTERS = {"n": "\n", "t": "\t", "r": "\r", "b": " ", "f": " "}
 ARTICLE_NUMBER = re.compile(r"\D{0,4}(\d{1,3})\D{0,2}")
@@ -98,21 +98,19 @@ def key_kind(key):
 def collect_pairs(events):
     """The `ParsedReply` of (kind, value) events: a question and an answer of one object, in any order, are a pair."""
     reply = ParsedReply()
-    number = question = answer = None
+    number, parts = None, {}
     for kind, value in events:
         if kind == "number":
             number = value
-        elif kind == "question":
-            question = collapse_spaces(strip_prefix(value))
-        elif kind == "answer":
-            answer = collapse_spaces(strip_prefix(value))
         elif kind == "end":
-            question = answer = None
+            parts = {}
         elif kind == "cut":
             reply.cut = True
-        if question is not None and answer is not None:
-            reply.pairs.setdefault(number, []).append((question, answer))
-            question = answer = None
+        else:  # a question or an answer
+            parts[kind] = collapse_spaces(strip_prefix(value))
+        if len(parts) == 2:
+            reply.pairs.setdefault(number, []).append((parts["question"], parts["answer"]))
+            parts = {}
     return reply
 
 
@@ -211,7 +209,7 @@ def read_quoted(text, start):
     """
     if found := BARE_NUMBER.match(text, start):
         return found[0], found.end()
-    stops = CLOSING_QUOTES.get(text[start : start + 1])
+    stops = STRING_ENDS.get(text[start : start + 1])
     if not stops:
         return None, start
     for match in stops.finditer(text, start + 1):

@@ -1,6 +1,6 @@
 """The rules that a reply must pass, each with a name.
 
-A rule about one pair is a function below decorated with `@rule("name")`. It takes the `ArticleIndex`, the question and
+A rule about one pair is a function below decorated with `@rule`. It takes the `ArticleIndex`, the question and
 the answer, and returns what is wrong, in Chinese, as the prompt of the retry says it, or "". Every registered rule is
 checked, counted and reported. The rules about a whole reply are in `check_reply`.
 """
@@ -24,14 +24,10 @@ CHOICE = re.compile("还是|還是|或|哪个|哪一|谁")  # in questions whose
 PLAIN_ANSWERS = {"是", "否", "是的", "不是", "有", "没有", "会", "不会", "能", "不能", "可以", "不可以"}
 
 
-def rule(name):
-    """Decorator that registers a rule about a pair."""
-
-    def register(check):
-        RULES[name] = check
-        return check
-
-    return register
+def rule(check):
+    """Decorator that registers a rule about a pair under the function's name."""
+    RULES[check.__name__] = check
+    return check
 
 
 @dataclass
@@ -95,13 +91,13 @@ def check_pair(article, question, answer):
     return [(name, f"“{question[:QUOTED_QUESTION_CHARS]}”：{reason}") for name, reason in results if reason]
 
 
-@rule("question_length")
+@rule
 def question_length(article, question, answer):
     limit = article.settings.longest_question
     return "" if 1 <= len(question) <= limit else f"问题有{len(question)}个字符，应为1到{limit}个"
 
 
-@rule("answer_length")
+@rule
 def answer_length(article, question, answer):
     limit = article.settings.longest_answer
     return "" if 1 <= len(answer) <= limit else f"回答有{len(answer)}个字符，应为1到{limit}个"
@@ -111,20 +107,20 @@ IS_QUESTION = re.compile("[？?吗呢谁哪几何怎]|什么|多少|多[大长�
 REPETITION = re.compile(r"(.{1,12}?)\1{2,}")  # one short text three or more times
 
 
-@rule("not_a_question")
+@rule
 def not_a_question(article, question, answer):
     if not IS_QUESTION.search(question) or REPETITION.fullmatch(letters_and_digits(question)):
         return "这不是问句"
     return ""
 
 
-@rule("pronoun")
+@rule
 def pronoun(article, question, answer):
     word = unexplained_pronoun(question, article.title, article.text)
     return f"问题用“{word}”指代，离开文章就看不懂，请写出名称" if word else ""
 
 
-@rule("no_subject")
+@rule
 def no_subject(article, question, answer):
     return "" if names_subject(question, article.title, article.text) else "问题没有写明问的是谁或什么"
 
@@ -146,7 +142,7 @@ def canonical_question(question):
     return letters_and_digits(question)
 
 
-@rule("duplicate")
+@rule
 def duplicate(article, question, answer):
     """Equal answers alone are no fault, since two facts may share one. Similar questions are none either if each has a
     word that the other lacks (英文, 法文) and their answers differ."""
@@ -170,7 +166,7 @@ MARKUP = re.compile(
 )
 
 
-@rule("characters")
+@rule
 def characters(article, question, answer):
     text = question + answer
     for c in text:
@@ -196,7 +192,7 @@ def script_of(character):
     return unicodedata.name(character, "").partition(" ")[0]
 
 
-@rule("unsupported")
+@rule
 def unsupported(article, question, answer):
     if missing := unknown_numbers(f"{question}\n{answer}", article.numbers, article.body):
         return f"文章中没有数字{'、'.join(missing[:5])}"

@@ -6,7 +6,7 @@ article: the article is asked about again, and readers of the file report the li
 
 import json
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -25,22 +25,19 @@ def rejects_path(settings):
     return path.with_name(f"{name}.jsonl")
 
 
-@contextmanager
 def lock_saves(path):
-    """Context manager that locks the file of pairs for this process. Raises UserError if another one holds it."""
+    """Lock the file of pairs for this process, until the context manager that is returned ends.
+
+    Raises UserError if another process holds the lock.
+    """
     path = Path(path)
-    lock = FileLock(f"{path}.lock", timeout=0)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        return FileLock(f"{path}.lock", timeout=0).acquire()
     except Timeout:
         raise UserError(f"another run writes to {path}; wait for it, or name another file with --saves=…") from None
     except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
         raise UserError(f"{path} cannot be written ({os_reason(error)}); name another file with --saves=…") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def os_reason(error):

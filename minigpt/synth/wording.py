@@ -2,27 +2,13 @@
 
 import re
 import unicodedata
+from pathlib import Path
 
 from minigpt.common.text import HAN_RUN
 
 # Question words, and words so general that a question with no other word of its article does not name a subject.
-QUESTION_WORDS = """
-什么时候 什么地方 什么样 什么 为什么 为何 何时 何地 何处 何人 何种 何事 何物 何年 何月
-何日 哪里 哪儿 哪些 哪个 哪位 哪年 哪一年 哪种 哪座 哪部 哪国 哪家 哪项 哪几 多少 多大
-多长 多高 多久 多远 多重 多深 多宽 如何 怎样 怎么样 怎么 怎 几个 几种 几年 几月 几岁
-几次 几座 几条 几 谁 是否 有没有 是不是 能否 吗 呢 请问 请 简述 介绍 说明 关于 根据
-按照 其中 其他 此外 除此之外 是 有 在 于 的 了 和 与 及 由 被 把 为 以 从 到 对 中
-里 上 下 个 之 叫 做 叫做 叫作 名叫 称为 属于 位于 主要 作用 特点 特征 特色 意义 含义
-意思 定义 原因 目的 结果 影响 内容 方面 方式 方法 过程 情况 问题 类型 种类 性质 功能
-用途 优点 缺点 时间 时候 日期 年份 年代 时期 地点 地方 地区 位置 名字 名称 全名 全称
-简称 别名 别称 又名 又称 本名 原名 英文名 中文名 外号 数量 数目 大小 长度 高度 面积 人口
-身份 职业 关系 成员 组成 部分 包括 包含 代表 著名 最大 最高 最长 最早 第一 一个 一种
-一些 人物 主角 主人公 作者 作品 导演 演员 故事 小说 电影 文章 短文 本文 公司 国家 城市
-事件 发生 出生 去世 创立 成立 建立 开始 结束 出版 发行 使用 负责 担任 获得 进行 认为
-可以 需要 具有 存在 出现 成为 一般 通常 曾经 曾 最终 目前 现在 当时 后来 之前 之后 以前
-以后 期间
-"""
-GENERAL_WORD = re.compile("|".join(sorted(QUESTION_WORDS.split(), key=len, reverse=True)))
+GENERAL_WORDS = Path(__file__).with_name("general_words.txt").read_text(encoding="utf-8").split()
+GENERAL_WORD = re.compile("|".join(sorted(GENERAL_WORDS, key=len, reverse=True)))
 NAME_LIKE = re.compile(r"[A-Za-zÀ-ɏͰ-ϿЀ-ӿぁ-ヿ가-힣]{2,}|[A-Za-z]+\d+|\d{2,}")
 QUOTED = re.compile(r"《[^《》]+》|“[^“”]+”|「[^「」]+」|『[^『』]+』|\"[^\"]+\"|〈[^〈〉]+〉")
 TITLE_NOTE = re.compile(r"\s*[（(][^（）()]*[）)]$")  # as in 水星 (行星)
@@ -64,7 +50,7 @@ def mask_names(question, title):
 
 
 def general_word_mask(text):
-    """A bool for each character of a text: whether it belongs to a word of QUESTION_WORDS."""
+    """A bool for each character of a text: whether it belongs to a word of GENERAL_WORDS."""
     marks = [False] * len(text)
     for match in GENERAL_WORD.finditer(text):
         marks[match.start() : match.end()] = [True] * len(match[0])

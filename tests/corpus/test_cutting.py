@@ -9,7 +9,7 @@ import pytest
 from corpora import byte_tokenizer
 
 from minigpt.corpus.cleaning import drop_litter, drop_title
-from minigpt.corpus.cutting import CUTS, cut_all, cut_split, cut_truncate, last_sentence_end
+from minigpt.corpus.cutting import cut_all, cut_text, last_sentence_end
 from minigpt.tokenizer import load_tokenizer
 
 # Cleaning
@@ -99,9 +99,9 @@ class PerCharacter:
     encode = staticmethod(lambda text: [ord(c) for c in text])
 
 
-def cut(function, text, tokenizer, limit):
-    """The result of a cut, with ids as lists."""
-    rows, tail = function(text, tokenizer, limit)
+def cut(text, tokenizer, limit, overflow):
+    """The result of `cut_text`, with ids as lists."""
+    rows, tail = cut_text(text, tokenizer, limit, overflow)
     return [(ids.tolist(), n_chars) for ids, n_chars in rows], tail
 
 
@@ -113,12 +113,12 @@ def characters(rows):
     ("limit", "kept", "lost"), [(7, "一二。三四。", 1), (6, "一二。三四。", 1), (5, "一二。", 4), (3, "一二。", 4)]
 )
 def test_truncate_keeps_the_full_sentences_that_fit_to_the_last_token(limit, kept, lost):
-    assert cut(cut_truncate, "一二。三四。五", PerCharacter, limit) == (characters([kept]), lost)
+    assert cut("一二。三四。五", PerCharacter, limit, "truncate") == (characters([kept]), lost)
 
 
 @pytest.mark.parametrize(("text", "limit"), [("一二。三。", 2), ("没有句号", 9), ("", 9)])
 def test_truncate_gives_no_row_where_no_full_sentence_fits(text, limit):
-    assert cut_truncate(text, PerCharacter, limit) == ([], len(text))
+    assert cut_text(text, PerCharacter, limit, "truncate") == ([], len(text))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_truncate_gives_no_row_where_no_full_sentence_fits(text, limit):
     ],
 )
 def test_split_loses_nothing_but_the_tail(text, limit, rows, tail):
-    assert cut(cut_split, text, PerCharacter, limit) == (characters(rows), tail)
+    assert cut(text, PerCharacter, limit, "split") == (characters(rows), tail)
 
 
 def random_texts(n, seed):
@@ -151,7 +151,7 @@ def test_truncate_agrees_with_trying_every_sentence_end(tokenizer):
     for text, limit in random_texts(600, seed=1):
         best = max(end for end in [0, *sentence_ends(text)] if len(encode(text[:end])) <= limit)
         expected = [(encode(text[:best]), best)] if best else []
-        assert cut(cut_truncate, text, tokenizer, limit) == (expected, len(text) - best)
+        assert cut(text, tokenizer, limit, "truncate") == (expected, len(text) - best)
 
 
 def by_trial(text, encode, limit):
@@ -173,7 +173,7 @@ def by_trial(text, encode, limit):
 def test_split_agrees_with_filling_row_after_row_by_trial(tokenizer):
     encode, compared, finer = tokenizer.encode, 0, 0
     for text, limit in random_texts(900, seed=2):
-        rows, tail = cut(cut_split, text, tokenizer, limit)
+        rows, tail = cut(text, tokenizer, limit, "split")
         end, place = max([0, *sentence_ends(text)]), 0
         expected = by_trial(text, encode, limit)
         if expected is None:  # between characters: nothing is lost, and each row has its text's ids
@@ -189,7 +189,7 @@ def test_split_agrees_with_filling_row_after_row_by_trial(tokenizer):
 
 
 def test_a_run_of_spaces_longer_than_a_row_is_cut_too():
-    rows, tail = cut_split("河" + " " * 50 + "。", byte_tokenizer(), 16)
+    rows, tail = cut_text("河" + " " * 50 + "。", byte_tokenizer(), 16, "split")
     assert sum(n_chars for _, n_chars in rows) == 52 and max(len(ids) for ids, _ in rows) <= 16 and tail == 0
 
 
@@ -199,7 +199,7 @@ def test_texts_cut_together_are_those_cut_one_by_one(tokenizer, overflow):
     texts = [text for text, _ in random_texts(400, seed=4)]
     for limit, some in itertools.product((16, 60, 500), (texts, [text for text in texts if text.endswith("。")], [])):
         cuts = cut_all(some, tokenizer, limit, overflow)
-        expected = [CUTS[overflow](text, tokenizer, limit) for text in some]
+        expected = [cut_text(text, tokenizer, limit, overflow) for text in some]
         rows = [(ids.tolist(), n_chars) for of_text, _ in expected for ids, n_chars in of_text]
         assert cuts.rows.tolist() == [len(of_text) for of_text, _ in expected]
         assert cuts.lost.tolist() == [lost for _, lost in expected]

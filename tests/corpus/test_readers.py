@@ -211,7 +211,7 @@ def test_a_missing_comma_costs_no_row(tmp_path, between):
     data = b"[" + b",".join([*good[:2], good[2] + between + good[3], *good[4:]]) + b"]"
     (tmp_path / "a.json").write_bytes(data)
     rows, problems, _ = read(tmp_path / "a.json")
-    assert rows == ROWS[:6] and sum(problems.counts.values()) == 1
+    assert rows == ROWS[:6] and not problems.counts
 
 
 def test_a_missing_quote_among_rows_with_objects_in_them_costs_none_of_them(tmp_path):

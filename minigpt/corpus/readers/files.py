@@ -4,7 +4,6 @@ import bz2
 import lzma
 import os
 import zlib
-from contextlib import contextmanager
 from pathlib import Path
 
 import zstandard
@@ -65,12 +64,10 @@ class DecompressedStream:
                 chunk, self._decompressor = self._decompressor.unused_data, None
 
 
-@contextmanager
-def open_decompressed(path):
-    """(the file as it is on the disk, the stream of its decompressed bytes)"""
-    with open(path, "rb") as file:
-        compression = split_suffixes(path)[1]
-        yield file, DecompressedStream(file, COMPRESSIONS[compression]) if compression else file
+def decompress_file(file, path):
+    """The stream of the decompressed bytes of an open file, by the suffix of its path; the file if it has none."""
+    compression = split_suffixes(path)[1]
+    return DecompressedStream(file, COMPRESSIONS[compression]) if compression else file
 
 
 def split_suffixes(path):

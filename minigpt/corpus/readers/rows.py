@@ -6,13 +6,12 @@ A record that cannot be read gives a reason and costs no other record.
 import os
 from functools import partial
 
-from minigpt.common.errors import UserError
+from minigpt.common.errors import UserError, first_line
 from minigpt.corpus.readers import blocks, documents, json_rows, tables
 from minigpt.corpus.readers.blocks import FileBlock
-from minigpt.corpus.readers.files import DAMAGE_ERRORS, TEXT_SUFFIX, open_decompressed, split_suffixes
+from minigpt.corpus.readers.files import DAMAGE_ERRORS, TEXT_SUFFIX, decompress_file, split_suffixes
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-MAX_REASON_CHARS = 100
 
 
 split_lines = partial(blocks.split_records, end=b"\n")
@@ -22,7 +21,7 @@ split_lines = partial(blocks.split_records, end=b"\n")
 #   parse  `FileBlock` -> yields (number, row, None) or (number, None, reason)
 FORMATS = {
     "lines": (split_lines, json_rows.parse_json_lines),
-    "array": (json_rows.split_json_array, json_rows.parse_array_elements),
+    "array": (json_rows.split_json_array, json_rows.parse_json_lines),
     "docs": (documents.split_docs, documents.parse_docs),
     "paragraphs": (documents.split_paragraphs, documents.parse_paragraphs),
     "text_lines": (split_lines, documents.parse_text_lines),
@@ -60,7 +59,8 @@ def read_blocks(path, one_per_line=False):
         raise UserError(f"{path} cannot be read; see to its permissions")
     number, n_read = 1, 0
     try:
-        with open_decompressed(path) as (file, stream):
+        with open(path, "rb") as file:
+            stream = decompress_file(file, path)
             head = stream.read(blocks.BLOCK_BYTES).removeprefix(BYTE_ORDER_MARK)
             name = detect_format(path, head, one_per_line)
             for number, data, n_bytes in FORMATS[name][0](head, stream):
@@ -71,8 +71,7 @@ def read_blocks(path, one_per_line=False):
             if file.tell() > n_read:  # the end of a compressed file
                 yield FileBlock(path, "parsed", number, [], file.tell() - n_read)
     except DAMAGE_ERRORS as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        reason = f"the file is damaged from here on ({lines[0][:MAX_REASON_CHARS]})"
+        reason = f"the file is damaged from here on ({first_line(error)})"
         yield FileBlock(path, "parsed", number, [(number, None, reason)], 0)
 
 

@@ -69,7 +69,10 @@ def split_csv(head, stream):
     Its first record names the fields. Blocks are parsed already: only a parser finds the ends of a CSV's records.
     """
     csv.field_size_limit(blocks.MAX_RECORD_BYTES)
-    reader = csv.reader(decode_lines(head, stream))
+    # Bytes that are no UTF-8 become lone surrogates.
+    data_of_lines = (data for _, data, _ in blocks.split_records(head, stream, b"\n"))
+    lines = (line for data in data_of_lines for line in data.splitlines(keepends=True))
+    reader = csv.reader(line.decode(errors="surrogateescape") for line in lines)
     names, rows, n_characters = None, [], 0
     while True:
         number = reader.line_num + 1
@@ -90,13 +93,6 @@ def split_csv(head, stream):
             rows, n_characters = [], 0
     if rows:
         yield rows[0][0], rows, None
-
-
-def decode_lines(head, stream):
-    """Yields the lines of a stream as text; bytes that are no UTF-8 become lone surrogates."""
-    for _, data, _ in blocks.split_records(head, stream, b"\n"):
-        for line in data.splitlines(keepends=True):
-            yield line.decode(errors="surrogateescape")
 
 
 def parse_csv_record(names, cells):
