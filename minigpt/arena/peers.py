@@ -13,7 +13,7 @@ from minigpt.common.errors import UserError
 from minigpt.common.files import file_stamp, write_json
 from minigpt.openai_client import ApiClient, ApiFailure, Limits, base_url
 
-MAX_NAME_CHARS = 40
+MAX_PEER_NAME_CHARS = 40
 MAX_PEERS = 64
 MAX_CONCURRENT_CHECKS = 16
 CHECK_SECONDS = 3.0  # timeout of a request for a peer's list of models
@@ -48,8 +48,8 @@ def parse_peer(entry):
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise Problem("peer_entry")
     name, address, key = entry["name"], entry.get("address"), entry.get("key") or ""
-    if clean_name(name, MAX_NAME_CHARS) != name or not name or "@" in name:
-        raise Problem("peer_bad_name", name=clean_name(name), most=MAX_NAME_CHARS)
+    if clean_name(name, MAX_PEER_NAME_CHARS) != name or not name or "@" in name:
+        raise Problem("peer_bad_name", name=clean_name(name), most=MAX_PEER_NAME_CHARS)
     if not isinstance(address, str) or not isinstance(key, str):
         raise Problem("peer_entry")
     base_url(address)

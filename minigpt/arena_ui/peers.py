@@ -3,7 +3,7 @@
 import gradio as gr
 import pandas
 
-from minigpt.arena.peers import CHECK_WAIT_SECONDS, MAX_NAME_CHARS
+from minigpt.arena.peers import CHECK_WAIT_SECONDS, MAX_PEER_NAME_CHARS
 from minigpt.arena.problems import Problem
 from minigpt.arena_ui.common import (
     PRIVATE,
@@ -33,7 +33,7 @@ class PeersTab:
         state = status_line("state-peers")
         with gr.Column(elem_id="peer-form"):
             with gr.Row():
-                name = gr.Textbox(label=T("peer_name"), max_length=MAX_NAME_CHARS, elem_id="peer-name")
+                name = gr.Textbox(label=T("peer_name"), max_length=MAX_PEER_NAME_CHARS, elem_id="peer-name")
                 address = gr.Textbox(label=T("peer_address"), max_length=200, elem_id="peer-address")
                 key = gr.Textbox(label=T("peer_key_label"), type="password", max_length=200, elem_id="peer-key")
             with gr.Row():

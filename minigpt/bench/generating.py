@@ -31,7 +31,7 @@ TOKENIZER_VOCAB = 8192  # trained on the articles; the output layer has GPT-2's 
 MODEL_FLAGS = ["--n_layer=12", "--n_head=12", "--n_embd=768", "--block_size=512", "--vocab_size=50304"]
 TRAIN_STEPS, QUICK_TRAIN_STEPS = 80, 20
 PROMPT_TOKENS, NEW_TOKENS = 32, 100
-ROUNDS, QUICK_ROUNDS = 5, 2
+GENERATION_ROUNDS, QUICK_GENERATION_ROUNDS = 5, 2
 BATCH_SIZES = (1, 8)
 REQUESTS_OF_EACH = {1: 6, 8: 5, 32: 3}  # number of clients: requests of each
 SCORED_ROWS = 24
@@ -263,7 +263,10 @@ def bench_generation(settings):
         rows, meta = open_rows(f"{folder}/rows", "val")
         best = CPU_DTYPE if device.type == "cpu" else GPU_DTYPE
         compiled = () if device.type != "cpu" else (CPU_DTYPE,) if quick else COMPARED_TYPES
-        prompts, rounds = take_prompts(rows, max(REQUESTS_OF_EACH)), QUICK_ROUNDS if quick else ROUNDS
+        prompts, rounds = (
+            take_prompts(rows, max(REQUESTS_OF_EACH)),
+            QUICK_GENERATION_ROUNDS if quick else GENERATION_ROUNDS,
+        )
         with ServedModel(path, f"--device={settings.device}", f"--dtype={best}") as server:
             ways = GenerationWays(path, device, compiled)
             server.wait_until_compiled()

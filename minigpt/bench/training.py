@@ -29,12 +29,12 @@ VOCAB_SIZE = 8192
 SIZES = {"4 x 256": {"n_layer": 4, "n_head": 4, "n_embd": 256}, "124M": {"n_layer": 12, "n_head": 12, "n_embd": 768}}
 SMALL, LARGE = SIZES
 RECIPE_RATE, RECIPE_BETAS, RECIPE_DECAY = 1e-3, (0.9, 0.99), 0.1
-WARMUP_STEPS = 20  # of the learning rate, for both; nanoGPT's 100 would take most of the ten minutes
+LR_WARMUP_STEPS = 20  # of the learning rate, for both; nanoGPT's 100 would take most of the ten minutes
 UNTIMED_STEPS = 3
 RECIPE_SECONDS = 600  # of training by the recipe; the quality it reaches is the target, for which ours has as long
-CHECK_SECONDS = 1.5  # of our training between two validations
-ROUNDS, ROUND_SECONDS = 2, 30
-QUICK_ROUNDS, QUICK_ROUND_SECONDS = 1, 15
+SECONDS_BETWEEN_VALIDATIONS = 1.5  # of our training between two validations
+TRAINING_ROUNDS, ROUND_SECONDS = 2, 30
+QUICK_TRAINING_ROUNDS, QUICK_ROUND_SECONDS = 1, 15
 
 
 class Recipe:
@@ -72,7 +72,7 @@ class Recipe:
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
         self.steps += 1
         for group in self.optimizer.param_groups:
-            group["lr"] = RECIPE_RATE * min(1.0, self.steps / WARMUP_STEPS)
+            group["lr"] = RECIPE_RATE * min(1.0, self.steps / LR_WARMUP_STEPS)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -94,7 +94,7 @@ class Ours:
     def __init__(self, folder, size, device):
         settings = TrainSettings(
             data_dir=str(folder), out_dir=f"{folder}/run", block_size=BLOCK_SIZE, batch_tokens=BATCH_ROWS * BLOCK_SIZE,
-            max_iters=10**6, warmup_iters=WARMUP_STEPS, decay_lr=False, device=device, **SIZES[size],
+            max_iters=10**6, warmup_iters=LR_WARMUP_STEPS, decay_lr=False, device=device, **SIZES[size],
         )  # fmt: skip
         self.run = TrainingRun(settings)
         self.device, self.model, data = self.run.device, self.run.model, self.run.data
@@ -138,7 +138,7 @@ def measure_speed(way, folder, size, device, seconds):
 def measure_quality(way, folder, size, device, seconds, target=None):
     """[(seconds of training, bits per character on the validation part)] of training one way.
 
-    Without a target the list has one entry, after `seconds`. With a target, validation takes place every CHECK_SECONDS
+    Without a target the list has one entry, after `seconds`. With a target, validation takes place every SECONDS_BETWEEN_VALIDATIONS
     and ends once the target is reached. Setting up (choosing a data type, compiling) counts as training, validation
     does not.
     """
@@ -153,7 +153,7 @@ def measure_quality(way, folder, size, device, seconds, target=None):
             if trained >= seconds or (target and result.bits_per_char <= target):
                 return curve
             side.model.train()
-            next_check = trained + CHECK_SECONDS
+            next_check = trained + SECONDS_BETWEEN_VALIDATIONS
         started = time.perf_counter()
         side.step()
         trained += device_time(side.device) - started
@@ -251,7 +251,7 @@ def training_table(sizes, quality, ratios):
 def bench_training(settings):
     """Measure training; print the tables, and write JSON and docs by the settings of bench.py."""
     device, quick = pick_device(settings.device), settings.quick
-    rounds, seconds = (QUICK_ROUNDS, QUICK_ROUND_SECONDS) if quick else (ROUNDS, ROUND_SECONDS)
+    rounds, seconds = (QUICK_TRAINING_ROUNDS, QUICK_ROUND_SECONDS) if quick else (TRAINING_ROUNDS, ROUND_SECONDS)
     name = machine_name(device)
     print(f"{name}\npreparing the rows …", flush=True)
     with tempfile.TemporaryDirectory(prefix="minigpt-bench-") as folder:

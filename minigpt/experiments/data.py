@@ -78,7 +78,7 @@ def write_json_lines(path, rows):
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
-def draw_questions(plan, name):
+def questions_of_set(plan, name):
     """[(question, answer)] of a set, at most QUESTIONS_PER_SET, the same at each call."""
     rows = [qa for _, qa in read_questions([plan.folder / "questions" / f"{name}.jsonl"], Problems())]
     drawn = random.Random(0).sample(rows, min(QUESTIONS_PER_SET, len(rows)))

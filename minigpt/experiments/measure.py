@@ -9,7 +9,7 @@ from data_utils import open_rows
 from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.evaluation.models import checkpoints_of
 from minigpt.evaluation.prompts import pairs_of_rows
-from minigpt.experiments.data import QUESTION_SETS, draw_questions
+from minigpt.experiments.data import QUESTION_SETS, questions_of_set
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.likelihood import likelihood
 from minigpt.inference.params import SamplingParams
@@ -55,7 +55,7 @@ def measure_checkpoint(plan, run, path, hot=False):
     if not run.tunes:
         return {**figures, **measure_continuations(generator, rows, meta)}
     for name in QUESTION_SETS:
-        questions, references = zip(*draw_questions(plan, name), strict=True)
+        questions, references = zip(*questions_of_set(plan, name), strict=True)
         answers = generator.generate(questions, GREEDY)
         figures[name] = score_pairs(answers, references)
         if hot and name != "never_seen":

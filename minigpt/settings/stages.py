@@ -82,7 +82,7 @@ class HeldoutSubjects:
 
 
 @dataclass
-class Rows:
+class RowSettings:
     tokenizer: str = setting("gpt2", "gpt2, or the path of a trained .tiktoken file")
     block_size: int = setting(512, "longest row, in tokens", low=8)
     val_share: float = share(0.05, "share of subjects in the validation part")
@@ -194,7 +194,7 @@ class TokenizerSettings(HeldoutSubjects, CleaningSteps, ArticleFiles, Stage):
 
 
 @dataclass
-class PrepareSettings(Rows, HeldoutSubjects, CleaningSteps, ArticleFiles, Stage):
+class PrepareSettings(RowSettings, HeldoutSubjects, CleaningSteps, ArticleFiles, Stage):
     SCRIPT = "data/prepare.py"
     text_field: str = setting("text", "the field that an article's text is in, such as content")
     plain_text: bool = setting(False, "read .txt files, too: documents with a blank line between them, or one a line")
@@ -214,7 +214,7 @@ class PrepareSettings(Rows, HeldoutSubjects, CleaningSteps, ArticleFiles, Stage)
 
 
 @dataclass
-class PrepareSftSettings(Rows, HeldoutSubjects, QuestionFiles, Stage):
+class PrepareSftSettings(RowSettings, HeldoutSubjects, QuestionFiles, Stage):
     SCRIPT = "data/prepare_sft.py"
     clean: list[str] = same_as(CleaningSteps, "clean")
     sft_data_dir: str = setting("data/processed_sft", "folder of the fine-tuning rows")
@@ -277,7 +277,7 @@ class TrainSettings(DeviceChoice, Seed, Stage):
     data_dir: str = same_as(Measuring, "data_dir")
     out_dir: str = setting("out/pretrain", "the run's folder: checkpoints and log.jsonl")
     # Model
-    block_size: int = same_as(Rows, "block_size")
+    block_size: int = same_as(RowSettings, "block_size")
     vocab_size: int = setting(0, "rows of the embedding; 0: the tokenizer's ids, rounded up to a multiple of 64", low=0)
     n_layer: int = setting(12, "transformer blocks", low=1)
     n_head: int = setting(12, "attention heads a block", low=1)
@@ -449,8 +449,8 @@ class ExperimentSettings(Stage):
     articles: list[str] = same_as(QuestionFiles, "articles", ["data/wiki_sample"])
     workers: int = same_as(PrepareSettings, "workers")
     tokenizer_vocab: int = same_as(TokenizerSettings, "tokenizer_vocab", 2048)
-    val_share: float = same_as(Rows, "val_share", 0.1)
-    block_size: int = same_as(Rows, "block_size", 128)
+    val_share: float = same_as(RowSettings, "val_share", 0.1)
+    block_size: int = same_as(RowSettings, "block_size", 128)
     n_layer: int = same_as(TrainSettings, "n_layer", 3)
     n_head: int = same_as(TrainSettings, "n_head", 2)
     n_embd: int = same_as(TrainSettings, "n_embd", 128)
