@@ -263,10 +263,8 @@ def bench_generation(settings):
         rows, meta = open_rows(f"{folder}/rows", "val")
         best = CPU_DTYPE if device.type == "cpu" else GPU_DTYPE
         compiled = () if device.type != "cpu" else (CPU_DTYPE,) if quick else COMPARED_TYPES
-        prompts, rounds = (
-            take_prompts(rows, max(REQUESTS_OF_EACH)),
-            QUICK_GENERATION_ROUNDS if quick else GENERATION_ROUNDS,
-        )
+        prompts = take_prompts(rows, max(REQUESTS_OF_EACH))
+        rounds = QUICK_GENERATION_ROUNDS if quick else GENERATION_ROUNDS
         with ServedModel(path, f"--device={settings.device}", f"--dtype={best}") as server:
             ways = GenerationWays(path, device, compiled)
             server.wait_until_compiled()

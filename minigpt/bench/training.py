@@ -138,9 +138,9 @@ def measure_speed(way, folder, size, device, seconds):
 def measure_quality(way, folder, size, device, seconds, target=None):
     """[(seconds of training, bits per character on the validation part)] of training one way.
 
-    Without a target the list has one entry, after `seconds`. With a target, validation takes place every SECONDS_BETWEEN_VALIDATIONS
-    and ends once the target is reached. Setting up (choosing a data type, compiling) counts as training, validation
-    does not.
+    Without a target the list has one entry, after `seconds`. With a target, validation takes place every
+    SECONDS_BETWEEN_VALIDATIONS and ends once the target is reached. Setting up (choosing a data type, compiling) counts
+    as training, validation does not.
     """
     started = time.perf_counter()
     side = WAYS[way](folder, size, device)
