@@ -16,7 +16,7 @@ bias = False
 dropout = 0.0
 
 # 8 passes of 8,192 tokens a step, padding counted. Out of memory: lower batch_tokens and raise the other.
-# On several cards the passes are shared out.
+# With several GPUs the passes are shared among them.
 batch_tokens = 16 * 512
 gradient_accumulation_steps = 8
 max_epochs = 8

@@ -419,7 +419,7 @@ class VisualizeSettings(PlotFile, Stage):
     SCRIPT = "visualize.py"
     runs: list[str] = setting([], "runs' folders or log.jsonl files; []: the newest under out_root")
     out_root: str = same_as(LocalModels, "out_root")
-    together: bool = setting(False, "draw the runs in one panel (by seconds, unless told otherwise)")
+    together: bool = setting(False, "draw the runs in one panel (by seconds, unless --x is given)")
     x: str = setting("", "horizontal axis; '': step, together seconds", ["", "step", "tokens", "epoch", "seconds"])
     smooth: float = share(0.9, "weight of earlier values in the smoothed training loss; less in a short run")
     figures: list[str] = setting([], "JSON files of evaluations over checkpoints, whose curves are drawn as well")
