@@ -1,0 +1,1 @@
+"""From text files to rows: readers, records, splits, cleaning, cutting, duplicates, row files."""

@@ -1,0 +1,1 @@
+"""What surrounds the loop of train.py: setup, saving and resuming, monitor, validation, optimizers, processes."""
