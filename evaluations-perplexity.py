@@ -82,14 +82,13 @@ def compare_with_best(models, settings):
 def print_figures(entries, settings):
     """Print a line for each checkpoint and, for several, a table with the intervals below the figures."""
     for entry in entries:
-        texts = []
-        for name, digits in zip(PERPLEXITY_FIGURES, (3, 4, 4, 4), strict=True):
+        figures = []
+        for name, head, digits in zip(PERPLEXITY_FIGURES, HEADS, (3, 4, 4, 4), strict=True):
             edges = entry["intervals"][name]
-            texts.append(f"{entry[name]:.{digits}f}" + (f" ({interval_text(edges, digits)})" if edges else ""))
+            figures.append(f"{head} {entry[name]:.{digits}f}" + (f" ({interval_text(edges, digits)})" if edges else ""))
         print(
             f"{entry['checkpoint']} on {entry['data_dir']} ({entry['part']}, {entry['rows']} rows, {entry['tokens']} "
-            f"tokens, {entry['characters']} characters): perplexity {texts[0]}, {texts[1]} nats per token, "
-            f"{texts[2]} bits per token, {texts[3]} bits per character"
+            f"tokens, {entry['characters']} characters): {', '.join(figures)}"
         )
     if entries[0]["intervals"]["loss"]:
         print("in brackets: 95% bootstrap intervals over rows")
