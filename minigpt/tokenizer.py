@@ -81,7 +81,9 @@ class Tokenizer:
 
     def encode_array(self, text):
         """The same ids as an array of uint16 (uint32 for a vocabulary of more than 65,536 ids)."""
-        text = bounded_spaces(text)
+        return self._encode_bounded(bounded_spaces(text))
+
+    def _encode_bounded(self, text):
         # The special tokens' names, such as <|endoftext|>, are ordinary text here.
         ids = self._encoding.encode_to_numpy(text, disallowed_special=())
         if "##" in text and (marks := ids == self.answer_id).any():
@@ -96,8 +98,8 @@ class Tokenizer:
         """
         if any(not text or text != text.strip() for text in texts):
             return None
-        joined = "\n".join(texts)
-        ids = self.encode_array(joined)
+        joined = "\n".join(map(bounded_spaces, texts))  # not all at once: a search in a short text is left out
+        ids = self._encode_bounded(joined)
         is_newline = ids == self._encoding.encode_single_token("\n")
         ends = np.flatnonzero(is_newline)
         if len(ends) != len(texts) - 1 or joined.count("\n") != len(ends):
