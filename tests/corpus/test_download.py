@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import requests
@@ -31,7 +32,7 @@ def server():
 def waits(monkeypatch):
     """The seconds between attempts, which are not waited for."""
     seconds = []
-    monkeypatch.setattr(fetch.time, "sleep", seconds.append)
+    monkeypatch.setattr(fetch, "time", SimpleNamespace(sleep=seconds.append))  # other threads sleep as they do
     return seconds
 
 
