@@ -260,9 +260,8 @@ def main():
     write_json(METRICS, metrics)
     print_figures(metrics, pairs, asked)
     print("\nNext: ask the model (make sample, or python sample.py), or write a report on it (python")
-    print("evaluations-report.py). Then train on your own articles and questions: set input_dir in config/demo.py,")
-    print("qa_files and articles in config/demo_sft.py, and run this again. With a GPU, train the 124M model of")
-    print('config/train_config.py (README.md, "Your own model").')
+    print("evaluations-report.py). Then train on your own articles and questions with config/laptop.py and")
+    print("config/laptop_sft.py, or with a GPU the 124M model of config/train_config.py: README.md has the commands.")
     logs = [log_lines(Path(training.out_dir) / LOG) for training in trainings]
     print(f"\n{floor_text(logs, trainings)}")
 
