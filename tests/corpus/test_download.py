@@ -39,6 +39,7 @@ def waits(monkeypatch):
 def download(folder, *sources, retries=3, timeout=60):
     """(downloaded, kept, failed) of `download_files`."""
     with requests.Session() as session:
+        session.max_redirects = 5
         found = download_files(session, sources, folder, retries, timeout)
     for name in found[0]:
         assert not list(folder.glob(f"{name}.partial*"))
