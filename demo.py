@@ -186,7 +186,7 @@ def floor_text(logs, trainings):
     return f"THE FLOOR IS MISSED: {result}.\n{progress}.\n{advice}; then run this again."
 
 
-def evaluate(name, *arguments):
+def run_evaluation(name, *arguments):
     """Run an evaluation script; returns the figures that it writes to NAME.json."""
     path = METRICS.with_name(f"{name}.json")
     run(*arguments, f"--json={path}")
@@ -218,10 +218,10 @@ def measure_models():
     answers_script = "evaluations-RougeL.py", *GREEDY_FLAGS
     tuned = f"--ckpt={TUNED}", "--data_dir=data/processed_demo_sft"
     sample = "--split=train", f"--max_samples={TRAINED_QUESTIONS}"
-    base = evaluate("base_perplexity", *perplexity_script, f"--ckpt={BASE}", "--data_dir=data/processed_demo")
-    perplexity = evaluate("perplexity", *perplexity_script, *tuned, "--split=test")
-    trained = evaluate("trained", *answers_script, *tuned, *sample)
-    heldout = evaluate("heldout", *answers_script, *tuned)
+    base = run_evaluation("base_perplexity", *perplexity_script, f"--ckpt={BASE}", "--data_dir=data/processed_demo")
+    perplexity = run_evaluation("perplexity", *perplexity_script, *tuned, "--split=test")
+    trained = run_evaluation("trained", *answers_script, *tuned, *sample)
+    heldout = run_evaluation("heldout", *answers_script, *tuned)
     run("visualize.py", "--runs=out/demo,out/demo_sft", f"--plot={PLOT}")
     metrics = {
         "trained_exact_match": trained["exact_match"],
@@ -233,7 +233,7 @@ def measure_models():
     return metrics, trained["pairs"], heldout["pairs"]
 
 
-def print_figures(metrics, pairs, asked):
+def print_demo_figures(metrics, pairs, asked):
     """Print the figures. pairs, asked: numbers of training and of held-out questions that were asked."""
     print(f"trained questions:  exact match {metrics['trained_exact_match']:.3f} (a sample of {pairs})")
     print(f"held-out questions: exact match {metrics['heldout_exact_match']:.3f} (all {asked}), ", end="")
@@ -258,7 +258,7 @@ def main():
     seconds = round(time.perf_counter() - STARTED, 1)
     metrics = {"seconds": seconds, "peak_memory_mb": peak_memory_mb(), **figures}
     write_json(METRICS, metrics)
-    print_figures(metrics, pairs, asked)
+    print_demo_figures(metrics, pairs, asked)
     print("\nNext: ask the model (make sample, or python sample.py), or write a report on it (python")
     print("evaluations-report.py). Then train on your own articles and questions with config/laptop.py and")
     print("config/laptop_sft.py, or with a GPU the 124M model of config/train_config.py: README.md has the commands.")

@@ -40,12 +40,12 @@ from minigpt.metrics import too_few_notes
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import RougeSettings
 
-COLUMNS = {
+ROUGE_COLUMNS = {
     "rouge_l_recall": "Rouge-L recall", "rouge_l_precision": "precision", "rouge_l_f": "F",
     "rouge_l_words_recall": "words recall", "rouge_l_words_precision": "precision", "rouge_l_words_f": "F",
     "char_f1": "char F1", "exact_match": "exact match", "numbers": "number accuracy",
 }  # fmt: skip
-SUMMARY = {**dict(list(COLUMNS.items())[:3]), "exact_match": "exact match"}
+SUMMARY = {**dict(list(ROUGE_COLUMNS.items())[:3]), "exact_match": "exact match"}
 MAX_LISTED_MODELS = 3  # the worst and best answers are listed for so many models; for more, only for the best one
 
 
@@ -88,15 +88,15 @@ def print_worst_and_best(answers, pairs):
             print()
 
 
-def print_figures(entries, resamples):
+def print_rouge_figures(entries, resamples):
     """Print a line for each model, then a table with the interval below each figure."""
     for entry in entries:
         figures = (f"{name} {entry[key]:.4f}" for key, name in SUMMARY.items())
         failed = f"; {entry['failed']} without an answer are not counted" if entry["failed"] else ""
         print(f"{entry['checkpoint']}: {entry['pairs']} pairs, {', '.join(figures)}{failed}")
-    names, about = [key for key in COLUMNS if key in entries[0]], ["name", "step", "pairs"]
+    names, about = [key for key in ROUGE_COLUMNS if key in entries[0]], ["name", "step", "pairs"]
     rows = rows_with_intervals(entries, about, names, digits=3)
-    print("\n" + text_table(["model", "step", "pairs", *(COLUMNS[name] for name in names)], rows))
+    print("\n" + text_table(["model", "step", "pairs", *(ROUGE_COLUMNS[name] for name in names)], rows))
     with_numbers = ", ".join(sorted({str(entry["pairs_with_numbers"]) for entry in entries}))
     print(f"number accuracy: share of the {with_numbers} pairs with numbers whose answer has exactly these numbers")
     if entries[0]["intervals"]["rouge_l_f"]:
@@ -130,10 +130,10 @@ def main():
     print_pairs(answers, pairs, settings.show)
     best = max(range(len(answers)), key=lambda i: entries[i]["rouge_l_f"])
     print_worst_and_best(answers if len(answers) <= MAX_LISTED_MODELS else [answers[best]], pairs)
-    print_figures(entries, settings.resamples)
+    print_rouge_figures(entries, settings.resamples)
     for note in too_few_notes({f"{c['a']} > {c['b']}": c["rows"] for c in comparisons}):
         print(note)
-    print_comparisons(comparisons, ">", "A - B", COLUMNS)
+    print_comparisons(comparisons, ">", "A - B", ROUGE_COLUMNS)
     if settings.csv:
         write_answers(settings.csv, answers, pairs)
     if settings.json:

@@ -44,9 +44,9 @@ from minigpt.metrics import too_few, too_few_notes
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import CorrectionSettings
 
-HEADS = ("all 全部", "to change 需改", "to keep 不改")
-HEAD_OF = dict(zip(CORRECTION_GROUPS, HEADS, strict=True))
-COLUMNS = ("model", "step", "system", "shots", "question", "reference", "kind", "prediction", "verdict")
+CORRECTION_HEADS = ("all 全部", "to change 需改", "to keep 不改")
+HEAD_OF = dict(zip(CORRECTION_GROUPS, CORRECTION_HEADS, strict=True))
+CORRECTION_COLUMNS = ("model", "step", "system", "shots", "question", "reference", "kind", "prediction", "verdict")
 MARGIN_TOKENS = 8  # beyond the longest correct sentence: an answer that is longer is wrong already
 
 
@@ -107,7 +107,10 @@ def measure_all(models, cases, pool, settings):
         about = {"name": name, "stage": model.stage if model.content else None}
         run = {"run": runs.get(model.path, "")}
         entries.append({**model.about(), **about, **run, **figures, "leak": model.contamination})
-        print(f"{name}: " + ", ".join(f"{head} {cell}" for head, cell in zip(HEADS, group_cells(figures), strict=True)))
+        print(
+            f"{name}: "
+            + ", ".join(f"{head} {cell}" for head, cell in zip(CORRECTION_HEADS, group_cells(figures), strict=True))
+        )
         for system, count in [(system, n) for system in systems for n in shots] if model.path in in_table else ():
             cell = figures
             if system or count:
@@ -141,7 +144,7 @@ def group_cells(figures):
 def print_tables(entries, cells, comparisons, resamples):
     if len(entries) > 1:
         rows = [[entry["name"], entry["step"], *group_cells(entry)] for entry in entries]
-        print("\n" + text_table(["model 模型", "step", *HEADS], rows))
+        print("\n" + text_table(["model 模型", "step", *CORRECTION_HEADS], rows))
     last = entries[-1]
     if last["kinds"]:
         rows = [[kind, figures["pairs"], figures["accuracy"]] for kind, figures in last["kinds"].items()]
@@ -168,7 +171,7 @@ def print_shots_table(cells):
         system = systems.index(cell["system"]) + 1 if cell["system"] else NO_SYSTEM_PROMPT
         about = cell["name"], tuned[cell["stage"]], system, cell["shots"]
         rows.append([*about, *group_cells(cell), cell["cut_prompts"]])
-    print(text_table(["model 模型", "fine-tuned", "system", "shots", *HEADS, "cut"], rows))
+    print(text_table(["model 模型", "fine-tuned", "system", "shots", *CORRECTION_HEADS, "cut"], rows))
 
 
 def difference_text(comparison):
@@ -195,7 +198,7 @@ def main():
         print(text)
     print_tables(entries, cells, comparisons, settings.resamples)
     if settings.csv:
-        write_csv(settings.csv, COLUMNS, csv_rows)
+        write_csv(settings.csv, CORRECTION_COLUMNS, csv_rows)
     about = {"questions": settings.questions}
     about |= {} if settings.questions else {"data_dir": settings.data_dir, "part": part}
     result = combine_entries(entries, **about, table=cells, comparisons=comparisons)

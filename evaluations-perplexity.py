@@ -31,7 +31,7 @@ from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import PerplexitySettings
 
 PREVIEW_CHARS = 20  # of a row's text, by which the CSV identifies it
-HEADS = ["perplexity", "nats per token", "bits per token", "bits per character"]  # of PERPLEXITY_FIGURES
+PERPLEXITY_HEADS = ["perplexity", "nats per token", "bits per token", "bits per character"]  # of PERPLEXITY_FIGURES
 
 
 class MeasuredCheckpoint(EvaluatedModel):
@@ -79,11 +79,11 @@ def compare_with_best(models, settings):
     return comparisons
 
 
-def print_figures(entries, settings):
+def print_perplexity_figures(entries, settings):
     """Print a line for each checkpoint and, for several, a table with the intervals below the figures."""
     for entry in entries:
         figures = []
-        for name, head, digits in zip(PERPLEXITY_FIGURES, HEADS, (3, 4, 4, 4), strict=True):
+        for name, head, digits in zip(PERPLEXITY_FIGURES, PERPLEXITY_HEADS, (3, 4, 4, 4), strict=True):
             edges = entry["intervals"][name]
             figures.append(f"{head} {entry[name]:.{digits}f}" + (f" ({interval_text(edges, digits)})" if edges else ""))
         print(
@@ -96,7 +96,7 @@ def print_figures(entries, settings):
         print("\n".join(too_few_notes({"intervals and comparisons": entries[0]["rows"]})))
     if len(entries) > 1:
         rows = rows_with_intervals(entries, ["name", "step"], PERPLEXITY_FIGURES, digits=4)
-        print("\n" + text_table(["checkpoint", "step", *HEADS], rows))
+        print("\n" + text_table(["checkpoint", "step", *PERPLEXITY_HEADS], rows))
 
 
 def csv_rows(models, rows, meta, tokenizer):
@@ -127,7 +127,7 @@ def main():
     measured, stopped = measure_in_turn(models, lambda model: model.measure(rows, meta, tokenizer, settings))
     entries = [model.figures(settings, part) for model in measured]
     comparisons = compare_with_best(measured, settings)
-    print_figures(entries, settings)
+    print_perplexity_figures(entries, settings)
     print_comparisons(comparisons, "<", "B - A", {"loss": "nats per token"})
     if meta.get("overflow") == "truncate" and meta.get("characters_cut"):
         print("note: these rows were truncated; to compare tokenizers, prepare both with --overflow=split")

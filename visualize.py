@@ -23,9 +23,9 @@ from minigpt.run_log import RunLog, find_runs, run_names, summarize_run
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import VisualizeSettings
 
-POLL_SECONDS = 5.0  # between reads of the logs; with slow drawing it is longer:
+REDRAW_SECONDS = 5.0  # between reads of the logs; with slow drawing it is longer:
 MIN_PAUSE_FACTOR = 4  # times the duration of the last drawing, so that training is not slowed down
-EMPTY = "has no line of a training run yet"
+NO_DATA = "has no line of a training run yet"
 
 
 class Watcher:
@@ -77,9 +77,9 @@ def draw_once(watcher):
     for note in (note for log in watcher.logs.values() for note in log.notes):
         print(f"note: {note}")
     if empty and not runs:
-        raise UserError(f"{empty[0].path} {EMPTY}")
+        raise UserError(f"{empty[0].path} {NO_DATA}")
     for log in empty:
-        print(f"note: {log.path} {EMPTY}; it is left out")
+        print(f"note: {log.path} {NO_DATA}; it is left out")
     for run in runs:
         print("\n".join(summarize_run(run, watcher.settings.smooth)))
     print(f"drawn: {' and '.join(map(str, watcher.draw(runs)))}")
@@ -101,7 +101,7 @@ def watch(watcher, wait=time.sleep):
             except UserError as error:  # such as: on Windows a plot that a viewer has open cannot be replaced
                 watcher.print_once(f"note: {error}; tried again in a moment")
             watcher.print_waiting()
-            wait(max(POLL_SECONDS, MIN_PAUSE_FACTOR * (time.perf_counter() - started)))
+            wait(max(REDRAW_SECONDS, MIN_PAUSE_FACTOR * (time.perf_counter() - started)))
     finally:
         print(f"the last plot is {files[0]}" if files else "nothing was drawn")
 

@@ -39,7 +39,7 @@ MIN_SENTENCES = 3  # of an article
 QUESTIONS_PER_FACT = 2
 HELDOUT_SHARE = 0.1
 LITTER_SHARE = 0.1
-LITTER = ["（）", "()", "「」", "（；）", "（，）", "《》", "“”", "-{}-", "<div>", "（《》）"]
+CORPUS_LITTER = ["（）", "()", "「」", "（；）", "（，）", "《》", "“”", "-{}-", "<div>", "（《》）"]
 
 
 class Subject:
@@ -76,7 +76,7 @@ class Subject:
         sentences = [f["tell"][(number + int(hash_share(self.name + f["key"]) * 1000)) % len(f["tell"])] for f in facts]
         text = "".join(dict.fromkeys(sentences))
         if rng.random() < LITTER_SHARE:
-            text = text.replace(self.name, self.name + LITTER[int(rng.random() * len(LITTER))], 1)
+            text = text.replace(self.name, self.name + CORPUS_LITTER[int(rng.random() * len(CORPUS_LITTER))], 1)
         return f"{self.name}\n\n{text}"
 
     def questions(self):

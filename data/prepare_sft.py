@@ -28,7 +28,7 @@ from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import PrepareSftSettings
 from minigpt.tokenizer import load_tokenizer
 
-TOO_LONG, DUPLICATE, EMPTY = "longer than the block", "exact duplicate", "nothing left after cleaning"
+TOO_LONG, REPEATED, CLEANED_AWAY = "longer than the block", "exact duplicate", "nothing left after cleaning"
 
 
 def read_subjects(settings):
@@ -68,11 +68,11 @@ class SftPreparer:
         ids = [*self.tokenizer.encode(question), self.tokenizer.answer_id, *self.tokenizer.encode(answer)]
         key = hashlib.blake2b(f"{question}\0{answer}".encode(), digest_size=8).digest()
         if not question or not answer:
-            self.problems.add(EMPTY, qa.source, line)
+            self.problems.add(CLEANED_AWAY, qa.source, line)
         elif len(ids) + 1 > self.settings.block_size:
             self.problems.add(TOO_LONG, qa.source, line)
         elif key in self.keys:
-            self.problems.add(DUPLICATE, qa.source, line)
+            self.problems.add(REPEATED, qa.source, line)
         else:
             self.keys.add(key)
             part = sft_part(subject, self.settings.val_share, self.settings.test_share, self.heldout)

@@ -213,16 +213,16 @@ def read_assignments(path, check):
             raise UserError(f"{where}: only plain assignments (name = value) are allowed in a settings file")
         key = node.targets[0].id
         check(key, where)
-        names[key] = evaluate(node.value, names, where)
+        names[key] = evaluate_node(node.value, names, where)
     return list(names.items())
 
 
-def evaluate(node, names, where):
+def evaluate_node(node, names, where):
     """Value of a literal, a list of them, or arithmetic over numbers and names already assigned."""
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, (ast.List, ast.Tuple)):
-        return [evaluate(item, names, where) for item in node.elts]
+        return [evaluate_node(item, names, where) for item in node.elts]
     if isinstance(node, ast.Name) and node.id in names:
         return names[node.id]
     operands = []
@@ -231,7 +231,7 @@ def evaluate(node, names, where):
     elif isinstance(node, ast.BinOp):
         operands = [node.left, node.right]
     if operands and type(node.op) in OPERATORS:
-        values = [evaluate(operand, names, where) for operand in operands]
+        values = [evaluate_node(operand, names, where) for operand in operands]
         if all(isinstance(v, (int, float)) for v in values):
             try:
                 return OPERATORS[type(node.op)](*values)

@@ -36,7 +36,7 @@ def lock_saves(path):
         return FileLock(f"{path}.lock", timeout=0).acquire()
     except Timeout:
         raise UserError(f"another run writes to {path}; wait for it, or name another file with --saves=…") from None
-    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
+    except (OSError, NotImplementedError) as error:  # filelock raises the second where a file system has no locks
         raise UserError(f"{path} cannot be written ({os_reason(error)}); name another file with --saves=…") from None
 
 

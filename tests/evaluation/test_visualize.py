@@ -434,7 +434,7 @@ def test_live_waits_draws_only_new_lines_and_retries_a_failed_save(tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         visualize.watch(visualize.Watcher(settings), wait)
     said = capsys.readouterr().out
-    assert saves == [2, 3, 3] and min(looks) >= visualize.POLL_SECONDS
+    assert saves == [2, 3, 3] and min(looks) >= visualize.REDRAW_SECONDS
     assert said.count("waiting for the first line of") == 1 and "it is open elsewhere; tried again" in said
     assert "best validation loss 2.0000 at step 3 of 1 validation\n" in said
     assert said.rstrip().endswith(f"the last plot is {path.with_name('loss.png')}")
