@@ -16,6 +16,7 @@ from minigpt.tokenizer import bounded_spaces
 
 # What a wiki dump leaves where a link or template was removed (the course report's list).
 LITTER = re.compile(r"（[；，\s]*）|\([;,\s]*\)|「」|《》|“”|-\{\}-|</?div\b[^<>]*>|[\r\n]+")
+CLEANED_AWAY = "nothing left after cleaning"
 MAX_ROUNDS = 100  # of removing the innermost matches; deeper nesting is hostile input
 MAX_TITLE_CHARS = 40  # of a first paragraph without a sentence end that counts as a title line
 SENTENCE_END = re.compile(r"[。！？]+[”’」』\"']*")
@@ -124,6 +125,30 @@ def simplify(text):
     return opencc_converter().convert(text)
 
 
+# The marks of chat templates: ChatML, GLM, Phi, Llama 2 and 3, Gemma, DeepSeek, MOSS, InternLM, Baichuan. Some are
+# followed by the name of who speaks.
+CHAT_MARK = (
+    r"(?:<\|(?:im_start|start)\|>|<\|start_header_id\|>|<start_of_turn>)\s{0,8}"
+    r"(?:(?:system|user|assistant|tool|human|bot|gpt|model|observation|function)(?![A-Za-z0-9_])[ \t:：]{0,8})?|"
+    r"<\|[A-Za-z][A-Za-z0-9_ ]{0,40}\|>[:：]?|<｜[^<>｜]{1,40}｜>|<(?:eoh|eom|eoa|eot|eos|bos|sop|eop|end_of_turn)>|"
+    r"\[/?INST\]|<</?SYS>>|\[gMASK\]|\[UNUSED_TOKEN_\d{1,4}\]|<reserved_\d{1,4}>"
+)
+# Between two texts they are replaced by a line break, with a few of the spaces around them, so that time stays linear.
+CHAT_MARKS = re.compile(rf"\s{{0,8}}(?:(?:{CHAT_MARK})\s{{0,8}})+")
+# HTML's strike-through has the same tag: it is a mark only where it begins or ends the whole text.
+CHAT_MARKS_AND_ENDS = re.compile(rf"\s{{0,8}}(?:(?:{CHAT_MARK}|</?s>)\s{{0,8}})+")
+
+
+def drop_chat_marks(text):
+    """The text without the marks of chat templates; between two turns a line break remains."""
+    if "<" not in text and "[" not in text:  # nearly all texts
+        return text
+    outside = text.strip()
+    pattern = CHAT_MARKS_AND_ENDS if outside.startswith("<s>") or outside.endswith("</s>") else CHAT_MARKS
+    after, found = pattern.subn("\n", text)
+    return after.strip() if found else text
+
+
 TEMPLATE_SIGNS = ("{{", "{|", "|}", "}}", "[", "<", "&", "__", "thumb|", "缩略图|", "縮圖|")
 # Only innermost ones match, so that nested ones are removed from the inside out. No pattern looks past the start of
 # the next match, so that time stays linear.
@@ -187,6 +212,7 @@ def is_boilerplate(text, title=""):
 CHARACTER_STEPS = {"controls": drop_controls, "widths": normalize_widths, "simplify": simplify}
 # Further steps that change an article's text: `step(text, title)`.
 ARTICLE_STEPS = {
+    "chat_marks": lambda text, title: drop_chat_marks(text),
     "templates": lambda text, title: drop_templates(text),
     "title": drop_title,
     "litter": lambda text, title: drop_litter(text),
@@ -236,6 +262,8 @@ class Cleaner(CharacterCleaner):
                 text = after
                 self.changed[name] += 1
         text = bounded_spaces(text)  # the steps may have joined runs of spaces
+        if not text or text.isspace():
+            return "", CLEANED_AWAY
         reason = self._drop_reason(text, boilerplate) if self.drops else None
         return ("", reason) if reason else (text, None)
 
