@@ -16,7 +16,7 @@ from minigpt.tokenizer import bounded_spaces
 
 # What a wiki dump leaves where a link or template was removed (the course report's list).
 LITTER = re.compile(r"（[；，\s]*）|\([;,\s]*\)|「」|《》|“”|-\{\}-|</?div\b[^<>]*>|[\r\n]+")
-CLEANED_AWAY = "nothing left after cleaning"
+NOTHING_LEFT = "nothing left after cleaning"
 MAX_ROUNDS = 100  # of removing the innermost matches; deeper nesting is hostile input
 MAX_TITLE_CHARS = 40  # of a first paragraph without a sentence end that counts as a title line
 SENTENCE_END = re.compile(r"[。！？]+[”’」』\"']*")
@@ -50,9 +50,23 @@ def may_have_litter(text):
     )  # fmt: skip
 
 
+LATIN_LINE = re.compile(r"\n[ \t\r\n]*(?=[A-Za-z])")
+
+
+def join_latin_lines(text):
+    """The text with a space for the line break between two lines of Latin words, which have none between them."""
+
+    def join(match):
+        before = text[max(0, match.start() - 2) : match.start()].rstrip()[-1:]
+        return " " if re.match(r"[A-Za-z0-9,;:.!?]", before) else match[0]
+
+    return LATIN_LINE.sub(join, text)
+
+
 def drop_litter(text):
     """The text without the dump's litter and line breaks, repeatedly, so that the nested `（《》）` is removed too."""
     if may_have_litter(text):
+        text = join_latin_lines(text)
         for _ in range(MAX_ROUNDS):
             text, found = LITTER.subn("", text)
             if not found:
@@ -263,7 +277,7 @@ class Cleaner(CharacterCleaner):
                 self.changed[name] += 1
         text = bounded_spaces(text)  # the steps may have joined runs of spaces
         if not text or text.isspace():
-            return "", CLEANED_AWAY
+            return "", NOTHING_LEFT
         reason = self._drop_reason(text, boilerplate) if self.drops else None
         return ("", reason) if reason else (text, None)
 

@@ -38,20 +38,19 @@ def last_sentence_end(text):
 
 
 def end_of_text(text, overflow):
-    """Position in a text up to which it goes into rows; 0 where it has no sentence end.
+    """Position in a text up to which it goes into rows; 0 where it has no sentence end. overflow: see `cut_text`.
 
-    It is the last Chinese sentence end, else the last Latin one, else, with line breaks, the text's end. overflow: see
-    `cut_text`. "split" also keeps a long rest behind that place, or a text without any end; "whole" keeps all.
+    It is the last Chinese sentence end. Where there is none, "truncate" takes the last Latin one, or all of a text of
+    lines, and "split" all. "split" also takes a long rest behind that end; "whole" takes all.
     """
-    whole = len(text.rstrip())
-    if overflow == "whole":
-        return whole
-    end = last_sentence_end(text)
-    if not end:
-        latin = match_ends(LATIN_END, text)
-        end = 0 if not latin else whole if text[latin[-1] - 1] == "\n" else latin[-1]
+    whole, end = len(text.rstrip()), last_sentence_end(text)
     is_long = not end or whole - end > max(MAX_REST_CHARS, whole * MAX_REST_SHARE)
-    return whole if overflow == "split" and is_long else end
+    if overflow == "whole" or (overflow == "split" and is_long):
+        return whole
+    if end:
+        return end
+    latin = match_ends(LATIN_END, text[:whole])
+    return 0 if not latin else whole if text[latin[-1] - 1] == "\n" else latin[-1]
 
 
 def match_ends(pattern, text, start=0, end=None):
@@ -138,7 +137,8 @@ def split_tokens(tokens, limit):
     """[(ids, n_chars)] of all of `TextTokens`, in rows of at most `limit` tokens."""
     if len(tokens.ids) <= limit:
         return [(tokens.ids, len(tokens.text))]
-    cuts = add_finer_cuts(tokens, tokens.cuts_at(match_ends(SENTENCE_END, tokens.text)), limit)
+    ends = dict.fromkeys([*match_ends(SENTENCE_END, tokens.text), len(tokens.text)])  # a text may end in a rest
+    cuts = add_finer_cuts(tokens, tokens.cuts_at(ends), limit)
     counts = [count for count, _ in cuts]
     rows, start, position = [], 0, 0
     while start < len(tokens.ids):

@@ -11,7 +11,7 @@ SHOWN_PLACES = 3  # in an error
 LARGE_REQUESTED_SHARE = 0.9  # of articles that the cleaning steps of the user's choice drop
 
 NO_LOSS = re.compile("empty line")
-REPEATED = re.compile("exact duplicate")
+DUPLICATED = re.compile("exact duplicate")
 REQUESTED = re.compile(r"boilerplate|fewer than \d+ characters|less than .* Chinese|near duplicate")
 # Each of these may be a large part of a file, though it is counted as one row.
 UNMEASURED = re.compile(r"the file is|longer than \d+ MiB")
@@ -84,7 +84,7 @@ def check_losses(losses):
     faults = {
         reason: count
         for reason, count in losses.dropped.items()
-        if not any(pattern.match(reason) for pattern in (NO_LOSS, REPEATED, REQUESTED))
+        if not any(pattern.match(reason) for pattern in (NO_LOSS, DUPLICATED, REQUESTED))
     }
     if not losses.used:
         reason = f", {describe_reason(losses.dropped)}" if losses.dropped else ""
@@ -102,7 +102,7 @@ def check_losses(losses):
             if some is faults and count > NEARLY_ALL_SHARE * total:
                 raise UserError(text + losses.shown_places())
             lines.append(f"warning: {text}")
-    if (count := losses.count(REPEATED)) > LARGE_SHARE * total:
+    if (count := losses.count(DUPLICATED)) > LARGE_SHARE * total:
         lines.append(f"note: {count:,} of {total:,} rows ({count / total:.1%}) repeat earlier ones and were left out")
     if losses.characters_lost > LARGE_SHARE * losses.characters:
         share = losses.characters_lost / losses.characters

@@ -87,6 +87,8 @@ def check_parts(rows, settings, shares, hint=""):
         return
     total = f"{empty} has none of the {sum(rows.values()):,} rows, and training needs some"
     shares = sorted(set(shares))
+    if not shares and settings.heldout:
+        raise UserError(f"{total}: all are about the subjects of {settings.heldout}; give more, or name fewer there")
     if len(shares) < 2:
         raise UserError(
             f"{total}: a subject goes into one part, and all rows are of one subject (field subject, title or id): "

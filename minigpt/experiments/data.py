@@ -27,7 +27,7 @@ CLEANING_SETTINGS = ("clean", "min_chars", "min_chinese_share")
 THIS_FILE = "minigpt/experiments/data.py"
 
 
-def settings_of(settings, names):
+def chosen_settings(settings, names):
     """{name: value} of some settings, to be handed on to a script."""
     return {name: getattr(settings, name) for name in names}
 
@@ -109,7 +109,7 @@ def make_tokenizer(plan, sources):
     sources: what `hash_sources` gives.
     """
     settings, result = plan.settings, plan.folder / "tokenizer.json"
-    given = settings_of(settings, [*ARTICLE_SETTINGS, *CLEANING_SETTINGS, "tokenizer_vocab"])
+    given = chosen_settings(settings, [*ARTICLE_SETTINGS, *CLEANING_SETTINGS, "tokenizer_vocab"])
     script, questions = "data/train_tokenizer.py", str(plan.folder / "questions" / "trained_1.0.jsonl")
     spec = make_spec(given, settings.val_share, settings.articles, sources, hash_code(script, THIS_FILE))
     if not read_figures(result, spec) or not Path(plan.tokenizer).exists():
@@ -129,7 +129,7 @@ def prepare_rows(plan, rows, tokenizer_spec):
     }  # fmt: skip
     if rows.questions is None:
         script = "data/prepare.py"
-        given = {**settings_of(settings, [*ARTICLE_SETTINGS, *CLEANING_SETTINGS]), "data_dir": str(folder)} | common
+        given = {**chosen_settings(settings, [*ARTICLE_SETTINGS, *CLEANING_SETTINGS]), "data_dir": str(folder)} | common
     else:
         file = str(plan.folder / "questions" / f"trained_{rows.questions}.jsonl")
         # One file, since prepare_sft.py takes one for each file of questions, and in the default form.

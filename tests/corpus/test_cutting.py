@@ -9,7 +9,7 @@ import pytest
 from corpora import byte_tokenizer
 
 from minigpt.corpus.cleaning import drop_litter, drop_title
-from minigpt.corpus.cutting import cut_all, cut_text, last_sentence_end
+from minigpt.corpus.cutting import cut_all, cut_text, end_of_text, last_sentence_end
 from minigpt.tokenizer import load_tokenizer
 
 # Cleaning
@@ -133,6 +133,41 @@ def test_truncate_gives_no_row_where_no_full_sentence_fits(text, limit):
 )
 def test_split_loses_nothing_but_the_tail(text, limit, rows, tail):
     assert cut(text, PerCharacter, limit, "split") == (characters(rows), tail)
+
+
+@pytest.mark.parametrize(
+    ("text", "overflow", "end"),
+    [
+        ("The bridge. It is old", "truncate", "The bridge."),  # English
+        ("The bridge. It is old", "split", "The bridge. It is old"),
+        ("床前\n明月\n光", "truncate", "床前\n明月\n光"),  # lines
+        ("床前明月光 ", "truncate", ""),
+        ("床前明月光 ", "split", "床前明月光"),
+        ("桥。尾巴", "truncate", "桥。"),
+        ("桥。尾巴", "split", "桥。"),  # a short rest is a fragment
+        ("桥。" + "长" * 101, "split", "桥。" + "长" * 101),
+        ("桥。" + "长" * 100, "split", "桥。"),
+        ("桥" * 2000 + "。" + "长" * 200, "split", "桥" * 2000 + "。"),
+        ("桥。" + "长" * 101, "truncate", "桥。"),
+        ("桥。尾巴\n", "whole", "桥。尾巴"),
+        (" \n", "whole", ""),
+        (" \n", "split", ""),
+    ],
+)
+def test_a_text_without_chinese_sentence_ends_or_with_a_long_rest_is_not_lost(text, overflow, end):
+    assert text[: end_of_text(text, overflow)] == end
+    rows, lost = cut(text, PerCharacter, 50, overflow)
+    assert lost == len(text) - sum(n for _, n in rows) and (overflow == "truncate" or lost == len(text) - len(end))
+
+
+def test_english_is_cut_at_sentences_then_words_and_lines_before_clauses():
+    text = "One bridge is old. The other one is a new bridge of steel and stone"
+    rows, _ = cut(text, PerCharacter, 20, "split")
+    assert ["".join(map(chr, ids)) for ids, _ in rows] == [
+        "One bridge is old.", " The other one is a", " new bridge of steel", " and stone",
+    ]  # fmt: skip
+    rows, _ = cut("第一行，还有\n第二行，也有\n第三行", PerCharacter, 8, "split")
+    assert ["".join(map(chr, ids)) for ids, _ in rows] == ["第一行，还有\n", "第二行，也有\n", "第三行"]
 
 
 def random_texts(n, seed):
