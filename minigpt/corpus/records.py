@@ -20,6 +20,8 @@ from minigpt.corpus.readers.rows import parse_block, read_blocks
 from minigpt.tokenizer import bounded_spaces
 
 MAX_SHOWN_PROBLEMS = 10
+TEXT_NAMES = ("content", "completion", "body", "article", "document", "正文", "内容", "文本")
+QUESTION_FIELDS = {"question", "prompt", "instruction", "query", "answer", "response", "问题", "答案", "问", "答"}
 QUESTION_NAMES = ("question", "prompt", "问题")
 ANSWER_NAMES = ("answer", "reference", "output", "答案")
 # The form of a row by the first of these fields that it has. Data sets of messages may have a prompt, too.
@@ -124,9 +126,17 @@ def name_field(row, name):
 # Articles
 
 
+def name_of_text(row, field):
+    """The field of a row's text: `field`, else text, else the only one of TEXT_NAMES, unless it answers a question."""
+    if field in row or "text" in row:
+        return field if field in row else "text"
+    known = [name for name in TEXT_NAMES if isinstance(row.get(name), str)]
+    return known[0] if len(known) == 1 and not QUESTION_FIELDS & row.keys() else field
+
+
 def article_of(row, path, field="text"):
-    """(`Article`, None) of a row, or (None, reason). field: the field of its text; `text` where the row lacks it."""
-    text, reason = text_field(row, field if field in row else "text")
+    """(`Article`, None) of a row, or (None, reason). field: the field of its text, as `name_of_text` takes it."""
+    text, reason = text_field(row, name_of_text(row, field))
     if reason:
         return None, reason
     title = name_field(row, "title")

@@ -103,9 +103,13 @@ class ArticleSource:
         self.used = 0
 
     def __iter__(self):
-        seen, skipped_in_a_row = set(), 0
+        seen, skipped_in_a_row, last_place, n_of_line = set(), 0, None, 0
         for line, row in articles_of(self.settings, sorted(self.names), self.problems, self._add_progress):
-            id = f"line {line}" if row.id is None else row.id
+            # A line of plain text may have several documents.
+            n_of_line = n_of_line + 1 if (row.source, line) == last_place else 1
+            last_place = (row.source, line)
+            without_id = f"line {line}" if n_of_line == 1 else f"line {line}, {n_of_line}"
+            id = without_id if row.id is None else row.id
             id = id if type(id) in (int, str) else str(id)
             article = self._select(row, id, self.names[row.source], seen)
             skipped_in_a_row = 0 if article else skipped_in_a_row + 1
