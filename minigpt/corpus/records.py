@@ -75,13 +75,13 @@ def dropped_text(meta):
     return "\n".join([*(f"  dropped: {place}" for place in meta["first_dropped"]), f"dropped: {counts}"])
 
 
-def read_rows(path, problems, progress=None, one_per_line=False):
+def read_rows(path, problems, progress=None, one_per_line=False, encoding=""):
     """Yields (number, dict) of each row of a file; other records are added to `problems`.
 
     The number is the line's, or in JSON arrays and Parquet the row's. `progress(n_bytes)` is called for bytes read.
-    one_per_line: as `read_blocks` takes it.
+    one_per_line, encoding: as `read_blocks` takes them.
     """
-    for block in read_blocks(path, one_per_line):
+    for block in read_blocks(path, one_per_line, encoding):
         for number, row, reason in parse_block(block):
             if reason:
                 problems.add(reason, path, number)
@@ -132,13 +132,13 @@ def article_of(row, path, field="text"):
     return Article(path, row.get("id"), title, text, subject), None
 
 
-def read_articles(files, problems, progress=None, field="text"):
+def read_articles(files, problems, progress=None, field="text", encoding=""):
     """Yields (number, `Article`) of every row with a text; other rows are added to `problems`.
 
-    progress: as `read_rows` takes it; field: as `article_of` takes it.
+    progress, encoding: as `read_rows` takes them; field: as `article_of` takes it.
     """
     for path in files:
-        for number, row in read_rows(path, problems, progress):
+        for number, row in read_rows(path, problems, progress, encoding=encoding):
             article, reason = article_of(row, path, field)
             if reason:
                 problems.add(reason, path, number)

@@ -9,10 +9,8 @@ from functools import partial
 from minigpt.common.errors import UserError, first_line
 from minigpt.corpus.readers import blocks, documents, json_rows, tables
 from minigpt.corpus.readers.blocks import FileBlock
+from minigpt.corpus.readers.encodings import Utf8Stream
 from minigpt.corpus.readers.files import DAMAGE_ERRORS, TEXT_SUFFIX, decompress_file, split_suffixes
-
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
 
 split_lines = partial(blocks.split_records, end=b"\n")
 # How a format is read: (split, parse).
@@ -47,10 +45,11 @@ def detect_format(path, head, one_per_line=False):
     return "lines"
 
 
-def read_blocks(path, one_per_line=False):
+def read_blocks(path, one_per_line=False, encoding=""):
     """Yields every `FileBlock` of a file, in order. Raises UserError where the file may not be read.
 
     one_per_line: each line of a `.txt` file is a text; otherwise blank lines separate texts where the file has some.
+    encoding: Python's name of the encoding of all text files; "" to decide by each file's content.
     """
     if not os.path.isfile(path):
         yield FileBlock(path, "parsed", 1, [(1, None, "the file is gone")], 0)
@@ -60,8 +59,9 @@ def read_blocks(path, one_per_line=False):
     number, n_read = 1, 0
     try:
         with open(path, "rb") as file:
-            stream = decompress_file(file, path)
-            head = stream.read(blocks.BLOCK_BYTES).removeprefix(BYTE_ORDER_MARK)
+            is_table = split_suffixes(path)[0] == ".parquet"
+            stream = file if is_table else Utf8Stream(decompress_file(file, path), path, encoding)
+            head = stream.read(blocks.BLOCK_BYTES)
             name = detect_format(path, head, one_per_line)
             for number, data, n_bytes in FORMATS[name][0](head, stream):
                 if n_bytes is None:
