@@ -14,7 +14,7 @@ from minigpt.common.files import write_atomic
 from minigpt.corpus.cleaning import Cleaner
 from minigpt.corpus.dedup import KeySet, NearDuplicates
 from minigpt.corpus.pipeline import input_of
-from minigpt.corpus.readers.files import record_unit
+from minigpt.corpus.readers.rows import record_unit
 from minigpt.corpus.records import Problems
 from minigpt.corpus.report import CorpusStatistics, write_report
 from minigpt.corpus.row_files import padded_rows

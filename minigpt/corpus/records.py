@@ -14,11 +14,15 @@ from collections import Counter
 from dataclasses import dataclass
 
 from minigpt.common.errors import UserError
-from minigpt.corpus.readers.files import TEXT_SUFFIX, record_unit, split_suffixes
-from minigpt.corpus.readers.rows import parse_block, read_blocks
+from minigpt.corpus.readers.field_names import ABOUT_NAMES
+from minigpt.corpus.readers.files import TEXT_SUFFIX, split_suffixes
+from minigpt.corpus.readers.rows import parse_block, read_blocks, record_unit
 from minigpt.tokenizer import bounded_spaces
 
 MAX_SHOWN_PROBLEMS = 10
+LISTED_FIELDS = " (it has "  # in a reason: what follows are the fields of the first row that was dropped for it
+MAX_LISTED_FIELDS = 8
+MAX_LISTED_CHARS = 30  # of a field's name
 QUESTION_NAMES = ("question", "prompt", "问题")
 ANSWER_NAMES = ("answer", "reference", "output", "答案")
 # The form of a row by the first of these fields that it has. Data sets of messages may have a prompt, too.
@@ -59,7 +63,13 @@ class Problems:
         self.places = []
 
     def add(self, reason, path, line):
-        """Counts a row that is dropped for `reason`, at `line` (or row) of the file `path`."""
+        """Counts a row that is dropped for `reason`, at `line` (or row) of the file `path`.
+
+        Reasons that differ only in the fields that the row has (`missing_field_reason`) are counted as the first of them.
+        """
+        start = reason.partition(LISTED_FIELDS)[0] + LISTED_FIELDS
+        if reason.startswith(start):
+            reason = next((other for other in self.counts if other.startswith(start)), reason)
         self.counts[reason] += 1
         if len(self.places) < MAX_SHOWN_PROBLEMS:
             self.places.append(f"{path}, {record_unit(path)} {line}: {reason}")
@@ -119,14 +129,25 @@ def name_field(row, name):
     return text.encode("utf-8", errors="ignore").decode().strip()
 
 
+def missing_field_reason(row, name, setting):
+    """The reason that a row has no field `name`, with the fields that may stand for it, which `setting` can name."""
+    fields = [
+        field for field, text in row.items() if field not in ABOUT_NAMES and isinstance(text, str) and text.strip()
+    ]
+    fields = [field[:MAX_LISTED_CHARS] for field in fields if field.isprintable()][:MAX_LISTED_FIELDS]
+    listed = f"{LISTED_FIELDS}{', '.join(fields)}: name one with --{setting}=…)" if fields else ""
+    return f'no "{name}"{listed}'
+
+
 # Articles
 
 
 def article_of(row, path, field="text"):
     """(`Article`, None) of a row, or (None, reason). field: the field of its text; `text` where the row lacks it."""
-    text, reason = text_field(row, field if field in row else "text")
+    name = field if field in row else "text"
+    text, reason = text_field(row, name)
     if reason:
-        return None, reason
+        return None, reason if name in row else missing_field_reason(row, name, "text_field")
     title = name_field(row, "title")
     subject = name_field(row, "subject") or title or hashlib.sha256(text.encode()).hexdigest()
     return Article(path, row.get("id"), title, text, subject), None

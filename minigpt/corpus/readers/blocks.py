@@ -19,6 +19,7 @@ class FileBlock:
     number: int  # of the first record: its line, or in arrays and tables its row
     data: object  # bytes; of format "parsed" a list of (number, row, None) and (number, None, reason)
     n_bytes: int  # bytes of the file that were read for this block
+    encoding: str = "utf-8"  # of the file; data is UTF-8
 
 
 def too_long_reason():

@@ -23,6 +23,7 @@ BYTE_ORDER_MARKS = {  # UTF-32's before UTF-16's, which begins alike
 }
 # UTF-8 needs three bytes from here on. GB18030's text that is also valid UTF-8 by chance has hardly such characters.
 THREE_BYTE_CHARACTER = re.compile("[\u0800-\U0010ffff]")
+CONTROL_BYTE = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]")
 NOT_ASCII = re.compile(r"[^\0-\x7f]")
 COMMON_SHARE = 1 / 3  # of a Chinese text's characters that are not ASCII, at least; nearly all in simplified characters
 BAD_BYTE = "\udcff"  # stands for bytes that cannot be decoded; becomes a byte that is no UTF-8
@@ -57,6 +58,11 @@ def check_encoding(encoding):
             f"encoding is {encoding!r}, which Python does not know; give its name for one, such as utf-8, gb18030, "
             "utf-16 or big5, or leave it empty"
         ) from None
+
+
+def is_binary(head):
+    """Whether a file's first bytes are no text: they have control characters, and no mark tells UTF-16."""
+    return bool(CONTROL_BYTE.search(head)) and not head.startswith(tuple(BYTE_ORDER_MARKS))
 
 
 def decode_utf8(data):
@@ -100,6 +106,7 @@ class Utf8Stream:
     """A stream's text as UTF-8. Bytes that cannot be decoded stay no UTF-8, so that only their record is lost.
 
     encoding: of the bytes; None until it is known, which is at the latest when a byte that is not ASCII was read.
+    at_end: whether all bytes have been read.
     """
 
     def __init__(self, stream, path, encoding=""):
@@ -110,18 +117,21 @@ class Utf8Stream:
             codecs.getincrementaldecoder(encoding)(BAD_BYTES) if self.encoding not in (None, "utf-8") else None
         )
         self._kept = b""  # the beginning of a line of GB18030
-        self._at_head = True
+        self._at_head, self.at_end = True, False
 
     def read(self, size):
         """About `size` bytes; b"" at the end. Raises what the stream raises."""
-        data, chunk = b"", b"x"
-        while chunk and not data:
+        data = b""
+        while not data and not self.at_end:
             chunk = self._stream.read(size)
+            self.at_end = len(chunk) < size  # of a damaged stream: up to the damage, which the next read raises
             if self._at_head and not self.encoding:
                 chunk = self._skip_byte_order_mark(chunk)
             data = self._to_utf8(chunk)
             if self._at_head and data:
                 data, self._at_head = data.removeprefix(codecs.BOM_UTF8), False
+        if not data:
+            self._stream.read(size)
         return data
 
     def _skip_byte_order_mark(self, chunk):
@@ -137,12 +147,12 @@ class Utf8Stream:
             if self.encoding == "gb18030":
                 print_note(f"{self._path} is read as GB18030; --encoding= forces another")
         if self._decoder:
-            return self._decoder.decode(chunk, final=not chunk).encode(errors="surrogateescape")
+            return self._decoder.decode(chunk, final=self.at_end).encode(errors="surrogateescape")
         return self._gb18030_to_utf8(chunk) if self.encoding == "gb18030" else chunk
 
     def _gb18030_to_utf8(self, chunk):
         data = self._kept + chunk
-        end = data.rfind(b"\n") + 1 if chunk else len(data)
+        end = len(data) if self.at_end else data.rfind(b"\n") + 1
         if not end and len(data) > 2 * blocks.BLOCK_BYTES:  # a line of any length is not held in memory
             decoder = codecs.getincrementaldecoder("gb18030")(BAD_BYTES)
             text = decoder.decode(data)
