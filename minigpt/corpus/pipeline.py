@@ -23,8 +23,7 @@ from minigpt.common.errors import UserError
 from minigpt.corpus.cleaning import Cleaner
 from minigpt.corpus.cutting import TextCuts, cut_all, end_of_text
 from minigpt.corpus.dedup import minhash_signatures
-from minigpt.corpus.readers.files import record_unit
-from minigpt.corpus.readers.rows import parse_block
+from minigpt.corpus.readers.rows import parse_block, record_unit
 from minigpt.corpus.records import Problems, article_of
 from minigpt.corpus.report import CorpusStatistics
 from minigpt.corpus.sources import FEWEST_DOCUMENTS, cleaned_articles

@@ -15,7 +15,7 @@ from minigpt.corpus.cleaning import Cleaner
 from minigpt.corpus.dedup import KeySet, NearDuplicates
 from minigpt.corpus.losses import Losses
 from minigpt.corpus.pipeline import input_of
-from minigpt.corpus.readers.files import record_unit
+from minigpt.corpus.readers.rows import record_unit
 from minigpt.corpus.records import Problems
 from minigpt.corpus.report import CorpusStatistics, write_report
 from minigpt.corpus.row_files import MIN_BLOCK_SIZE, padded_rows

@@ -14,13 +14,17 @@ from collections import Counter
 from dataclasses import dataclass
 
 from minigpt.common.errors import UserError
-from minigpt.corpus.readers.blocks import PlainRow
-from minigpt.corpus.readers.files import TEXT_SUFFIX, record_unit, split_suffixes
-from minigpt.corpus.readers.rows import parse_block, read_blocks
+from minigpt.corpus.readers.blocks import PLAIN_MARK
+from minigpt.corpus.readers.field_names import ABOUT_NAMES
+from minigpt.corpus.readers.files import TEXT_SUFFIX, split_suffixes
+from minigpt.corpus.readers.rows import parse_block, read_blocks, record_unit
 from minigpt.tokenizer import bounded_spaces
 
 MAX_SHOWN_PROBLEMS = 10
-TEXT_NAMES = ("content", "completion", "body", "article", "document", "正文", "内容", "文本")
+LISTED_FIELDS = " (it has "  # in a reason: what follows are the fields of the first row that was dropped for it
+MAX_LISTED_FIELDS = 8
+MAX_LISTED_CHARS = 30  # of a field's name
+ARTICLE_TEXT_NAMES = ("content", "completion", "body", "article", "document", "正文", "内容", "文本")
 QUESTION_FIELDS = {"question", "prompt", "instruction", "query", "answer", "response", "问题", "答案", "问", "答"}
 QUESTION_NAMES = ("question", "prompt", "问题")
 ANSWER_NAMES = ("answer", "reference", "output", "答案")
@@ -63,7 +67,13 @@ class Problems:
         self.places = []
 
     def add(self, reason, path, line):
-        """Counts a row that is dropped for `reason`, at `line` (or row) of the file `path`."""
+        """Counts a row that is dropped for `reason`, at `line` (or row) of the file `path`.
+
+        Reasons that differ only in the fields of the row (`missing_field_reason`) are counted as the first of them.
+        """
+        start = reason.partition(LISTED_FIELDS)[0] + LISTED_FIELDS
+        if reason.startswith(start):
+            reason = next((other for other in self.counts if other.startswith(start)), reason)
         self.counts[reason] += 1
         if len(self.places) < MAX_SHOWN_PROBLEMS:
             self.places.append(f"{path}, {record_unit(path)} {line}: {reason}")
@@ -83,9 +93,9 @@ def read_rows(path, problems, progress=None, one_per_line=False, encoding=""):
     """Yields (number, dict) of each row of a file; other records are added to `problems`.
 
     The number is the line's, or in JSON arrays and Parquet the row's. `progress(n_bytes)` is called for bytes read.
-    one_per_line: as `read_blocks` takes it.
+    one_per_line, encoding: as `read_blocks` takes them.
     """
-    for block in read_blocks(path, one_per_line):
+    for block in read_blocks(path, one_per_line, encoding):
         for number, row, reason in parse_block(block):
             if reason:
                 problems.add(reason, path, number)
@@ -123,34 +133,45 @@ def name_field(row, name):
     return text.encode("utf-8", errors="ignore").decode().strip()
 
 
+def missing_field_reason(row, name, setting):
+    """The reason that a row has no field `name`, with the fields that may stand for it, which `setting` can name."""
+    fields = [
+        field for field, text in row.items() if field not in ABOUT_NAMES and isinstance(text, str) and text.strip()
+    ]
+    fields = [field[:MAX_LISTED_CHARS] for field in fields if field.isprintable()][:MAX_LISTED_FIELDS]
+    listed = f"{LISTED_FIELDS}{', '.join(fields)}: name one with --{setting}=…)" if fields else ""
+    return f'no "{name}"{listed}'
+
+
 # Articles
 
 
 def name_of_text(row, field):
-    """The field of a row's text: `field`, else text, else the only one of TEXT_NAMES, unless it answers a question."""
+    """The field of a row's text: `field`, else text, else the only one of ARTICLE_TEXT_NAMES, unless it answers a question."""
     if field in row or "text" in row:
         return field if field in row else "text"
-    known = [name for name in TEXT_NAMES if isinstance(row.get(name), str)]
+    known = [name for name in ARTICLE_TEXT_NAMES if isinstance(row.get(name), str)]
     return known[0] if len(known) == 1 and not QUESTION_FIELDS & row.keys() else field
 
 
 def article_of(row, path, field="text"):
     """(`Article`, None) of a row, or (None, reason). field: the field of its text, as `name_of_text` takes it."""
-    text, reason = text_field(row, name_of_text(row, field))
+    name = name_of_text(row, field)
+    text, reason = text_field(row, name)
     if reason:
-        return None, reason
+        return None, reason if name in row else missing_field_reason(row, name, "text_field")
     title = name_field(row, "title")
     subject = name_field(row, "subject") or title or hashlib.sha256(text.encode()).hexdigest()
-    return Article(path, row.get("id"), title, text, subject, isinstance(row, PlainRow)), None
+    return Article(path, row.get("id"), title, text, subject, PLAIN_MARK in row), None
 
 
 def read_articles(files, problems, progress=None, field="text", encoding=""):
     """Yields (number, `Article`) of every row with a text; other rows are added to `problems`.
 
-    progress: as `read_rows` takes it; field: as `article_of` takes it.
+    progress, encoding: as `read_rows` takes them; field: as `article_of` takes it.
     """
     for path in files:
-        for number, row in read_rows(path, problems, progress):
+        for number, row in read_rows(path, problems, progress, encoding=encoding):
             article, reason = article_of(row, path, field)
             if reason:
                 problems.add(reason, path, number)

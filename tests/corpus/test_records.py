@@ -70,7 +70,7 @@ def test_a_file_named_twice_is_read_once_and_one_named_directly_may_have_any_end
 def test_a_folder_that_is_not_there_or_has_no_rows_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere is not there"):
         find_files([str(tmp_path), str(tmp_path / "nowhere")])
-    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "notes.py").write_text("x")
     with pytest.raises(UserError, match=f"no .jsonl, .json or .parquet file in {tmp_path}"):
         find_files([str(tmp_path)])
 

@@ -9,6 +9,8 @@ BLOCK_BYTES = 1 << 20
 MAX_RECORD_BYTES = 8 << 20  # longer records are skipped without being held in memory
 TOO_LONG_MARK = b"\0too long"  # replaces a record that is too long; never valid JSON
 
+PLAIN_MARK = "\0plain text"  # a field of the rows that are a text without fields: of plain text, or a string in JSON
+
 
 @dataclass
 class FileBlock:
@@ -19,10 +21,7 @@ class FileBlock:
     number: int  # of the first record: its line, or in arrays and tables its row
     data: object  # bytes; of format "parsed" a list of (number, row, None) and (number, None, reason)
     n_bytes: int  # bytes of the file that were read for this block
-
-
-class PlainRow(dict):
-    """The row, {"text"}, of a text that has no fields: of plain text, or a string in JSON."""
+    encoding: str = "utf-8"  # of the file; data is UTF-8
 
 
 def too_long_reason():

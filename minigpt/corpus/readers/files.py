@@ -1,103 +1,79 @@
-"""Input files: finding them, what their names say about their format, and decompressing them."""
+"""Input files: finding them in folders, and naming what is found but not read."""
 
-import bz2
-import lzma
 import os
-import zlib
+from collections import defaultdict
 from pathlib import Path
 
-import zstandard
-
 from minigpt.common.errors import UserError
+from minigpt.corpus.readers.compression import split_suffixes
+from minigpt.corpus.readers.encodings import print_note
+from minigpt.corpus.readers.unread import recognize_unread, refuse_unread, unread_error, unread_format, unread_suffix
 
-COMPRESSED_CHUNK_BYTES = 256  # decompressed at once; a few bytes may become thousands of times as many
-ROW_SUFFIXES = (".jsonl", ".json", ".parquet", "")  # that are found in folders; "": wikiextractor's files
+ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", "")  # "": wikiextractor's files
 TEXT_SUFFIX = ".txt"
-NUMBERED_BY_ROW = (".json", ".parquet")
-DAMAGE_ERRORS = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
-COMPRESSIONS = {
-    ".gz": lambda: zlib.decompressobj(wbits=31),
-    ".bz2": bz2.BZ2Decompressor,
-    ".xz": lzma.LZMADecompressor,
-    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
-}
+# Files that tell about data: by the beginning of their names, and those that the library `datasets` writes.
+ABOUT_DATA_STEMS = ("readme", "license", "licence", "notice", "copying")
+ABOUT_DATA_SUFFIXES = ("", ".md", ".txt", ".rst", ".html")
+ABOUT_DATA_NAMES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+DOWNLOAD_NOTE_SUFFIX = ".partial.json"  # what a download notes beside an unfinished file
 
 
-class DecompressedStream:
-    """The decompressed bytes of a file that holds one compressed stream, or several in a row.
+def is_about_data(name):
+    """Whether a file that is found in a folder holds no data, by its name."""
+    low = name.lower()
+    is_readme = low.startswith(ABOUT_DATA_STEMS) and Path(low).suffix in ABOUT_DATA_SUFFIXES
+    return name.startswith(".") or is_readme or low in ABOUT_DATA_NAMES or low.endswith(DOWNLOAD_NOTE_SUFFIX)
 
-    Bytes that come before damage are returned before the error is raised.
+
+def files_in_folder(folder, left_out=""):
+    """Yields the paths of the files in a folder, at any depth, that may hold data. left_out: a folder to skip."""
+    for root, inner, names in os.walk(folder):
+        inner[:] = [n for n in inner if not n.startswith(".") and os.path.abspath(f"{root}/{n}") != left_out]
+        # Pipes and dangling links are no files.
+        yield from filter(os.path.isfile, (os.path.join(root, name) for name in names if not is_about_data(name)))
+
+
+def find_in_folder(folder, plain_text, left_out=""):
+    """[path] of the files in a folder that are read. Prints a note of those that are not.
+
+    Raises UserError where it has files of formats that are not read, and no others.
     """
-
-    def __init__(self, file, new_decompressor):
-        self._file, self._new_decompressor = file, new_decompressor
-        self._decompressor, self._error = None, None
-
-    def read(self, size):
-        """About `size` bytes; b"" at the end. Raises one of DAMAGE_ERRORS: EOFError where the end is missing."""
-        pieces, n_bytes = [], 0
-        while n_bytes < size and not self._error:
-            chunk = self._file.read(COMPRESSED_CHUNK_BYTES)
-            if not chunk:
-                self._error = EOFError("it ends in the middle") if self._decompressor else None
-                break
-            try:
-                for data in self._decompress(chunk):
-                    pieces.append(data)
-                    n_bytes += len(data)
-            except DAMAGE_ERRORS as error:
-                self._error = error
-        if self._error and not n_bytes:
-            raise self._error
-        return b"".join(pieces)
-
-    def _decompress(self, chunk):
-        while chunk:
-            if not self._decompressor:
-                chunk = chunk.lstrip(b"\0")  # some programs pad the last block of a tape with zeros
-                if not chunk:
-                    return
-                self._decompressor = self._new_decompressor()
-            yield self._decompressor.decompress(chunk)
-            chunk = b""
-            if self._decompressor.eof:
-                chunk, self._decompressor = self._decompressor.unused_data, None
+    rows, texts, unread = [], [], defaultdict(list)
+    for path in files_in_folder(folder, left_out):
+        suffix = split_suffixes(path)[0]
+        is_input = suffix in (*ROW_SUFFIXES, TEXT_SUFFIX)
+        format = recognize_unread(path) if is_input else unread_suffix(path)
+        if format:
+            unread[format].append(path)
+        elif is_input:
+            (texts if suffix == TEXT_SUFFIX else rows).append(path)
+    for format, paths in unread.items():
+        if not rows and not texts:
+            raise unread_error(paths[0], format)
+        what, how = unread_format(format, paths[0])
+        print_note(f"{not_read(paths, format, folder)} ({what}); {how}")
+    if rows and texts and not plain_text:
+        print_note(f"{not_read(texts, TEXT_SUFFIX, folder)}; --plain_text reads them")
+        return rows
+    return rows + texts
 
 
-def decompress_file(file, path):
-    """The stream of the decompressed bytes of an open file, by the suffix of its path; the file if it has none."""
-    compression = split_suffixes(path)[1]
-    return DecompressedStream(file, COMPRESSIONS[compression]) if compression else file
-
-
-def split_suffixes(path):
-    """(suffix, compression) of a file's name in lower case, such as (".jsonl", ".gz"); "" for what it lacks."""
-    name = Path(path).name.lower()
-    compression = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
-    return Path(name.removesuffix(compression)).suffix, compression
-
-
-def record_unit(path):
-    """What the records of a file are counted in: "line" or "row"."""
-    return "row" if split_suffixes(path)[0] in NUMBERED_BY_ROW else "line"
-
-
-def is_row_file(name, plain_text=False):
-    """Whether a file that is found in a folder is read, by its name. plain_text: whether `.txt` files are."""
-    suffix, compression = split_suffixes(name)
-    if str(name).endswith(".partial.json"):  # what a download notes beside an unfinished file
-        return False
-    if suffix == TEXT_SUFFIX:
-        return plain_text
-    return suffix in ROW_SUFFIXES and not (suffix == ".parquet" and compression)
+def not_read(paths, suffix, folder):
+    """The words that so many files of a suffix in a folder are not read."""
+    return (
+        f"1 {suffix} file in {folder} is not read"
+        if len(paths) == 1
+        else f"{len(paths)} {suffix} files in {folder} are not read"
+    )
 
 
 def find_files(folders, setting="input_dir", plain_text=False, leave_out=""):
-    """Sorted paths of all row files in folders (any depth), and of the files that are named directly.
+    """Sorted paths of all files of articles in folders (any depth), and of the files that are named directly.
 
-    In folders, files that end in `.jsonl`, `.json` or `.parquet` or have no suffix (wikiextractor's) are found; all
-    but Parquet may be compressed (`.gz .bz2 .xz .zst`). plain_text: `.txt` files too. leave_out: a folder to skip.
-    Raises UserError when a folder does not exist, or no file is found; `setting` is the setting that named them.
+    In folders, files of ROW_SUFFIXES are found, and `.txt` files where plain_text is set or the folder has no others;
+    any of them may be compressed (`.gz .bz2 .xz .zst`), Parquet excepted. What else looks like data is named on stderr.
+    leave_out: a folder to skip. Raises UserError when a folder does not exist, no file is found, or a file has a format
+    that is not read; `setting` is the setting that named them.
     """
     if not any(folders):
         raise UserError(f"{setting} is empty; name your folder of articles with --{setting}=…")
@@ -106,15 +82,13 @@ def find_files(folders, setting="input_dir", plain_text=False, leave_out=""):
         if not os.path.exists(folder):
             raise UserError(f"input {folder} is not there; name your folder of articles with --{setting}=…")
         if os.path.isfile(folder):
+            refuse_unread(folder)
             found.append(folder)
-        for root, inner, names in os.walk(folder):
-            # Hidden files (.DS_Store) and folders (.git) hold no articles. Pipes and dangling links are no files.
-            inner[:] = [n for n in inner if not n.startswith(".") and os.path.abspath(f"{root}/{n}") != left_out]
-            paths = [os.path.join(root, n) for n in names if not n.startswith(".") and is_row_file(n, plain_text)]
-            found += filter(os.path.isfile, paths)
+        else:
+            found += find_in_folder(folder, plain_text, left_out)
     if not found:
         raise UserError(
-            f"no .jsonl, .json or .parquet file in {', '.join(map(str, folders))}; "
+            f"no .jsonl, .json or .parquet file in {', '.join(map(str, folders))}, and no .csv, .tsv or .txt file; "
             'a row is {"id", "title", "text"}, compressed or not (.gz .bz2 .xz .zst)'
         )
     return sorted(dict.fromkeys(Path(f).as_posix() for f in found))

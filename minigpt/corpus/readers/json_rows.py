@@ -1,25 +1,15 @@
-"""JSON rows: an object per line, or an array of objects of any size.
+"""JSON, a value per line: an object, or a string, or a list of messages or strings.
 
-An array is split here because a broken element must not cost those behind it: ijson, which reads arrays of any size
-too, stops at the first one.
+Files of any other form of JSON are split into such lines (`json_values`).
 """
 
 import codecs
-import itertools
 import json
-import re
 
 from minigpt.corpus.readers import blocks
 
-# Fields by which an object behind a broken element is recognized as a row.
-ROW_FIELDS = {"text", "question", "问题", "prompt", "instruction", "conversations", "messages"}
-MAX_RECOVERY_TRIES = 10_000  # objects in a chunk that are tried behind a broken element
-MAX_CUT_CHARS = 10  # before the end of a chunk, where an error may only mean that a token of JSON is cut in two
-BROKEN = object()  # stands for an element that is not valid JSON
+NO_OBJECT = "not a JSON object"
 LINE_SEPARATOR = b'"~|~"'
-
-# Also ends an array and begins another one.
-BETWEEN_ELEMENTS = re.compile(r"(?:\]\s*\[|[\s,\]])*+")
 PLAIN_DECODER = json.JSONDecoder()
 
 
@@ -38,13 +28,13 @@ def dict_of_unique_keys(pairs):
 UNIQUE_KEY_DECODER = json.JSONDecoder(object_pairs_hook=dict_of_unique_keys)
 
 
-def parse_json_record(record):
-    """(row, None) of a record's bytes, or (None, reason)."""
+def parse_json_value(record):
+    """(value, None) of a record's bytes, or (None, reason)."""
     if len(record) > blocks.MAX_RECORD_BYTES:
         return None, blocks.too_long_reason()
     try:
         text = record.decode().strip()
-        row, end = UNIQUE_KEY_DECODER.raw_decode(text)
+        value, end = UNIQUE_KEY_DECODER.raw_decode(text)
         if end < len(text):
             return None, explain_bad_json(record)
     except UnicodeDecodeError:
@@ -53,11 +43,44 @@ def parse_json_record(record):
         return None, "duplicate key"
     except (ValueError, RecursionError):
         return None, explain_bad_json(record)
-    return (row, None) if isinstance(row, dict) else (None, "not a JSON object")
+    return value, None
+
+
+def parse_json_record(record):
+    """(row, None) of the bytes of an object, or (None, reason)."""
+    value, reason = parse_json_value(record)
+    return (value, None) if isinstance(value, dict) else (None, reason or NO_OBJECT)
+
+
+def parse_bare_record(record):
+    """(row, None) of the bytes of an object, a string or a list of messages or strings, or (None, reason)."""
+    value, reason = parse_json_value(record)
+    name = field_of_value(value)
+    if reason or isinstance(value, dict):
+        return value, reason
+    return (row_of_value(value), None) if name else (None, NO_OBJECT)
+
+
+def row_of_value(value):
+    """The row of a value that is no object, but has a field by `field_of_value`."""
+    mark = {blocks.PLAIN_MARK: True} if isinstance(value, str) else {}
+    return {field_of_value(value) or "text": value, **mark}
+
+
+def field_of_value(value):
+    """The field under which a value that is no object becomes a row: a string a text, a list a talk; or None."""
+    if isinstance(value, str):
+        return "text"
+    if not isinstance(value, list) or not value:
+        return None
+    if all(isinstance(item, dict) for item in value):
+        return "messages"
+    return "turns" if all(isinstance(item, str) for item in value) else None
 
 
 def explain_bad_json(record):
     """The reason why a record could not be parsed."""
+    record = record.removeprefix(codecs.BOM_UTF8)
     if record.startswith(blocks.TOO_LONG_MARK):
         return blocks.too_long_reason()
     if not record.strip():
@@ -65,17 +88,33 @@ def explain_bad_json(record):
     return "NUL character" if b"\0" in record else "bad JSON"
 
 
-# An object per line
-
-
-def parse_json_lines(block):
+def parse_json_lines(block, parse_record=parse_json_record):
     """Yields (line number, row, None) or (line number, None, reason) of each line of a `FileBlock`."""
     lines = block.data.split(b"\n")
     if not lines[-1]:
         lines.pop()  # behind the last newline
     rows = parse_lines_together(lines) if len(block.data) <= blocks.MAX_RECORD_BYTES else None
     for i, line in enumerate(lines):
-        yield block.number + i, *((rows[i], None) if rows else parse_json_record(line))
+        if rows:
+            yield block.number + i, rows[i], None
+        elif codecs.BOM_UTF8 in line:
+            yield from ((block.number + i, *parsed) for parsed in parse_joined_line(line, parse_record))
+        else:
+            yield block.number + i, *parse_record(line)
+
+
+def parse_bare_lines(block):
+    """As `parse_json_lines`, of lines that may also be a string or a list."""
+    return parse_json_lines(block, parse_bare_record)
+
+
+def parse_joined_line(line, parse_record):
+    """[(row, None) or (None, reason)] of a line with byte order marks: files' heads, also behind the line before."""
+    pieces = [piece for piece in line.split(codecs.BOM_UTF8) if piece.strip()]
+    parsed = [parse_record(piece) for piece in pieces]
+    if any(reason for _, reason in parsed) or not parsed:  # the marks stand in a text
+        return [parse_record(line.strip().removeprefix(codecs.BOM_UTF8))]
+    return parsed
 
 
 def parse_lines_together(lines):
@@ -93,49 +132,3 @@ def parse_lines_together(lines):
     rows, separators = values[::2], values[1::2]
     all_rows = len(rows) == len(lines) and all(isinstance(row, dict) for row in rows)
     return rows if all_rows and all(isinstance(separator, str) for separator in separators) else None
-
-
-# Arrays
-
-
-def decode_element(text, start):
-    """(value, end) of the JSON value at a position, or (BROKEN, position of the error)."""
-    try:
-        return PLAIN_DECODER.raw_decode(text, start)
-    except json.JSONDecodeError as error:
-        return BROKEN, len(text) if error.msg.startswith("Unterminated") else error.pos
-    except RecursionError:
-        return BROKEN, start
-
-
-def split_json_array(head, stream):
-    """Yields (row number, elements of a JSON array as JSON lines, None).
-
-    Behind a broken element the next object that is a row is looked for: it has the fields of the last good row, or one
-    of ROW_FIELDS. A broken element, or one of more than MAX_RECORD_BYTES, becomes a line that is not valid.
-    """
-    utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    text, number, fields, tries = "", 1, None, 0
-    for chunk in itertools.chain(blocks.read_chunks(head.lstrip()[1:], stream), [b""]):
-        text += utf8.decode(chunk, final=not chunk)
-        elements, at, tries = [], 0, min(tries, 1)
-        while (at := BETWEEN_ELEMENTS.match(text, at).end()) < len(text):
-            value, end = decode_element(text, at)
-            is_too_long = len(text) - at > blocks.MAX_RECORD_BYTES
-            if chunk and len(text) - end < MAX_CUT_CHARS and not is_too_long:
-                break  # the rest of the element may follow
-            has_row_fields = isinstance(value, dict) and ROW_FIELDS & value.keys() and "type" not in value
-            is_row = has_row_fields or (isinstance(value, dict) and value.keys() == fields)
-            if value is not BROKEN and (is_row or not tries):
-                elements.append(text[at:end].encode(errors="surrogateescape").replace(b"\n", b"\r"))
-                fields, tries, at = set(value) if isinstance(value, dict) else fields, 0, end
-                continue
-            if not tries:
-                elements.append(blocks.TOO_LONG_MARK if is_too_long else b"{")
-            tries += 1
-            following = text.find("{", at + 1) if tries <= MAX_RECOVERY_TRIES else -1
-            at = following if following >= 0 else len(text)
-        text = text[at:]
-        if elements:
-            yield number, b"\n".join(elements), None
-            number += len(elements)
