@@ -69,9 +69,10 @@ def remedy_for(reason):
 
 
 def describe_reason(dropped):
-    """The most common of the reasons {reason: count}, and its remedy."""
+    """The most common of the reasons {reason: count}, and its remedy, unless the reason names a setting itself."""
     reason = max(dropped, key=dropped.get)
-    return f"{'' if len(dropped) == 1 else 'most '}for the reason: {reason}; {remedy_for(reason)}"
+    remedy = "" if "--" in reason else f"; {remedy_for(reason)}"
+    return f"{'' if len(dropped) == 1 else 'most '}for the reason: {reason}{remedy}"
 
 
 def check_losses(losses):

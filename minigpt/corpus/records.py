@@ -147,7 +147,7 @@ def missing_field_reason(row, name, setting):
 
 
 def name_of_text(row, field):
-    """The field of a row's text: `field`, else text, else the only one of ARTICLE_TEXT_NAMES, unless it answers a question."""
+    """The field of a row's text: `field`, else text, else the one of ARTICLE_TEXT_NAMES, unless it answers."""
     if field in row or "text" in row:
         return field if field in row else "text"
     known = [name for name in ARTICLE_TEXT_NAMES if isinstance(row.get(name), str)]
