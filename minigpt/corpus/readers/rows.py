@@ -53,10 +53,11 @@ def detect_format(path, head, is_whole, one_per_line=False):
     if head.lstrip().startswith(b"<doc ") or (not suffix and b"\n<doc " in head and not head.lstrip().startswith(b"{")):
         return "docs"
     is_named_json = suffix in JSON_SUFFIXES or (not suffix and b"\n{" in head)
-    found = detect_json(head, is_whole, is_named_json)
+    has_header = not head.lstrip().startswith((b"{", b"[")) and names_fields(head)
+    found = None if has_header else detect_json(head, is_whole, is_named_json)
     if found:
         return found
-    if suffix in TABLE_SUFFIXES or names_fields(head):
+    if suffix in TABLE_SUFFIXES or has_header:
         return "parsed"
     if suffix == ".parquet":
         return "parquet"  # a damaged one
@@ -67,8 +68,11 @@ def detect_format(path, head, is_whole, one_per_line=False):
 
 def names_fields(head):
     """Whether the first line of a text names fields, as a table's header does."""
-    line = head.lstrip().split(b"\n", 1)[0].decode(errors="replace")
-    cells = tables.parse_cells(line, tables.choose_delimiter(head.lstrip())) or []
+    line, _, following = head.lstrip().partition(b"\n")
+    delimiter = tables.stated_delimiter(line.decode(errors="replace"))
+    if delimiter:
+        line = following.partition(b"\n")[0]
+    cells = tables.parse_cells(line.decode(errors="replace"), delimiter or tables.choose_delimiter(head.lstrip())) or []
     return count_field_names(cells) >= MIN_HEADER_NAMES
 
 
