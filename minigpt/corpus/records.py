@@ -22,7 +22,7 @@ MAX_SHOWN_PROBLEMS = 10
 LISTED_FIELDS = " (it has "  # in a reason: what follows are the fields of the first row that was dropped for it
 MAX_LISTED_FIELDS = 8
 NO_TEXT_FIELDS = {"id", "title", "subject", "url", "date"}
-MAX_LISTED_CHARS = 30  # of a field's name
+MAX_FIELD_NAME_CHARS = 30  # of a field's name
 QUESTION_NAMES = ("question", "prompt", "问题")
 ANSWER_NAMES = ("answer", "reference", "output", "答案")
 # The form of a row by the first of these fields that it has. Data sets of messages may have a prompt, too.
@@ -133,7 +133,7 @@ def missing_field_reason(row, name, setting):
     """The reason that a row has no field `name`, with the fields that may stand for it, which `setting` can name."""
     fields = [field for field, text in row.items() if isinstance(text, str) and text.strip() and field.isprintable()]
     has_candidate = bool(set(fields) - NO_TEXT_FIELDS)
-    fields = [field[:MAX_LISTED_CHARS] for field in fields[:MAX_LISTED_FIELDS] if has_candidate]
+    fields = [field[:MAX_FIELD_NAME_CHARS] for field in fields[:MAX_LISTED_FIELDS] if has_candidate]
     listed = f"{LISTED_FIELDS}{', '.join(fields)}: name one with --{setting}=…)" if fields else ""
     return f'no "{name}"{listed}'
 
