@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 from minigpt.common.errors import UserError
 from minigpt.corpus.readers.blocks import PLAIN_MARK
-from minigpt.corpus.readers.field_names import ABOUT_NAMES
 from minigpt.corpus.readers.files import TEXT_SUFFIX, split_suffixes
 from minigpt.corpus.readers.rows import parse_block, read_blocks, record_unit
 from minigpt.tokenizer import bounded_spaces
@@ -23,7 +22,8 @@ from minigpt.tokenizer import bounded_spaces
 MAX_SHOWN_PROBLEMS = 10
 LISTED_FIELDS = " (it has "  # in a reason: what follows are the fields of the first row that was dropped for it
 MAX_LISTED_FIELDS = 8
-MAX_LISTED_CHARS = 30  # of a field's name
+NO_TEXT_FIELDS = {"id", "title", "subject", "url", "date"}
+MAX_FIELD_NAME_CHARS = 30  # of a field's name
 ARTICLE_TEXT_NAMES = ("content", "completion", "body", "article", "document", "正文", "内容", "文本")
 QUESTION_FIELDS = {"question", "prompt", "instruction", "query", "answer", "response", "问题", "答案", "问", "答"}
 QUESTION_NAMES = ("question", "prompt", "问题")
@@ -69,7 +69,7 @@ class Problems:
     def add(self, reason, path, line):
         """Counts a row that is dropped for `reason`, at `line` (or row) of the file `path`.
 
-        Reasons that differ only in the fields of the row (`missing_field_reason`) are counted as the first of them.
+        Reasons that differ only in the fields that a row has (`missing_field_reason`) are counted as the first one.
         """
         start = reason.partition(LISTED_FIELDS)[0] + LISTED_FIELDS
         if reason.startswith(start):
@@ -135,10 +135,9 @@ def name_field(row, name):
 
 def missing_field_reason(row, name, setting):
     """The reason that a row has no field `name`, with the fields that may stand for it, which `setting` can name."""
-    fields = [
-        field for field, text in row.items() if field not in ABOUT_NAMES and isinstance(text, str) and text.strip()
-    ]
-    fields = [field[:MAX_LISTED_CHARS] for field in fields if field.isprintable()][:MAX_LISTED_FIELDS]
+    fields = [field for field, text in row.items() if isinstance(text, str) and text.strip() and field.isprintable()]
+    has_candidate = bool(set(fields) - NO_TEXT_FIELDS)
+    fields = [field[:MAX_FIELD_NAME_CHARS] for field in fields[:MAX_LISTED_FIELDS] if has_candidate]
     listed = f"{LISTED_FIELDS}{', '.join(fields)}: name one with --{setting}=…)" if fields else ""
     return f'no "{name}"{listed}'
 

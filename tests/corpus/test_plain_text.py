@@ -1,109 +1,78 @@
-"""Plain text and corpora of few documents: split whole, validated on documents' ends, and trained on."""
+"""Plain text: what separates its documents, headings, lines that cannot be read, and texts of any length."""
 
-import itertools
-import json
-
-import numpy as np
 import pytest
-from corpora import write_jsonl
-from processes import done, error_of
 
-from minigpt.tokenizer import load_tokenizer
+from minigpt.corpus.readers import blocks as reader_blocks
+from minigpt.corpus.readers.rows import read_blocks
+from minigpt.corpus.records import Problems, read_rows
 
-SENTENCES = [f"第{i}天，{'东西南北'[i % 4]}河的水涨了{i + 1}寸，桥边的人都看见了。" for i in range(60)]
-NOVEL = "".join(SENTENCES)
-POEM = "".join(f"第{i}座桥下水长流，{'东西南北'[i % 4]}岸人家又到秋" for i in range(60))
-ENGLISH = " ".join(f"On day {i} the river rose by {i + 1} inches, as people saw from the bridge." for i in range(80))
+INDENTED = "".join(f"\u3000\u3000第{i}段。\n" for i in range(6))
+WRAPPED = "这一行在第三十个字那里被\n折断了，下一行也是这样的，\n直到最后。\n"
 
 
-def prepared(folder):
-    """(meta, {part: texts of its rows})."""
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    tokenizer, texts = load_tokenizer(), {}
-    for part in meta["parts"]:
-        rows = np.fromfile(folder / f"{part}.bin", dtype="<u2").reshape(-1, meta["block_size"]).tolist()
-        texts[part] = [tokenizer.decode(row[: row.index(meta["special_ids"]["eot"])]) for row in rows]
-    return meta, texts
+def read(path):
+    """([text], [place of a problem]) of a plain text."""
+    problems = Problems()
+    return [row["text"] for _, row in read_rows(str(path), problems)], problems.places
 
 
 @pytest.mark.parametrize(
-    "content",
-    [NOVEL, f"{NOVEL}（全书完", POEM, ENGLISH],  # the last two without a Chinese sentence end
-    ids=["novel", "unfinished", "poem", "english"],
+    ("text", "documents"),
+    [
+        ("甲。\n\n乙。\r\n\r\n丙。\n \t\u3000\n丁。\n\u3000\n\n\n戊。", ["甲。", "乙。", "丙。", "丁。", "戊。"]),
+        ("甲。\n<|endoftext|>\n乙。\n\n丙。<|endoftext|>丁。", ["甲。", "乙。\n\n丙。", "丁。"]),
+        ("甲。\n乙。\n丙。", ["甲。", "乙。", "丙。"]),
+        ("“甲。”\n乙？\n丙！）\n丁", ["“甲。”", "乙？", "丙！）", "丁"]),
+        (INDENTED, [INDENTED[:-1]]),
+        (INDENTED.replace("\u3000\u3000", "    "), [INDENTED.replace("\u3000\u3000", "    ")[:-1]]),
+        (WRAPPED, [WRAPPED[:-1]]),
+        ("书名\n作者：某人\n\n" + INDENTED, ["书名\n作者：某人\n\n" + INDENTED[:-1]]),
+        ("第一章 风\n\n甲。\n乙。\n\n第二章 雨\n \n丙。", ["第一章 风\n\n甲。\n乙。", "第二章 雨\n \n丙。"]),
+        ("上部\n\n第一章\n\n甲。\n\n乙。\n\n尾声", ["上部\n\n第一章\n\n甲。", "乙。", "尾声"]),
+        ("[第一章]\n\n甲。\n\n\ufeff乙。", ["[第一章]\n\n甲。", "乙。"]),
+        ("", []),
+        ("\n \n<|endoftext|>\n", []),
+    ],
 )
-def test_one_text_is_split_whole_and_validated_on_its_end(tmp_path, script, content):
-    (tmp_path / "novel.txt").write_text(content, encoding="utf-8")
-    said = done(script("data/prepare.py", "--input_dir=novel.txt", "--block_size=128"))
-    meta, texts = prepared(tmp_path / "data/processed")
-    assert "".join([*texts["train"], *texts["val"]]) == content
-    assert meta["split"] == "from each document's end" and "parts: from each document's end" in said
-    rows = len(texts["train"]) + len(texts["val"])
-    assert len(texts["val"]) == max(1, round(rows * 0.05)) and rows >= 10
-    assert meta["characters_cut"] == 0 and "characters are in no row" not in said
+def test_what_separates_documents(tmp_path, monkeypatch, text, documents):
+    path = tmp_path / "a.txt"
+    for content in (text, text.replace("\r\n", "\n").replace("\n", "\r\n")):
+        path.write_text(content, encoding="utf-8", newline="")
+        texts, places = read(path)
+        plain = [document.replace("\r", "") for document in texts]
+        assert plain == documents and not places
+    # Small blocks are cut between documents, once the first has told what separates them.
+    monkeypatch.setattr(reader_blocks, "BLOCK_BYTES", 100)
+    long = "\n\n".join(["很长的一段文字，写到这里。" * 2] * 3 + ["小标题", text or "空。"])
+    path.write_text(long, encoding="utf-8")
+    assert "小标题\n\n" in "\n\n".join(read(path)[0]) and "小标题" not in read(path)[0]
 
 
-def test_a_text_of_three_rows_can_be_trained_on(tmp_path, script):
-    (tmp_path / "novel.txt").write_text("".join(SENTENCES[:5]), encoding="utf-8")
-    done(script("data/prepare.py", "--input_dir=novel.txt", "--block_size=128"))
-    meta, _ = prepared(tmp_path / "data/processed")
-    assert {part: counts["rows"] for part, counts in meta["parts"].items()} == {"train": 2, "val": 1}
-    model = ["--n_layer=1", "--n_head=1", "--n_embd=16", "--block_size=128", "--compile=off", "--dtype=float32"]
-    done(script("train.py", "--out_dir=out", "--max_iters=1", "--batch_size=1", "--device=cpu", *model))
+def test_a_line_that_is_no_utf8_costs_only_itself(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("甲。\n".encode() + b"\xff\xfe\n" + "乙。\n\n丙。\n".encode())
+    assert read(path) == (["甲。\n乙。", "丙。"], [f"{path}, line 2: bad UTF-8"])
 
 
-def test_a_text_of_one_row_is_an_error_whose_advice_works(tmp_path, script):
-    (tmp_path / "note.txt").write_text("".join(SENTENCES[:3]), encoding="utf-8")
-    message = error_of(script("data/prepare.py", "--input_dir=note.txt"))
-    advice = message[message.index("--block_size=") :].split()[0]
-    assert "val has none of the 1 rows" in message and not (tmp_path / "data/processed/meta.json").exists()
-    done(script("data/prepare.py", "--input_dir=note.txt", advice))
-    truncated = error_of(script("data/prepare.py", "--input_dir=note.txt", advice, "--overflow=truncate"))
-    assert "--overflow=split" in truncated
+SENTENCE = "他走过那座桥，看见了河里的船。"
 
 
-def test_few_articles_are_split_and_their_last_rows_validated_on_while_many_are_split_by_subject(tmp_path, script):
-    rows = [{"title": f"第{i}镇", "text": "".join(SENTENCES[i : i + 40])} for i in range(20)]
-    write_jsonl(tmp_path / "few.jsonl", [*rows[:19], rows[0]])  # an equal one is not another document
-    write_jsonl(tmp_path / "many.jsonl", rows)
-    (tmp_path / "held.txt").write_text("第3镇\n", encoding="utf-8")
-    flags = ["--block_size=512", "--val_share=0.3", "--heldout=held.txt"]
-    done(script("data/prepare.py", "--input_dir=few.jsonl", "--data_dir=few", *flags))
-    meta, texts = prepared(tmp_path / "few")
-    assert meta["split"] == "from each document's end" and meta["overflow"] == "auto" and meta["characters_cut"] == 0
-    ends = [row["text"][-20:] for i, row in enumerate(rows[:19]) if i != 3]
-    assert sorted(text[-20:] for text in texts["val"] if text[-20:] in ends) == sorted(ends)
-    done(script("data/prepare.py", "--input_dir=many.jsonl", "--data_dir=many", *flags))
-    meta, texts = prepared(tmp_path / "many")
-    assert meta["split"] == "by subject" and len(texts["train"]) + len(texts["val"]) == 20  # truncated
-
-
-def test_few_articles_of_a_row_each_give_validation_one_of_them(tmp_path, script):
-    write_jsonl(tmp_path / "few.jsonl", [{"text": sentence} for sentence in SENTENCES[:5]])
-    done(script("data/prepare.py", "--input_dir=few.jsonl"))
-    _, texts = prepared(tmp_path / "data/processed")
-    assert (len(texts["train"]), len(texts["val"])) == (4, 1)
-
-
-def test_plain_texts_are_split_and_articles_truncated_in_one_corpus(tmp_path, script):
-    write_jsonl(tmp_path / "in/wiki.jsonl", [{"title": f"第{i}镇", "text": NOVEL[i:]} for i in range(30)])
-    (tmp_path / "in/novel.txt").write_text("江湖。" + NOVEL, encoding="utf-8")
-    (tmp_path / "in/strings.json").write_text(json.dumps(["山川。" + NOVEL]), encoding="utf-8")
-    done(script("data/prepare.py", "--input_dir=in", "--plain_text", "--val_share=0.2", "--block_size=512"))
-    _, texts = prepared(tmp_path / "data/processed")
-    rows = [*texts["train"], *texts["val"]]
-    for start in ("江湖。", "山川。"):
-        (first,) = (i for i, row in enumerate(rows) if row.startswith(start))
-        joined = itertools.accumulate(rows[first:])
-        assert start + NOVEL in joined
-    assert len(rows) == 30 + 2 * (len(rows) - 30) // 2 and len(rows) > 40
-
-
-def test_processes_change_nothing_of_a_small_corpus(tmp_path, script):
-    for i in range(3):
-        (tmp_path / f"in/{i}.txt").parent.mkdir(exist_ok=True)
-        (tmp_path / f"in/{i}.txt").write_text(NOVEL[i:] * 3, encoding="utf-8")
-    flags = ["data/prepare.py", "--input_dir=in", "--plain_text", "--block_size=128"]
-    for n in (1, 2):
-        done(script(*flags, f"--workers={n}", f"--data_dir={n}"))
-    made = [{p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in "12"]
-    assert made[0] == made[1]
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        (f"\u3000\u3000{SENTENCE}\n" * 400, "。"),  # at the end of a line
+        (SENTENCE * 400, "。"),  # at the end of a sentence
+        ("桥河船岸" * 2000, ""),  # between two characters
+        ("短。\n\n" + SENTENCE * 400 + "\n\n短。", "。"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
+def test_a_long_text_is_cut_and_nothing_of_it_is_lost(tmp_path, monkeypatch, text, end, encoding):
+    monkeypatch.setattr(reader_blocks, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(reader_blocks, "MAX_RECORD_BYTES", 5000)
+    path = tmp_path / "a.txt"
+    path.write_bytes(text.encode(encoding))
+    texts, places = read(path)
+    assert "".join("".join(texts).split()) == "".join(text.split()) and not places
+    assert len(texts) > 3 and all(len(piece.encode()) <= 5000 and piece.endswith(end) for piece in texts)
+    assert sum(block.n_bytes for block in read_blocks(str(path))) == path.stat().st_size

@@ -102,17 +102,17 @@ def is_heading(document):
 def document_spans(data, format):
     """[(start, end, position behind its separator)] of the documents in the bytes of plain text.
 
-    The last one has no separator: its position is None. Between paragraphs a heading is part of what follows it.
+    The last one has no separator: it is `len(data)`. Between paragraphs a heading is part of what follows it.
     """
     spans, start, heading_start = [], 0, 0
     for separator in SEPARATORS[format].finditer(data):
-        is_blank = format == "paragraphs" and separator[0].isspace()
+        is_blank = format == "paragraphs" and not separator[0].startswith(b"<")
         if is_blank and is_heading(data[heading_start : separator.start()]):
             heading_start = separator.end()
             continue
         spans.append((start, separator.start(), separator.end()))
         start = heading_start = separator.end()
-    return [*spans, (start, len(data), None)]
+    return [*spans, (start, len(data), len(data))]
 
 
 def split_texts(head, stream, format):
@@ -149,23 +149,31 @@ def parse_texts(block):
 
     A line that is no UTF-8 is left out of its document: (line number, None, reason).
     """
-    for start, end, _ in document_spans(block.data, block.format):
-        lines = [*numbered_lines(block, start, end)]
-        texts = [(number, text) for number, text in lines if text is not None]
-        text = "\n".join(text for _, text in texts).strip("\r\n")
-        yield from ((number, None, "bad UTF-8") for number, text in lines if text is None)
+    number = block.number
+    for start, end, behind in document_spans(block.data, block.format):
+        lines = decode_lines(block.data[start:end])
+        text = "\n".join(line for line in lines if line is not None).strip("\r\n")
+        yield from ((number + i, None, "bad UTF-8") for i, line in enumerate(lines) if line is None)
         if text.strip():
-            yield next(number for number, text in texts if text.strip()), {"text": text, blocks.PLAIN_MARK: True}, None
+            first = number + next(i for i, line in enumerate(lines) if line and line.strip())
+            yield first, {"text": text, blocks.PLAIN_MARK: True}, None
+        number += block.data.count(b"\n", start, behind)
 
 
-def numbered_lines(block, start, end):
-    """Yields (number, text) of the lines in data[start:end] of a `FileBlock`; text: None where it is no UTF-8."""
-    first = block.number + block.data.count(b"\n", 0, start)
-    for number, line in enumerate(block.data[start:end].split(b"\n"), start=first):
-        try:
-            yield number, line.removeprefix(codecs.BOM_UTF8).decode()
-        except UnicodeDecodeError:
-            yield number, None
+def decode_lines(data):
+    """The lines of bytes as texts; None for a line that is no UTF-8."""
+    try:
+        return data.decode().replace("\n\ufeff", "\n").removeprefix("\ufeff").split("\n")
+    except UnicodeDecodeError:
+        return [decode_line_or_none(line) for line in data.split(b"\n")]
+
+
+def decode_line_or_none(line):
+    """A line's text, or None where it is no UTF-8."""
+    try:
+        return line.removeprefix(codecs.BOM_UTF8).decode()
+    except UnicodeDecodeError:
+        return None
 
 
 # Questions

@@ -52,7 +52,7 @@ def check_encoding(encoding):
     """Raises UserError where Python knows no text encoding of that name. "" is none that is forced."""
     try:
         codecs.getincrementaldecoder(encoding or "utf-8")
-        b"".decode(encoding or "utf-8")
+        "a".encode(encoding or "utf-8")
     except (LookupError, ValueError):
         raise UserError(
             f"encoding is {encoding!r}, which Python does not know; give its name for one, such as utf-8, gb18030, "
@@ -109,10 +109,10 @@ class Utf8Stream:
     at_end: whether all bytes have been read.
     """
 
-    def __init__(self, stream, path, encoding=""):
+    def __init__(self, stream, encoding=""):
         check_encoding(encoding)
         self.encoding = codecs.lookup(encoding).name if encoding else None
-        self._stream, self._path = stream, path
+        self._stream = stream
         self._decoder = (
             codecs.getincrementaldecoder(encoding)(BAD_BYTES) if self.encoding not in (None, "utf-8") else None
         )
@@ -144,8 +144,6 @@ class Utf8Stream:
     def _to_utf8(self, chunk):
         if not self.encoding and not chunk.isascii():
             self.encoding = guess_encoding(chunk)
-            if self.encoding == "gb18030":
-                print_note(f"{self._path} is read as GB18030; --encoding= forces another")
         if self._decoder:
             return self._decoder.decode(chunk, final=self.at_end).encode(errors="surrogateescape")
         return self._gb18030_to_utf8(chunk) if self.encoding == "gb18030" else chunk

@@ -41,7 +41,7 @@ def detect_json(head, is_whole, is_named_json):
     lines = [line for line in (pieces[:-1] if is_cut else pieces) if line.strip()][:DETECTED_LINES]
     values = [decode_line(line) for line in lines]
     if text.startswith("{", start):
-        return detect_objects(text, start, values, is_whole) or ("lines" if is_named_json else None)
+        return detect_objects(text, start, values) or ("lines" if is_named_json else None)
     if text.startswith("[", start):
         return detect_lists(text, start, values) or ("array" if is_named_json else None)
     if text.startswith('"', start):
@@ -61,12 +61,13 @@ def decode_line(line):
         return BROKEN
 
 
-def detect_objects(text, start, values, is_whole):
+def detect_objects(text, start, values):
     """As `detect_json`, of a text that begins with an object; None where it may be broken. values: of its lines."""
     first, end = decode_member(text, start)
-    if first is not BROKEN and is_whole and not text[end:].strip("\ufeff \t\r\n,"):
-        is_own_row = unfold_object(first) == [first]
-        return ("values" if values[0] is BROKEN else "lines") if is_own_row else "object"
+    if first is not BROKEN and not text[end:].strip("\ufeff \t\r\n,"):
+        if unfold_object(first) != [first]:
+            return "object"
+        return "values" if "\n" in text[start:end] else "lines"
     n_objects = sum(isinstance(value, dict) for value in values)
     if n_objects > 1 or (values and isinstance(values[0], dict)):
         return "lines"
@@ -78,10 +79,10 @@ def detect_objects(text, start, values, is_whole):
         return "container"
     name = MEMBER_NAME.match(text, BETWEEN_MEMBERS.match(text, at).end())
     starts = ("{",) if name and name[1] in ROW_LIST_NAMES else ("{", "[")
-    has_columns = all(isinstance(value, (list, dict)) for value in members.values())
+    may_have_columns = all(isinstance(value, (list, dict)) for value in members.values())
     if n_objects:
         return "lines"
-    if name and has_columns and text.startswith(starts, name.end()):
+    if may_have_columns and (members or (name and text.startswith(starts, name.end()))):
         return "object"
     return "values" if INDENTED_MEMBER.search(text, start) else None
 

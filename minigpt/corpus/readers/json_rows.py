@@ -5,11 +5,13 @@ Files of any other form of JSON are split into such lines (`json_values`).
 
 import codecs
 import json
+import re
 
 from minigpt.corpus.readers import blocks
 
 NO_OBJECT = "not a JSON object"
 LINE_SEPARATOR = b'"~|~"'
+BETWEEN_FILES = re.compile(rb"(?<=[}\]])\s*\xef\xbb\xbf\s*(?=[{\[])")
 PLAIN_DECODER = json.JSONDecoder()
 
 
@@ -110,11 +112,9 @@ def parse_bare_lines(block):
 
 def parse_joined_line(line, parse_record):
     """[(row, None) or (None, reason)] of a line with byte order marks: files' heads, also behind the line before."""
-    pieces = [piece for piece in line.split(codecs.BOM_UTF8) if piece.strip()]
-    parsed = [parse_record(piece) for piece in pieces]
-    if any(reason for _, reason in parsed) or not parsed:  # the marks stand in a text
-        return [parse_record(line.strip().removeprefix(codecs.BOM_UTF8))]
-    return parsed
+    line = line.strip().removeprefix(codecs.BOM_UTF8)
+    parsed = [parse_record(piece) for piece in BETWEEN_FILES.split(line)]
+    return [parse_record(line)] if any(reason for _, reason in parsed) else parsed  # if the marks stand in a text
 
 
 def parse_lines_together(lines):

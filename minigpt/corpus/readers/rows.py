@@ -11,7 +11,7 @@ from minigpt.common.errors import UserError, first_line
 from minigpt.corpus.readers import blocks, documents, json_rows, json_values, tables
 from minigpt.corpus.readers.blocks import FileBlock
 from minigpt.corpus.readers.compression import DAMAGE_ERRORS, open_decompressed, split_suffixes
-from minigpt.corpus.readers.encodings import Utf8Stream
+from minigpt.corpus.readers.encodings import Utf8Stream, print_note
 from minigpt.corpus.readers.field_names import count_field_names
 from minigpt.corpus.readers.json_formats import detect_json
 from minigpt.corpus.readers.unread import refuse_unread
@@ -53,10 +53,11 @@ def detect_format(path, head, is_whole, one_per_line=False):
     if head.lstrip().startswith(b"<doc ") or (not suffix and b"\n<doc " in head and not head.lstrip().startswith(b"{")):
         return "docs"
     is_named_json = suffix in JSON_SUFFIXES or (not suffix and b"\n{" in head)
-    found = detect_json(head, is_whole, is_named_json)
+    has_header = not head.lstrip().startswith((b"{", b"[")) and names_fields(head)
+    found = None if has_header else detect_json(head, is_whole, is_named_json)
     if found:
         return found
-    if suffix in TABLE_SUFFIXES or names_fields(head):
+    if suffix in TABLE_SUFFIXES or has_header:
         return "parsed"
     if suffix == ".parquet":
         return "parquet"  # a damaged one
@@ -67,25 +68,28 @@ def detect_format(path, head, is_whole, one_per_line=False):
 
 def names_fields(head):
     """Whether the first line of a text names fields, as a table's header does."""
-    line = head.lstrip().split(b"\n", 1)[0].decode(errors="replace")
-    cells = tables.parse_cells(line, tables.choose_delimiter(head.lstrip())) or []
+    line, _, following = head.lstrip().partition(b"\n")
+    delimiter = tables.stated_delimiter(line.decode(errors="replace"))
+    if delimiter:
+        line = following.partition(b"\n")[0]
+    cells = tables.parse_cells(line.decode(errors="replace"), delimiter or tables.choose_delimiter(head.lstrip())) or []
     return count_field_names(cells) >= MIN_HEADER_NAMES
 
 
-def open_rows(file, path, one_per_line=False, encoding=""):
-    """(key of FORMATS, first bytes, stream of the others, name of the encoding) of an open file.
+def open_file_rows(file, path, one_per_line=False, encoding=""):
+    """(key of FORMATS, first bytes, stream of the others) of an open file.
 
     Raises one of DAMAGE_ERRORS.
     """
     if file.peek(len(PARQUET_MARK)).startswith(PARQUET_MARK):
-        return "parquet", b"", file, "utf-8"
+        return "parquet", b"", file
     unpacked = open_decompressed(file, path)
-    stream = Utf8Stream(unpacked, path, encoding)
+    stream = Utf8Stream(unpacked, encoding)
     head = stream.read(blocks.BLOCK_BYTES)
     name = detect_format(path, head, stream.at_end, one_per_line)
     if name == "lines" and unpacked is file and split_suffixes(path)[1] and not head.lstrip().startswith(b"{"):
         raise OSError("it is neither compressed, as its name says, nor are its lines rows")
-    return name, head, file if name == "parquet" else stream, stream.encoding or "utf-8"
+    return name, head, file if name == "parquet" else stream
 
 
 def read_blocks(path, one_per_line=False, encoding=""):
@@ -103,11 +107,14 @@ def read_blocks(path, one_per_line=False, encoding=""):
     number, n_read = 1, 0
     try:
         with open(path, "rb") as file:
-            name, head, stream, code = open_rows(file, path, one_per_line, encoding)
+            name, head, stream = open_file_rows(file, path, one_per_line, encoding)
             for number, data, n_bytes in FORMATS[name][0](head, stream):
                 if n_bytes is None:
                     n_bytes = file.tell() - n_read
                 n_read += n_bytes
+                code = getattr(stream, "encoding", None) or "utf-8"
+                if code == "gb18030" and not encoding:
+                    print_note(f"{path} is read as GB18030; --encoding= forces another")
                 yield FileBlock(path, name, number, data, n_bytes, code)
             if file.tell() > n_read:  # the end of a compressed file
                 yield FileBlock(path, "parsed", number, [], file.tell() - n_read)
@@ -140,4 +147,4 @@ def record_unit(path):
 def unit_of_file(path, _size, _time):
     """As `record_unit`, by the file's content. _size, _time: of the file, so that a changed file is looked at again."""
     with open(path, "rb") as file:
-        return FORMATS[open_rows(file, path)[0]][2]
+        return FORMATS[open_file_rows(file, path)[0]][2]

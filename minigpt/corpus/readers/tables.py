@@ -129,7 +129,7 @@ def choose_delimiter(head):
     ]
 
     def score(delimiter):
-        cells = [parse_cells(line, delimiter) or [] for line in lines or [""]]
+        cells = [parse_cells(line, delimiter) or line.split(delimiter) for line in lines or [""]]
         n_alike = sum(len(others) == len(cells[0]) for others in cells) if len(cells[0]) > 1 else 0
         return count_field_names(cells[0]), n_alike, len(cells[0])
 
@@ -161,15 +161,20 @@ def parse_cells(text, delimiter):
     return text.split(delimiter)
 
 
+def split_cells(text, delimiter):
+    """The cells of a line whose quotes are characters like others."""
+    return text.rstrip("\r\n").split(delimiter)
+
+
 def read_records(lines, delimiter):
     """Yields (line number, cells, None) or (line number, None, reason) of each record of a table that is not blank.
 
     A record goes over several lines where quotes enclose a line's end. Where a quote is never closed, or what closes it
     gives another number of cells, the quotes of that line are characters like others: a stray quote costs no other
-    record.
+    record. So are they in every line of a table with tabs and without a header, which no program has written.
     """
     csv.field_size_limit(blocks.MAX_RECORD_BYTES)
-    waiting, n_cells = collections.deque(), None
+    waiting, n_cells, may_be_long = collections.deque(), None, True
     while True:
         number, text = waiting.popleft() if waiting else next(lines, (0, ""))
         if not text:
@@ -178,6 +183,10 @@ def read_records(lines, delimiter):
             yield number, None, blocks.too_long_reason()
             continue
         cells = parse_cells(text, delimiter)
+        if n_cells is None:
+            may_be_long = delimiter != "\t" or has_header(text.split(delimiter), delimiter)
+        if cells is None and not may_be_long:
+            cells = split_cells(text, delimiter)
         if cells is None:
             cells, n_more, is_too_long = parse_long_record(text, waiting, lines, delimiter, n_cells)
             for _ in range(n_more):
@@ -195,7 +204,7 @@ def parse_long_record(text, waiting, lines, delimiter, n_cells):
 
     waiting: (number, line) that have been read ahead; more are taken from `lines`.
     """
-    unquoted = text.rstrip("\r\n").split(delimiter)
+    unquoted = split_cells(text, delimiter)
     pieces, n_characters = [text], len(text)
     for n_more in itertools.count(1):
         if n_more > len(waiting):

@@ -9,57 +9,60 @@ from minigpt.corpus.readers.encodings import BYTE_ORDER_MARKS, is_binary
 
 SNIFFED_BYTES = 4096
 TAR_MARK, TAR_MARK_OFFSET = b"ustar", 257
-TABLE = (
+TABLE_WAY = (
     "write its table as CSV: python -c \"import pandas; pandas.{reader}('{path}').to_csv('{path}.csv', index=False)\""
 )
-DATASET = (
+ARROW_WAY = (
     "write its rows as JSON: python -c \"import datasets; datasets.Dataset.from_file('{path}')"
     ".to_json('{path}.jsonl', force_ascii=False)\""
 )
-DUMP = "extract its articles: python -m wikiextractor.WikiExtractor --json -o extracted {path}"
-SQLITE = ("a SQLite database", "write a table's rows as JSON: sqlite3 -json {path} 'select * from TABLE' > rows.json")
-PLAIN = "save its text as a .txt file in UTF-8"
-ROWS = "write its rows as JSON, one a line"
+DUMP_WAY = "extract its articles: python -m wikiextractor.WikiExtractor --json -o extracted {path}"
+SQLITE_WAY = (
+    "a SQLite database",
+    "write a table's rows as JSON: sqlite3 -json {path} 'select * from TABLE' > rows.json",
+)
+TEXT_WAY = "save its text as a .txt file in UTF-8"
+ROWS_WAY = "write its rows as JSON, one a line"
 
 # Suffix -> (what such a file is, how it is converted).
 UNREAD_FORMATS = {
-    ".xlsx": ("an Excel workbook", TABLE.replace("{reader}", "read_excel")),
-    ".xls": ("an Excel workbook", TABLE.replace("{reader}", "read_excel")),
-    ".ods": ("a spreadsheet", TABLE.replace("{reader}", "read_excel")),
-    ".feather": ("a Feather table", TABLE.replace("{reader}", "read_feather")),
-    ".h5": ("an HDF5 file", TABLE.replace("{reader}", "read_hdf")),
-    ".hdf5": ("an HDF5 file", TABLE.replace("{reader}", "read_hdf")),
-    ".pkl": ("a Python pickle", TABLE.replace("{reader}", "read_pickle")),
-    ".pickle": ("a Python pickle", TABLE.replace("{reader}", "read_pickle")),
-    ".orc": ("an ORC table", TABLE.replace("{reader}", "read_orc")),
-    ".arrow": ("an Arrow file", DATASET),
-    ".avro": ("an Avro file", ROWS),
-    ".msgpack": ("a MessagePack file", ROWS),
-    ".tfrecord": ("a TFRecord file", ROWS),
-    ".npy": ("a NumPy array", ROWS),
-    ".npz": ("a file of NumPy arrays", ROWS),
+    ".xlsx": ("an Excel workbook", TABLE_WAY.replace("{reader}", "read_excel")),
+    ".xls": ("an Excel workbook", TABLE_WAY.replace("{reader}", "read_excel")),
+    ".ods": ("a spreadsheet", TABLE_WAY.replace("{reader}", "read_excel")),
+    ".feather": ("a Feather table", TABLE_WAY.replace("{reader}", "read_feather")),
+    ".h5": ("an HDF5 file", TABLE_WAY.replace("{reader}", "read_hdf")),
+    ".hdf5": ("an HDF5 file", TABLE_WAY.replace("{reader}", "read_hdf")),
+    ".pkl": ("a Python pickle", TABLE_WAY.replace("{reader}", "read_pickle")),
+    ".pickle": ("a Python pickle", TABLE_WAY.replace("{reader}", "read_pickle")),
+    ".orc": ("an ORC table", TABLE_WAY.replace("{reader}", "read_orc")),
+    ".arrow": ("an Arrow file", ARROW_WAY),
+    ".avro": ("an Avro file", ROWS_WAY),
+    ".msgpack": ("a MessagePack file", ROWS_WAY),
+    ".tfrecord": ("a TFRecord file", ROWS_WAY),
+    ".npy": ("a NumPy array", ROWS_WAY),
+    ".npz": ("a file of NumPy arrays", ROWS_WAY),
     ".db": (
         "a SQLite database",
         "write a table's rows as JSON: sqlite3 -json {path} 'select * from TABLE' > rows.json",
     ),
-    ".sqlite": SQLITE,
-    ".sql": ("an SQL dump", ROWS),
-    ".yaml": ("a YAML file", ROWS),
-    ".yml": ("a YAML file", ROWS),
-    ".xml": ("XML, such as a dump of Wikipedia", DUMP),
+    ".sqlite": SQLITE_WAY,
+    ".sql": ("an SQL dump", ROWS_WAY),
+    ".yaml": ("a YAML file", ROWS_WAY),
+    ".yml": ("a YAML file", ROWS_WAY),
+    ".xml": ("XML, such as a dump of Wikipedia", DUMP_WAY),
     ".zip": ("a ZIP archive", "unpack it: unzip {path}"),
     ".7z": ("a 7z archive", "unpack it: 7z x {path}"),
     ".rar": ("a RAR archive", "unpack it: unrar x {path}"),
     ".tar": ("a tar archive", "unpack it: tar xf {path}"),
     ".tgz": ("a tar archive", "unpack it: tar xf {path}"),
-    ".docx": ("a Word document", PLAIN),
-    ".doc": ("a Word document", PLAIN),
-    ".pdf": ("a PDF document", PLAIN),
-    ".rtf": ("an RTF document", PLAIN),
-    ".epub": ("an e-book", PLAIN),
-    ".mobi": ("an e-book", PLAIN),
-    ".html": ("a web page", PLAIN),
-    ".htm": ("a web page", PLAIN),
+    ".docx": ("a Word document", TEXT_WAY),
+    ".doc": ("a Word document", TEXT_WAY),
+    ".pdf": ("a PDF document", TEXT_WAY),
+    ".rtf": ("an RTF document", TEXT_WAY),
+    ".epub": ("an e-book", TEXT_WAY),
+    ".mobi": ("an e-book", TEXT_WAY),
+    ".html": ("a web page", TEXT_WAY),
+    ".htm": ("a web page", TEXT_WAY),
     ".partial": ("an unfinished download", "run the same download again: it goes on from there"),
 }
 # First bytes -> the suffix that usually goes with them.
