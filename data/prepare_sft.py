@@ -21,7 +21,8 @@ from tqdm import tqdm
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
 from minigpt.corpus.cleaning import CharacterCleaner
-from minigpt.corpus.records import Problems, check_question_files, dropped_text, read_questions
+from minigpt.corpus.questions import check_question_files, read_questions
+from minigpt.corpus.records import Problems, dropped_text
 from minigpt.corpus.row_files import RowWriter, refuse_to_replace
 from minigpt.corpus.splits import read_heldout, sft_part, small_part_warnings, subjects_by_id
 from minigpt.settings.parse import load_settings

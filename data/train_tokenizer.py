@@ -20,8 +20,9 @@ from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic
 from minigpt.corpus.cleaning import Cleaner
+from minigpt.corpus.questions import check_question_files, read_questions
 from minigpt.corpus.readers.files import find_files
-from minigpt.corpus.records import Problems, check_question_files, read_articles, read_questions
+from minigpt.corpus.records import Problems, read_articles
 from minigpt.corpus.splits import read_heldout
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import TokenizerSettings

@@ -12,7 +12,8 @@ from minigpt.arena.peers import SEPARATOR
 from minigpt.arena.problems import Problem
 from minigpt.arena.votes import make_vote, utc_now
 from minigpt.common.files import PROJECT
-from minigpt.corpus.records import QUESTION_NAMES, Problems, read_questions
+from minigpt.corpus.questions import QUESTION_NAMES, read_questions
+from minigpt.corpus.records import Problems
 from minigpt.corpus.splits import read_heldout, subjects_by_id
 from minigpt.metrics import exact_match, rouge_l
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from data_utils import load_row_tokenizer, open_rows, read_meta
 from minigpt.common.errors import UserError
-from minigpt.corpus.records import Problems, read_questions
+from minigpt.corpus.questions import read_questions
+from minigpt.corpus.records import Problems
 from minigpt.evaluation.prompts import draw_samples, pairs_of_file, pairs_of_rows
 from minigpt.metrics import compare, exact_match, interval
 

@@ -7,7 +7,8 @@ import numpy as np
 
 from data_utils import check_rows, load_row_tokenizer, open_rows, read_meta, split_row
 from minigpt.common.errors import UserError
-from minigpt.corpus.records import Problems, check_question_files, read_questions
+from minigpt.corpus.questions import check_question_files, read_questions
+from minigpt.corpus.records import Problems
 
 PROMPT_END = re.compile(r"[，。；：！？]")  # an article's first clause is the prompt
 

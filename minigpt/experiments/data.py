@@ -10,8 +10,9 @@ import numpy as np
 
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic, write_json
+from minigpt.corpus.questions import read_questions
 from minigpt.corpus.readers.files import find_files
-from minigpt.corpus.records import Problems, read_articles, read_questions
+from minigpt.corpus.records import Problems, read_articles
 from minigpt.corpus.row_files import META
 from minigpt.corpus.splits import hash_share, pretrain_part, sft_part, subjects_by_id
 from minigpt.experiments.results import RESULT, hash_code, hash_files, make_spec, read_figures, run_logged, to_flags

@@ -6,7 +6,7 @@ import pytest
 from corpora import write_jsonl
 
 from data_utils import open_rows
-from minigpt.corpus.records import parse_question_row, select_turns
+from minigpt.corpus.questions import parse_question_row, select_turns
 from minigpt.tokenizer import load_tokenizer
 
 

@@ -6,8 +6,9 @@ import pytest
 from corpora import made_up_articles, write_jsonl
 
 from minigpt.common.errors import UserError
+from minigpt.corpus.questions import read_questions
 from minigpt.corpus.readers.files import find_files
-from minigpt.corpus.records import Problems, read_articles, read_questions
+from minigpt.corpus.records import Problems, read_articles
 from minigpt.corpus.splits import hash_share, pretrain_part, read_heldout, sft_part, subjects_by_id
 
 GOOD = {"id": 1, "title": "桥", "text": "桥在河上。"}

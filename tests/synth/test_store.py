@@ -6,7 +6,8 @@ import pytest
 from corpora import made_up_articles, write_jsonl
 
 from minigpt.common.errors import UserError
-from minigpt.corpus.records import Problems, read_questions
+from minigpt.corpus.questions import read_questions
+from minigpt.corpus.records import Problems
 from minigpt.settings.stages import GenerateSettings
 from minigpt.synth.articles import ArticleSource, article_key, short_hash, source_names
 from minigpt.synth.store import Appender, finished_articles
