@@ -73,7 +73,7 @@ def training_texts(settings, problems):
             text, reason = cleaner.clean(article)
             if not reason:
                 yield text
-        for _, qa in read_questions(qa_files, problems, bar.update):
+        for _, qa in read_questions(qa_files, problems, bar.update, form=settings):
             if not any(subject in qa.question for subject in heldout):
                 yield from (cleaner.text(qa.question), cleaner.text(qa.answer))
 

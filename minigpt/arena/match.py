@@ -77,7 +77,7 @@ def read_match_questions(path, max_chars):
     if not questions:
         if "bad UTF-8" in [reason for _, reason in skipped]:
             raise Problem("not_utf8")
-        raise Problem("no_questions", names=", ".join((*QUESTION_NAMES, "instruction")))
+        raise Problem("no_questions", names=", ".join(QUESTION_NAMES))
     if len(questions) > MOST_QUESTIONS:
         raise Problem("many_questions", count=len(questions), most=MOST_QUESTIONS)
     return questions, [line for line, _ in skipped]

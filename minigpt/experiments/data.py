@@ -45,7 +45,7 @@ def write_questions(plan):
     heldout = {s for s in known if hash_share(f"asked:{s}") < 1 / HELDOUT_ONE_IN}
     write_atomic(folder / "heldout.txt", lambda file: file.write("\n".join(sorted(heldout)).encode()))
     sets = {name: [] for name in QUESTION_SETS}
-    for _, qa in read_questions(settings.qa_files, Problems()):
+    for _, qa in read_questions(settings.qa_files, Problems(), form=settings):
         subject = subjects.get(str(qa.id))
         if subject in known:
             unseen = pretrain_part(subject, settings.val_share, heldout) == "val"
