@@ -104,8 +104,8 @@ LLAMA_MARKS = {"[INST]": "\nHuman:", "[/INST]": "\nAssistant:", "<s>": "", "</s>
 MOSS_START = re.compile(r"^\s*<\|[^|\n]{1,30}\|>\s*[:：]\s*")
 MOSS_END = re.compile(r"\s*<eo[a-z]>\s*$")
 # OpenAI's old fine-tuning ended prompts and completions with texts such as these.
-PROMPT_END = re.compile(r"\s*(?:\n\s*(?:###|===|---)|->)\s*$")
-COMPLETION_END = re.compile(r"\s*(?:END|###|<\|endoftext\|>)\s*$")
+OLD_PROMPT_END = re.compile(r"\s*(?:\n\s*(?:###|===|---)|->)\s*$")
+OLD_COMPLETION_END = re.compile(r"\s*(?:END|###|<\|endoftext\|>)\s*$")
 THOUGHTS = re.compile(
     r"\s*(?:<(think|thinking|thought|reasoning)>.*?</\1>|<\|begin_of_thought\|>.*?<\|end_of_thought\|>)\s*",
     re.DOTALL,
@@ -318,8 +318,8 @@ class RowParser:
         talk_is_whole = form.is_talk and question and question[-1].role == "assistant"
         replies = self.read_answer(row, answer) if answer and not talk_is_whole else []
         if form.question == "prompt" and answer == "completion":
-            question = [strip_text(message, PROMPT_END) for message in question]
-            replies = [strip_text(message, COMPLETION_END) for message in replies]
+            question = [strip_text(message, OLD_PROMPT_END) for message in question]
+            replies = [strip_text(message, OLD_COMPLETION_END) for message in replies]
         return [*messages, *question, *replies]
 
     def read_talk(self, value, name):
