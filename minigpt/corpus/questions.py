@@ -264,7 +264,7 @@ class RowParser:
         if set(row) == {"text"}:  # as a line of a .txt file
             asked = RowForm("pair", "text")
         if asked:
-            missing = self.list_fields(f'no "{asked.answer[0]}"', row) if self.answer_required else None
+            missing = self.list_fields('no "answer"', row) if self.answer_required else None
             return (None, missing) if missing else (asked, None)
         talk = next((form.question for form in asking if form.is_talk and form.question != "text"), None)
         return None, f'"{talk}" is no list of messages' if talk else self.list_fields('no "question"', row)
@@ -275,7 +275,8 @@ class RowParser:
         for path in filter(None, (question, answer)):
             value = value_at(row, path)
             if value is None and (path == question or self.answer_required):
-                return None, self.list_fields(f'no "{path}"', row)
+                what = "question" if path == question else "answer"
+                return None, self.list_fields(f'no "{what}": the field {path} is missing', row)
             row[path] = value
         question = question or next((name for name in QUESTION_NAMES if name in row), None)
         form = RowForm("given", question, answer=(answer,) if answer else ANSWER_NAMES)

@@ -171,7 +171,7 @@ def test_a_bad_turn_costs_its_own_pair_only(name):
         ({"id": 3, "title": "桥", "text": "桥"}, 'no "question" (fields of the first such row: id, title, text;'),
         ({}, 'no "question" (fields of the first such row: none;'),
         ({"prompt": "问"}, 'no "answer" (fields'),
-        ({"instruction": "问"}, 'no "output" (fields'),
+        ({"instruction": "问"}, 'no "answer" (fields'),
         ({"question": "问", "answer": None}, 'no "answer" (fields'),
         ({"question": "问", "answer": 3}, '"answer" is not a text'),
         ({"question": "问", "answer": {"x": 1}}, '"answer": no "content"'),
