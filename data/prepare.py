@@ -2,10 +2,11 @@
 
     python data/prepare.py                                        # the embedded corpus, GPT-2's tokenizer
     python data/prepare.py --input_dir=my_wiki --overflow=split
+    python data/prepare.py --input_dir=novel.txt                  # plain text: cut into rows whole
     python data/prepare.py config/wiki_config.py --report         # a whole Wikipedia, as data/download.py fetches it
 
-A row of the input is {"id", "title", "text"}; `--help` lists the settings. The same command resumes a run that was
-stopped or killed. The bytes that are written do not depend on the number of processes.
+A row of the input is {"id", "title", "text"}, or a text itself; `--help` lists the settings. The same command
+resumes a run that was stopped or killed. The bytes that are written do not depend on the number of processes.
 """
 
 import os
@@ -19,13 +20,13 @@ from tqdm import tqdm
 
 from minigpt.common.cli import Signals, run_script
 from minigpt.common.errors import UserError
-from minigpt.corpus.pipeline import prepare_blocks, weights_by_file
+from minigpt.corpus.losses import check_losses
+from minigpt.corpus.pipeline import plan_corpus, prepare_blocks, subject_shares
 from minigpt.corpus.progress import PrepareProgress, fingerprint
-from minigpt.corpus.readers.files import find_files
-from minigpt.corpus.readers.rows import read_blocks
 from minigpt.corpus.records import dropped_text
 from minigpt.corpus.row_files import RowWriter, refuse_to_replace
-from minigpt.corpus.splits import small_part_warnings
+from minigpt.corpus.sources import article_blocks, find_articles
+from minigpt.corpus.splits import check_parts, small_part_warnings
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import PrepareSettings
 from minigpt.tokenizer import load_tokenizer
@@ -34,10 +35,10 @@ SAVE_SECONDS = 10.0  # most work that a kill costs
 MIN_BYTES_PER_WORKER = 8 << 20  # less work than that is done before a process has started
 
 
-def remaining_blocks(files, place):
+def remaining_blocks(settings, files, place):
     """Yields the blocks of files behind a place: (index of a file, blocks of it that are done)."""
     for index, path in enumerate(files[place[0] :], start=place[0]):
-        for count, block in enumerate(read_blocks(path), start=1):
+        for count, block in enumerate(article_blocks(path, settings), start=1):
             if index > place[0] or count > place[1]:
                 yield block
 
@@ -49,21 +50,24 @@ def choose_workers(settings, n_bytes):
 
 
 def prepare(settings, files):
-    """Writes the rows of all articles of files; returns the meta."""
+    """Writes the rows of all articles of files; returns the meta, and lines that warn of losses.
+
+    Raises UserError where nearly everything was dropped, or there is nothing to train or to validate on.
+    """
     tokenizer = load_tokenizer(settings.tokenizer)
-    weights = weights_by_file(settings, files)
+    plan = plan_corpus(settings, files)
     signals, last_save = Signals(), time.monotonic()
     total_bytes = sum(map(os.path.getsize, files))
     with (
         RowWriter(settings.data_dir, ["train", "val"], settings.block_size, tokenizer, resumable=True) as writer,
-        PrepareProgress(settings, writer, fingerprint(settings, files, tokenizer)) as progress,
+        PrepareProgress(settings, plan, writer, fingerprint(settings, files, tokenizer)) as progress,
     ):
         if progress.n_bytes:
             print(f"resuming an interrupted preparation: {progress.n_bytes / max(1, total_bytes):.0%} is done")
         workers = choose_workers(settings, total_bytes - progress.n_bytes)
         done = progress.n_bytes
         with tqdm(total=total_bytes, initial=done, unit="B", unit_scale=True, desc="prepare", smoothing=0.05) as bar:
-            for block in prepare_blocks(remaining_blocks(files, progress.place), settings, weights, workers):
+            for block in prepare_blocks(remaining_blocks(settings, files, progress.place), settings, plan, workers):
                 progress.add(block, files)
                 bar.set_postfix_str(f"articles={progress.kept}", refresh=False)
                 bar.update(block.n_bytes)
@@ -78,18 +82,22 @@ def prepare(settings, files):
             progress.wait()
             print("stopped; the same command resumes from here", file=sys.stderr)
             raise KeyboardInterrupt
-        if progress.kept:
-            return progress.finish(files)
-    # Without an error inside the `with`, the unfinished files are deleted: there is nothing to resume.
-    places = "; ".join(progress.problems.places[:3])
-    raise UserError(f"no article in {', '.join(settings.input_dir)} could be used: {places}")
+        try:
+            warnings = check_losses(progress.losses())
+            rows = {part: counts["rows"] for part, counts in writer.counts.items()}
+            if not all(rows.values()):
+                check_parts(rows, settings, subject_shares(settings, files), progress.hint_for_more_rows())
+        except UserError:
+            writer.discard()  # there is nothing to resume
+            raise
+        return progress.finish(files), warnings
 
 
 def main():
     settings = load_settings(PrepareSettings)
-    files = find_files(settings.input_dir, plain_text=settings.plain_text, leave_out=settings.data_dir)
+    files = find_articles(settings, leave_out=settings.data_dir)
     refuse_to_replace(settings, "data_dir", "input_dir", files)
-    meta = prepare(settings, files)
+    meta, warnings = prepare(settings, files)
     print(dropped_text(meta))
     cleaning = meta["cleaning"]
     changed = ", ".join(f"{name} {cleaning['changed'].get(name, 0)}" for name in cleaning["steps"])
@@ -104,7 +112,8 @@ def main():
             f"{part}: {counts['rows']} rows of {meta['block_size']}, {counts['tokens']} tokens, "
             f"{counts['characters']} characters, {counts['tokens_per_character']:.2f} tokens a character"
         )
-    for line in small_part_warnings(meta, settings):
+    print(f"parts: {meta['split']}")
+    for line in [*warnings, *small_part_warnings(meta, settings)]:
         print(line)
     print(f"written to {settings.data_dir}" + (f"; look at {settings.data_dir}/report.html" if settings.report else ""))
 

@@ -20,9 +20,10 @@ from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic
 from minigpt.corpus.cleaning import Cleaner
+from minigpt.corpus.losses import Losses, check_losses
 from minigpt.corpus.questions import check_question_files, read_questions
-from minigpt.corpus.readers.files import find_files
-from minigpt.corpus.records import Problems, read_articles
+from minigpt.corpus.records import Problems, dropped_text
+from minigpt.corpus.sources import cleaned_articles, find_articles
 from minigpt.corpus.splits import read_heldout
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import TokenizerSettings
@@ -61,21 +62,31 @@ def train_ranks(texts, n_ranks, max_token_chars):
     return {bytes(alphabet[c] for c in token): rank for token, rank in bpe.get_vocab().items()}
 
 
-def training_texts(settings, problems):
-    """Yields the cleaned text of every article, question and answer, and shows a progress bar.
+class TrainingTexts:
+    """Iterable over the cleaned text of every article, question and answer, with a progress bar.
 
-    Questions that contain a held-out subject are left out: they belong to the test part.
+    Questions that contain a held-out subject are left out: they belong to the test part. articles, questions: how
+    many so far; problems: of rows that are neither.
     """
-    files, qa_files = find_files(settings.input_dir), settings.tokenizer_qa
-    heldout, cleaner = read_heldout(settings.heldout), Cleaner(settings)
-    with tqdm(total=sum(map(os.path.getsize, files + qa_files)), unit="B", unit_scale=True, desc="tokenizer") as bar:
-        for _, article in read_articles(files, problems, bar.update):
-            text, reason = cleaner.clean(article)
-            if not reason:
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.problems = Problems()
+        self.articles, self.questions = 0, 0
+
+    def __iter__(self):
+        settings = self.settings
+        files, qa_files = find_articles(settings), settings.tokenizer_qa
+        heldout, cleaner = read_heldout(settings.heldout), Cleaner(settings)
+        n_bytes = sum(map(os.path.getsize, files + qa_files))
+        with tqdm(total=n_bytes, unit="B", unit_scale=True, desc="tokenizer") as bar:
+            for _, _, text in cleaned_articles(settings, files, cleaner, self.problems, bar.update):
+                self.articles += 1
                 yield text
-        for _, qa in read_questions(qa_files, problems, bar.update, form=settings):
-            if not any(subject in qa.question for subject in heldout):
-                yield from (cleaner.text(qa.question), cleaner.text(qa.answer))
+            for _, qa in read_questions(qa_files, self.problems, bar.update, form=settings):
+                self.questions += 1
+                if not any(subject in qa.question for subject in heldout):
+                    yield from (cleaner.text(qa.question), cleaner.text(qa.answer))
 
 
 def main():
@@ -86,12 +97,11 @@ def main():
             f"tokenizer_vocab is {settings.tokenizer_vocab}; it must be over {BYTE_TOKENS + SPECIAL_TOKENS} "
             f"and at most {MAX_VOCAB}"
         )
-    problems = Problems()
-    ranks = train_ranks(
-        training_texts(settings, problems), settings.tokenizer_vocab - SPECIAL_TOKENS, settings.max_token_chars
-    )
+    texts = TrainingTexts(settings)
+    ranks = train_ranks(texts, settings.tokenizer_vocab - SPECIAL_TOKENS, settings.max_token_chars)
+    warnings = check_losses(Losses(texts.problems, texts.articles + texts.questions))
     if len(ranks) <= BYTE_TOKENS:
-        raise UserError(f"no text to train on in {', '.join(settings.input_dir)}: " + "; ".join(problems.places[:3]))
+        raise UserError(f"no text to train on in {', '.join(settings.input_dir)}: no two characters come twice")
     specials = {name: len(ranks) + i for i, name in enumerate(SPECIAL_NAMES)}
     path = Path(settings.tokenizer_path)
     try:
@@ -99,8 +109,10 @@ def main():
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); name another with --tokenizer_path=…") from None
     tokenizer = load_tokenizer(str(path))
-    if problems.counts:
-        print(f"rows left out: {sum(problems.counts.values())}, such as {problems.places[0]}")
+    print(dropped_text(texts.problems.about()))
+    print(f"articles {texts.articles}; questions {texts.questions}")
+    for line in warnings:
+        print(line)
     print(f"{tokenizer.n_vocab} ids, sha256 {tokenizer.sha256[:12]}…, written to {path}")
 
 

@@ -25,8 +25,9 @@ from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic
 from minigpt.corpus.cleaning import Cleaner
-from minigpt.corpus.readers.files import find_files
-from minigpt.corpus.records import Problems, dropped_text, read_articles
+from minigpt.corpus.losses import Losses, check_losses
+from minigpt.corpus.records import Problems, dropped_text
+from minigpt.corpus.sources import cleaned_articles, find_articles
 from minigpt.corpus.splits import hash_share
 from minigpt.evaluation.mistakes import (
     MISTAKE_KINDS,
@@ -70,11 +71,8 @@ class Sentences:
     def read(self, files):
         """Add the sentences of every article of the files, with a progress bar."""
         with tqdm(total=sum(map(os.path.getsize, files)), unit="B", unit_scale=True, desc="correction") as bar:
-            for number, article in read_articles(files, self.problems, bar.update, self.settings.text_field):
-                text, reason = self.cleaner.clean(article)
-                if reason:
-                    self.problems.add(reason, article.source, number)
-                    continue
+            articles = cleaned_articles(self.settings, files, self.cleaner, self.problems, bar.update)
+            for _, article, text in articles:
                 self.articles += 1
                 self.characters.update(text)
                 for sentence in sentences_of(text):
@@ -131,20 +129,21 @@ def correction_rows(sentences, settings):
 
 
 def make_corrections(settings):
-    """Write the rows to settings.corrections. Returns (`Sentences`, Counter of rows by kind)."""
+    """Write the rows to settings.corrections. Returns (`Sentences`, Counter of rows by kind, warnings)."""
     if not settings.mistakes:
         raise UserError(f"mistakes is empty; choose some of {', '.join(MISTAKE_KINDS)} with --mistakes=…")
     settings.mistakes = list(dict.fromkeys(settings.mistakes))
     sentences, counts = Sentences(settings), Counter()
-    sentences.read(find_files(settings.input_dir))
+    sentences.read(find_articles(settings))
+    warnings = check_losses(Losses(sentences.problems, sentences.articles))
 
     def write(file):
         for row in tqdm(correction_rows(sentences, settings), unit="row", desc="write"):
             counts[row["kind"]] += 1
             file.write(json.dumps(row, ensure_ascii=False).encode(errors="replace") + b"\n")
         if not counts:
-            reasons = [*sentences.problems.places[:3], *(f"{n} {reason}" for reason, n in sentences.left_out.items())]
-            raise UserError(f"no sentence in {', '.join(settings.input_dir)} could be used: {'; '.join(reasons)}")
+            reasons = "; ".join(f"{n} {reason}" for reason, n in sentences.left_out.items())
+            raise UserError(f"no sentence in {', '.join(settings.input_dir)} could be used: {reasons}")
 
     try:
         write_atomic(settings.corrections, write)
@@ -152,18 +151,20 @@ def make_corrections(settings):
         raise UserError(
             f"{settings.corrections} could not be written ({error.strerror}); choose another file with --corrections=…"
         ) from None
-    return sentences, counts
+    return sentences, counts, warnings
 
 
 def main():
     settings = load_settings(CorrectionDataSettings)
-    sentences, counts = make_corrections(settings)
+    sentences, counts, warnings = make_corrections(settings)
     print(dropped_text(sentences.problems.about()))
     left_out = ", ".join(f"{n} {reason}" for reason, n in sentences.left_out.most_common()) or "none"
     print(f"{sentences.articles} articles, {sentences.found} sentences; left out: {left_out}")
     rows = sum(counts.values())
     kinds = [kind for kind in (*MISTAKE_KINDS, UNCHANGED) if counts[kind]]
     print(f"{rows} rows: " + ", ".join(f"{counts[kind]} {kind}" for kind in kinds))
+    for line in warnings:
+        print(line)
     print(
         f"written to {settings.corrections}; go on with: python data/prepare_sft.py --qa_files={settings.corrections}"
     )

@@ -160,6 +160,8 @@ def generate(settings, signals):
         saves.close()
         rejects.close()
         print(generation_summary(settings, generator.counts, source))
+    for line in source.loss_warnings():
+        print(line)
     return not signals.asked
 
 

@@ -20,6 +20,11 @@ from minigpt.common.files import PROJECT, write_atomic, write_json
 WATCH_SECONDS = 0.1
 
 
+def reading_flags(settings):
+    """Flags of a script that reads the articles of the settings, whatever their folders."""
+    return [f"--{name}={getattr(settings, name)}" for name in ("text_field", "plain_text", "encoding")]
+
+
 def call_in_process(function, *arguments):
     """Call a function in a fresh process, which shares no memory and no compiled kernels; returns its value.
 

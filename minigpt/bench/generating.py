@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from data_utils import loss_mask, open_rows, row_lengths
-from minigpt.bench.common import call_in_process, machine_name, medians, publish_results, run_quietly
+from minigpt.bench.common import call_in_process, machine_name, medians, publish_results, reading_flags, run_quietly
 from minigpt.bench.load import ServedModel, load_server
 from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.errors import UserError
@@ -43,10 +43,10 @@ DEMO_MODEL, DEMO_ROWS = "out/demo_sft/ckpt.pt", "data/processed_demo_sft"
 def make_checkpoint(folder, settings, steps):
     """Pretrain the 124M model for `steps` on the settings' articles; returns the path of its checkpoint."""
     data, out = f"--data_dir={folder}/rows", f"--out_dir={folder}/run"
-    articles = f"--input_dir={','.join(settings.input_dir)}"
+    articles = [f"--input_dir={','.join(settings.input_dir)}", *reading_flags(settings)]
     tokenizer, vocab = f"{folder}/own.tiktoken", f"--tokenizer_vocab={TOKENIZER_VOCAB}"
-    run_quietly("data/train_tokenizer.py", articles, f"--tokenizer_path={tokenizer}", vocab)
-    run_quietly("data/prepare.py", articles, data, f"--tokenizer={tokenizer}", "--block_size=512", "--overflow=split")
+    run_quietly("data/train_tokenizer.py", *articles, f"--tokenizer_path={tokenizer}", vocab)
+    run_quietly("data/prepare.py", *articles, data, f"--tokenizer={tokenizer}", "--block_size=512", "--overflow=split")
     length = [f"--max_iters={steps}", "--warmup_iters=5", "--eval_interval=2000", "--eval_iters=1"]
     run_quietly("train.py", data, out, *MODEL_FLAGS, *length, "--batch_tokens=1024", "--train_on_eot=False")
     return Path(folder) / "run" / "last.pt"

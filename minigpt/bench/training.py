@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from data_utils import load_row_tokenizer, loss_mask, open_rows, row_lengths
-from minigpt.bench.common import call_in_process, machine_name, medians, publish_results, run_quietly
+from minigpt.bench.common import call_in_process, machine_name, medians, publish_results, reading_flags, run_quietly
 from minigpt.device import peak_flops, peak_memory, pick_device, should_compile, wait_for
 from minigpt.evaluation.tables import markdown_table
 from minigpt.inference.likelihood import likelihood
@@ -161,15 +161,19 @@ def measure_quality(way, folder, size, device, seconds, target=None):
 
 def prepare_benchmark_rows(folder, settings):
     """Prepare rows of both tokenizers and both stages; returns the seconds that training the tokenizer took."""
-    articles = f"--input_dir={','.join(settings.input_dir)}"
+    articles = [f"--input_dir={','.join(settings.input_dir)}", *reading_flags(settings)]
     tokenizer = f"{folder}/own.tiktoken"
-    common = [articles, "--overflow=split", f"--block_size={BLOCK_SIZE}"]
+    common = [*articles, "--overflow=split", f"--block_size={BLOCK_SIZE}"]
     seconds = run_quietly(
-        "data/train_tokenizer.py", articles, f"--tokenizer_path={tokenizer}", f"--tokenizer_vocab={VOCAB_SIZE}"
+        "data/train_tokenizer.py", *articles, f"--tokenizer_path={tokenizer}", f"--tokenizer_vocab={VOCAB_SIZE}"
     )
     run_quietly("data/prepare.py", *common, f"--data_dir={folder}/gpt2")
     run_quietly("data/prepare.py", *common, f"--data_dir={folder}/own", f"--tokenizer={tokenizer}")
-    questions = [f"--qa_files={','.join(settings.qa_files)}", f"--articles={','.join(settings.articles)}"]
+    questions = [
+        f"--qa_files={','.join(settings.qa_files)}",
+        f"--articles={','.join(settings.articles)}",
+        *reading_flags(settings),
+    ]
     run_quietly("data/prepare_sft.py", *questions, f"--sft_data_dir={folder}/sft", f"--block_size={BLOCK_SIZE}")
     return seconds
 

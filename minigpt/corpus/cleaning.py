@@ -16,6 +16,7 @@ from minigpt.tokenizer import bounded_spaces
 
 # What a wiki dump leaves where a link or template was removed (the course report's list).
 LITTER = re.compile(r"（[；，\s]*）|\([;,\s]*\)|「」|《》|“”|-\{\}-|</?div\b[^<>]*>|[\r\n]+")
+NOTHING_LEFT = "nothing left after cleaning"
 MAX_ROUNDS = 100  # of removing the innermost matches; deeper nesting is hostile input
 MAX_TITLE_CHARS = 40  # of a first paragraph without a sentence end that counts as a title line
 SENTENCE_END = re.compile(r"[。！？]+[”’」』\"']*")
@@ -49,9 +50,23 @@ def may_have_litter(text):
     )  # fmt: skip
 
 
+LATIN_LINE = re.compile(r"\n[ \t\r\n]*(?=[A-Za-z])")
+
+
+def join_latin_lines(text):
+    """The text with a space for the line break between two lines of Latin words, which have none between them."""
+
+    def join(match):
+        before = text[max(0, match.start() - 2) : match.start()].rstrip()[-1:]
+        return " " if re.match(r"[A-Za-z0-9,;:.!?]", before) else match[0]
+
+    return LATIN_LINE.sub(join, text)
+
+
 def drop_litter(text):
     """The text without the dump's litter and line breaks, repeatedly, so that the nested `（《》）` is removed too."""
     if may_have_litter(text):
+        text = join_latin_lines(text)
         for _ in range(MAX_ROUNDS):
             text, found = LITTER.subn("", text)
             if not found:
@@ -124,6 +139,30 @@ def simplify(text):
     return opencc_converter().convert(text)
 
 
+# The marks of chat templates: ChatML, GLM, Phi, Llama 2 and 3, Gemma, DeepSeek, MOSS, InternLM, Baichuan. Some are
+# followed by the name of who speaks.
+CHAT_MARK = (
+    r"(?:<\|(?:im_start|start)\|>|<\|start_header_id\|>|<start_of_turn>)\s{0,8}"
+    r"(?:(?:system|user|assistant|tool|human|bot|gpt|model|observation|function)(?![A-Za-z0-9_])[ \t:：]{0,8})?|"
+    r"<\|[A-Za-z][A-Za-z0-9_ ]{0,40}\|>[:：]?|<｜[^<>｜]{1,40}｜>|<(?:eoh|eom|eoa|eot|eos|bos|sop|eop|end_of_turn)>|"
+    r"\[/?INST\]|<</?SYS>>|\[gMASK\]|\[UNUSED_TOKEN_\d{1,4}\]|<reserved_\d{1,4}>"
+)
+# Between two texts they are replaced by a line break, with a few of the spaces around them, so that time stays linear.
+CHAT_MARKS = re.compile(rf"\s{{0,8}}(?:(?:{CHAT_MARK})\s{{0,8}})+")
+# HTML's strike-through has the same tag: it is a mark only where it begins or ends the whole text.
+CHAT_MARKS_AND_ENDS = re.compile(rf"\s{{0,8}}(?:(?:{CHAT_MARK}|</?s>)\s{{0,8}})+")
+
+
+def drop_chat_marks(text):
+    """The text without the marks of chat templates; between two turns a line break remains."""
+    if "<" not in text and "[" not in text:  # nearly all texts
+        return text
+    outside = text.strip()
+    pattern = CHAT_MARKS_AND_ENDS if outside.startswith("<s>") or outside.endswith("</s>") else CHAT_MARKS
+    after, found = pattern.subn("\n", text)
+    return after.strip() if found else text
+
+
 TEMPLATE_SIGNS = ("{{", "{|", "|}", "}}", "[", "<", "&", "__", "thumb|", "缩略图|", "縮圖|")
 # Only innermost ones match, so that nested ones are removed from the inside out. No pattern looks past the start of
 # the next match, so that time stays linear.
@@ -187,6 +226,7 @@ def is_boilerplate(text, title=""):
 CHARACTER_STEPS = {"controls": drop_controls, "widths": normalize_widths, "simplify": simplify}
 # Further steps that change an article's text: `step(text, title)`.
 ARTICLE_STEPS = {
+    "chat_marks": lambda text, title: drop_chat_marks(text),
     "templates": lambda text, title: drop_templates(text),
     "title": drop_title,
     "litter": lambda text, title: drop_litter(text),
@@ -236,6 +276,8 @@ class Cleaner(CharacterCleaner):
                 text = after
                 self.changed[name] += 1
         text = bounded_spaces(text)  # the steps may have joined runs of spaces
+        if not text or text.isspace():
+            return "", NOTHING_LEFT
         reason = self._drop_reason(text, boilerplate) if self.drops else None
         return ("", reason) if reason else (text, None)
 

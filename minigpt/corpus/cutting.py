@@ -1,5 +1,7 @@
 """Cutting a text into rows: at sentence ends; in a sentence that is too long at clauses, and otherwise at characters.
 
+A text without a Chinese sentence end (English, a poem, code) is cut at Latin sentence ends and line ends.
+
 A text is encoded once, and its rows are slices of its ids. If a token ends exactly at the end of a sentence, encoding
 the whole text and slicing the ids gives the same ids as encoding each part. (Exception: a run of line breaks at that
 place, which the cleaning step `litter` removes.)
@@ -16,10 +18,15 @@ import numpy as np
 from minigpt.common.errors import UserError
 from minigpt.corpus.cleaning import SENTENCE_END
 
+LATIN_END = re.compile(r"[.!?…]+[\"')\]”’]*(?=\s|$)|\n+")  # also a line's end
 CLAUSE_COMMA = re.compile(r"[，；]")
+WORD = re.compile(r"\S(?=\s)")
 UNSPACED_CHARACTER = re.compile(r"\S(?=\S)", re.DOTALL)  # spaces stay with what follows them, as in tokens
 CHARACTER = re.compile(r".", re.DOTALL)
 CLOSING_QUOTES = "”’」』\"'"
+# What follows the last sentence end is kept in "split" where it is longer than both.
+MAX_REST_CHARS = 100
+MAX_REST_SHARE = 0.1  # of the text
 
 
 def last_sentence_end(text):
@@ -28,6 +35,22 @@ def last_sentence_end(text):
     while 0 < end < len(text) and text[end] in CLOSING_QUOTES:
         end += 1
     return end
+
+
+def end_of_text(text, overflow):
+    """Position in a text up to which it goes into rows; 0 where it has no sentence end. overflow: see `cut_text`.
+
+    It is the last Chinese sentence end. Where there is none, "truncate" takes the last Latin one, or all of a text of
+    lines, and "split" all. "split" also takes a long rest behind that end; "whole" takes all.
+    """
+    whole, end = len(text.rstrip()), last_sentence_end(text)
+    is_long = not end or whole - end > max(MAX_REST_CHARS, whole * MAX_REST_SHARE)
+    if overflow == "whole" or (overflow == "split" and is_long):
+        return whole
+    if end:
+        return end
+    latin = match_ends(LATIN_END, text[:whole])
+    return 0 if not latin else whole if text[latin[-1] - 1] == "\n" else latin[-1]
 
 
 def match_ends(pattern, text, start=0, end=None):
@@ -61,8 +84,9 @@ class TextTokens:
 
 
 def add_finer_cuts(tokens, cuts, limit):
-    """The cuts, with further ones at clauses and characters where more than `limit` tokens are between two."""
-    for pattern in (CLAUSE_COMMA, UNSPACED_CHARACTER, CHARACTER):
+    """The cuts, with further ones where more than `limit` tokens are between two: at Latin sentence ends and line ends,
+    at clauses, words and characters."""
+    for pattern in (LATIN_END, CLAUSE_COMMA, WORD, UNSPACED_CHARACTER, CHARACTER):
         finer = []
         for before, cut in itertools.pairwise([(0, 0), *cuts]):
             if cut[0] - before[0] > limit:
@@ -77,31 +101,32 @@ def cut_text(text, tokenizer, limit, overflow, ids=None):
     """([(ids, n_chars)] of the rows of at most `limit` tokens that a text is cut into, characters in no row).
 
     overflow: "truncate": one row, the text up to the last sentence that fits; none where not even the first fits.
-    "split": all sentences; one longer than a row is cut at `，；`, or else between any two characters. What follows the
-    last sentence end is in no row. ids: those up to there, if they are known.
+    "split": all sentences; one longer than a row is cut at finer places. What follows `end_of_text` is in no row.
+    "whole": as split, but all of the text. ids: those up to `end_of_text`, if they are known.
     """
-    body = text[: last_sentence_end(text)]
+    body = text[: end_of_text(text, overflow)]
     if not body:
         return [], len(text)
+    sentence_end = SENTENCE_END if last_sentence_end(body) else LATIN_END
     if ids is None and overflow == "truncate":
-        tokens = encode_beginning(body, tokenizer, limit)
+        tokens = encode_beginning(body, tokenizer, limit, sentence_end)
     else:
         tokens = TextTokens(body, tokenizer, ids)
-    if overflow == "split":
+    if overflow != "truncate":
         rows = split_tokens(tokens, limit)
     elif len(tokens.ids) <= limit:
         rows = [(tokens.ids, len(body))]
     else:
-        cuts = [cut for cut in tokens.cuts_at(match_ends(SENTENCE_END, tokens.text)) if cut[0] <= limit]
+        cuts = [cut for cut in tokens.cuts_at(match_ends(sentence_end, tokens.text)) if cut[0] <= limit]
         rows = [(tokens.ids[: cuts[-1][0]], cuts[-1][1])] if cuts else []
     return rows, len(text) - sum(n_chars for _, n_chars in rows)
 
 
-def encode_beginning(text, tokenizer, limit):
+def encode_beginning(text, tokenizer, limit, sentence_end):
     """`TextTokens` of the first sentences of a text: only about as many as make more than `limit` tokens."""
     window = limit
     while True:
-        match = SENTENCE_END.search(text, window)
+        match = sentence_end.search(text, window)
         tokens = TextTokens(text[: match.end()] if match else text, tokenizer)
         if len(tokens.ids) > limit or len(tokens.text) == len(text):
             return tokens
@@ -112,7 +137,8 @@ def split_tokens(tokens, limit):
     """[(ids, n_chars)] of all of `TextTokens`, in rows of at most `limit` tokens."""
     if len(tokens.ids) <= limit:
         return [(tokens.ids, len(tokens.text))]
-    cuts = add_finer_cuts(tokens, tokens.cuts_at(match_ends(SENTENCE_END, tokens.text)), limit)
+    ends = dict.fromkeys([*match_ends(SENTENCE_END, tokens.text), len(tokens.text)])  # a text may end in a rest
+    cuts = add_finer_cuts(tokens, tokens.cuts_at(ends), limit)
     counts = [count for count, _ in cuts]
     rows, start, position = [], 0, 0
     while start < len(tokens.ids):
@@ -149,14 +175,15 @@ class TextCuts:
     lost: np.ndarray  # (n,) characters of each that are in no row
 
 
-def cut_all(texts, tokenizer, limit, overflow):
-    """The `TextCuts` of texts, each as `cut_text` cuts it.
+def cut_all(texts, tokenizer, limit, overflows):
+    """The `TextCuts` of texts, each as `cut_text` cuts it; overflows: one for each.
 
     Texts that may fit into a row are encoded by one call, which is faster.
     """
-    ends = [last_sentence_end(text) for text in texts]
+    ends = list(map(end_of_text, texts, overflows))
     # Of a long text, truncating encodes only the beginning.
-    together = [i for i, end in enumerate(ends) if end > 0 and (end <= limit or overflow == "split")]
+    is_encoded = [end > 0 and (end <= limit or how != "truncate") for end, how in zip(ends, overflows, strict=True)]
+    together = [i for i, encode in enumerate(is_encoded) if encode]
     bodies = [texts[i] if ends[i] == len(texts[i]) else texts[i][: ends[i]] for i in together]
     encoded = tokenizer.encode_joined(bodies) if bodies else None
     # The common case: each text is one row.
@@ -165,7 +192,7 @@ def cut_all(texts, tokenizer, limit, overflow):
         rows = np.ones(len(texts), dtype=np.int64)
         return TextCuts(*encoded, ends, rows, np.array(list(map(len, texts))) - ends)
     known = dict(zip(together, np.split(encoded[0], np.cumsum(encoded[1])[:-1]), strict=True)) if encoded else {}
-    return join_cuts([cut_text(text, tokenizer, limit, overflow, known.get(i)) for i, text in enumerate(texts)])
+    return join_cuts([cut_text(text, tokenizer, limit, overflows[i], known.get(i)) for i, text in enumerate(texts)])
 
 
 def join_cuts(cuts):

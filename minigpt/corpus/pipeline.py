@@ -5,6 +5,7 @@ A worker sees only its block. What depends on other blocks (duplicates, the orde
 
 import gc
 import hashlib
+import math
 import os
 import signal
 import threading
@@ -20,13 +21,14 @@ import numpy as np
 
 from minigpt.common.errors import UserError
 from minigpt.corpus.cleaning import Cleaner
-from minigpt.corpus.cutting import TextCuts, cut_all, last_sentence_end
+from minigpt.corpus.cutting import TextCuts, cut_all, end_of_text
 from minigpt.corpus.dedup import minhash_signatures
 from minigpt.corpus.readers.files import record_unit
 from minigpt.corpus.readers.rows import parse_block
-from minigpt.corpus.records import article_of
+from minigpt.corpus.records import Problems, article_of
 from minigpt.corpus.report import CorpusStatistics
-from minigpt.corpus.splits import pretrain_part, read_heldout
+from minigpt.corpus.sources import FEWEST_DOCUMENTS, cleaned_articles
+from minigpt.corpus.splits import hash_share, pretrain_part, read_heldout
 from minigpt.tokenizer import load_tokenizer
 
 NO_SENTENCE_END = "no sentence end"
@@ -60,6 +62,50 @@ def weights_by_file(settings, files):
     return {path: by_input[input_of(path, settings.input_dir)] for path in map(os.fspath, files)}
 
 
+# What the whole corpus decides
+
+
+@dataclass(frozen=True)
+class CorpusPlan:
+    """What the whole corpus decides for each of its texts."""
+
+    weights: dict  # {path: how often its articles are used}, by `weights_by_file`
+    is_small: bool = False  # fewer than FEWEST_DOCUMENTS: validation rows are taken from each document's end
+    short_share: float = 0.0  # in a small corpus: the `val_share` of documents of one row, which have no end to take
+
+
+def plan_corpus(settings, files):
+    """The `CorpusPlan` of a corpus. Reads it only until it has FEWEST_DOCUMENTS documents.
+
+    They are counted after cleaning, equal ones once. What cutting drops, and near duplicates, are counted too.
+    """
+    weights, texts = weights_by_file(settings, files), set()
+    for _, _, text in cleaned_articles(settings, files, Cleaner(settings), Problems()):
+        texts.add(hash_share(text))
+        if len(texts) == FEWEST_DOCUMENTS:
+            return CorpusPlan(weights)
+    shares = subject_shares(settings, files)
+    # A little above the lowest share, so that at least one of several documents of one row is for validation.
+    lowest = math.nextafter(min(shares), 1) if len(shares) > 1 and settings.val_share else 0.0
+    return CorpusPlan(weights, True, max(lowest, settings.val_share))
+
+
+def subject_shares(settings, files):
+    """The hash shares of all subjects that may be in either part, by which `pretrain_part` chooses."""
+    cleaner = Cleaner(settings)
+    heldout = {cleaner.text(subject) for subject in read_heldout(settings.heldout)}
+    articles = cleaned_articles(settings, files, cleaner, Problems())
+    return {hash_share(subject) for subject in {cleaner.text(a.subject) for _, a, _ in articles} - heldout}
+
+
+def overflow_of(article, settings, plan):
+    """How an `Article` is cut into rows, as `cut_text` takes it."""
+    if article.is_plain:
+        return "truncate" if settings.overflow == "truncate" else "whole"
+    is_split = settings.overflow == "split" or (settings.overflow == "auto" and plan.is_small)
+    return "split" if is_split else "truncate"
+
+
 # A block
 
 
@@ -74,9 +120,11 @@ class PreparedBlock:
     numbers: list  # (n,) their lines or rows in the file
     texts: list  # (n,) the cleaned texts; [] without a report
     keys: np.ndarray  # (n,) uint64, hashes of their texts
-    in_train: np.ndarray  # (n,) bool
+    lengths: np.ndarray  # (n,) characters of their texts
     repeats: np.ndarray  # (n,) how often each is used in training
-    cuts: TextCuts  # their rows
+    cuts: TextCuts  # their rows, R in all
+    in_val: np.ndarray  # (R,) bool
+    unused_characters: int  # of the articles of which nothing fits into a row
     signatures: np.ndarray  # (n, …), by `minhash_signatures`; None without the cleaning step `near`
     bands: np.ndarray
     heldout: set  # held-out subjects of the articles
@@ -85,15 +133,16 @@ class PreparedBlock:
 
 
 class BlockPreparer:
-    """Cleans, cuts and encodes blocks. weights: {path: how often its articles are used}."""
+    """Cleans, cuts and encodes blocks, by the `CorpusPlan` of their corpus."""
 
-    def __init__(self, settings, weights):
+    def __init__(self, settings, plan):
         self.settings = settings
-        self.weights = weights
+        self.plan = plan
         self.tokenizer = load_tokenizer(settings.tokenizer)
         self.cleaner = Cleaner(settings)
         self.heldout = {self.cleaner.text(subject) for subject in read_heldout(settings.heldout)}
-        self.last_subject, self.last_part = None, None  # consecutive articles often have the same subject
+        # Consecutive articles often have the same subject.
+        self.last_subject, self.last_part, self.last_is_heldout = None, None, False
 
     def prepare(self, block):
         """The `PreparedBlock` of a `FileBlock`."""
@@ -118,16 +167,19 @@ class BlockPreparer:
             else:
                 kept.append((number, article, text))
         # Cut and encode all texts together, which is faster; drop those of which nothing fits into a row.
-        cuts = cut_all([text for _, _, text in kept], self.tokenizer, settings.block_size - 1, settings.overflow)
+        overflows = [overflow_of(article, settings, self.plan) for _, article, _ in kept]
+        cuts = cut_all([text for _, _, text in kept], self.tokenizer, settings.block_size - 1, overflows)
         fits = cuts.rows > 0
         for number, article, text in compress(kept, ~fits):
-            drop(number, article, SENTENCE_TOO_LONG if last_sentence_end(text) else NO_SENTENCE_END)
+            drop(number, article, SENTENCE_TOO_LONG if end_of_text(text, "truncate") else NO_SENTENCE_END)
+        unused_characters = sum(len(text) for _, _, text in compress(kept, ~fits))
         kept = list(compress(kept, fits))
+        cuts = replace(cuts, rows=cuts.rows[fits], lost=cuts.lost[fits])
         if statistics:
             for _, article, text in kept:
                 statistics.keep(article, text)
         texts, heldout = [text for _, _, text in kept], set()
-        in_train = np.array([self._is_in_train(article.subject, heldout) for _, article, _ in kept], dtype=bool)
+        in_val = [self._rows_in_val(article, n, heldout) for (_, article, _), n in zip(kept, cuts.rows, strict=True)]
         digests = b"".join([hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts])
         keys = np.frombuffer(digests, dtype="<u8")
         has_near = "near" in self.cleaner.steps
@@ -140,9 +192,11 @@ class BlockPreparer:
             numbers=[number for number, _, _ in kept],
             texts=texts if statistics else [],
             keys=keys,
-            in_train=in_train,
-            repeats=count_repeats(keys, self.weights.get(block.path, 1.0)),
-            cuts=replace(cuts, rows=cuts.rows[fits], lost=cuts.lost[fits]),
+            lengths=np.array(list(map(len, texts)), dtype=np.int64),
+            repeats=count_repeats(keys, self.plan.weights.get(block.path, 1.0)),
+            cuts=cuts,
+            in_val=mark_last_rows(cuts.rows, in_val),
+            unused_characters=unused_characters,
             signatures=signatures,
             bands=bands,
             heldout=heldout,
@@ -150,14 +204,25 @@ class BlockPreparer:
             statistics=statistics,
         )
 
-    def _is_in_train(self, subject, heldout):
-        """Whether a subject's articles are trained on; a held-out one is added to `heldout`."""
-        if subject != self.last_subject:
-            cleaned = self.cleaner.text(subject)
+    def _rows_in_val(self, article, n_rows, heldout):
+        """How many of the last of an article's rows are for validation; a held-out subject is added to `heldout`."""
+        plan, val_share = self.plan, self.settings.val_share
+        if article.subject != self.last_subject:
+            cleaned = self.cleaner.text(article.subject)
             heldout.update({cleaned} & self.heldout)
-            self.last_subject = subject
-            self.last_part = pretrain_part(cleaned, self.settings.val_share, self.heldout)
-        return self.last_part == "train"
+            self.last_subject = article.subject
+            share = plan.short_share if plan.is_small else val_share
+            self.last_part = pretrain_part(cleaned, share, self.heldout)
+            self.last_is_heldout = cleaned in self.heldout
+        if plan.is_small and n_rows > 1:
+            return 0 if self.last_is_heldout or not val_share else min(n_rows - 1, max(1, round(n_rows * val_share)))
+        return n_rows if self.last_part == "val" else 0
+
+
+def mark_last_rows(rows, n_last):
+    """(sum of rows,) of bool: which are the last n_last (n,) of the rows (n,) of each text."""
+    places = np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)  # of each row in its text
+    return places >= np.repeat(rows - np.array(n_last, dtype=np.int64), rows)
 
 
 def count_repeats(keys, weight):
@@ -170,14 +235,14 @@ def count_repeats(keys, weight):
 WORKER = None  # the BlockPreparer of a worker process
 
 
-def start_worker(settings, weights):
+def start_worker(settings, plan):
     """Initializes a worker process."""
     global WORKER
     for name in (signal.SIGINT, signal.SIGTERM):  # the first process answers them
         signal.signal(name, signal.SIG_IGN)
     threading.Thread(target=exit_with_parent, daemon=True).start()
     gc.disable()  # rows make no reference cycles, and looking for some takes a tenth of the time
-    WORKER = BlockPreparer(settings, weights)
+    WORKER = BlockPreparer(settings, plan)
 
 
 def exit_with_parent():
@@ -191,22 +256,22 @@ def prepare_in_worker(block):
     return WORKER.prepare(block)
 
 
-def prepare_blocks(blocks, settings, weights, workers):
+def prepare_blocks(blocks, settings, plan, workers):
     """Yields the `PreparedBlock` of each block, in order, made by so many processes (1: by this one)."""
     gc.disable()  # as in the workers
     try:
         if workers <= 1:
-            yield from map(BlockPreparer(settings, weights).prepare, blocks)
+            yield from map(BlockPreparer(settings, plan).prepare, blocks)
         else:
-            yield from prepare_in_pool(blocks, settings, weights, workers)
+            yield from prepare_in_pool(blocks, settings, plan, workers)
     finally:
         gc.enable()
 
 
-def prepare_in_pool(blocks, settings, weights, workers):
+def prepare_in_pool(blocks, settings, plan, workers):
     """As `prepare_blocks`, by a pool of processes."""
     workers = min(workers, MAX_WORKERS)
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (settings, weights))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (settings, plan))
     try:
         queued = deque()
         for block in blocks:

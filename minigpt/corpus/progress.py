@@ -13,21 +13,24 @@ import numpy as np
 from minigpt.common.files import write_atomic
 from minigpt.corpus.cleaning import Cleaner
 from minigpt.corpus.dedup import KeySet, NearDuplicates
+from minigpt.corpus.losses import Losses
 from minigpt.corpus.pipeline import input_of
 from minigpt.corpus.readers.files import record_unit
 from minigpt.corpus.records import Problems
 from minigpt.corpus.report import CorpusStatistics, write_report
-from minigpt.corpus.row_files import padded_rows
+from minigpt.corpus.row_files import MIN_BLOCK_SIZE, padded_rows
 from minigpt.corpus.splits import read_heldout
 from minigpt.settings.stages import CLEANING
 
 DUPLICATE = "exact duplicate"
 NEAR_DUPLICATE = "near duplicate"
+SPLIT_BY_SUBJECT, SPLIT_FROM_ENDS = "by subject", "from each document's end"
 STATE_FILE = "state.json"
 REPORT_FILE = "report.html"
 ROW_BUFFER_BYTES = 4 << 20  # rows that are made at once
-STATE_VERSION = 2
-SAVED_ATTRIBUTES = ("place", "n_bytes", "articles", "kept", "numbered", "lost")  # that are saved as they are
+STATE_VERSION = 3
+# That are saved as they are.
+SAVED_ATTRIBUTES = ("place", "n_bytes", "articles", "kept", "numbered", "characters", "lost", "unused_characters")
 SETTINGS_WITHOUT_EFFECT = {"workers", "data_dir"}  # on the rows
 
 
@@ -55,17 +58,20 @@ def read_state(path):
 class PrepareProgress:
     """One preparation's blocks, taken in order. `with` opens and closes its files.
 
-    place: (index of a file, blocks of it that are done); n_bytes: read of all files; kept: articles that became rows.
+    place: (index of a file, blocks of it that are done); n_bytes: read of all files; kept: articles that became rows;
+    characters: of their texts, lost: those that are in no row; unused_characters: of texts of which nothing is.
     """
 
-    def __init__(self, settings, writer, own_fingerprint):
+    def __init__(self, settings, plan, writer, own_fingerprint):
         self.settings = settings
+        self.plan = plan
         self.writer = writer
         self.fingerprint = own_fingerprint
         self.problems = Problems()
         self.steps = {"changed": Counter(), "dropped": Counter()}
         self.place = (0, 0)
-        self.n_bytes, self.articles, self.kept, self.lost = 0, 0, 0, 0
+        self.n_bytes, self.articles, self.kept = 0, 0, 0
+        self.characters, self.lost, self.unused_characters = 0, 0, 0
         self.numbered = 0  # articles that were compared with earlier ones
         self.heldout = set()
         self.inputs = {name: Counter() for name in settings.input_dir}
@@ -103,7 +109,9 @@ class PrepareProgress:
         new = self._find_new(block)
         self.articles += block.articles
         self.kept += int(new.sum())
+        self.characters += int(block.lengths[new].sum())
         self.lost += int(block.cuts.lost[new].sum())
+        self.unused_characters += block.unused_characters
         self.heldout |= block.heldout
         for name, counts in block.steps.items():
             self.steps[name].update(counts)
@@ -139,13 +147,12 @@ class PrepareProgress:
 
     def _write_rows(self, block, new):
         """Writes the rows of a block's new articles, each as often as it is used in its part."""
-        repeats = np.where(block.in_train, block.repeats, 1) * new
         counts = self.inputs[input_of(block.path, self.settings.input_dir)]
         cuts = block.cuts
         starts = np.concatenate([[0], np.cumsum(cuts.lengths)])
         repeats_by_part = {
-            "train": np.repeat(np.where(block.in_train, repeats, 0), cuts.rows),
-            "val": np.repeat(np.where(block.in_train, 0, repeats), cuts.rows),
+            "train": np.repeat(block.repeats * new, cuts.rows) * ~block.in_val,
+            "val": np.repeat(new, cuts.rows) * block.in_val,
         }
         # Make a few mebibytes of rows at once, however wide a row is and however often it is used.
         n_at_once = max(1, ROW_BUFFER_BYTES // (2 * self.writer.block_size))
@@ -225,6 +232,26 @@ class PrepareProgress:
         if self.near:
             self.near.resume(self.numbered)
 
+    def losses(self):
+        """The `Losses` so far."""
+        return Losses(
+            self.problems,
+            self.kept,
+            characters=self.characters + self.unused_characters,
+            characters_lost=self.lost + self.unused_characters,
+            is_truncated=self.settings.overflow == "truncate",
+        )
+
+    def hint_for_more_rows(self):
+        """What makes more rows of few documents, as the end of a message; "" where nothing does."""
+        if not self.plan.is_small:
+            return ""
+        if self.settings.overflow == "truncate" and self.lost:
+            return ", or --overflow=split"
+        counts = self.writer.counts.values()
+        half_of_row = sum(part["tokens"] for part in counts) // max(1, 2 * sum(part["rows"] for part in counts))
+        return f", or shorter rows: --block_size={half_of_row}" if half_of_row >= MIN_BLOCK_SIZE else ""
+
     def finish(self, files):
         """Puts the rows in place and writes meta.json, and the report if asked for; returns the meta."""
         clean_text = Cleaner(self.settings).text
@@ -239,6 +266,7 @@ class PrepareProgress:
             {
                 "stage": "pretrain",
                 "overflow": self.settings.overflow,
+                "split": SPLIT_FROM_ENDS if self.plan.is_small else SPLIT_BY_SUBJECT,
                 "articles": self.articles,
                 **self.problems.about(),
                 "cleaning": {"steps": steps, **{name: dict(counts) for name, counts in self.steps.items()}},

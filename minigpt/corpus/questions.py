@@ -164,9 +164,10 @@ def read_questions(
     dropped; form: a `QuestionForm`, whose fields are used; system: "keep" or "drop" system messages.
     """
     counts = QuestionCounts() if counts is None else counts
-    parser = RowParser(form or QuestionForm(), counts, answer_required, system == "keep")
+    form = form or QuestionForm()
+    parser = RowParser(form, counts, answer_required, system == "keep")
     for path in files:
-        lines = read_rows(path, problems, progress, one_per_line=True)
+        lines = read_rows(path, problems, progress, one_per_line=True, encoding=form.encoding)
         for number, row in ((number, row) for number, line in lines for row in expand_parts(line)):
             found, reasons = parser.parse(row)
             for reason in reasons:

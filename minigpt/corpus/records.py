@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass
 
+from minigpt.corpus.readers.blocks import PlainRow
 from minigpt.corpus.readers.files import record_unit
 from minigpt.corpus.readers.rows import parse_block, read_blocks
 from minigpt.tokenizer import bounded_spaces
@@ -18,6 +19,7 @@ class Article:
     title: str
     text: str  # as the file gives it
     subject: str  # `subject`, else `title`, else the text's hash
+    is_plain: bool = False  # of plain text, not of a row with fields
 
 
 class Problems:
@@ -44,7 +46,7 @@ def dropped_text(meta):
     return "\n".join([*(f"  dropped: {place}" for place in meta["first_dropped"]), f"dropped: {counts}"])
 
 
-def read_rows(path, problems, progress=None, one_per_line=False):
+def read_rows(path, problems, progress=None, one_per_line=False, encoding=""):
     """Yields (number, dict) of each row of a file; other records are added to `problems`.
 
     The number is the line's, or in JSON arrays and Parquet the row's. `progress(n_bytes)` is called for bytes read.
@@ -98,10 +100,10 @@ def article_of(row, path, field="text"):
         return None, reason
     title = name_field(row, "title")
     subject = name_field(row, "subject") or title or hashlib.sha256(text.encode()).hexdigest()
-    return Article(path, row.get("id"), title, text, subject), None
+    return Article(path, row.get("id"), title, text, subject, isinstance(row, PlainRow)), None
 
 
-def read_articles(files, problems, progress=None, field="text"):
+def read_articles(files, problems, progress=None, field="text", encoding=""):
     """Yields (number, `Article`) of every row with a text; other rows are added to `problems`.
 
     progress: as `read_rows` takes it; field: as `article_of` takes it.

@@ -75,7 +75,7 @@ class RowWriter:
         self.partial = self.folder / UNFINISHED
         self.block_size = block_size
         self.tokenizer = tokenizer
-        self.resumable = resumable
+        self.resumable = resumable  # False: the folder UNFINISHED is deleted at the end, whatever happened
         self.counts = {part: {"rows": 0, "tokens": 0, "characters": 0} for part in parts}
 
     def __enter__(self):
@@ -105,6 +105,10 @@ class RowWriter:
             shutil.rmtree(self.partial, ignore_errors=True)
         if isinstance(error, OSError):
             raise UserError(f"{self.folder} could not be written ({error}); free some space, or stop what has it open")
+
+    def discard(self):
+        """Leaves nothing behind that a later run resumes."""
+        self.resumable = False
 
     def add(self, part, ids, n_chars):
         """Writes one row: ids (at most block_size - 1), EOT and padding."""

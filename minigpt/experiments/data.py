@@ -10,10 +10,11 @@ import numpy as np
 
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic, write_json
+from minigpt.corpus.cleaning import Cleaner
 from minigpt.corpus.questions import read_questions
-from minigpt.corpus.readers.files import find_files
-from minigpt.corpus.records import Problems, read_articles
+from minigpt.corpus.records import Problems
 from minigpt.corpus.row_files import META
+from minigpt.corpus.sources import FEWEST_DOCUMENTS, cleaned_articles, find_articles
 from minigpt.corpus.splits import hash_share, pretrain_part, sft_part, subjects_by_id
 from minigpt.experiments.results import RESULT, hash_code, hash_files, make_spec, read_figures, run_logged, to_flags
 
@@ -22,12 +23,19 @@ QUESTION_SETS = ("trained", "never_asked", "never_seen")
 QUESTIONS_PER_SET = 200  # at most
 TUNING_SHARES = (0.25, 0.5, 1.0)  # of the questions
 TUNING_VAL_SHARE = 0.03
+ARTICLE_SETTINGS = ("input_dir", "text_field", "plain_text", "encoding")
+CLEANING_SETTINGS = ("clean", "min_chars", "min_chinese_share")
 THIS_FILE = "minigpt/experiments/data.py"
+
+
+def chosen_settings(settings, names):
+    """{name: value} of some settings, to be handed on to a script."""
+    return {name: getattr(settings, name) for name in names}
 
 
 def hash_sources(settings):
     """One sha256 of all files of articles and questions."""
-    articles = find_files([*settings.input_dir, *settings.articles], "articles")
+    articles = find_articles(settings, [*settings.input_dir, *settings.articles], "articles")
     return hash_files([*articles, *filter(os.path.exists, settings.qa_files)])
 
 
@@ -39,9 +47,19 @@ def write_questions(plan):
     """
     settings, folder = plan.settings, plan.folder / "questions"
     folder.mkdir(parents=True, exist_ok=True)
-    subjects = subjects_by_id(settings.articles or settings.input_dir)
-    files = find_files(settings.input_dir, "articles")
-    known = {article.subject for _, article in read_articles(files, Problems())}
+    subjects = subjects_by_id(settings.articles or settings.input_dir, settings)
+    cleaner = Cleaner(settings)  # as the scripts clean subjects
+    subjects = {key: cleaner.text(subject) for key, subject in subjects.items()}
+    known, texts = set(), set()
+    for _, article, text in cleaned_articles(settings, find_articles(settings), cleaner, Problems()):
+        known.add(cleaner.text(article.subject))
+        if len(texts) < FEWEST_DOCUMENTS:
+            texts.add(text)
+    if len(texts) < FEWEST_DOCUMENTS:
+        raise UserError(
+            f"{', '.join(settings.input_dir)} has {len(texts)} articles; the experiments need at least "
+            f"{FEWEST_DOCUMENTS}, which are split by subject: give more with --input_dir=…"
+        )
     heldout = {s for s in known if hash_share(f"asked:{s}") < 1 / HELDOUT_ONE_IN}
     write_atomic(folder / "heldout.txt", lambda file: file.write("\n".join(sorted(heldout)).encode()))
     sets = {name: [] for name in QUESTION_SETS}
@@ -92,7 +110,7 @@ def make_tokenizer(plan, sources):
     sources: what `hash_sources` gives.
     """
     settings, result = plan.settings, plan.folder / "tokenizer.json"
-    given = {"input_dir": settings.input_dir, "tokenizer_vocab": settings.tokenizer_vocab}
+    given = chosen_settings(settings, [*ARTICLE_SETTINGS, *CLEANING_SETTINGS, "tokenizer_vocab"])
     script, questions = "data/train_tokenizer.py", str(plan.folder / "questions" / "trained_1.0.jsonl")
     spec = make_spec(given, settings.val_share, settings.articles, sources, hash_code(script, THIS_FILE))
     if not read_figures(result, spec) or not Path(plan.tokenizer).exists():
@@ -107,17 +125,17 @@ def prepare_rows(plan, rows, tokenizer_spec):
     """Prepare a folder of rows, unless it is kept. tokenizer_spec: what `make_tokenizer` gives."""
     settings, folder = plan.settings, plan.folder / "rows" / rows.name
     common = {
-        "tokenizer": plan.tokenizer, "block_size": settings.block_size, "val_share": settings.val_share,
-        "heldout": str(plan.folder / "questions" / "heldout.txt"), **rows.given,
+        "clean": settings.clean, "tokenizer": plan.tokenizer, "block_size": settings.block_size,
+        "val_share": settings.val_share, "heldout": str(plan.folder / "questions" / "heldout.txt"), **rows.given,
     }  # fmt: skip
     if rows.questions is None:
-        script, given = "data/prepare.py", {"input_dir": settings.input_dir, "data_dir": str(folder), **common}
+        script = "data/prepare.py"
+        given = {**chosen_settings(settings, [*ARTICLE_SETTINGS, *CLEANING_SETTINGS]), "data_dir": str(folder)} | common
     else:
         file = str(plan.folder / "questions" / f"trained_{rows.questions}.jsonl")
-        articles = settings.articles or settings.input_dir
-        if len(articles) > 1:  # prepare_sft.py takes one for each file of questions, and here is one file
-            articles = [str(write_subjects(plan, articles))]
-        given = {"qa_files": [file], "articles": articles, "sft_data_dir": str(folder), **common}
+        # One file, since prepare_sft.py takes one for each file of questions, and in the default form.
+        articles = write_subjects(plan, settings.articles or settings.input_dir)
+        given = {"qa_files": [file], "articles": [str(articles)], "sft_data_dir": str(folder), **common}
         given["val_share"] = TUNING_VAL_SHARE
         script = "data/prepare_sft.py"
     spec = make_spec(given, rows.concatenated, tokenizer_spec, hash_code(script, THIS_FILE))
@@ -131,7 +149,8 @@ def prepare_rows(plan, rows, tokenizer_spec):
 def write_subjects(plan, folders):
     """Write one jsonl with the ids and titles of the articles of several folders; returns its path."""
     path = plan.folder / "questions" / "articles.jsonl"
-    rows = [{"id": key, "title": subject, "text": subject} for key, subject in subjects_by_id(folders).items()]
+    found = subjects_by_id(folders, plan.settings)
+    rows = [{"id": key, "title": subject, "text": subject} for key, subject in found.items()]
     write_json_lines(path, rows)
     return path
 

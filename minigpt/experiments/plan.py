@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-UNCLEANED_STEPS = ["controls", "widths", "title"]  # the default steps without litter, which removes empty brackets
+UNCLEANED_STEP = "litter"  # which removes empty brackets
 OVERFITTING_EPOCHS = 10  # of pretraining and of fine-tuning
 GPT2_BLOCK_FACTOR = 3  # GPT-2's tokenizer takes more tokens for an article, so its blocks are longer
 
@@ -50,9 +50,10 @@ class Plan:
     def _rows(self):
         short = max(8, self.settings.block_size // 3)
         gpt2 = {"tokenizer": "gpt2", "block_size": self.settings.block_size * GPT2_BLOCK_FACTOR}
+        uncleaned = [step for step in self.settings.clean if step != UNCLEANED_STEP]
         yield Rows("plain", {"overflow": "split"})
         yield Rows("concatenated", {"overflow": "split"}, concatenated=True)
-        yield Rows("uncleaned", {"overflow": "split", "clean": UNCLEANED_STEPS})
+        yield Rows("uncleaned", {"overflow": "split", "clean": uncleaned})
         yield Rows("truncated", {"overflow": "truncate", "block_size": short})
         yield Rows("split", {"overflow": "split", "block_size": short})
         yield Rows("gpt2", {"overflow": "split", **gpt2})

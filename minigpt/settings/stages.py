@@ -12,6 +12,7 @@ CLEANING = {
     "controls": "removes control and zero-width characters",
     "widths": "makes full-width letters and digits, and other compatibility forms, plain (NFKC, but for punctuation)",
     "simplify": "converts traditional characters to simplified ones (OpenCC)",
+    "chat_marks": "removes the marks of chat templates, such as <|im_start|>user and </s>",
     "templates": "removes remnants of templates, tables, references and links",
     "title": "removes the first paragraph where it is the title",
     "litter": "removes empty brackets and quotes, -{}-, div tags and line breaks",
@@ -65,12 +66,17 @@ class Stage:
 @dataclass
 class ArticleFiles:
     input_dir: list[str] = setting(["data/wiki_sample"], "folders of articles, walked to any depth, or files")
+    text_field: str = setting("text", "the field that an article's text is in, such as content")
+    plain_text: bool = setting(
+        False, "read .txt files, too: documents between blank lines or <|endoftext|>, or one a line"
+    )
+    encoding: str = setting("", "encoding of the files, such as gb18030; '': recognized by their content")
 
 
 @dataclass
 class CleaningSteps:
     clean: list[str] = setting(
-        ["controls", "widths", "title", "litter"], "cleaning steps, in any order", list(CLEANING)
+        ["controls", "widths", "chat_marks", "title", "litter"], "cleaning steps, in any order", list(CLEANING)
     )
     min_chars: int = setting(50, "step short: fewest characters of an article", low=0)
     min_chinese_share: float = share(0.5, "step foreign: least share of Han characters among an article's letters")
@@ -85,7 +91,9 @@ class HeldoutSubjects:
 class RowSettings:
     tokenizer: str = setting("gpt2", "gpt2, or the path of a trained .tiktoken file")
     block_size: int = setting(512, "longest row, in tokens", low=8)
-    val_share: float = share(0.05, "share of subjects in the validation part")
+    val_share: float = share(
+        0.05, "share of subjects in the validation part (of each document's rows, where there are fewer than 20)"
+    )
 
 
 @dataclass
@@ -99,6 +107,7 @@ class QuestionForm:
     thinking: str = setting(
         "drop", "a model's thinking in answers (<think>, reasoning_content): drop or keep it", ["drop", "keep"]
     )
+    encoding: str = same_as(ArticleFiles, "encoding")
 
 
 @dataclass
@@ -209,8 +218,6 @@ class TokenizerSettings(QuestionForm, HeldoutSubjects, CleaningSteps, ArticleFil
 @dataclass
 class PrepareSettings(RowSettings, HeldoutSubjects, CleaningSteps, ArticleFiles, Stage):
     SCRIPT = "data/prepare.py"
-    text_field: str = setting("text", "the field that an article's text is in, such as content")
-    plain_text: bool = setting(False, "read .txt files, too: documents with a blank line between them, or one a line")
     near_share: float = share(0.8, "step near: share of common shingles from which an article repeats an earlier one")
     weights: list[float] = setting(
         [],
@@ -220,7 +227,10 @@ class PrepareSettings(RowSettings, HeldoutSubjects, CleaningSteps, ArticleFiles,
     )
     data_dir: str = same_as(Measuring, "data_dir")
     overflow: str = setting(
-        "truncate", "of a long article: truncate drops the rest, split makes more rows", ["truncate", "split"]
+        "auto",
+        "of a long article: truncate drops the rest, split makes more rows; auto: split plain text, and all texts of "
+        "a corpus of fewer than 20 documents, else truncate",
+        ["auto", "truncate", "split"],
     )
     report: bool = setting(False, "write report.html beside the rows: lengths, characters, what was dropped")
     workers: int = setting(0, "processes that clean and encode; 0: one a core; any number gives the same bytes", low=0)
@@ -229,6 +239,8 @@ class PrepareSettings(RowSettings, HeldoutSubjects, CleaningSteps, ArticleFiles,
 @dataclass
 class PrepareSftSettings(RowSettings, HeldoutSubjects, QuestionFiles, Stage):
     SCRIPT = "data/prepare_sft.py"
+    text_field: str = same_as(ArticleFiles, "text_field")
+    plain_text: bool = same_as(ArticleFiles, "plain_text")
     clean: list[str] = same_as(CleaningSteps, "clean")
     sft_data_dir: str = setting("data/processed_sft", "folder of the fine-tuning rows")
     test_share: float = share(0.05, "share of subjects in the test part where no heldout file is given")
@@ -269,7 +281,6 @@ class GenerateSettings(CleaningSteps, ArticleFiles, Stage):
 @dataclass
 class CorrectionDataSettings(Seed, CleaningSteps, ArticleFiles, Stage):
     SCRIPT = "sft/make_correction.py"
-    text_field: str = same_as(PrepareSettings, "text_field")
     corrections: str = setting("sft/corrections.jsonl", "file of wrong and right sentences that is written")
     mistakes: list[str] = setting(
         MISTAKES, "a character left out, doubled, swapped with the next, replaced; words in wrong order", MISTAKES
@@ -456,7 +467,7 @@ EXPERIMENT_FILES = [
 
 
 @dataclass
-class ExperimentSettings(QuestionForm, Stage):
+class ExperimentSettings(QuestionForm, CleaningSteps, ArticleFiles, Stage):
     SCRIPT = "experiments/run.py"
     input_dir: list[str] = same_as(ArticleFiles, "input_dir", EXPERIMENT_FILES)
     qa_files: list[str] = same_as(QuestionFiles, "qa_files")

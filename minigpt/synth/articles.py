@@ -9,10 +9,12 @@ from pathlib import Path
 from minigpt.common.errors import UserError
 from minigpt.corpus.cleaning import Cleaner
 from minigpt.corpus.cutting import last_sentence_end
-from minigpt.corpus.readers.files import find_files
-from minigpt.corpus.records import Problems, read_articles
+from minigpt.corpus.losses import Losses, check_losses
+from minigpt.corpus.records import Problems
+from minigpt.corpus.sources import articles_of, find_articles
 from minigpt.corpus.splits import hash_share
 
+OUTSIDE_SAMPLE = "not in the sample"
 SKIPPED_PER_YIELD = 50  # articles skipped in a row after which `ArticleSource` yields None
 
 
@@ -41,19 +43,19 @@ def short_hash(key):
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", errors="replace")).digest()[:8], "big")
 
 
-def source_names(folders):
-    """{path: source} of all article files in folders. A source is the path from the folder's name on,
+def source_names(settings):
+    """{path: source} of all article files in settings.input_dir. A source is the path from the folder's name on,
     such as `wiki/AA/wiki_00`.
 
     It depends neither on the working directory nor on how the folder was given. Raises UserError if two files have the
     same source.
     """
     names, paths = {}, {}
-    if not any(folders):
-        find_files(folders)  # raises the UserError about an empty setting
-    for folder in folders:
+    if not any(settings.input_dir):
+        find_articles(settings)  # raises the UserError about an empty setting
+    for folder in settings.input_dir:
         root = Path(folder).resolve()
-        for path in find_files([folder]):
+        for path in find_articles(settings, [folder]):
             if path in names:
                 continue
             below = Path(os.path.relpath(path, folder)).as_posix()
@@ -84,7 +86,8 @@ class ArticleSource:
 
     finished: hashes of article keys. With one article a request these are skipped and counted in done_before; in
     groups they are yielded, so that a group stays what it was.
-    total, read: bytes. skipped: Counter by reason. problems: of rows that are not articles.
+    total, read: bytes. used: articles that were yielded, or are finished. skipped: Counter by reason. problems: of rows
+    that are not articles.
     """
 
     def __init__(self, settings, finished=frozenset()):
@@ -93,14 +96,15 @@ class ArticleSource:
         self.done_before = 0
         self.cleaner = Cleaner(settings)
         self.problems = Problems()
-        self.names = source_names(settings.input_dir)
+        self.names = source_names(settings)
         self.total = sum(map(os.path.getsize, self.names))
         self.read = 0
         self.skipped = Counter()
+        self.used = 0
 
     def __iter__(self):
         seen, skipped_in_a_row = set(), 0
-        for line, row in read_articles(sorted(self.names), self.problems, self._add_progress):
+        for line, row in articles_of(self.settings, sorted(self.names), self.problems, self._add_progress):
             id = f"line {line}" if row.id is None else row.id
             id = id if type(id) in (int, str) else str(id)
             article = self._select(row, id, self.names[row.source], seen)
@@ -113,20 +117,29 @@ class ArticleSource:
         key = article_key(source, id)
         short = short_hash(key)
         if hash_share("generate:" + key) >= self.settings.article_sample:
-            self.skipped["not in the sample"] += 1
+            self.skipped[OUTSIDE_SAMPLE] += 1
         elif short in seen:
             self.skipped["same id as an earlier article of the file"] += 1
         elif short in self.finished:
             seen.add(short)
             self.done_before += 1
+            self.used += 1
         else:
             text, reason = self.cleaner.clean(row)
-            if not reason and text.strip():
+            if not reason:
                 seen.add(short)
+                self.used += 1
                 title = self.cleaner.text(row.title)
                 return PromptArticle(source, id, title, cut_at_sentence(text, self.settings.article_chars), row.subject)
-            self.skipped[reason or "empty"] += 1
+            self.skipped[reason] += 1
         return None
+
+    def loss_warnings(self):
+        """Lines that warn of rows and articles that were lost. Raises UserError where nearly all were."""
+        problems = Problems()
+        problems.counts, problems.places = self.problems.counts + self.skipped, self.problems.places
+        del problems.counts[OUTSIDE_SAMPLE]
+        return check_losses(Losses(problems, self.used))
 
     def _add_progress(self, n_bytes):
         self.read += n_bytes

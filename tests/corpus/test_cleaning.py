@@ -8,6 +8,7 @@ from corpora import write_jsonl
 from minigpt.corpus.cleaning import (
     Cleaner,
     chinese_share,
+    drop_chat_marks,
     drop_controls,
     drop_litter,
     drop_templates,
@@ -137,6 +138,42 @@ def test_boilerplate_is_distinguished_from_articles(text, title, expected):
 )
 def test_the_share_of_chinese_is_of_letters_alone(text, share):
     assert chinese_share(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        (
+            "<|im_start|>写一句话 桥很长。<|im_end|> <|im_start|>再写 河很宽。<|im_end|>",
+            "写一句话 桥很长。\n再写 河很宽。",
+        ),
+        ("<|im_start|>user\n桥？<|im_end|>\n<|im_start|>assistant\n长。<|im_end|>\n", "桥？\n长。"),
+        ("<|im_start|>users say", "users say"),  # no role
+        ("<s>[INST] <<SYS>>\n答。\n<</SYS>>\n\n桥？ [/INST] 长。 </s>", "答。\n桥？\n长。"),
+        ("<|start_header_id|>user<|end_header_id|>\n\n桥？<|eot_id|>", "桥？"),
+        ("[gMASK]<sop><|user|>\n桥？<|assistant|>\n长。", "桥？\n长。"),
+        ("<start_of_turn>model\n长。<end_of_turn>", "长。"),
+        ("<｜User｜>桥？<｜Assistant｜>长。<｜end▁of▁sentence｜>", "桥？\n长。"),
+        ("<|Human|>: 桥？<eoh>\n<|MOSS|>: 长。<eom>", "桥？\n长。"),
+        ("桥长。<|endoftext|>河宽。", "桥长。\n河宽。"),
+        ("<s>桥长。</s><s>河宽。</s>", "桥长。\n河宽。"),
+        ("划掉<s>的字</s>不读。", "划掉<s>的字</s>不读。"),  # HTML
+        ("若 a<b 且 c>d，则 [1] 与 <ref> 不变 <|> || 。", "若 a<b 且 c>d，则 [1] 与 <ref> 不变 <|> || 。"),
+        ("<|im_start|>" * 3000 + " " * 3000 + "<|", "<|"),
+    ],
+)
+def test_the_marks_of_chat_templates_are_removed_and_other_signs_stay(text, plain):
+    assert drop_chat_marks(text) == plain
+
+
+def test_a_turn_of_a_chat_is_no_title():
+    user, assistant = (f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("user", "assistant"))
+    text = f"{user}桥长吗<|eot_id|>{assistant}长。"
+    assert Cleaner(PrepareSettings()).clean(article(text)) == ("桥长吗长。", None)
+
+
+def test_lines_of_latin_words_are_joined_by_spaces():
+    assert drop_litter("A long\nbridge.\r\n\r\nIt is old\n桥\n长") == "A long bridge. It is old桥长"
 
 
 def test_steps_that_drop_give_their_reason_and_count_themselves():

@@ -9,7 +9,7 @@ import pytest
 from corpora import byte_tokenizer
 
 from minigpt.corpus.cleaning import drop_litter, drop_title
-from minigpt.corpus.cutting import cut_all, cut_text, last_sentence_end
+from minigpt.corpus.cutting import cut_all, cut_text, end_of_text, last_sentence_end
 from minigpt.tokenizer import load_tokenizer
 
 # Cleaning
@@ -128,18 +128,54 @@ def test_truncate_gives_no_row_where_no_full_sentence_fits(text, limit):
         ("一二。三四。五六。", 5, ["一二。", "三四。", "五六。"], 0),
         ("一，二三四，五六。七。", 5, ["一，", "二三四，", "五六。七。"], 0),  # at clauses
         ("一二三四五六。七。", 3, ["一二三", "四五六", "。七。"], 0),  # at characters
-        ("没有句号", 3, [], 4),
+        ("没有句号", 3, ["没有句", "号"], 0),  # a text without any end is kept whole
     ],
 )
 def test_split_loses_nothing_but_the_tail(text, limit, rows, tail):
     assert cut(text, PerCharacter, limit, "split") == (characters(rows), tail)
 
 
+@pytest.mark.parametrize(
+    ("text", "overflow", "end"),
+    [
+        ("The bridge. It is old", "truncate", "The bridge."),  # English
+        ("The bridge. It is old", "split", "The bridge. It is old"),
+        ("床前\n明月\n光", "truncate", "床前\n明月\n光"),  # lines
+        ("床前明月光 ", "truncate", ""),
+        ("床前明月光 ", "split", "床前明月光"),
+        ("桥。尾巴", "truncate", "桥。"),
+        ("桥。尾巴", "split", "桥。"),  # a short rest is a fragment
+        ("桥。" + "长" * 101, "split", "桥。" + "长" * 101),
+        ("桥。" + "长" * 100, "split", "桥。"),
+        ("桥" * 2000 + "。" + "长" * 200, "split", "桥" * 2000 + "。"),
+        ("桥。" + "长" * 101, "truncate", "桥。"),
+        ("桥。尾巴\n", "whole", "桥。尾巴"),
+        (" \n", "whole", ""),
+        (" \n", "split", ""),
+    ],
+)
+def test_a_text_without_chinese_sentence_ends_or_with_a_long_rest_is_not_lost(text, overflow, end):
+    assert text[: end_of_text(text, overflow)] == end
+    rows, lost = cut(text, PerCharacter, 50, overflow)
+    assert lost == len(text) - sum(n for _, n in rows) and (overflow == "truncate" or lost == len(text) - len(end))
+
+
+def test_english_is_cut_at_sentences_then_words_and_lines_before_clauses():
+    text = "One bridge is old. The other one is a new bridge of steel and stone"
+    rows, _ = cut(text, PerCharacter, 20, "split")
+    assert ["".join(map(chr, ids)) for ids, _ in rows] == [
+        "One bridge is old.", " The other one is a", " new bridge of steel", " and stone",
+    ]  # fmt: skip
+    rows, _ = cut("第一行，还有\n第二行，也有\n第三行", PerCharacter, 8, "split")
+    assert ["".join(map(chr, ids)) for ids, _ in rows] == ["第一行，还有\n", "第二行，也有\n", "第三行"]
+
+
 def random_texts(n, seed):
-    """Texts full of ends, quotes, commas, double hashes and characters of one to four bytes."""
+    """Texts full of ends, quotes, commas, double hashes and characters of one to four bytes, each with an end."""
     rng = random.Random(seed)
     alphabet = '东西南北河桥镇的是在12ab  ，；，。。！？”」"《#😀𠀀'
-    return [("".join(rng.choices(alphabet, k=rng.randrange(70))), rng.randrange(7, 40)) for _ in range(n)]
+    texts = [("".join(rng.choices(alphabet, k=rng.randrange(70))), rng.randrange(7, 40)) for _ in range(n)]
+    return [(text, limit) for text, limit in texts if sentence_ends(text)]
 
 
 TOKENIZERS = {"bytes": byte_tokenizer(), "gpt2": load_tokenizer(), "characters": PerCharacter}
@@ -193,12 +229,12 @@ def test_a_run_of_spaces_longer_than_a_row_is_cut_too():
     assert sum(n_chars for _, n_chars in rows) == 52 and max(len(ids) for ids, _ in rows) <= 16 and tail == 0
 
 
-@pytest.mark.parametrize("overflow", ["truncate", "split"])
+@pytest.mark.parametrize("overflow", ["truncate", "split", "whole"])
 @pytest.mark.parametrize("tokenizer", [TOKENIZERS["bytes"], TOKENIZERS["gpt2"]], ids=["bytes", "gpt2"])
 def test_texts_cut_together_are_those_cut_one_by_one(tokenizer, overflow):
     texts = [text for text, _ in random_texts(400, seed=4)]
     for limit, some in itertools.product((16, 60, 500), (texts, [text for text in texts if text.endswith("。")], [])):
-        cuts = cut_all(some, tokenizer, limit, overflow)
+        cuts = cut_all(some, tokenizer, limit, [overflow] * len(some))
         expected = [cut_text(text, tokenizer, limit, overflow) for text in some]
         rows = [(ids.tolist(), n_chars) for of_text, _ in expected for ids, n_chars in of_text]
         assert cuts.rows.tolist() == [len(of_text) for of_text, _ in expected]

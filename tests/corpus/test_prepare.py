@@ -58,12 +58,13 @@ def test_every_good_article_becomes_a_row_and_every_other_is_counted_and_shown(s
     write_jsonl(tmp_path / "wiki/z.jsonl", [*broken[5:], "", *({"text": text} for text in dropped)])
     write_jsonl(tmp_path / "wiki/notes.txt", [{"text": "不读。"}])
 
-    said = done(script("data/prepare.py", "--input_dir=wiki", "--block_size=48", "--val_share=0"))
+    flags = ["--block_size=48", "--val_share=0", "--overflow=truncate", "--clean=controls,widths,title,litter"]
+    said = done(script("data/prepare.py", "--input_dir=wiki", *flags))
     meta, texts = opened(tmp_path / "data/processed")
     assert texts == {"train": ["有标记。", "没有换行。", *(text for _, text in good)], "val": []}
     counts = {"bad JSON": 2, "bad UTF-8": 1, "not a JSON object": 1, 'no "text"': 1, '"text" is not a text': 1}
-    counts |= {'"text" is empty': 1, "no sentence end": 2, "exact duplicate": 2, "empty line": 1}
-    assert meta["dropped"] == counts | {"first sentence longer than the block": 1}
+    counts |= {'"text" is empty': 1, "no sentence end": 1, "exact duplicate": 2, "empty line": 1}
+    assert meta["dropped"] == counts | {"first sentence longer than the block": 1, "nothing left after cleaning": 1}
     assert meta["articles"] == len(good) + 2 + len(dropped) == meta["parts"]["train"]["rows"] + 5
     assert meta["sources"] == ["wiki/bom.jsonl", "wiki/deep/er/wiki_00", "wiki/z.jsonl"]
     assert meta["characters_cut"] == 2 and len(meta["first_dropped"]) == 10
@@ -192,19 +193,29 @@ def warnings_of(script, name, *flags):
     return [line.removeprefix("warning: ") for line in done(script(name, *flags)).splitlines() if "warning: " in line]
 
 
-def test_warnings_name_the_setting_that_gives_a_small_part_more_rows(script, tmp_path):
+def test_a_small_part_is_warned_of_and_an_empty_one_is_an_error_whose_advice_works(script, tmp_path):
     for n in (1, 5, 40, 400):
         write_jsonl(tmp_path / f"{n}.jsonl", made_up_articles(n, tellings=1))
     prepare = "data/prepare.py"
     train, val = warnings_of(script, prepare, "--input_dir=5.jsonl", "--val_share=0.0001")
-    assert train == "train has 5 of the 5 rows, too few to learn more than these: give more"
-    assert val.startswith("val has none of the 5 rows, and training needs some") and "raise --val_share (now" in val
-    (whole,) = warnings_of(script, prepare, "--input_dir=1.jsonl", "--val_share=0.9999")
-    assert "train has none" in whole and "every subject went to val" in whole and "lower --val_share" in whole
+    assert train == "train has 4 of the 5 rows, too few to learn more than these: give more"
+    assert val.startswith("val has 1 of the 5 rows; figures over fewer than 20 have no interval")
     (val,) = warnings_of(script, prepare, "--input_dir=40.jsonl", "--val_share=0.1")
     assert "figures over fewer than 20 have no interval" in val and "(now 0.1; 0.5 would give about 20)" in val
     assert warnings_of(script, prepare, "--input_dir=400.jsonl", "--val_share=0.1") == []
-    assert len(warnings_of(script, prepare, "--input_dir=40.jsonl", "--val_share=0")) == 0  # none is wanted
+    (val,) = warnings_of(script, prepare, "--input_dir=40.jsonl", "--val_share=0")
+    assert val == "val has none of the 40 rows, as --val_share=0 asks; train.py needs some"
+
+    before = (tmp_path / "data/processed/meta.json").read_bytes()
+    single = error_of(script(prepare, "--input_dir=1.jsonl"))
+    assert "val has none of the 1 rows" in single and "all rows are of one subject" in single
+    for share, empty in (("0.0001", "val"), ("0.9999", "train")):
+        message = error_of(script(prepare, "--input_dir=40.jsonl", f"--val_share={share}"))
+        assert f"{empty} has none of the 40 rows, and training needs some" in message
+        assert (tmp_path / "data/processed/meta.json").read_bytes() == before
+        done(script(prepare, "--input_dir=40.jsonl", "--data_dir=mended", *re.findall("--val_share=[0-9.]+", message)))
+        meta, _ = opened(tmp_path / "mended")
+        assert meta["parts"][empty]["rows"] == 1
 
 
 # data/prepare_sft.py

@@ -98,5 +98,6 @@ def test_two_folders_with_the_same_name_are_reported(tmp_path):
     for name in ("x", "y"):
         write_jsonl(tmp_path / name / "wiki/a.jsonl", made_up_articles(1))
     with pytest.raises(UserError, match=r"both have the source wiki/a\.jsonl"):
-        source_names([tmp_path / "x/wiki", tmp_path / "y/wiki"])
-    assert list(source_names([tmp_path / "x/wiki", tmp_path / "x/wiki/a.jsonl"]).values()) == ["wiki/a.jsonl"]
+        source_names(GenerateSettings(input_dir=[f"{tmp_path}/x/wiki", f"{tmp_path}/y/wiki"]))
+    same = GenerateSettings(input_dir=[f"{tmp_path}/x/wiki", f"{tmp_path}/x/wiki/a.jsonl"])
+    assert list(source_names(same).values()) == ["wiki/a.jsonl"]

@@ -21,6 +21,10 @@ class FileBlock:
     n_bytes: int  # bytes of the file that were read for this block
 
 
+class PlainRow(dict):
+    """The row, {"text"}, of a text that has no fields: of plain text, or a string in JSON."""
+
+
 def too_long_reason():
     """The reason under which a record of more than MAX_RECORD_BYTES is dropped."""
     return f"longer than {MAX_RECORD_BYTES >> 20} MiB"

@@ -77,6 +77,6 @@ def parse_texts(number, records, n_between):
             yield start, None, blocks.too_long_reason()
             continue
         try:
-            yield start, {"text": record.decode()}, None
+            yield start, blocks.PlainRow(text=record.decode()), None
         except UnicodeDecodeError:
             yield start, None, "bad UTF-8"

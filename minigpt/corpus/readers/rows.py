@@ -47,7 +47,7 @@ def detect_format(path, head, one_per_line=False):
     return "lines"
 
 
-def read_blocks(path, one_per_line=False):
+def read_blocks(path, one_per_line=False, encoding=""):
     """Yields every `FileBlock` of a file, in order. Raises UserError where the file may not be read.
 
     one_per_line: each line of a `.txt` file is a text; otherwise blank lines separate texts where the file has some.
