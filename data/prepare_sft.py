@@ -24,10 +24,18 @@ from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
 from minigpt.corpus.chat import turn_ids
 from minigpt.corpus.cleaning import CharacterCleaner
+from minigpt.corpus.losses import Losses, check_losses
 from minigpt.corpus.questions import QuestionCounts, check_question_files, read_questions
 from minigpt.corpus.records import Problems, dropped_text
 from minigpt.corpus.row_files import RowWriter, refuse_to_replace
-from minigpt.corpus.splits import read_heldout, sft_part, small_part_warnings, subjects_by_id
+from minigpt.corpus.splits import (
+    check_parts,
+    read_heldout,
+    sft_part,
+    sft_share,
+    small_part_warnings,
+    subjects_by_id,
+)
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import PrepareSftSettings
 from minigpt.tokenizer import load_tokenizer
@@ -43,8 +51,8 @@ def read_subjects(settings):
     if not articles:
         return {file: {} for file in files}
     if len(articles) == 1:
-        return dict.fromkeys(files, subjects_by_id(articles))
-    return {file: subjects_by_id([folder]) for file, folder in zip(files, articles, strict=True)}
+        return dict.fromkeys(files, subjects_by_id(articles, settings))
+    return {file: subjects_by_id([folder], settings) for file, folder in zip(files, articles, strict=True)}
 
 
 class SftPreparer:
@@ -61,7 +69,8 @@ class SftPreparer:
         self.keys = set()  # hashes of the rows that were written
         self.heldout_found = set()
         self.counts = QuestionCounts()
-        self.questions, self.without_article = 0, 0
+        self.questions, self.used, self.without_article = 0, 0, 0
+        self.shares = set()  # of the subjects that are not held out, as `check_parts` takes them
 
     def add(self, line, qa):
         """Cleans a `Question` with the turns before it and writes their rows, or counts why they are dropped."""
@@ -69,6 +78,7 @@ class SftPreparer:
         subject = self.subject_of(line, qa)
         self.heldout_found |= {subject} & self.heldout
         part = sft_part(subject, self.settings.val_share, self.settings.test_share, self.heldout)
+        self.shares |= set() if subject in self.heldout else {sft_share(subject)}
         turns = [self.clean_turn(turn) for turn in qa.turns]
         usable = [turn for turn in turns if turn.question and turn.answer]
         for _ in range(len(turns) - len(usable)):
@@ -80,6 +90,7 @@ class SftPreparer:
                 self.problems.add(REPEATED, qa.source, line)
             else:
                 self.keys.add(key)
+                self.used += len(row)
                 self.writer.add(part, turn_ids(self.tokenizer, row), sum(map(len, texts)))
 
     def clean_turn(self, turn):
@@ -120,7 +131,10 @@ class SftPreparer:
 
 
 def prepare_sft(settings):
-    """Writes the rows of all questions; returns the meta."""
+    """Writes the rows of all questions; returns (the meta, lines that warn of what was lost).
+
+    Raises UserError where nearly everything was dropped, or there is nothing to train or to validate on.
+    """
     tokenizer, files = load_tokenizer(settings.tokenizer), settings.qa_files
     check_question_files(files, "qa_files")
     with RowWriter(settings.sft_data_dir, ["train", "val", "test"], settings.block_size, tokenizer) as writer:
@@ -132,13 +146,15 @@ def prepare_sft(settings):
             )
             for line, qa in found:
                 preparer.add(line, qa)
-        if not preparer.keys:
-            raise UserError(f"no question in {', '.join(files)} could be used: " + "; ".join(problems.places[:3]))
+        if not preparer.questions and not problems.counts:
+            raise UserError(f"no question in {', '.join(files)}: nothing is there; name yours with --qa_files=…")
+        warnings = check_losses(Losses(problems, preparer.used))
         if preparer.heldout and not preparer.heldout_found:
             raise UserError(
                 f"no question is about a held-out subject of {settings.heldout}; name the articles with --articles=…"
             )
-        return writer.finish(
+        check_parts({part: counts["rows"] for part, counts in writer.counts.items()}, settings, preparer.shares)
+        meta = writer.finish(
             {
                 "stage": "sft",
                 "questions": preparer.questions,
@@ -152,6 +168,7 @@ def prepare_sft(settings):
                 "sources": files,
             }
         )
+    return meta, warnings
 
 
 def chat_lines(meta):
@@ -175,7 +192,7 @@ def chat_lines(meta):
 def main():
     settings = load_settings(PrepareSftSettings)
     refuse_to_replace(settings, "sft_data_dir", "qa_files", settings.qa_files)
-    meta = prepare_sft(settings)
+    meta, warnings = prepare_sft(settings)
     print(dropped_text(meta))
     print("rows by form: " + ", ".join(f"{form} {count}" for form, count in meta["forms"].items()))
     for line in chat_lines(meta):
@@ -183,7 +200,7 @@ def main():
     print(f"questions {meta['questions']}; whose article is not known: {meta['without_article']}")
     for part, counts in meta["parts"].items():
         print(f"{part}: {counts['rows']} rows of {meta['block_size']}, {counts['tokens']} tokens")
-    for line in small_part_warnings(meta, settings):
+    for line in [*warnings, *small_part_warnings(meta, settings)]:
         print(line)
     print(f"written to {settings.sft_data_dir}")
 

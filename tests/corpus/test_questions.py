@@ -301,7 +301,7 @@ def test_a_row_with_a_subject_needs_no_articles(tmp_path, script):
     rows = [{"question": f"第{i}？", "answer": f"{i}。", "id": i % 3, "subject": f"第{i % 5}镇"} for i in range(30)]
     write_jsonl(tmp_path / "qa.jsonl", rows)
     (tmp_path / "held.txt").write_text("第2镇\n", encoding="utf-8")
-    run = script("data/prepare_sft.py", "--qa_files=qa.jsonl", "--heldout=held.txt")
+    run = script("data/prepare_sft.py", "--qa_files=qa.jsonl", "--heldout=held.txt", "--val_share=0")
     assert run.returncode == 0 and "whose article is not known: 0" in run.stdout
     meta = json.loads((tmp_path / "data/processed_sft/meta.json").read_text(encoding="utf-8"))
     assert meta["parts"]["test"]["rows"] == 6
