@@ -329,8 +329,8 @@ class RowParser:
 
         name: the field that it is in.
         """
-        if isinstance(value, str):
-            marked = split_marked_text(value)
+        if not isinstance(value, (list, dict)):
+            marked = split_marked_text(value) if isinstance(value, str) else []
             if not marked:
                 return [self.text_message("user", {name: value}, name, "")]
             return [self.text_message(role, {"content": text}, "content", name) for role, text in marked]
