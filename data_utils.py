@@ -100,28 +100,48 @@ def check_rows(folder, meta, content):
     check_tokenizer(folder, meta, content["tokenizer"], "the checkpoint's")
 
 
+def turn_places(row, special_ids):
+    """[(start, mark, end)] of each turn of a fine-tuning row, as places in it: `question MARK answer EOT`.
+
+    end: of the answer, where its EOT is; the row's length where it has none.
+    """
+    ids, start, places = row.tolist(), 0, []
+    while special_ids["answer"] in ids[start:]:
+        mark = ids.index(special_ids["answer"], start)
+        end = ids.index(special_ids["eot"], mark) if special_ids["eot"] in ids[mark:] else len(ids)
+        places.append((start, mark, end))
+        start = end + 1
+    return places
+
+
 def split_row(row, special_ids):
-    """(question ids, answer ids) of a fine-tuning row, without the answer mark and EOT. Both are lists."""
+    """[(question ids, answer ids)] of each turn of a fine-tuning row, without answer marks and EOT, as lists."""
     ids = row.tolist()
-    mark = ids.index(special_ids["answer"])
-    return ids[:mark], ids[mark + 1 : ids.index(special_ids["eot"], mark)]
+    return [(ids[start:mark], ids[mark + 1 : end]) for start, mark, end in turn_places(row, special_ids)]
+
+
+def row_prompts(row, special_ids):
+    """[(prompt ids, answer ids)] of each turn of a fine-tuning row. A prompt is all that stands before the answer."""
+    ids = row.tolist()
+    return [(ids[: mark + 1], ids[mark + 1 : end]) for _, mark, end in turn_places(row, special_ids)]
 
 
 def loss_mask(rows, special_ids, stage, train_on_eot=True):
     """Which of the targets `rows[:, 1:]` have a loss: bool (B, T-1) for rows (B, T).
 
-    Stage pretrain: all except PAD; EOT only with `train_on_eot`. Stage sft: the answer and its EOT, that is, nothing
-    up to and including the first answer mark, and nothing after the EOT.
+    Stage pretrain: all except PAD; EOT only with `train_on_eot`. Stage sft: each answer and its EOT, that is, the
+    targets before which an answer mark stands, and no EOT behind that mark; never PAD.
     """
     y = rows[:, 1:]
     if stage == "pretrain":
         mask = y != special_ids["pad"]
         return mask if train_on_eot else mask & (y != special_ids["eot"])
-    # A target is part of the answer if a mark stands before it, and no EOT stands between the two.
-    in_answer = np.cumsum(rows == special_ids["answer"], axis=1)[:, :-1] > 0
-    ends = (y == special_ids["eot"]) & in_answer
-    ended_before = np.cumsum(ends, axis=1) - ends
-    return in_answer & (ended_before == 0) & (y != special_ids["pad"])
+    # At each place: where the last mark, and where the last EOT is, counted from 1; 0 where there is none.
+    places = np.arange(1, rows.shape[1] + 1)
+    last_mark, last_eot = (
+        np.maximum.accumulate(np.where(rows == special_ids[name], places, 0), axis=1) for name in ("answer", "eot")
+    )
+    return (last_mark > last_eot)[:, :-1] & (y != special_ids["pad"])
 
 
 def make_batch(rows, meta, train_on_eot=True):

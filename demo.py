@@ -18,10 +18,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from data_utils import open_rows, split_row
+from data_utils import open_rows
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_json
+from minigpt.evaluation.prompts import pairs_of_rows
 from minigpt.inference.engine import open_generator
 from minigpt.inference.params import SamplingParams
 from minigpt.run_log import LOG, log_lines
@@ -207,7 +208,7 @@ def show_answers():
     rows, meta = open_rows("data/processed_demo_sft", "test")
     print(f"\n{SHOWN_QUESTIONS} questions about subjects that no training question was about:")
     for row in rows[:: max(1, len(rows) // SHOWN_QUESTIONS)][:SHOWN_QUESTIONS]:
-        question, reference = map(generator.tokenizer.decode, split_row(row, meta["special_ids"]))
+        ((question, reference),) = pairs_of_rows([row], meta, generator.tokenizer)
         answer = "".join(generator.submit(question, SamplingParams(temperature=0.0)))
         print(f"  问 {question}\n  答 {answer}\n  应 {reference}\n")
 

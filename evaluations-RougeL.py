@@ -33,7 +33,7 @@ from minigpt.evaluation.asking import (
     strip_controls,
 )
 from minigpt.evaluation.contamination import check_models
-from minigpt.evaluation.prompts import prompt_source
+from minigpt.evaluation.prompts import prompt_source, prompt_text
 from minigpt.evaluation.tables import rows_with_intervals, text_table, write_csv
 from minigpt.inference.params import SamplingParams
 from minigpt.metrics import too_few_notes
@@ -60,7 +60,7 @@ def answer_pairs(model, pairs, params, settings):
 def print_pairs(answers, pairs, count):
     """Print question, reference, and each model's prediction with its score."""
     for i, (prompt, reference) in enumerate(pairs[:count]):
-        print(f"问题 question:   {strip_controls(prompt)}\n答案 reference:  {strip_controls(reference)}")
+        print(f"问题 question:   {strip_controls(prompt_text(prompt))}\n答案 reference:  {strip_controls(reference)}")
         for one in answers:
             name = f" ({one.name})" if len(answers) > 1 else ""
             if one.predictions[i] is None:
@@ -83,7 +83,8 @@ def print_worst_and_best(answers, pairs):
             more = f", of {(scores == scores[places[0]]).sum()} with {scores[places[0]]:.4f}" if all_equal else ""
             print(f"{one.name}: the {title} {len(places)} by F{more}")
             for i in places:
-                prompt, reference, prediction = map(shorten, (*pairs[i], one.predictions[i]))
+                asked, reference = pairs[i]
+                prompt, reference, prediction = map(shorten, (prompt_text(asked), reference, one.predictions[i]))
                 print(f"  {scores[i]:.4f}  问 {prompt}  答 {reference}  预测 {prediction}")
             print()
 
@@ -113,8 +114,9 @@ def write_answers(path, answers, pairs):
     rows = []
     for one in answers:
         columns = (one.scores[name].tolist() for name in names)
-        for pair, prediction, *scores in zip(pairs, one.predictions, *columns, strict=True):
-            rows.append([one.name, *pair, prediction, *(None if math.isnan(score) else score for score in scores)])
+        for (prompt, reference), prediction, *scores in zip(pairs, one.predictions, *columns, strict=True):
+            texts = [prompt_text(prompt), reference, prediction]
+            rows.append([one.name, *texts, *(None if math.isnan(score) else score for score in scores)])
     write_csv(path, ["model", "prompt", "reference", "prediction", *names], rows)
 
 

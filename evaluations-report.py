@@ -27,7 +27,7 @@ from minigpt.evaluation.contamination import VERDICTS_BY_WEIGHT, check_contamina
 from minigpt.evaluation.decoding_sweep import draw_sweep
 from minigpt.evaluation.models import find_models
 from minigpt.evaluation.plots import save_plot
-from minigpt.evaluation.prompts import evaluated_part, load_pairs
+from minigpt.evaluation.prompts import evaluated_part, load_pairs, prompt_text
 from minigpt.evaluation.report_figures import public_path
 from minigpt.evaluation.report_page import report_markdown
 from minigpt.evaluation.report_words import summary_sentences
@@ -164,7 +164,8 @@ class Report:
         pairs = []
         if answers:
             scores = self.answers.scores["rouge_l_f"].tolist()
-            pairs = [(*p, *more) for p, *more in zip(self.pairs, self.answers.predictions, scores, strict=True)]
+            texts = [(prompt_text(prompt), reference) for prompt, reference in self.pairs]
+            pairs = [(*p, *more) for p, *more in zip(texts, self.answers.predictions, scores, strict=True)]
         for name, figure in self.figures.items():
             png, _ = save_plot(figure, self.plots / name)
             found["plots"][name] = f"{self.plots.name}/{png.name}"

@@ -21,7 +21,8 @@ from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic
 from minigpt.corpus.cleaning import Cleaner
 from minigpt.corpus.losses import Losses, check_losses
-from minigpt.corpus.records import Problems, check_question_files, dropped_text, read_questions
+from minigpt.corpus.questions import check_question_files, read_questions
+from minigpt.corpus.records import Problems, dropped_text
 from minigpt.corpus.sources import cleaned_articles, find_articles
 from minigpt.corpus.splits import read_heldout
 from minigpt.settings.parse import load_settings
@@ -82,7 +83,7 @@ class TrainingTexts:
             for _, _, text in cleaned_articles(settings, files, cleaner, self.problems, bar.update):
                 self.articles += 1
                 yield text
-            for _, qa in read_questions(qa_files, self.problems, bar.update):
+            for _, qa in read_questions(qa_files, self.problems, bar.update, form=settings):
                 self.questions += 1
                 if not any(subject in qa.question for subject in heldout):
                     yield from (cleaner.text(qa.question), cleaner.text(qa.answer))

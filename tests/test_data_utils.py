@@ -1,6 +1,7 @@
 """Loss masks of hand-made rows, batches, row files, and the order of rows."""
 
 import errno
+import itertools
 import json
 import os
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from data_utils import (
     make_batch,
     open_rows,
     row_lengths,
+    row_prompts,
     split_row,
 )
 from minigpt.common.errors import UserError
@@ -46,7 +48,9 @@ SFT_ROWS = {
     "an empty question": ([M, 7, 8, E, P], "1110"),
     "an empty answer": ([5, M, E, P], "010"),
     "an EOT before the mark": ([5, E, 6, M, 7, E, P], "000110"),
-    "tokens behind the answer's EOT": ([5, M, 7, E, 8, M, 9, E], "0110000"),
+    "tokens behind the answer's EOT": ([5, M, 7, E, 8, 9, 6], "011000"),
+    "two turns": ([5, M, 7, E, 8, M, 9, E], "0110011"),
+    "an EOT behind an EOT": ([5, M, 7, E, E, P], "01100"),
 }
 PRETRAIN_ROWS = {
     "plain": ([5, 6, 7, E, P, P], "11100", "11000"),
@@ -90,9 +94,34 @@ def test_a_batch_of_full_rows_keeps_every_column():
     assert mask.tolist() == [[True] * 3, [False] * 3]
 
 
-def test_split_row_gives_question_and_answer():
+def mask_up_to_the_first_eot(row):
+    """The mask of a row of one turn as a plain loop: an answer begins at the first mark, and ends with its EOT."""
+    mask, in_answer, ended = [], False, False
+    for x, y in itertools.pairwise(row):
+        in_answer = in_answer or x == M
+        mask.append(in_answer and not ended and y != P)
+        ended = ended or (in_answer and y == E)
+    return mask
+
+
+def test_rows_of_one_turn_have_the_loss_of_their_only_answer():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        question, answer, padding = (rng.integers(3, 9, rng.integers(0, 5)).tolist() for _ in range(3))
+        if rng.random() < 0.3:
+            answer.insert(len(answer) // 2, M)  # as rows of earlier versions may have it
+        row = [*question, M, *answer, E, *[P] * len(padding)]
+        assert loss_mask(np.array([row]), SPECIAL, "sft")[0].tolist() == mask_up_to_the_first_eot(row)
+
+
+def test_a_row_is_split_into_turns_and_each_prompt_is_all_before_its_answer():
     row = np.array([5, 2, 2, M, 7, M, 8, E, P], dtype=np.uint16)
-    assert split_row(row, SPECIAL) == ([5, 2, 2], [7, M, 8])
+    assert split_row(row, SPECIAL) == [([5, 2, 2], [7, M, 8])]
+    assert split_row(row[:7], SPECIAL) == [([5, 2, 2], [7, M, 8])]  # without EOT
+    row = np.array([5, M, 7, E, 8, M, 9, 9, E, P, P], dtype=np.uint16)
+    assert split_row(row, SPECIAL) == [([5], [7]), ([8], [9, 9])]
+    assert row_prompts(row, SPECIAL) == [([5, M], [7]), ([5, M, 7, E, 8, M], [9, 9])]
+    assert split_row(np.array([5, 6, E, P], dtype=np.uint16), SPECIAL) == []
 
 
 def test_rows_are_read_as_they_were_written(tmp_path):

@@ -12,7 +12,8 @@ from minigpt.arena.peers import SEPARATOR
 from minigpt.arena.problems import Problem
 from minigpt.arena.votes import make_vote, utc_now
 from minigpt.common.files import PROJECT
-from minigpt.corpus.records import QUESTION_NAMES, Problems, read_questions
+from minigpt.corpus.questions import QUESTION_NAMES, read_questions
+from minigpt.corpus.records import Problems
 from minigpt.corpus.splits import read_heldout, subjects_by_id
 from minigpt.metrics import exact_match, rouge_l
 
@@ -76,7 +77,7 @@ def read_match_questions(path, max_chars):
     if not questions:
         if "bad UTF-8" in [reason for _, reason in skipped]:
             raise Problem("not_utf8")
-        raise Problem("no_questions", names=", ".join((*QUESTION_NAMES, "instruction")))
+        raise Problem("no_questions", names=", ".join(QUESTION_NAMES))
     if len(questions) > MOST_QUESTIONS:
         raise Problem("many_questions", count=len(questions), most=MOST_QUESTIONS)
     return questions, [line for line, _ in skipped]

@@ -18,6 +18,8 @@ UNMEASURED = re.compile(r"the file is|longer than \d+ MiB")
 # What to do about a reason: the first pattern that matches it.
 REMEDIES = [
     (r'no "(question|answer)"', "name the fields with --question_field=… and --answer_field=…"),
+    (r"two sentences", "give rows of a question and an answer"),
+    (r'"[^"]*"(: | has | is no list)|"(question|answer|output|input)" is', "look at the places that are shown"),
     (r'"[^"]*" is nested', "make one text of it, or name another field with --text_field=…"),
     (r'no "|"[^"]*" (is|cannot)', "name the field of the text with --text_field=…"),
     (r"bad UTF-8", "name the encoding of the files with --encoding=…, such as --encoding=gb18030"),

@@ -18,9 +18,10 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from data_utils import load_row_tokenizer, open_rows, read_meta, split_row
+from data_utils import load_row_tokenizer, open_rows, read_meta, split_row, turn_places
 from minigpt.checkpoint import load_checkpoint
 from minigpt.common.errors import UserError
+from minigpt.evaluation.prompts import last_question
 
 NGRAM_CHARS = 16
 QUESTION_NGRAM_CHARS = 8
@@ -139,16 +140,18 @@ def training_folders(content):
 
 
 def texts_of_pairs(pairs, is_sft):
-    """[(question, answer)], or [(article,)] of pairs that are articles cut in two."""
-    return [(pair[0].strip(), pair[1].strip()) if is_sft else ("".join(pair).strip(),) for pair in pairs]
+    """[(question, answer)], or [(article,)] of pairs that are articles cut in two. Of a chat, the last question."""
+    if is_sft:
+        return [(last_question(prompt).strip(), reference.strip()) for prompt, reference in pairs]
+    return [("".join(pair).strip(),) for pair in pairs]
 
 
 def texts_of_rows(folder, part):
-    """[(question, answer)] or [(article,)] of the rows of a data folder's part."""
+    """[(question, answer)] of each turn, or [(article,)], of the rows of a data folder's part."""
     rows, meta = open_rows(folder, part)
     decode, special = load_row_tokenizer(folder, meta).decode, meta["special_ids"]
     if meta["stage"] == "sft":
-        return [tuple(map(decode, split_row(row, special))) for row in rows]
+        return [tuple(map(decode, turn)) for row in rows for turn in split_row(row, special)]
     return [(decode(row[(row != special["eot"]) & (row != special["pad"])].tolist()),) for row in rows]
 
 
@@ -187,7 +190,8 @@ def search_folder(texts, is_sft, folder):
 def scan_rows(train, special, searches, wanted=frozenset()):
     """Go once through training rows (n, block_size). Each `NgramSearch` notes the n-grams that it finds.
 
-    Returns the subset of `wanted`, ids as bytes, that are whole rows (without EOT) or whole answers.
+    Returns the subset of `wanted`, ids as bytes, that are whole rows (without EOT) or whole answers. Of rows with
+    several turns, each turn is a row.
     """
     found, n = set(), max(1, CHUNK_TOKENS // train.shape[1])
     with tqdm(total=len(train), unit="row", desc="contamination check", leave=False, delay=2) as bar:
@@ -200,6 +204,9 @@ def scan_rows(train, special, searches, wanted=frozenset()):
                 ends, marks = first_places(rows, special["eot"]), first_places(rows, special["answer"])
                 found |= wanted & {row[:end].tobytes() for row, end in zip(rows, ends, strict=True)}
                 found |= wanted & {row[m + 1 : end].tobytes() for row, m, end in zip(rows, marks, ends, strict=True)}
+                for row in rows[(rows == special["answer"]).sum(axis=1) > 1]:
+                    for start, mark, end in turn_places(row, special):
+                        found |= wanted & {row[start:end].tobytes(), row[mark + 1 : end].tobytes()}
             bar.update(len(rows))
     return found
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from data_utils import load_row_tokenizer, open_rows, read_meta
 from minigpt.common.errors import UserError
-from minigpt.corpus.records import Problems, read_questions
-from minigpt.evaluation.prompts import draw_samples, pairs_of_file, pairs_of_rows
+from minigpt.corpus.questions import read_questions
+from minigpt.corpus.records import Problems
+from minigpt.evaluation.prompts import draw_samples, last_question, pairs_of_file, pairs_of_rows
 from minigpt.metrics import compare, exact_match, interval
 
 SYSTEM_PROMPT = "你是中文校对员。请改正用户句子中的错误，只输出改正后的句子；句子没有错误时，原样输出。"
@@ -37,15 +38,16 @@ class CorrectionPair:
 # The sentences
 
 
-def read_kinds(paths):
-    """{(question, answer): kind} of the rows that have a kind. Missing files are skipped."""
-    rows = read_questions(filter(os.path.isfile, paths), Problems())
+def read_kinds(paths, form=None):
+    """{(question, answer): kind} of the rows that have a kind. Missing files are skipped. form: as `pairs_of_file`."""
+    rows = read_questions(filter(os.path.isfile, paths), Problems(), form=form)
     return {(row.question, row.answer): row.kind for _, row in rows if row.kind}
 
 
 def to_cases(pairs, kinds):
-    """[`CorrectionPair`] of pairs [(question, answer)]."""
-    return [CorrectionPair(*pair, kinds.get((pair[0].strip(), pair[1].strip()), "")) for pair in pairs]
+    """[`CorrectionPair`] of pairs [(prompt, answer)]. Of a chat, the last question is the sentence."""
+    texts = [(last_question(prompt), answer) for prompt, answer in pairs]
+    return [CorrectionPair(*pair, kinds.get((pair[0].strip(), pair[1].strip()), "")) for pair in texts]
 
 
 def load_cases(settings):
@@ -56,7 +58,7 @@ def load_cases(settings):
     tokenizers can be asked them.
     """
     if settings.questions:
-        pool = cases = to_cases(pairs_of_file(settings.questions), read_kinds([settings.questions]))
+        pool = cases = to_cases(pairs_of_file(settings.questions, settings), read_kinds([settings.questions], settings))
     else:
         folder, meta = settings.data_dir, read_meta(settings.data_dir)
         if meta["stage"] != "sft":
@@ -64,7 +66,7 @@ def load_cases(settings):
                 f"{folder} holds articles, no sentences to correct; name the folder of data/prepare_sft.py with "
                 "--data_dir=…, or a file of them with --questions=…"
             )
-        tokenizer, kinds = load_row_tokenizer(folder, meta), read_kinds(meta.get("sources") or [])
+        tokenizer, kinds = load_row_tokenizer(folder, meta), read_kinds(meta.get("sources") or [], settings)
         has_train_rows = meta["parts"].get("train", {}).get("rows")  # a folder may have a test part only
         cases_rows, _ = open_rows(folder, settings.split or "test")
         pool_rows = open_rows(folder, "train")[0] if has_train_rows else ()

@@ -7,7 +7,8 @@ import numpy as np
 
 from data_utils import check_rows, load_row_tokenizer, open_rows, read_meta, split_row
 from minigpt.common.errors import UserError
-from minigpt.corpus.records import Problems, check_question_files, read_questions
+from minigpt.corpus.questions import check_question_files, read_questions
+from minigpt.corpus.records import Problems
 
 PROMPT_END = re.compile(r"[，。；：！？]")  # an article's first clause is the prompt
 
@@ -15,12 +16,13 @@ PROMPT_END = re.compile(r"[，。；：！？]")  # an article's first clause is
 def pairs_of_rows(rows, meta, tokenizer):
     """[(prompt, reference)] of prepared rows: question and answer, or an article's first clause and the rest.
 
+    A row of several turns gives a pair for each. The prompt of a turn behind others is a chat [{"role", "content"}].
     Articles without a clause that ends are left out.
     """
     pairs, special = [], meta["special_ids"]
     for row in rows:
         if meta["stage"] == "sft":
-            pairs.append(tuple(map(tokenizer.decode, split_row(row, special))))
+            pairs += pairs_of_turns([tuple(map(tokenizer.decode, turn)) for turn in split_row(row, special)])
             continue
         ends = np.flatnonzero((row == special["eot"]) | (row == special["pad"]))
         text = tokenizer.decode(row[: ends[0]] if len(ends) else row)
@@ -30,11 +32,34 @@ def pairs_of_rows(rows, meta, tokenizer):
     return pairs
 
 
-def pairs_of_file(path):
-    """[(question, answer)] of a file of questions. Rows that cannot be used are skipped and printed."""
+def pairs_of_turns(turns):
+    """[(prompt, answer)] of a chat's turns [(question, answer)]: a text, or a chat with the turns before it."""
+    pairs, messages = [], []
+    for question, answer in turns:
+        asked = {"role": "user", "content": question}
+        pairs.append(([*messages, asked] if messages else question, answer))
+        messages += [asked, {"role": "assistant", "content": answer}]
+    return pairs
+
+
+def prompt_text(prompt):
+    """A prompt, which may be a chat, as one text to show: a line for each message."""
+    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+
+
+def last_question(prompt):
+    """The question that a prompt ends with, without the turns before it."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
+def pairs_of_file(path, form):
+    """[(question, answer)] of a file of questions. Rows that cannot be used are skipped and printed.
+
+    form: the settings, whose fields of `QuestionForm` say how rows are read.
+    """
     check_question_files([path], "questions")
     problems = Problems()
-    pairs = [(qa.question, qa.answer) for _, qa in read_questions([path], problems)]
+    pairs = [(qa.question, qa.answer) for _, qa in read_questions([path], problems, form=form)]
     for place in problems.places:
         print(f"  skipped: {place}")
     return pairs
@@ -70,7 +95,7 @@ def load_pairs(settings, model):
     """
     meta = check_fit(settings, model)
     if meta is None:
-        pairs = pairs_of_file(settings.questions)
+        pairs = pairs_of_file(settings.questions, settings)
     else:
         rows, _ = open_rows(settings.data_dir, evaluated_part(settings, model))
         pairs = pairs_of_rows(rows, meta, load_row_tokenizer(settings.data_dir, meta))

@@ -14,6 +14,7 @@ from minigpt.device import pick_device
 from minigpt.evaluation.correction import correction_figures, read_kinds, to_cases
 from minigpt.evaluation.decoding_sweep import run_sweep, sweep_size
 from minigpt.evaluation.perplexity import check_rows_fit, perplexity_figures
+from minigpt.evaluation.prompts import last_question
 from minigpt.inference.likelihood import likelihood_of_rows
 from minigpt.inference.params import SamplingParams
 from minigpt.metrics import interval, rouge_l
@@ -149,10 +150,10 @@ def measure_corrections(answers, pairs, settings):
     """`correction_figures` if the pairs are sentences and their corrections, else None."""
     if answers.model.stage == "pretrain":
         return None
-    if statistics.median(rouge_l(*pair)[2] for pair in pairs) < MIN_CORRECTION_ROUGE:
+    if statistics.median(rouge_l(last_question(p), answer)[2] for p, answer in pairs) < MIN_CORRECTION_ROUGE:
         return None
     sources = [settings.questions] if settings.questions else read_meta(settings.data_dir).get("sources") or []
-    cases = to_cases(pairs, read_kinds(sources))
+    cases = to_cases(pairs, read_kinds(sources, settings))
     return correction_figures(cases, answers.predictions, settings.resamples, settings.seed)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic, write_json
 from minigpt.corpus.cleaning import Cleaner
-from minigpt.corpus.records import Problems, read_questions
+from minigpt.corpus.questions import read_questions
+from minigpt.corpus.records import Problems
 from minigpt.corpus.row_files import META
 from minigpt.corpus.sources import FEWEST_DOCUMENTS, cleaned_articles, find_articles
 from minigpt.corpus.splits import hash_share, pretrain_part, sft_part, subjects_by_id
@@ -62,7 +63,7 @@ def write_questions(plan):
     heldout = {s for s in known if hash_share(f"asked:{s}") < 1 / HELDOUT_ONE_IN}
     write_atomic(folder / "heldout.txt", lambda file: file.write("\n".join(sorted(heldout)).encode()))
     sets = {name: [] for name in QUESTION_SETS}
-    for _, qa in read_questions(settings.qa_files, Problems()):
+    for _, qa in read_questions(settings.qa_files, Problems(), form=settings):
         subject = subjects.get(str(qa.id))
         if subject in known:
             unseen = pretrain_part(subject, settings.val_share, heldout) == "val"

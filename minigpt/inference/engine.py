@@ -14,6 +14,7 @@ import torch
 from minigpt.checkpoint import open_model
 from minigpt.common.errors import UserError, first_line
 from minigpt.common.streams import TextStream
+from minigpt.corpus.chat import chat_ids
 from minigpt.device import pick_device
 from minigpt.inference.model_runner import PASS_KINDS, ModelRunner
 from minigpt.inference.quantize import choose_weight_type
@@ -227,27 +228,11 @@ class TextGenerator:
 
     def prompt_ids(self, prompt):
         """Token ids of a prompt, which is a text or a list of chat messages {"role", "content"}."""
-        answer = self.stage == "sft"
         if isinstance(prompt, str):
-            return self.tokenizer.encode_prompt(prompt, answer) or [self.tokenizer.eot_id]
-        return self.chat_ids(prompt) or [self.tokenizer.eot_id]
-
-    def chat_ids(self, messages):
-        """Token ids of a list of chat messages {"role", "content"}.
-
-        A system message is a line. Earlier turns are lines of question##answer, as few-shot examples. The last
-        question is followed by the answer mark, so a single question looks as in training.
-        """
-        ids = []
-        encode = self.tokenizer.encode
-        roles = [*(message["role"] for message in messages), None]
-        for message, following in zip(messages, roles[1:], strict=True):
-            text = message["content"]
-            if self.stage == "sft" and message["role"] == "user" and following in ("assistant", None):
-                ids += self.tokenizer.encode_prompt(text, answer=True)
-            else:  # an answer in the last message is continued, so no line end follows it
-                ids += encode(text.strip() + "\n" if following else text)
-        return ids
+            ids = self.tokenizer.encode_prompt(prompt, answer=self.stage == "sft")
+        else:
+            ids = chat_ids(self.tokenizer, prompt, self.stage)
+        return ids or [self.tokenizer.eot_id]
 
     def new_stream(self, prompt, params):
         """The `Stream` of a prompt (text, or a list of ids), not yet queued. Raises UserError for unknown ids.

@@ -97,7 +97,21 @@ class RowSettings:
 
 
 @dataclass
-class QuestionFiles:
+class QuestionForm:
+    """How rows of questions are read, wherever they are."""
+
+    question_field: str = setting(
+        "", "the field of the question, or of a whole talk (a.b: field b of the object a); '': the known forms"
+    )
+    answer_field: str = setting("", "the field of the answer; '': the known forms")
+    thinking: str = setting(
+        "drop", "a model's thinking in answers (<think>, reasoning_content): drop or keep it", ["drop", "keep"]
+    )
+    encoding: str = same_as(ArticleFiles, "encoding")
+
+
+@dataclass
+class QuestionFiles(QuestionForm):
     qa_files: list[str] = setting(["sft/sample_qa.jsonl"], "files of question, answer, id")
     articles: list[str] = setting(
         [],
@@ -159,7 +173,7 @@ class Measuring(CheckpointChoice, Seed, DeviceChoice):
 
 
 @dataclass
-class Asking(AnswerSampling, LocalModels, Measuring):
+class Asking(AnswerSampling, LocalModels, Measuring, QuestionForm):
     questions: str = setting("", "file of questions and answers to ask; '': those of data_dir's part")
     max_samples: int = setting(0, "questions asked (drawn by seed); 0: all", low=0)
 
@@ -193,7 +207,7 @@ class DownloadSettings(Stage):
 
 
 @dataclass
-class TokenizerSettings(HeldoutSubjects, CleaningSteps, ArticleFiles, Stage):
+class TokenizerSettings(QuestionForm, HeldoutSubjects, CleaningSteps, ArticleFiles, Stage):
     SCRIPT = "data/train_tokenizer.py"
     tokenizer_path: str = setting("data/tokenizer.tiktoken", "where the trained tokenizer is written")
     tokenizer_vocab: int = setting(8192, "ids of the trained tokenizer, its 3 special ids counted", low=1)
@@ -227,15 +241,15 @@ class PrepareSftSettings(RowSettings, HeldoutSubjects, QuestionFiles, Stage):
     SCRIPT = "data/prepare_sft.py"
     text_field: str = same_as(ArticleFiles, "text_field")
     plain_text: bool = same_as(ArticleFiles, "plain_text")
-    encoding: str = same_as(ArticleFiles, "encoding")
     clean: list[str] = same_as(CleaningSteps, "clean")
     sft_data_dir: str = setting("data/processed_sft", "folder of the fine-tuning rows")
     test_share: float = share(0.05, "share of subjects in the test part where no heldout file is given")
     turns: str = setting(
         "each",
-        "rows of a chat: each turn, the first alone, or joined with the turns before it in the question",
+        "rows of a chat: each turn alone, the first alone, or joined (all turns in one row)",
         ["each", "first", "joined"],
     )
+    system: str = setting("drop", "system messages: drop, or keep them at the head of their rows", ["drop", "keep"])
 
 
 @dataclass
@@ -453,7 +467,7 @@ EXPERIMENT_FILES = [
 
 
 @dataclass
-class ExperimentSettings(CleaningSteps, ArticleFiles, Stage):
+class ExperimentSettings(QuestionForm, CleaningSteps, ArticleFiles, Stage):
     SCRIPT = "experiments/run.py"
     input_dir: list[str] = same_as(ArticleFiles, "input_dir", EXPERIMENT_FILES)
     qa_files: list[str] = same_as(QuestionFiles, "qa_files")

@@ -4,7 +4,7 @@ import contextlib
 
 import numpy as np
 
-from data_utils import split_row
+from data_utils import row_prompts, turn_places
 from minigpt.device import explain_out_of_memory
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.likelihood import likelihood
@@ -50,8 +50,8 @@ def sample_line(run):
     if not prompt:
         row = data.val[0][:SAMPLE_PROMPT_TOKENS].tolist()
         if data.meta["stage"] == "sft":
-            full = data.val[0].tolist()
-            row = full[: full.index(data.tokenizer.answer_id)]
+            _, mark, _ = turn_places(data.val[0], data.meta["special_ids"])[0]
+            row = data.val[0][:mark].tolist()
         prompt = data.tokenizer.decode(row)
     with generator_of(run, max_batch=1) as generator:
         (text,) = generator.generate([prompt], SAMPLE_PARAMS)
@@ -70,12 +70,13 @@ def answered_share_of(run):
 def answered_share(generator, rows, meta, n=QUESTIONS_ASKED):
     """Share, 0 to 1, of n fine-tuning rows (rows, block_size) that a greedy answer repeats word for word.
 
-    generator: a `TextGenerator`. The n rows (all, where there are fewer) are spread evenly over the file.
+    generator: a `TextGenerator`. The n rows (all, where there are fewer) are spread evenly over the file. Of a row of
+    several turns, the last question is asked, behind the turns before it.
     """
     tokenizer = generator.tokenizer
     places = np.linspace(0, len(rows) - 1, min(n, len(rows))).astype(int)
-    pairs = [split_row(row, meta["special_ids"]) for row in rows[places]]
-    prompts = [[*question, tokenizer.answer_id] for question, _ in pairs]
+    pairs = [row_prompts(row, meta["special_ids"])[-1] for row in rows[places]]
+    prompts = [prompt for prompt, _ in pairs]
     # One token more than the answer shows whether the model stops where the answer ends.
     params = [SamplingParams(temperature=0.0, max_new_tokens=len(answer) + 1) for _, answer in pairs]
     texts = generator.generate(prompts, params)

@@ -203,8 +203,16 @@ def test_the_order_of_the_steps_does_not_depend_on_the_setting():
 def test_questions_are_prepared_in_the_characters_of_the_articles(tmp_path, script):
     write_jsonl(tmp_path / "wiki/a.jsonl", [{"id": 1, "title": "鐵橋", "text": "鐵橋在河上。"}])
     write_jsonl(tmp_path / "qa.jsonl", [{"question": "鐵橋在哪\u200b裡？", "answer": "鐵橋在Ａ河上。", "id": 1}])
+    with open(tmp_path / "qa.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"question": "河？", "answer": "河。"}\n')  # the train part
     (tmp_path / "held.txt").write_text("铁桥\n", encoding="utf-8")
-    flags = ["--qa_files=qa.jsonl", "--articles=wiki", "--clean=controls,widths,simplify", "--heldout=held.txt"]
+    flags = [
+        "--qa_files=qa.jsonl",
+        "--articles=wiki",
+        "--clean=controls,widths,simplify",
+        "--heldout=held.txt",
+        "--val_share=0",
+    ]
     run = script("data/prepare_sft.py", *flags)
     assert run.returncode == 0, run.stderr
     from data_utils import open_rows

@@ -243,7 +243,7 @@ def test_an_empty_prompt_starts_a_text():
     assert made.generate([""], GREEDY) == [text_of(plain_greedy(made.model, [EOT], 12))]
 
 
-def test_the_last_question_of_a_chat_looks_as_in_training_and_earlier_turns_are_lines():
+def test_the_last_question_of_a_chat_looks_as_in_training_and_earlier_turns_end_with_eot():
     made, encode = generator(stage="sft"), TOKENIZER.encode
 
     def said(*turns):
@@ -251,7 +251,7 @@ def test_the_last_question_of_a_chat_looks_as_in_training_and_earlier_turns_are_
 
     assert said(("user", "河的桥？")) == made.prompt_ids("河的桥？") == [*encode("河的桥？"), MARK]
     turns = [("system", "要短。"), ("user", "甲？"), ("assistant", "乙。"), ("user", "丙？")]
-    expected = [*encode("要短。\n甲？"), MARK, *encode("乙。\n丙？"), MARK]
+    expected = [*encode("要短。\n甲？"), MARK, *encode("乙。"), EOT, *encode("丙？"), MARK]
     assert said(*turns) == expected
     assert said(("user", "用##吗")) == [*encode("用"), 35, 35, *encode("吗"), MARK]
     assert said(("user", "甲？"), ("assistant", "乙")) == [*encode("甲？"), MARK, *encode("乙")]
