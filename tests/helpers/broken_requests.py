@@ -20,15 +20,16 @@ LIMIT_FLAGS = [
     "--max_body_bytes=50000",
 ]
 TOO_LONG = "a" * 2000
+HUGE = (10**30, 1e300)
 WRONG = {
     "number": ["1", [], {}, True, -1e9, 1e9, "NaN", 10**40],
-    "integer": ["1", [], {}, False, 1.5, 10**30, -(10**30), 1e300],
+    "integer": ["1", [], {}, False, 1.5, -(10**30), *HUGE],
     "boolean": [0, 1, "true", [], {}],
     "string": [1, True, [], {}, "\ud800", TOO_LONG],
     "object": [1, "x", [], True],
     "array": [1, {}, True],
 }
-TYPO = "abcdefghijklmnopqrstuvwxyz_-.$ 从\x00\ud83d"
+MISSPELT = "_-.$ 从\x00\ud83d"  # a name with one of these between its letters is taken for a misspelt one
 
 
 def wrong_values(schema):
@@ -39,7 +40,8 @@ def wrong_values(schema):
     if "oneOf" in choices[0]:  # text or a list
         return [1, True, {}, ["a"] * 2000, [{}], [None], "a" * 2000, "\udfff", [["\udfff"]]]
     (schema,) = choices
-    return [value for value in WRONG[schema.get("type", "object")] if value != TOO_LONG or "maxLength" in schema]
+    values = [value for value in WRONG[schema.get("type", "object")] if value != TOO_LONG or "maxLength" in schema]
+    return values if schema.get("type") != "integer" or "maximum" in schema else [v for v in values if v not in HUGE]
 
 
 def wrong_field(chance, path):
@@ -47,7 +49,9 @@ def wrong_field(chance, path):
     schema, body = SCHEMAS[path], dict(VALID[path])
     kind = chance.random()
     if kind < 0.15:
-        name = "x" + "".join(chance.choices(TYPO, k=chance.randint(1, 30)))
+        known = chance.choice([name for name in schema["properties"] if len(name) > 3])
+        at = chance.randint(1, len(known) - 1)
+        name = known[:at] + chance.choice(MISSPELT) + known[at:]
         body[name] = chance.choice([1, "a", None, [], {}])
     elif kind < 0.25:
         name = chance.choice(schema["required"])
@@ -62,10 +66,11 @@ def wrong_field(chance, path):
                 [{"role": "user"}],
                 [{"role": "robot", "content": "a"}],
                 [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}],
-                [{"role": "assistant", "content": "a"}],
-                [{"role": "user", "content": "a", "xname": "b"}],
+                [{"role": "assistant", "content": 1}],
+                [{"role": "system", "content": None}],
+                [{"role": "user", "content": "a", "rolle": "b"}],
+                [{"role": "user", "content": [{"type": "text"}]}],
                 [{"role": "user", "content": "a" * 600}] * 2,
-                [{"role": "user", "content": "a"}] * 300,
             ]
         )
     else:
