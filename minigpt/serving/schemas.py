@@ -167,8 +167,8 @@ def one_of(wanted, **types):
 def not_supported(name, neutral):
     """Type of a field that is not supported: it takes only the values that change nothing."""
     reason = NOT_SUPPORTED["reasons"].get(name, "not supported here")
-    shown = [f"give {json.dumps(value)}" for value in neutral if value]
-    message = f"{reason}: {' or '.join(['leave it out', *shown])}"
+    instead = next((f" or give {json.dumps(value)}" for value in neutral if value), "")
+    message = f"{reason}; leave it out{instead}"
 
     def check(value):
         # In Python, but not in JSON, True equals 1.
@@ -189,7 +189,7 @@ def add_unsupported_fields(cls):
 def refuse_media(kind):
     """Raise ValueError if the type of a message's part is not text."""
     if isinstance(kind, str) and kind in MEDIA_PARTS:
-        raise ValueError(f"these models read text only: leave the {MEDIA_PARTS[kind]} out")
+        raise ValueError(f"these models read text only; leave the {MEDIA_PARTS[kind]} out")
     return kind
 
 
