@@ -316,7 +316,7 @@ class TextGenerator:
         if params.needs_whole_prompt:
             longest = block_size
             if len(ids) > longest:
-                raise UserError(f"{len(ids)} tokens do not fit into the model's {longest} positions; shorten the text")
+                raise UserError(f"a prompt of {len(ids)} tokens does not fit into the model's {longest}; shorten it")
         return Stream(ids[-longest:], len(ids) > longest, params, self.tokenizer, self.engine.cancellations)
 
     def generate(self, prompts, params, progress=None):

@@ -148,7 +148,7 @@ def test_a_prompt_whose_every_token_is_asked_about_is_not_cut():
     embedding = SamplingParams(max_new_tokens=0, embedding=True)
     for params in (ASKED, replace(ASKED, max_new_tokens=0), replace(ASKED, max_new_tokens=1), embedding):
         assert not made.new_stream([1] * 32, params).prompt_cut
-        with pytest.raises(UserError, match="33 tokens do not fit into the model's 32 positions"):
+        with pytest.raises(UserError, match="33 tokens does not fit into the model's 32;"):
             made.new_stream([1] * 33, params)
         assert made.new_stream([1] * 33, replace(params, prompt_logprobs=None, embedding=False)).prompt_cut
     (stream,) = run(made.model, [random_ids(32).tolist()], replace(ASKED, top_k=1))
