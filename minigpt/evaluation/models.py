@@ -102,7 +102,7 @@ class RemoteModel:
             return None
         fields = asdict(params)
         # Not every server knows these, which are off by default.
-        for name in ("stop", "min_p", "presence_penalty", "logprobs", "prompt_logprobs"):
+        for name in ("stop", "min_p", "presence_penalty", "logprobs", "prompt_logprobs", "embedding"):
             if not fields[name]:
                 del fields[name]
         fields["max_tokens"] = fields.pop("max_new_tokens")

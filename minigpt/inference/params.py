@@ -28,6 +28,7 @@ class SamplingParams:
     logprobs: None, or the number of most likely alternatives, from 0 to MAX_LOGPROBS, that are given with each new
         token's log probability
     prompt_logprobs: the same for the tokens of the prompt
+    embedding: whether the prompt's embedding is computed
     """
 
     temperature: float = 0.1
@@ -42,6 +43,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    embedding: bool = False
 
     def __post_init__(self):
         for name, valid, wanted in (
@@ -56,6 +58,11 @@ class SamplingParams:
         ):
             if not valid:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be {wanted}")
+
+    @property
+    def needs_whole_prompt(self):
+        """Whether something is asked of every token of the prompt, so that none may be cut off."""
+        return self.prompt_logprobs is not None or self.embedding
 
     @classmethod
     def from_settings(cls, settings):

@@ -10,11 +10,12 @@ from werkzeug.exceptions import HTTPException
 
 from minigpt.common.net import LOCAL_HOST_NAMES, LOOPBACK_HOSTS, host_name
 from minigpt.serving.counters import Counters
-from minigpt.serving.errors import ApiError, read_json, to_event, to_json
+from minigpt.serving.errors import ApiError, blamed_on, read_json, to_event, to_json
 from minigpt.serving.openai_api import OpenAIAnswer, list_models, model_entry
 from minigpt.serving.openapi import describe_api
 from minigpt.serving.request import Admission, ClientGone, RunningRequest
 from minigpt.serving.schemas import parse_request, request_models
+from minigpt.serving.text_tools import EMBEDDING, describe_tokenizer, embed, tokenize
 
 PATHS_WITHOUT_KEY = ("/", "/health")
 MAX_NAMED_FIELDS = 20  # in the header X-Ignored-Fields
@@ -59,6 +60,7 @@ def create_app(models, settings, api_key=""):
     app.register_error_handler(Exception, lambda error: error_response(app, error))
     add_pages(app, bool(api_key))
     add_generation(app)
+    add_text_tools(app)
     return app
 
 
@@ -124,10 +126,44 @@ def add_generation(app):
         return openai_response(service, body, [service.models[model].prompt_ids(body.conversation)], chat=True)
 
 
+def add_text_tools(app):
+    """Add the routes for tokens and embeddings. Without a model's name they take the first model."""
+    service = app.service
+
+    def generator_of(name):
+        return service.models[check_model(service, name or next(iter(service.models)))]
+
+    @app.get("/tokenizer_info")
+    def tokenizer_info():
+        return json_response(describe_tokenizer(generator_of(request.args.get("model"))))
+
+    @app.post("/tokenize")
+    def tokens():
+        body = read_body(service)
+        return json_response(tokenize(generator_of(body.model), body))
+
+    @app.post("/detokenize")
+    def detokenize():
+        body = read_body(service)
+        tokenizer = generator_of(body.model).tokenizer
+        return json_response({"prompt": tokenizer.decode(body.known_tokens(tokenizer.n_vocab))})
+
+    @app.post("/v1/embeddings")
+    def embeddings():
+        body = read_body(service)
+
+        def start(prompts):
+            return start_request(service, body.model, prompts, [EMBEDDING])
+
+        return json_response(embed(generator_of(body.model), body, start, service.admission.max_batch))
+
+
 def openai_response(service, body, prompts, chat):
     """The response, in OpenAI's form, to a completion or chat completion request."""
-    running = start_request(service, body.model, prompts, body.choices_params)
-    answer = OpenAIAnswer(body.model, chat)
+    with blamed_on("prompt"):
+        running = start_request(service, body.model, prompts, body.choices_params)
+    echo = not chat and bool(body.echo)
+    answer = OpenAIAnswer(body.model, chat, service.models[body.model].tokenizer, echo)
     if body.stream:
         include_usage = bool(body.stream_options and body.stream_options.include_usage)
         events = answer.events(running, include_usage)
@@ -203,7 +239,7 @@ def stream_response(service, running, chunks, content_type):
             yield from chunks
         except ClientGone:
             return
-        except RuntimeError:
+        except (RuntimeError, ApiError):
             # The engine failed after the status was sent. Events can report the error; plain text can only break off.
             service.counters.stream_failed(route)
             if not is_events:

@@ -2,6 +2,9 @@
 
 import json
 import math
+from contextlib import contextmanager
+
+from minigpt.common.errors import UserError
 
 
 class ApiError(Exception):
@@ -25,6 +28,15 @@ class ApiError(Exception):
     def body(self):
         """The error as OpenAI writes it."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+@contextmanager
+def blamed_on(field):
+    """Turn a UserError within the block into an ApiError (400) about this field."""
+    try:
+        yield
+    except UserError as error:
+        raise ApiError(400, str(error), field) from None
 
 
 def to_json(values):

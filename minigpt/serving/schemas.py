@@ -22,7 +22,7 @@ from pydantic import (
 )
 from rapidfuzz.distance import OSA
 
-from minigpt.inference.params import SamplingParams
+from minigpt.inference.params import MAX_LOGPROBS, SamplingParams
 from minigpt.serving.errors import ApiError
 
 NOT_SUPPORTED = tomllib.loads(Path(__file__).with_name("not_supported.toml").read_text(encoding="utf-8"))
@@ -30,6 +30,7 @@ DEFAULTS = SamplingParams()
 N_SEEDS = 2**63  # SamplingParams takes 0 to N_SEEDS - 1
 MAX_MESSAGES = 4096
 MAX_STOP_STRINGS = 16
+MAX_EMBEDDED_TEXTS = 2048  # of one request, as OpenAI's
 MAX_SHOWN_CHARS = 64  # of a client's value or field name in an error message
 MAX_IGNORED_FIELDS = 100  # of a body; beyond these, unknown fields are neither named nor compared with known ones
 # A name of at least so many letters and digits may have so many mistakes to be taken for a misspelt one.
@@ -193,6 +194,7 @@ def refuse_media(kind):
     return kind
 
 
+Alternatives = integer(0, MAX_LOGPROBS) | None
 ModelName = Annotated[str, Field(max_length=512)]
 StopText = Annotated[str, Field(max_length=256)]
 
@@ -331,15 +333,28 @@ def request_models(settings):
             lists=array(TokenIds, 1, settings.max_batch),
         ) = Field(description=f"text, token ids, or a list of up to {settings.max_batch} of either")
         n: Choices = Field(1, description=choices_help)
+        logprobs: Alternatives = Field(
+            None, description="log probabilities of the tokens, and so many of the likeliest ones at each place"
+        )
+        echo: bool | None = Field(
+            False, description="begin the answer with the prompt, and its log probabilities with the prompt's"
+        )
+        best_of: integer(1, settings.max_batch) | None = Field(None, description="as many as n: all are returned")
+
+        @model_validator(mode="after")
+        def check_best_of(self):
+            if self.best_of is not None and self.best_of != self.n:
+                raise ApiError(400, f"only n ({self.n}) is supported; leave it out", "best_of")
+            return self
+
+        @property
+        def sampling_params(self):
+            of_prompt = self.logprobs if self.echo else None
+            return replace(super().sampling_params, logprobs=self.logprobs, prompt_logprobs=of_prompt)
 
         def prompts(self, n_vocab):
             """The prompts, each text or a list of ids. Raises ApiError where they are too long or an id is unknown."""
-            prompts = self.prompt if json_kind(self.prompt) in ("list", "lists") else [self.prompt]
-            for i, ids in enumerate(prompts):
-                for j, token in enumerate(ids if isinstance(ids, list) else ()):
-                    if token >= n_vocab:
-                        where = f"prompt[{j}]" if prompts[0] is self.prompt else f"prompt[{i}][{j}]"
-                        raise ApiError(400, f"there is no token {token}; the vocabulary has {n_vocab}", where)
+            prompts = one_or_several("prompt", self.prompt, n_vocab)
             check_length("prompt", sum(map(len, prompts)), settings)
             if len(prompts) * self.n > settings.max_batch:
                 message = f"{self.n} answers to each of {len(prompts)} prompts are more than {settings.max_batch}"
@@ -375,6 +390,20 @@ def request_models(settings):
             description="the conversation so far; an assistant's message at its end is continued"
         )
         n: Choices = Field(1, description=choices_help)
+        logprobs: bool | None = Field(False, description="log probabilities of the tokens")
+        top_logprobs: Alternatives = Field(
+            None, description="so many of the likeliest tokens at each place; only together with logprobs: true"
+        )
+
+        @model_validator(mode="after")
+        def check_top_logprobs(self):
+            if self.top_logprobs and not self.logprobs:
+                raise ApiError(400, "only together with logprobs: true", "top_logprobs")
+            return self
+
+        @property
+        def sampling_params(self):
+            return replace(super().sampling_params, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
 
         @model_validator(mode="after")
         def check_messages(self):
@@ -394,11 +423,71 @@ def request_models(settings):
             roles = {"function": "tool"}  # the older name
             return [{"role": roles.get(m.role, m.role), "content": m.text} for m in self.messages]
 
+    class EmbeddingRequest(RequestObject):
+        """Body of POST /v1/embeddings."""
+
+        model: ModelName = Field(description="a model's id, as /v1/models lists them")
+        input: one_of(
+            "text, a list of token ids, or a list of either",
+            text=Text,
+            list=array(Text, 1, MAX_EMBEDDED_TEXTS),
+            ids=TokenIds,
+            lists=array(TokenIds, 1, MAX_EMBEDDED_TEXTS),
+        ) = Field(description=f"text, token ids, or a list of up to {MAX_EMBEDDED_TEXTS} of either")
+        encoding_format: Literal["float", "base64"] | None = Field("float", description="base64: float32 numbers")
+        dimensions: integer(1, 2**31 - 1) | None = Field(None, description="only the model's own width")
+
+        def prompts(self, n_vocab):
+            """The inputs, each text or a list of ids. Raises ApiError where an id is unknown."""
+            hint = "; send text, or ids of this model (LangChain: check_embedding_ctx_length=False)"
+            return one_or_several("input", self.input, n_vocab, hint)
+
+    class TokenizeRequest(RequestObject):
+        """Body of POST /tokenize: a prompt or messages."""
+
+        model: ModelName | None = Field(None, description="a model's id; the first model if left out")
+        prompt: Text | None = Field(None, description="for a fine-tuned model, ## in it is the answer mark")
+        messages: array(Message, 1, MAX_MESSAGES) | None = Field(None, description="in place of a prompt")
+        add_special_tokens: bool | None = Field(True, description="without effect: no token is added to a text")
+        return_token_strs: bool | None = Field(False, description="also the text of each token")
+        conversation = ChatCompletionRequest.conversation
+
+        @model_validator(mode="after")
+        def check_kind(self):
+            if (self.prompt is None) == (self.messages is None):
+                raise ApiError(400, "give either prompt or messages", "prompt")
+            check_length("messages", sum(len(message.text) for message in self.messages or ()), settings)
+            return self
+
+    class DetokenizeRequest(RequestObject):
+        """Body of POST /detokenize."""
+
+        model: ModelName | None = Field(None, description="a model's id; the first model if left out")
+        tokens: array(integer(0, 2**31 - 1), 0, settings.max_prompt_chars) = Field(description="token ids")
+
+        def known_tokens(self, n_vocab):
+            """The ids. Raises ApiError where one is unknown."""
+            return one_or_several("tokens", self.tokens, n_vocab)[0] if self.tokens else []
+
     return {
         "/generate": GenerateRequest,
         "/v1/completions": CompletionRequest,
         "/v1/chat/completions": ChatCompletionRequest,
+        "/v1/embeddings": EmbeddingRequest,
+        "/tokenize": TokenizeRequest,
+        "/detokenize": DetokenizeRequest,
     }
+
+
+def one_or_several(field, value, n_vocab, hint=""):
+    """The texts and lists of ids of a field that has one or several. Raises ApiError for an id that is unknown."""
+    values = value if json_kind(value) in ("list", "lists") else [value]
+    for i, ids in enumerate(values):
+        for j, token in enumerate(ids if isinstance(ids, list) else ()):
+            if token >= n_vocab:
+                where = f"{field}[{j}]" if values[0] is value else f"{field}[{i}][{j}]"
+                raise ApiError(400, f"there is no token {token}; the vocabulary has {n_vocab}{hint}", where)
+    return values
 
 
 def check_length(where, length, settings):
