@@ -210,7 +210,7 @@ def test_a_request_that_reaches_its_time_limit_returns_what_was_generated(hurrie
 def test_a_wrong_path_method_or_body_is_a_json_error(server):
     cases = [
         (404, "GET", "/nothing", None, {}, "path"),
-        (404, "POST", "/v1/embeddings", {}, {}, "path"),
+        (404, "POST", "/v1/images", {}, {}, "path"),
         (405, "GET", "/generate", None, {}, "method"),
         (405, "DELETE", "/v1/models", None, {}, "method"),
         (405, "POST", "/health", {}, {}, "method"),

@@ -18,11 +18,12 @@ from minigpt.serving.request import Admission
 from minigpt.serving.schemas import N_SEEDS, NOT_SUPPORTED, parse_request, request_models
 from minigpt.settings.stages import ServerSettings
 
-MODELS = request_models(ServerSettings(max_prompt_chars=100, max_tokens_limit=50, max_batch=3))
+LIMITS = ServerSettings(max_prompt_chars=100, max_tokens_limit=50, max_batch=3)
 N_VOCAB = 1000
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "问"}]}
 COMPLETION = {"model": "m", "prompt": "从"}
 VALID = {"/generate": {"prompt": "从"}, "/v1/completions": COMPLETION, "/v1/chat/completions": CHAT}
+MODELS = {path: model for path, model in request_models(LIMITS).items() if path in VALID}  # of those that generate
 
 
 def parsed(path, **fields):
