@@ -4,6 +4,7 @@ import base64
 import json
 from contextlib import contextmanager
 from itertools import chain
+from types import SimpleNamespace
 
 import jinja2
 import numpy as np
@@ -15,7 +16,11 @@ from serving_fakes import __file__ as fake
 from tiny import EOT, MARK, PAD, random_ids, tiny_model, tiny_tokenizer
 
 from minigpt.inference.engine import TextGenerator
+from minigpt.inference.params import SamplingParams
 from minigpt.serving import create_app
+from minigpt.serving.choices import Choice
+from minigpt.serving.errors import ApiError
+from minigpt.serving.text_tools import embed
 from minigpt.settings.stages import ServerSettings
 
 pytestmark = pytest.mark.numeric
@@ -141,6 +146,20 @@ def test_chats_give_the_same_log_probabilities_whole_and_in_a_stream(client, gen
         assert all(len(entry["top_logprobs"]) == top for entry in content)
     silent = answer(client, "/v1/chat/completions", **{**fields, "logprobs": False})["choices"][0]
     assert silent["logprobs"] is None
+
+
+def test_a_request_that_ended_before_its_prompt_was_computed_is_no_answer():
+    params = SamplingParams(max_new_tokens=0, logprobs=0, prompt_logprobs=0)
+    unread = SimpleNamespace(prompt=[65], params=params, logprobs=[], prompt_logprobs=[], embedding=None)
+    running = SimpleNamespace(streams=[unread], prompt_tokens=1, wait_for_texts=lambda: None, close=lambda: None)
+    body = SimpleNamespace(dimensions=None, prompts=lambda n_vocab: ["A"])
+    for ask in (
+        lambda: Choice(unread, TOKENIZER, chat=False, echo=True).take("", True),
+        lambda: embed(TextGenerator(tiny_model(), TOKENIZER, "pretrain"), body, lambda prompts: running, 4),
+    ):
+        with pytest.raises(ApiError) as error:
+            ask()
+        assert error.value.status == 503
 
 
 def test_no_tokens_are_generated_for_max_tokens_0(client):
