@@ -39,7 +39,8 @@ class Tokenizer:
     """A byte-pair tokenizer and its three special ids.
 
     name: "gpt2", or the trained file's name; vocabulary: the bytes of its `.tiktoken` file; sha256: of these bytes,
-    by which data and checkpoints are matched; n_vocab: number of ids; eot_id, pad_id, answer_id: the special ids.
+    by which data and checkpoints are matched; n_vocab: number of ids; eot_id, pad_id, answer_id: the special ids;
+    special_texts: {id: how it is written} of those that stand for no text.
     """
 
     def __init__(self, name, vocabulary):
@@ -60,6 +61,7 @@ class Tokenizer:
         shown = {"<|endoftext|>": self.eot_id, "<|pad|>": self.pad_id}
         if self.answer_id not in ranks.values():
             shown["<|answer|>"] = self.answer_id
+        self.special_texts = {token_id: text for text, token_id in shown.items()}
         try:
             self._encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=shown)
         except ValueError:
@@ -122,6 +124,11 @@ class Tokenizer:
         if stripped.endswith(ANSWER_TEXT):
             return [*self.encode(stripped[: -len(ANSWER_TEXT)].rstrip()), self.answer_id]
         return [*self.encode(stripped), self.answer_id] if answer else self.encode(text)
+
+    def encode_marked(self, text):
+        """Ids of a text in which every `##` is the answer mark, such as a row of fine-tuning data."""
+        *parts, last = text.split(ANSWER_TEXT)
+        return [token_id for part in parts for token_id in self.encode_prompt(part, answer=True)] + self.encode(last)
 
     def token_bytes(self, token_id):
         """Bytes that one id stands for; b"" for EOT, PAD and ids that the vocabulary does not have."""

@@ -14,7 +14,7 @@ import gradio as gr
 from minigpt.arena.problems import describe_error
 from minigpt.arena_ui.i18n import PREFIX, TEXTS, fill_text, language_of
 from minigpt.common.errors import UserError
-from minigpt.common.net import LOOPBACK_HOSTS
+from minigpt.common.net import LOOPBACK_HOSTS, host_name
 
 # Headers by which a proxy or tunnel on this machine shows that the request came from another one.
 FORWARDING_HEADERS = ("forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip")
@@ -70,11 +70,6 @@ def explain_error(request, error):
 def warning_line(request, error):
     """An exception as a status line."""
     return f"⚠ {explain_error(request, error)}"
-
-
-def host_name(header):
-    """The name in a Host header, without port and brackets."""
-    return header.rsplit(":", 1)[0].strip("[]")
 
 
 def is_trusted(request):

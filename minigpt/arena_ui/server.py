@@ -15,9 +15,8 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
 from minigpt.arena_ui.bootstrap import GRADIO_FOLDER
-from minigpt.arena_ui.common import host_name
 from minigpt.arena_ui.i18n import ChineseLocales, translations
-from minigpt.common.net import LOOPBACK_HOSTS
+from minigpt.common.net import LOCAL_HOST_NAMES, LOOPBACK_HOSTS, host_name
 
 MAX_HANDLER_THREADS = 256  # each answer that is being generated occupies one
 MAX_UPLOAD = "8mb"
@@ -55,7 +54,7 @@ class Guard:
         """(status, message), or None if the request is allowed."""
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
         host, path = headers.get("host", ""), scope["path"]
-        if self.local and host_name(host) not in LOOPBACK_HOSTS:
+        if self.local and host_name(host) not in LOCAL_HOST_NAMES:
             return 403, "this page is for this machine only: open it as http://127.0.0.1, or start it with --host"
         origin = headers.get("origin")
         if origin and urlsplit(origin).netloc != host:

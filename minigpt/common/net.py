@@ -11,7 +11,14 @@ from email.utils import mktime_tz, parsedate_tz
 from minigpt.common.errors import UserError
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+# Names in the Host header of requests that come from this machine: also a container's names of the machine it runs on.
+LOCAL_HOST_NAMES = (*LOOPBACK_HOSTS, "host.docker.internal", "host.containers.internal")
 MINIGPT_OWNER = "minigpt"  # `owned_by` of this project's models in OpenAI's list of models
+
+
+def host_name(header):
+    """The name in a Host header, in lower case, without port and brackets."""
+    return re.sub(r":\d*$", "", header).strip("[]").lower()
 
 
 def announce_server(title, host, port, protected, protection):

@@ -100,7 +100,11 @@ class RemoteModel:
     def _answer(self, prompt, params):
         if self.stopping:
             return None
-        fields = {name: value for name, value in asdict(params).items() if value != ()}
+        fields = asdict(params)
+        # Not every server knows these, which are off by default.
+        for name in ("stop", "min_p", "presence_penalty", "logprobs", "prompt_logprobs", "embedding"):
+            if not fields[name]:
+                del fields[name]
         fields["max_tokens"] = fields.pop("max_new_tokens")
         # Our own server's completions add the answer mark, or continue an article, as `LocalModel` does.
         if isinstance(prompt, str) and self.is_minigpt:

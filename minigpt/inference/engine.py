@@ -10,12 +10,14 @@ import time
 from collections import deque
 
 import torch
+from torch.nn import functional as F
 
 from minigpt.checkpoint import open_model
 from minigpt.common.errors import UserError, first_line
 from minigpt.common.streams import TextStream
 from minigpt.corpus.chat import chat_ids
 from minigpt.device import pick_device
+from minigpt.inference.logprobs import TokenLogprob, pick_logprobs, prompt_logprobs
 from minigpt.inference.model_runner import PASS_KINDS, ModelRunner
 from minigpt.inference.quantize import choose_weight_type
 from minigpt.inference.sampling import Sampler, sample_tokens
@@ -63,6 +65,8 @@ class Stream(TextStream):
     prompt: token ids; prompt_cut: whether the beginning of the prompt was cut off, because it was too long.
     finish_reason: "stop" (EOT or a stop string), "length" (max_new_tokens or the end of the block), "cancelled" or
     "error"; None while the request waits or runs.
+    prompt_logprobs, logprobs: lists of `TokenLogprob` where the parameters ask for them; embedding: list of floats.
+    An EOT that ends the answer is the last of logprobs; a token that lies wholly behind a stop string is none of them.
     """
 
     def __init__(self, ids, prompt_cut, params, tokenizer, cancellations):
@@ -72,7 +76,10 @@ class Stream(TextStream):
         self.params = params
         self.sampler = Sampler(params, ids)
         self.last_id = None
+        self.prompt_logprobs, self.logprobs, self.embedding = [], [], None
+        self._decoded = self._passed_on = 0  # characters of the answer, and those of them before a stop string
         self._cancellations = cancellations
+        self.tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer)
         self._stops = StopStringFilter(params.stop)
 
@@ -93,11 +100,21 @@ class Stream(TextStream):
             return self.finish("stop")
         self.completion_tokens += 1
         self.last_id = token_id
-        self.put(self._stops.feed(self._decoder.feed(token_id)))
+        text = self._decoder.feed(token_id)
+        passed_on = self._stops.feed(text)
+        self._decoded += len(text)
+        self._passed_on += len(passed_on)
+        if self._stops.found:  # a new list, since the reader may be reading the old one
+            self.logprobs = [token for token in self.logprobs if token.start < self._passed_on]
+        self.put(passed_on)
         if self._stops.found:
             return self.finish("stop")
         if self.completion_tokens >= self.params.max_new_tokens or self.position + 1 >= block_size:
             return self.finish("length")
+
+    def add_logprob(self, token_id, logprob, top):
+        """Add the log probability of the token that `add_token` is about to add."""
+        self.logprobs.append(TokenLogprob(token_id, logprob, top, self._decoded))
 
     def finish(self, reason, error=None):
         """End the stream with a finish_reason; error: the exception for reason "error"."""
@@ -147,7 +164,9 @@ class Engine:
         others_run = bool(self.rows)
         while group := self.pop_waiting():
             self.rows += group
-            self.add_tokens(group, self.runner.prefill([stream.prompt for stream in group]))
+            generating, logits = self.prefill(group)
+            if generating:
+                self.add_tokens(generating, logits)
             self.remove_finished()
             if others_run:
                 return
@@ -160,18 +179,51 @@ class Engine:
             if group and longest * (len(group) + 1) > MAX_PREFILL_TOKENS:
                 break
             stream = self.waiting.popleft()
-            if stream.params.max_new_tokens < 1:
+            if stream.params.max_new_tokens < 1 and not stream.params.needs_whole_prompt:
                 stream.finish("length")
             else:
                 group.append(stream)
         return group
 
+    def prefill(self, streams):
+        """Prefill the prompts of streams, and give them what they ask about their prompts.
+
+        Returns the n streams that generate text, and logits (n, V) after their prompts, None if n is 0.
+        """
+        prompts = [stream.prompt for stream in streams]
+        if not any(stream.params.needs_whole_prompt for stream in streams):
+            return streams, self.runner.prefill(prompts)
+        states = self.runner.prefill_states(prompts)
+        for stream, row in zip(streams, states, strict=True):
+            self.read_prompt(stream, row[: stream.prompt_tokens])
+            if stream.params.max_new_tokens < 1:
+                stream.finish("length")
+        rows = [i for i, stream in enumerate(streams) if stream.finish_reason is None]
+        last = states[rows, [streams[i].prompt_tokens - 1 for i in rows]]
+        return [streams[i] for i in rows], self.runner.model.lm_head(last) if rows else None
+
+    def read_prompt(self, stream, states):
+        """Compute what a stream asks about its prompt from the prompt's states (T, C)."""
+        count = stream.params.prompt_logprobs
+        if count is not None:
+            found = prompt_logprobs(self.runner.model, states, stream.prompt, count, stream.tokenizer)
+            stream.prompt_logprobs = found
+        if stream.params.embedding:
+            stream.embedding = F.normalize(states.float().mean(dim=0), dim=0).tolist()
+
     def add_tokens(self, streams, logits):
         """Sample the next token of each of n streams from logits (n, V), and add it to the stream."""
+        wanted = [i for i, stream in enumerate(streams) if stream.params.logprobs is not None]
+        unchanged = logits[wanted] if wanted else None  # a copy
         logits = logits[:, : self.n_vocab].float()
         for token_id in self.forbidden:
             logits[:, token_id] = -torch.inf
         chosen = self.choose(logits, [s.sampler for s in streams])
+        if wanted:
+            ids, counts = [chosen[i] for i in wanted], [streams[i].params.logprobs for i in wanted]
+            picked = pick_logprobs(unchanged, ids, counts, self.n_vocab)
+            for i, token_id, pair in zip(wanted, ids, picked, strict=True):
+                streams[i].add_logprob(token_id, *pair)
         for stream, token_id in zip(streams, chosen, strict=True):
             stream.add_token(token_id, self.eot_id, self.block_size)
 
@@ -238,13 +290,18 @@ class TextGenerator:
         """The `Stream` of a prompt (text, or a list of ids), not yet queued. Raises UserError for unknown ids.
 
         A prompt that is too long loses its beginning. The rest leaves room for an answer of max_new_tokens, or of
-        MAX_RESERVED_SHARE of the block if that is less.
+        MAX_RESERVED_SHARE of the block if that is less. Parameters that need the whole prompt reserve nothing, and a
+        prompt longer than the block is a UserError.
         """
         ids = self.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt) or [self.tokenizer.eot_id]
         block_size = self.model.config.block_size
         if not all(0 <= token_id < self.tokenizer.n_vocab for token_id in ids):
             raise UserError(f"a prompt has ids that are not in the vocabulary (0 to {self.tokenizer.n_vocab - 1})")
-        longest = block_size - max(1, min(params.max_new_tokens, int(block_size * MAX_RESERVED_SHARE)))
+        longest = block_size - min(params.max_new_tokens, max(1, int(block_size * MAX_RESERVED_SHARE)))
+        if params.needs_whole_prompt:
+            longest = block_size
+            if len(ids) > longest:
+                raise UserError(f"a prompt of {len(ids)} tokens does not fit into the model's {longest}; shorten it")
         return Stream(ids[-longest:], len(ids) > longest, params, self.tokenizer, self.engine.cancellations)
 
     def generate(self, prompts, params, progress=None):

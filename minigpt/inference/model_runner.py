@@ -78,6 +78,14 @@ class ModelRunner:
 
     def prefill(self, prompts):
         """Add sequences that begin with `prompts` (lists of ids, none empty); returns logits (len(prompts), V)."""
+        return self.add_prompts(prompts, self.prefill_pass, "prompt")
+
+    def prefill_states(self, prompts):
+        """As `prefill`, but returns the states (len(prompts), T, C) before the output layer, of all positions."""
+        return self.add_prompts(prompts, self.states_pass, None)
+
+    def add_prompts(self, prompts, prompt_pass, compiled_kind):
+        """Run a pass over prompts and add them to the cache; returns the pass's output."""
         self.reserve(self.n + len(prompts))
 
         # Pad the prompts on the right.
@@ -87,16 +95,16 @@ class ModelRunner:
             row[: len(ids)] = torch.tensor(ids)
 
         # Only the pass of a single prompt of several tokens is ever compiled.
-        kind = "prompt" if idx.numel() == max(lengths) > 1 else None
+        kind = compiled_kind if idx.numel() == max(lengths) > 1 else None
         lengths_tensor = torch.tensor(lengths, device=self.device)
-        logits, keys, values = self.run(kind, self.prefill_pass, idx.to(self.device), lengths_tensor)
+        output, keys, values = self.run(kind, prompt_pass, idx.to(self.device), lengths_tensor)
 
         # Write their keys and values into the next rows of the cache.
         rows = slice(self.n, self.n + len(prompts))
         for cached, new in zip((*self.cache.keys, *self.cache.values), (*keys, *values), strict=True):
             cached[rows, :, : max(lengths)] = new
         self.n += len(prompts)
-        return logits
+        return output
 
     def step(self, ids, positions):
         """Logits (n, V) after one more token per row. ids, positions: lists of n."""
@@ -120,6 +128,11 @@ class ModelRunner:
         """(logits (B, V), keys, values) of prompts ids (B, T) with lengths (B,); keys, values as in `PromptPass`."""
         kv_pass = PromptPass(lengths)
         return self.model(ids, kv_pass), kv_pass.keys, kv_pass.values
+
+    def states_pass(self, ids, lengths):
+        """As `prefill_pass`, with the states (B, T, C) in place of the logits."""
+        kv_pass = PromptPass(lengths)
+        return self.model.hidden(ids, kv_pass), kv_pass.keys, kv_pass.values
 
     def step_pass(self, ids, at, keys, values):
         """Logits (n, V) after ids (n,) at positions `at` (n,); keys, values as in `StepPass`."""

@@ -18,7 +18,7 @@ class Sampler:
     def __init__(self, params, prompt):
         self.params = params
         self.random = random.Random(params.seed)
-        self.penalizes = params.frequency_penalty != 0 or params.repetition_penalty != 1
+        self.penalizes = bool(params.frequency_penalty or params.presence_penalty or params.repetition_penalty != 1)
         self.counts = Counter(prompt) if self.penalizes else None
 
     def penalize(self, logits):
@@ -28,7 +28,7 @@ class Sampler:
         penalty = self.params.repetition_penalty
         seen = logits[ids]
         seen = torch.where(seen > 0, seen / penalty, seen * penalty)
-        logits[ids] = seen - self.params.frequency_penalty * counts
+        logits[ids] = seen - self.params.frequency_penalty * counts - self.params.presence_penalty
 
     def count(self, token_id):
         """Count a token that was sampled."""
@@ -94,6 +94,8 @@ def sample_rows(logits, samplers, method):
         before = probs.cumsum(dim=1) - probs
         before[:, 0] = -1.0  # the most likely token is always a candidate
         probs = probs.masked_fill(before >= column("top_p"), 0)
+    if any(sampler.params.min_p for sampler in samplers):
+        probs = probs.masked_fill(probs < column("min_p") * probs.amax(dim=1, keepdim=True), 0)
 
     # Invert the cumulative distribution at a random number of each request.
     sums = probs.cumsum(dim=1)

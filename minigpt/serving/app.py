@@ -3,19 +3,22 @@
 import hmac
 import time
 from dataclasses import dataclass
+from urllib.parse import quote
 
-from flask import Flask, Response, render_template, request
-from werkzeug.exceptions import HTTPException, SecurityError
+from flask import Flask, Response, g, render_template, request
+from werkzeug.exceptions import HTTPException
 
-from minigpt.common.net import LOOPBACK_HOSTS
+from minigpt.common.net import LOCAL_HOST_NAMES, LOOPBACK_HOSTS, host_name
 from minigpt.serving.counters import Counters
-from minigpt.serving.errors import ApiError, read_json, to_event, to_json
+from minigpt.serving.errors import ApiError, blamed_on, read_json, to_event, to_json
 from minigpt.serving.openai_api import OpenAIAnswer, list_models, model_entry
 from minigpt.serving.openapi import describe_api
 from minigpt.serving.request import Admission, ClientGone, RunningRequest
 from minigpt.serving.schemas import parse_request, request_models
+from minigpt.serving.text_tools import EMBEDDING, describe_tokenizer, embed, tokenize
 
 PATHS_WITHOUT_KEY = ("/", "/health")
+MAX_NAMED_FIELDS = 20  # in the header X-Ignored-Fields
 STATUS_CLIENT_GONE = 499  # nginx's status for its log; no client receives it
 
 
@@ -24,11 +27,12 @@ class Service:
     """What all requests share.
 
     models: dict of name to generator; bodies: dict of path to the class of the request body that is posted there;
-    request_seconds: time limit of one request.
+    strict: refuse bodies with unknown fields; request_seconds: time limit of one request.
     """
 
     models: dict
     bodies: dict
+    strict: bool
     admission: Admission
     counters: Counters
     request_seconds: float
@@ -46,15 +50,17 @@ def create_app(models, settings, api_key=""):
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     if settings.host in LOOPBACK_HOSTS and not api_key:
         # Against DNS rebinding: a web page whose name resolves to 127.0.0.1 could otherwise read the answers.
-        app.config["TRUSTED_HOSTS"] = ["localhost", "127.0.0.1", "[::1]", settings.host]
+        app.before_request(check_host)
     bodies = request_models(settings)
     admission = Admission(models, settings.max_batch, settings.max_queue)
-    app.service = Service(models, bodies, admission, Counters(models), settings.request_seconds)
+    app.service = Service(models, bodies, settings.strict, admission, Counters(models), settings.request_seconds)
     app.before_request(lambda: check_key(api_key))
     app.after_request(lambda response: count_and_allow(app.service, response, settings.cors))
+    app.after_request(name_ignored_fields)
     app.register_error_handler(Exception, lambda error: error_response(app, error))
     add_pages(app, bool(api_key))
     add_generation(app)
+    add_text_tools(app)
     return app
 
 
@@ -66,7 +72,7 @@ def add_pages(app, with_key):
     @app.get("/")
     def page():
         generators = service.models.items()
-        models = [(name, g.stage, g.model.config.block_size) for name, g in generators]
+        models = [(name, each.stage, each.model.config.block_size) for name, each in generators]
         return render_template("index.html", models=models, base=request.host_url.rstrip("/"), with_key=with_key)
 
     @app.get("/health")
@@ -102,7 +108,7 @@ def add_generation(app):
     def generate():
         body = read_body(service)
         model = check_model(service, body.model or next(iter(service.models)))
-        running = start_request(service, model, [body.prompt], body.sampling_params)
+        running = start_request(service, model, [body.prompt], [body.sampling_params])
         if body.stream:
             return stream_response(service, running, text_chunks(running), "text/plain; charset=utf-8")
         return whole_response(running, lambda: wait_for_text(running))
@@ -120,10 +126,44 @@ def add_generation(app):
         return openai_response(service, body, [service.models[model].prompt_ids(body.conversation)], chat=True)
 
 
+def add_text_tools(app):
+    """Add the routes for tokens and embeddings. Without a model's name they take the first model."""
+    service = app.service
+
+    def generator_of(name):
+        return service.models[check_model(service, name or next(iter(service.models)))]
+
+    @app.get("/tokenizer_info")
+    def tokenizer_info():
+        return json_response(describe_tokenizer(generator_of(request.args.get("model"))))
+
+    @app.post("/tokenize")
+    def tokens():
+        body = read_body(service)
+        return json_response(tokenize(generator_of(body.model), body))
+
+    @app.post("/detokenize")
+    def detokenize():
+        body = read_body(service)
+        tokenizer = generator_of(body.model).tokenizer
+        return json_response({"prompt": tokenizer.decode(body.known_tokens(tokenizer.n_vocab))})
+
+    @app.post("/v1/embeddings")
+    def embeddings():
+        body = read_body(service)
+
+        def start(prompts):
+            return start_request(service, body.model, prompts, [EMBEDDING])
+
+        return json_response(embed(generator_of(body.model), body, start, service.admission.max_batch))
+
+
 def openai_response(service, body, prompts, chat):
     """The response, in OpenAI's form, to a completion or chat completion request."""
-    running = start_request(service, body.model, prompts, body.sampling_params)
-    answer = OpenAIAnswer(body.model, chat)
+    with blamed_on("prompt"):
+        running = start_request(service, body.model, prompts, body.choices_params)
+    echo = not chat and bool(body.echo)
+    answer = OpenAIAnswer(body.model, chat, service.models[body.model].tokenizer, echo)
     if body.stream:
         include_usage = bool(body.stream_options and body.stream_options.include_usage)
         events = answer.events(running, include_usage)
@@ -145,18 +185,23 @@ def read_body(service):
     Raises ApiError: 415 if its type is not JSON in UTF-8, 400 if it cannot be parsed or a field is wrong.
     """
     if request.mimetype != "application/json":
-        message = f"Content-Type is {request.mimetype[:64] or 'missing'}; send -H 'Content-Type: application/json'"
+        message = f"{request.mimetype[:64] or 'missing'}; send -H 'Content-Type: application/json'"
         raise ApiError(415, message, "Content-Type", "not_json")
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     if charset not in ("utf-8", "utf8"):
-        raise ApiError(415, f"Content-Type has charset {charset[:64]}; only UTF-8 is read", "Content-Type", "not_utf8")
+        raise ApiError(415, f"charset {charset[:64]}; only UTF-8 is read", "Content-Type", "not_utf8")
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise ApiError(415, "Content-Encoding is not supported; send the body as it is", "Content-Encoding")
-    return parse_request(service.bodies[str(request.url_rule)], read_json(request.get_data(cache=False)))
+        raise ApiError(415, "not supported; send the body as it is", "Content-Encoding")
+    model = service.bodies[str(request.url_rule)]
+    body, g.ignored_fields = parse_request(model, read_json(request.get_data(cache=False)), service.strict)
+    return body
 
 
 def start_request(service, model, prompts, params):
-    """A RunningRequest whose first text has been generated. prompts: list of text or ids."""
+    """A RunningRequest whose first text has been generated.
+
+    prompts: list of text or ids; params: the SamplingParams of each choice.
+    """
     client_gone = request.environ.get("waitress.client_disconnected", lambda: False)
     running = RunningRequest(service, model, prompts, params, client_gone)
     try:
@@ -194,7 +239,7 @@ def stream_response(service, running, chunks, content_type):
             yield from chunks
         except ClientGone:
             return
-        except RuntimeError:
+        except (RuntimeError, ApiError):
             # The engine failed after the status was sent. Events can report the error; plain text can only break off.
             service.counters.stream_failed(route)
             if not is_events:
@@ -230,6 +275,13 @@ def wait_for_text(running):
     }
 
 
+def check_host():
+    """Raise ApiError (400) if the request's Host is not a name of this machine."""
+    host = request.headers.get("Host", "")
+    if host_name(host) not in LOCAL_HOST_NAMES:
+        raise ApiError(400, f"{host[:64]} is not a name of this machine; use 127.0.0.1, or set a key", "Host")
+
+
 def check_key(api_key):
     """Raise ApiError (401) if a key is needed and the request does not send it."""
     if not api_key or request.path in PATHS_WITHOUT_KEY or request.method == "OPTIONS":
@@ -251,12 +303,21 @@ def count_and_allow(service, response, cors):
         response.vary.add("Origin")
     if origin and (origin in cors or "*" in cors):
         response.headers["Access-Control-Allow-Origin"] = origin
-        response.headers["Access-Control-Expose-Headers"] = "Retry-After, X-Prompt-Cut"
+        response.headers["Access-Control-Expose-Headers"] = "Retry-After, X-Prompt-Cut, X-Ignored-Fields"
         if request.method == "OPTIONS":
             response.headers["Access-Control-Allow-Methods"] = "GET, POST"
             wanted = request.headers.get("Access-Control-Request-Headers", "")
             response.headers["Access-Control-Allow-Headers"] = wanted or "Authorization, Content-Type"
             response.headers["Access-Control-Max-Age"] = "600"
+    return response
+
+
+def name_ignored_fields(response):
+    """Add the header that names the fields of the body that were not known and had no effect."""
+    names = [quote(name[:64], safe=".[]", errors="replace") for name in g.get("ignored_fields", ())]
+    if names:
+        more = ["..."] if len(names) > MAX_NAMED_FIELDS else []
+        response.headers["X-Ignored-Fields"] = ", ".join(names[:MAX_NAMED_FIELDS] + more)
     return response
 
 
@@ -278,12 +339,23 @@ def from_http_exception(app, error):
     """The ApiError for one of Flask's own errors."""
     headers = {key: value for key, value in error.get_headers() if key in ("Allow", "Retry-After")}
     path = request.path[:64]
-    if isinstance(error, SecurityError):
-        message = f"Host is {request.headers.get('Host', '')[:64]}; use 127.0.0.1, or set a key"
-        return ApiError(error.code, message, "Host", headers=headers)
     message, param = {
-        404: (f"there is nothing at {path}", "path"),
+        404: (f"there is nothing at {path}; {right_address(app, path)}", "path"),
         405: (f"{path} does not take {request.method}; it takes {headers.get('Allow')}", "method"),
         413: (f"the body is longer than {app.config['MAX_CONTENT_LENGTH']} bytes", "body"),
     }.get(error.code, (error.description, "HTTP"))
     return ApiError(error.code, message, param, headers=headers)
+
+
+def right_address(app, path):
+    """What to ask instead of a path that is not there, as an error says it."""
+    base = "the base address of OpenAI's API ends in /v1"
+    routes = [rule.rule for rule in app.url_map.iter_rules() if rule.rule.startswith("/v1/") and not rule.arguments]
+    for route in sorted(routes, key=len, reverse=True):
+        if path.rstrip("/").endswith(route.removeprefix("/v1")):
+            return f"use {route} ({base})"
+    if path.startswith("/api/"):
+        return f"Ollama's API is not served; use OpenAI's, such as /v1/chat/completions ({base})"
+    if "responses" in path.split("/"):
+        return f"OpenAI's Responses API is not served; use /v1/chat/completions ({base})"
+    return f"try /v1/models or /v1/chat/completions ({base}; /openapi.json lists all paths)"

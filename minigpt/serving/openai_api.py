@@ -4,17 +4,19 @@ import secrets
 import time
 
 from minigpt.common.net import MINIGPT_OWNER
+from minigpt.serving.choices import Choice
 from minigpt.serving.errors import DONE, to_event
 
 
 class OpenAIAnswer:
     """Formats the answer to one request.
 
-    chat: chat completion or completion; model: the id that the request named.
+    chat: chat completion or completion; model: the id that the request named; tokenizer: the model's; echo: whether
+    each text begins with its prompt.
     """
 
-    def __init__(self, model, chat):
-        self.chat = chat
+    def __init__(self, model, chat, tokenizer, echo):
+        self.chat, self.tokenizer, self.echo = chat, tokenizer, echo
         self._head = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -25,14 +27,17 @@ class OpenAIAnswer:
     def wait_for_whole(self, running):
         """The answer as one dict; waits until `running` (RunningRequest) has ended."""
         texts, reasons = running.wait_for_texts()
-        choices = [self._choice(i, *end) for i, end in enumerate(zip(texts, reasons, strict=True))]
+        choices = [
+            self._choice(i, *choice.take(text, True), reason)
+            for i, (choice, text, reason) in enumerate(zip(self._choices(running), texts, reasons, strict=True))
+        ]
         return {**self._head, "object": self._object, "choices": choices, "usage": count_usage(running)}
 
     def events(self, running, include_usage):
         """Yields server-sent events: pieces of text, the end of each choice, token counts if asked for, [DONE]."""
         name = self._object + (".chunk" if self.chat else "")
         head = {**self._head, "object": name, **({"usage": None} if include_usage else {})}
-        started = set()
+        started, choices = set(), self._choices(running)
         for update in running.updates():
             events = []
             for i, text, reason in update:
@@ -40,31 +45,35 @@ class OpenAIAnswer:
                     started.add(i)
                     role = chat_chunk(i, {"role": "assistant", "content": ""})
                     events.append(to_event({**head, "choices": [role]}))
-                if text:
-                    events.append(to_event({**head, "choices": [self._chunk(i, text, None)]}))
+                text, logprobs = choices[i].take(text, bool(reason))
+                if text or any((logprobs or {}).values()):
+                    events.append(to_event({**head, "choices": [self._chunk(i, text, logprobs, None)]}))
                 if reason:
-                    events.append(to_event({**head, "choices": [self._chunk(i, "", reason)]}))
+                    events.append(to_event({**head, "choices": [self._chunk(i, "", None, reason)]}))
             if events:
                 yield b"".join(events)
         if include_usage:
             yield to_event({**head, "choices": [], "usage": count_usage(running)})
         yield DONE
 
-    def _choice(self, i, text, reason):
+    def _choices(self, running):
+        return [Choice(stream, self.tokenizer, self.chat, self.echo) for stream in running.streams]
+
+    def _choice(self, i, text, logprobs, reason):
         if not self.chat:
-            return self._chunk(i, text, reason)
+            return self._chunk(i, text, logprobs, reason)
         message = {"role": "assistant", "content": text, "refusal": None}
-        return {"index": i, "message": message, "logprobs": None, "finish_reason": reason}
+        return {"index": i, "message": message, "logprobs": logprobs, "finish_reason": reason}
 
-    def _chunk(self, i, text, reason):
+    def _chunk(self, i, text, logprobs, reason):
         if self.chat:
-            return chat_chunk(i, {"content": text} if text else {}, reason)
-        return {"index": i, "text": text, "logprobs": None, "finish_reason": reason}
+            return chat_chunk(i, {"content": text} if text else {}, logprobs, reason)
+        return {"index": i, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
-def chat_chunk(i, delta, reason=None):
+def chat_chunk(i, delta, logprobs=None, reason=None):
     """A piece of choice i of a chat completion."""
-    return {"index": i, "delta": delta, "logprobs": None, "finish_reason": reason}
+    return {"index": i, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
 
 def count_usage(running):

@@ -7,14 +7,22 @@ SUMMARIES = {
     "/generate": "Generate text",
     "/v1/completions": "OpenAI's completions",
     "/v1/chat/completions": "OpenAI's chat completions",
+    "/v1/embeddings": "OpenAI's embeddings",
+    "/tokenize": "Token ids of a text or a chat, in vLLM's form",
+    "/detokenize": "Text of token ids, in vLLM's form",
 }
-ANSWER_TYPES = {"/generate": ["text/plain", "application/json"]}
 OPENAI_ANSWER_TYPES = ["application/json", "text/event-stream"]
+ANSWER_TYPES = {
+    "/generate": ["text/plain", "application/json"],
+    "/v1/completions": OPENAI_ANSWER_TYPES,
+    "/v1/chat/completions": OPENAI_ANSWER_TYPES,
+}
 PAGES = {
     "/": ("A page that shows what is running", "text/html"),
     "/health": ("Whether the server is running, and how many requests run and wait", "application/json"),
     "/metrics": ("Metrics for Prometheus", "text/plain"),
     "/openapi.json": ("This description", "application/json"),
+    "/tokenizer_info": ("The tokenizer's special tokens and chat template, in vLLM's form", "application/json"),
     "/v1/models": ("The models that are served", "application/json"),
     "/v1/models/{model}": ("One model", "application/json"),
 }
@@ -45,9 +53,10 @@ def describe_api(models, with_key):
     paths = {path: {"get": describe(summary, [kind])} for path, (summary, kind) in PAGES.items()}
     name = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
     paths["/v1/models/{model}"]["parameters"] = [name]
+    paths["/tokenizer_info"]["get"]["parameters"] = [{**name, "in": "query", "required": False}]
     for path, model in models.items():
         body = {"required": True, "content": {"application/json": {"schema": references[model, "validation"]}}}
-        kinds = ANSWER_TYPES.get(path, OPENAI_ANSWER_TYPES)
+        kinds = ANSWER_TYPES.get(path, ["application/json"])
         paths[path] = {"post": describe(SUMMARIES[path], kinds, requestBody=body)}
     components, security = {"schemas": definitions["$defs"]}, {}
     if with_key:

@@ -72,10 +72,11 @@ class ClientGone(Exception):
 
 
 class RunningRequest:
-    """An admitted request and its streams, one per prompt. `close()` must be called at the end; a second call is safe.
+    """An admitted request and its streams. `close()` must be called at the end; a second call is safe.
 
     service: what all requests share (models, admission, counters, request_seconds); model: a name; prompts: each text
-    or a list of ids; params: SamplingParams; client_gone(): whether the client has disconnected.
+    or a list of ids; params: the SamplingParams of each choice, of which every prompt has as many; client_gone():
+    whether the client has disconnected. The streams have the order of OpenAI's choices: the first prompt's come first.
     """
 
     def __init__(self, service, model, prompts, params, client_gone):
@@ -86,16 +87,18 @@ class RunningRequest:
         self._generator = service.models[model]
         self.started = time.monotonic()
         self._deadline = self.started + service.request_seconds
-        self._n_prompts = len(prompts)
+        self._n_choices = len(params)
+        self._n_streams = len(prompts) * len(params)
         self.streams = []
         self._closed = False
         self._first_update = []
         self._first_update_at = None
         self._timed_out = False
-        service.admission.admit(model, self._n_prompts)
+        service.admission.admit(model, self._n_streams)
         try:
             for prompt in prompts:
-                self.streams.append(self._generator.submit(prompt, params))
+                for choice in params:
+                    self.streams.append(self._generator.submit(prompt, choice))
         except BaseException:
             self.close()
             raise
@@ -110,7 +113,7 @@ class RunningRequest:
         self._service.counters.first_token(self._model, self._first_update_at - self.started)
 
     def updates(self):
-        """Yields the new text as it comes: lists of (index of the prompt, text, finish_reason or None).
+        """Yields the new text as it comes: lists of (index of the stream, text, finish_reason or None).
 
         Raises ClientGone; RuntimeError if the engine failed.
         """
@@ -118,7 +121,7 @@ class RunningRequest:
         yield from self._updates
 
     def wait_for_texts(self):
-        """(texts, finish reasons) of all prompts, when all have ended."""
+        """(texts, finish reasons) of all streams, when all have ended."""
         texts = [""] * len(self.streams)
         reasons = [None] * len(self.streams)
         for update in self.updates():
@@ -135,13 +138,14 @@ class RunningRequest:
         for stream in self.streams:
             stream.cancel()
         now = time.monotonic()
-        self._service.admission.release(self._model, self._n_prompts, now - self.started)
+        self._service.admission.release(self._model, self._n_streams, now - self.started)
         since_first = now - (self._first_update_at or now)
         self._service.counters.request_done(self._model, self.streams, now - self.started, since_first)
 
     @property
     def prompt_tokens(self):
-        return sum(stream.prompt_tokens for stream in self.streams)
+        """Tokens of the prompts. As OpenAI counts, a prompt with several choices counts once."""
+        return sum(stream.prompt_tokens for stream in self.streams[:: self._n_choices])
 
     @property
     def completion_tokens(self):

@@ -1,11 +1,11 @@
 """The request bodies of the API as pydantic models. They check a body, fill in defaults and describe the API."""
 
-import difflib
 import json
 import reprlib
 import tomllib
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import (
     AfterValidator,
@@ -20,16 +20,30 @@ from pydantic import (
     create_model,
     model_validator,
 )
+from rapidfuzz.distance import OSA
 
-from minigpt.inference.params import SamplingParams
+from minigpt.inference.params import MAX_LOGPROBS, SamplingParams
 from minigpt.serving.errors import ApiError
 
 NOT_SUPPORTED = tomllib.loads(Path(__file__).with_name("not_supported.toml").read_text(encoding="utf-8"))
 DEFAULTS = SamplingParams()
 N_SEEDS = 2**63  # SamplingParams takes 0 to N_SEEDS - 1
-MAX_MESSAGES = 256
-MAX_STOP_STRINGS = 4
+MAX_MESSAGES = 4096
+MAX_STOP_STRINGS = 16
+MAX_EMBEDDED_TEXTS = 2048  # of one request, as OpenAI's
 MAX_SHOWN_CHARS = 64  # of a client's value or field name in an error message
+MAX_IGNORED_FIELDS = 100  # of a body; beyond these, unknown fields are neither named nor compared with known ones
+# A name of at least so many letters and digits may have so many mistakes to be taken for a misspelt one.
+MAX_MISTAKES = ((8, 2), (3, 1))
+# The types of a message's parts: those with text, those of an assistant that are left out, and those that are refused.
+TEXT_PARTS = ("text", "input_text", "output_text")
+SILENT_PARTS = ("refusal", "reasoning", "thinking", "redacted_thinking")
+MEDIA_PARTS = {
+    **dict.fromkeys(("image", "image_url", "input_image"), "image"),
+    **dict.fromkeys(("audio", "audio_url", "input_audio"), "recording"),
+    **dict.fromkeys(("video", "video_url", "input_video"), "video"),
+    **dict.fromkeys(("file", "input_file", "document"), "file"),
+}
 # Pydantic's messages that are written for Python programmers, in the words of JSON.
 PYDANTIC_MESSAGES = {
     "model_type": "Input should be an object",
@@ -39,34 +53,83 @@ PYDANTIC_MESSAGES = {
 
 
 class UnknownField(ValueError):
-    """A field name that is not in `known`."""
+    """A field that is refused because its name is not known.
 
-    def __init__(self, name, known):
+    hint: what the client can do.
+    """
+
+    def __init__(self, name, hint):
         super().__init__("unknown field")
         self.name = name[:MAX_SHOWN_CHARS] or "''"
-        near = difflib.get_close_matches(self.name, known, n=1)
-        self.hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(known)}"
+        self.hint = hint
+
+
+@dataclass
+class BodyReading:
+    """What the validators of one body share.
+
+    strict: refuse unknown fields; ignored: the names of those that were accepted, as the keys of a dict, in order.
+    """
+
+    strict: bool = False
+    ignored: dict = field(default_factory=dict)
+
+
+def nearest_name(name, known):
+    """The one of `known` names that `name` misspells, in a letter or two, in case or in punctuation; else None."""
+    plain = letters_of(name)
+    distances = {}
+    for other in known:
+        wanted = letters_of(other)
+        limit = next((mistakes for length, mistakes in MAX_MISTAKES if len(wanted) >= length), 0)
+        if abs(len(plain) - len(wanted)) <= limit:
+            distance = OSA.distance(plain, wanted)
+            if distance <= limit:
+                distances[other] = distance
+    return min(distances, key=distances.get, default=None)
+
+
+def letters_of(name):
+    """A name's letters and digits, lower case."""
+    return "".join(c for c in name.lower() if c.isalnum())
 
 
 class RequestObject(BaseModel):
-    """A JSON object of a request. Values are not converted ("1" is not a number); unknown fields are refused."""
+    """A JSON object of a request. Values are not converted ("1" is not a number).
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    KIND: the group of not_supported.toml for its other fields; WHERE: its place in the body, before a field's name.
+    """
+
+    model_config = ConfigDict(strict=True)
+    KIND: ClassVar[str] = "request"
+    WHERE: ClassVar[str] = ""
 
     @model_validator(mode="before")
     @classmethod
-    def drop_nulls(cls, values):
-        """Leave out fields that are null, because OpenAI's clients send null for a field that is not set."""
+    def take_known_fields(cls, values, info):
+        """Leave out fields that are null, because OpenAI's clients send null for a field that is not set, and fields
+        that are not known. Raises UnknownField for one that is misspelt, and for every unknown one if strict.
+        """
         if not isinstance(values, dict):
             return values
-        for name in values:
-            if name not in cls.model_fields:
-                raise UnknownField(name, cls.model_fields)
-        return {name: value for name, value in values.items() if value is not None}
+        reading = info.context or BodyReading()
+        taken = {}
+        for name, value in values.items():
+            if name in cls.model_fields:
+                if value is not None:
+                    taken[name] = value
+            elif name not in NOT_SUPPORTED["accepted"][cls.KIND] and len(reading.ignored) < MAX_IGNORED_FIELDS:
+                near = None if name in NOT_SUPPORTED["ignored"][cls.KIND] else nearest_name(name, cls.model_fields)
+                if near:
+                    raise UnknownField(name, f"did you mean {near}?")
+                if reading.strict:
+                    raise UnknownField(name, f"the fields are {', '.join(cls.model_fields)}")
+                reading.ignored[cls.WHERE + name] = None
+        return taken
 
 
-def integer(low, high):
-    """Type of an integer from low to high. A number without a fraction (3.0) is an integer, as in JSON Schema."""
+def integer(low, high=None):
+    """Type of an integer from low to high (None: any). A number without a fraction (3.0) is one, as in JSON Schema."""
 
     def to_int(value):
         return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -102,9 +165,11 @@ def one_of(wanted, **types):
     return Annotated[Union[members], discriminator]  # noqa: UP007  (X | Y needs the members by name)
 
 
-def not_supported(*neutral):
-    """Type of an OpenAI field that is not supported: it takes only the values that change nothing."""
-    message = " or ".join(["not supported here: leave it out", *(f"give {json.dumps(value)}" for value in neutral)])
+def not_supported(name, neutral):
+    """Type of a field that is not supported: it takes only the values that change nothing."""
+    reason = NOT_SUPPORTED["reasons"].get(name, "not supported here")
+    instead = next((f" or give {json.dumps(value)}" for value in neutral if value), "")
+    message = f"{reason}; leave it out{instead}"
 
     def check(value):
         # In Python, but not in JSON, True equals 1.
@@ -116,19 +181,22 @@ def not_supported(*neutral):
 
 
 def add_unsupported_fields(cls):
-    """Class decorator: adds the fields that not_supported.toml lists for the class."""
-    fields = {name: (not_supported(*neutral), None) for name, neutral in NOT_SUPPORTED[cls.__name__].items()}
+    """Class decorator: adds the fields that not_supported.toml refuses for the class."""
+    refused = NOT_SUPPORTED["refused"][cls.__name__]
+    fields = {name: (not_supported(name, neutral), None) for name, neutral in refused.items()}
     return create_model(cls.__name__, __base__=cls, __doc__=cls.__doc__, **fields)
 
 
-def ignored(kind):
-    """Type of an OpenAI field that does not change the text that is generated."""
-    return Annotated[kind | None, Field(description="accepted, without effect")]
+def refuse_media(kind):
+    """Raise ValueError if the type of a message's part is not text."""
+    if isinstance(kind, str) and kind in MEDIA_PARTS:
+        raise ValueError(f"these models read text only; leave the {MEDIA_PARTS[kind]} out")
+    return kind
 
 
+Alternatives = integer(0, MAX_LOGPROBS) | None
 ModelName = Annotated[str, Field(max_length=512)]
 StopText = Annotated[str, Field(max_length=256)]
-AnyText = Annotated[str, Field(min_length=0)]  # a constraint makes pydantic refuse halves of surrogate pairs
 
 
 class SamplingFields(RequestObject):
@@ -137,11 +205,23 @@ class SamplingFields(RequestObject):
     temperature: float | None = Field(
         DEFAULTS.temperature, ge=0, le=2, description="sharpness of sampling; 0 takes the likeliest token"
     )
-    top_k: integer(0, 2**31 - 1) | None = Field(
-        DEFAULTS.top_k, description="sample among the k likeliest tokens; 0: all"
+    top_k: integer(-1, 2**31 - 1) | None = Field(
+        DEFAULTS.top_k, description="sample among the k likeliest tokens; 0 or -1: all"
     )
     top_p: float | None = Field(
         DEFAULTS.top_p, ge=0, le=1, description="sample among the likeliest tokens that together have this probability"
+    )
+    min_p: float | None = Field(
+        DEFAULTS.min_p,
+        ge=0,
+        le=1,
+        description="drop tokens that are less likely than this share of the likeliest token's probability",
+    )
+    presence_penalty: float | None = Field(
+        DEFAULTS.presence_penalty,
+        ge=-2,
+        le=2,
+        description="subtracted once from the logit of a token that is in the prompt or answer (OpenAI: answer only)",
     )
     frequency_penalty: float | None = Field(
         DEFAULTS.frequency_penalty,
@@ -155,6 +235,7 @@ class SamplingFields(RequestObject):
         le=10,
         description="divides the logits of tokens that are in the prompt or answer; 1: none",
     )
+    repeat_penalty: float | None = Field(None, ge=0.01, le=10, description="another name of repetition_penalty")
     seed: integer(-N_SEEDS, N_SEEDS - 1) | None = Field(
         None, description="the same request with the same seed gives the same text"
     )
@@ -168,19 +249,22 @@ class SamplingFields(RequestObject):
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return SamplingParams(
             temperature=self.temperature,
-            top_k=self.top_k,
+            top_k=max(0, self.top_k),
             top_p=self.top_p,
+            min_p=self.min_p,
             max_new_tokens=self.answer_tokens,
+            presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
-            repetition_penalty=self.repetition_penalty,
+            repetition_penalty=self.repeat_penalty or self.repetition_penalty,
             stop=tuple(text for text in stop if text),
             seed=None if self.seed is None else self.seed % N_SEEDS,  # OpenAI's seeds may be negative
         )
 
 
 class StreamOptions(RequestObject):
+    KIND = "stream_options"
+    WHERE = "stream_options."
     include_usage: bool | None = Field(False, description="token counts in a last event")
-    include_obfuscation: ignored(bool) = None
 
 
 @add_unsupported_fields
@@ -189,14 +273,15 @@ class OpenAIFields(SamplingFields):
 
     model: ModelName = Field(description="a model's id, as /v1/models lists them")
     stream: bool | None = Field(False, description="answer piece by piece, as server-sent events")
-    stream_options: StreamOptions | None = Field(None, description="only together with stream: true")
-    user: ignored(Annotated[str, Field(max_length=512)]) = None
+    stream_options: StreamOptions | None = Field(None, description="of a stream; without effect on a whole answer")
 
-    @model_validator(mode="after")
-    def check_stream_options(self):
-        if self.stream_options is not None and not self.stream:
-            raise ApiError(400, "stream_options is allowed only together with stream: true", "stream_options")
-        return self
+    @property
+    def choices_params(self):
+        """The SamplingParams of each of the `n` choices. With a seed, each choice has its own."""
+        params = self.sampling_params
+        if params.seed is None:
+            return [params] * self.n
+        return [replace(params, seed=(params.seed + i) % N_SEEDS) for i in range(self.n)]
 
 
 def request_models(settings):
@@ -206,10 +291,28 @@ def request_models(settings):
     """
     Text = Annotated[str, Field(max_length=settings.max_prompt_chars)]
     TokenIds = array(integer(0, 2**31 - 1), 1, settings.max_prompt_chars)
-    AnswerTokens = integer(1, settings.max_tokens_limit) | None
-    token_help = "longest answer, in tokens"
+    AnswerTokens = integer(-1) | None
+    Choices = integer(1, settings.max_batch) | None
+    choices_help = f"answers to each prompt; prompts times n are at most {settings.max_batch}"
 
-    class GenerateRequest(SamplingFields):
+    class AnswerLength(SamplingFields):
+        """The longest answer's fields: every route takes all three names."""
+
+        max_tokens: AnswerTokens = Field(
+            None,
+            description=f"longest answer, in tokens; {DEFAULTS.max_new_tokens} if left out; -1: no limit; more than "
+            f"{settings.max_tokens_limit} is taken as {settings.max_tokens_limit}",
+        )
+        max_completion_tokens: AnswerTokens = Field(None, description="preferred to max_tokens")
+        max_new_tokens: AnswerTokens = Field(None, description="another name of max_tokens")
+
+        @property
+        def answer_tokens(self):
+            names = (self.max_completion_tokens, self.max_tokens, self.max_new_tokens, DEFAULTS.max_new_tokens)
+            tokens = next(number for number in names if number is not None)
+            return settings.max_tokens_limit if tokens < 0 else min(tokens, settings.max_tokens_limit)
+
+    class GenerateRequest(AnswerLength):
         """Body of POST /generate."""
 
         prompt: Text = Field(description="a question, or, for a base model, the start of a text")
@@ -217,14 +320,9 @@ def request_models(settings):
             None, description="a model's id, as /v1/models lists them; the first of them if left out"
         )
         stream: bool | None = Field(True, description="plain text as it is generated, or (false) one JSON object")
-        max_new_tokens: AnswerTokens = Field(DEFAULTS.max_new_tokens, description=token_help)
-
-        @property
-        def answer_tokens(self):
-            return self.max_new_tokens
 
     @add_unsupported_fields
-    class CompletionRequest(OpenAIFields):
+    class CompletionRequest(OpenAIFields, AnswerLength):
         """Body of POST /v1/completions."""
 
         prompt: one_of(
@@ -234,92 +332,180 @@ def request_models(settings):
             ids=TokenIds,
             lists=array(TokenIds, 1, settings.max_batch),
         ) = Field(description=f"text, token ids, or a list of up to {settings.max_batch} of either")
-        max_tokens: AnswerTokens = Field(DEFAULTS.max_new_tokens, description=token_help)
+        n: Choices = Field(1, description=choices_help)
+        logprobs: Alternatives = Field(
+            None, description="log probabilities of the tokens, and so many of the likeliest ones at each place"
+        )
+        echo: bool | None = Field(
+            False, description="begin the answer with the prompt, and its log probabilities with the prompt's"
+        )
+        best_of: integer(1, settings.max_batch) | None = Field(None, description="as many as n: all are returned")
+
+        @model_validator(mode="after")
+        def check_best_of(self):
+            if self.best_of is not None and self.best_of != self.n:
+                raise ApiError(400, f"only n ({self.n}) is supported; leave it out", "best_of")
+            return self
 
         @property
-        def answer_tokens(self):
-            return self.max_tokens
+        def sampling_params(self):
+            of_prompt = self.logprobs if self.echo else None
+            return replace(super().sampling_params, logprobs=self.logprobs, prompt_logprobs=of_prompt)
 
         def prompts(self, n_vocab):
             """The prompts, each text or a list of ids. Raises ApiError where they are too long or an id is unknown."""
-            prompts = self.prompt if json_kind(self.prompt) in ("list", "lists") else [self.prompt]
-            for i, ids in enumerate(prompts):
-                for j, token in enumerate(ids if isinstance(ids, list) else ()):
-                    if token >= n_vocab:
-                        where = f"prompt[{j}]" if prompts[0] is self.prompt else f"prompt[{i}][{j}]"
-                        raise ApiError(400, f"{where} is {token}; the vocabulary has {n_vocab} tokens", where)
+            prompts = one_or_several("prompt", self.prompt, n_vocab)
             check_length("prompt", sum(map(len, prompts)), settings)
+            if len(prompts) * self.n > settings.max_batch:
+                message = f"{self.n} answers to each of {len(prompts)} prompts are more than {settings.max_batch}"
+                raise ApiError(400, message, "n")
             return prompts
 
-    class TextPart(RequestObject):
-        type: Literal["text"]
-        text: Text
-        prompt_cache_breakpoint: ignored(dict) = None
+    class MessagePart(RequestObject):
+        KIND = "part"
+        WHERE = "messages[].content[]."
+        type: Annotated[Literal[*TEXT_PARTS, *SILENT_PARTS], BeforeValidator(refuse_media)]
+        text: Text | None = None
 
     @add_unsupported_fields
     class Message(RequestObject):
-        role: Literal["system", "developer", "user", "assistant"]
-        content: one_of("a string or a list of text parts", text=Text, list=array(TextPart, 1, MAX_MESSAGES))
-        name: ignored(AnyText) = None
+        KIND = "message"
+        WHERE = "messages[]."
+        role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+        content: (
+            one_of("a string or a list of text parts", text=Text, list=array(MessagePart, 0, MAX_MESSAGES)) | None
+        ) = Field(None, description="null or left out only for an assistant or a tool")
 
         @property
         def text(self):
-            return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+            if isinstance(self.content, list):
+                return "".join(part.text or "" for part in self.content if part.type in TEXT_PARTS)
+            return self.content or ""
 
     @add_unsupported_fields
-    class ChatCompletionRequest(OpenAIFields):
+    class ChatCompletionRequest(OpenAIFields, AnswerLength):
         """Body of POST /v1/chat/completions. OpenAI's fields for tools, sound and the like are known, and refused."""
 
         messages: array(Message, 1, MAX_MESSAGES) = Field(
-            description="the conversation so far; the last message is the user's"
+            description="the conversation so far; an assistant's message at its end is continued"
         )
-        max_tokens: AnswerTokens = Field(DEFAULTS.max_new_tokens, description=token_help)
-        max_completion_tokens: AnswerTokens = Field(None, description=f"{token_help}; preferred to max_tokens")
-        metadata: ignored(dict) = None
-        parallel_tool_calls: ignored(bool) = None
-        prompt_cache_key: ignored(AnyText) = None
-        prompt_cache_retention: ignored(AnyText) = None
-        safety_identifier: ignored(AnyText) = None
-        prompt_cache_options: ignored(dict) = None
+        n: Choices = Field(1, description=choices_help)
+        logprobs: bool | None = Field(False, description="log probabilities of the tokens")
+        top_logprobs: Alternatives = Field(
+            None, description="so many of the likeliest tokens at each place; only together with logprobs: true"
+        )
+
+        @model_validator(mode="after")
+        def check_top_logprobs(self):
+            if self.top_logprobs and not self.logprobs:
+                raise ApiError(400, "only together with logprobs: true", "top_logprobs")
+            return self
 
         @property
-        def answer_tokens(self):
-            return self.max_completion_tokens or self.max_tokens
+        def sampling_params(self):
+            return replace(super().sampling_params, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
 
         @model_validator(mode="after")
         def check_messages(self):
-            last = self.messages[-1].role
-            if last != "user":
-                where = f"messages[{len(self.messages) - 1}].role"
-                raise ApiError(400, f"{where} is {last}; the last message must be the user's", where)
+            for i, message in enumerate(self.messages):
+                where = f"messages[{i}].content"
+                if message.content is None and message.role not in ("assistant", "tool", "function"):
+                    raise ApiError(400, f"missing; a message of the {message.role} has text", where, "missing_field")
+                for j, part in enumerate(message.content if isinstance(message.content, list) else ()):
+                    if part.text is None and part.type in TEXT_PARTS:
+                        raise ApiError(400, "missing", f"{where}[{j}].text", "missing_field")
             check_length("messages", sum(len(message.text) for message in self.messages), settings)
             return self
 
         @property
         def conversation(self):
-            """The messages as dicts of role and content (str)."""
-            return [{"role": message.role, "content": message.text} for message in self.messages]
+            """The messages as dicts of role (system, developer, user, assistant or tool) and content (str)."""
+            roles = {"function": "tool"}  # the older name
+            return [{"role": roles.get(m.role, m.role), "content": m.text} for m in self.messages]
+
+    class EmbeddingRequest(RequestObject):
+        """Body of POST /v1/embeddings."""
+
+        model: ModelName = Field(description="a model's id, as /v1/models lists them")
+        input: one_of(
+            "text, a list of token ids, or a list of either",
+            text=Text,
+            list=array(Text, 1, MAX_EMBEDDED_TEXTS),
+            ids=TokenIds,
+            lists=array(TokenIds, 1, MAX_EMBEDDED_TEXTS),
+        ) = Field(description=f"text, token ids, or a list of up to {MAX_EMBEDDED_TEXTS} of either")
+        encoding_format: Literal["float", "base64"] | None = Field("float", description="base64: float32 numbers")
+        dimensions: integer(1, 2**31 - 1) | None = Field(None, description="only the model's own width")
+
+        def prompts(self, n_vocab):
+            """The inputs, each text or a list of ids. Raises ApiError where an id is unknown."""
+            hint = "; send text, or ids of this model (LangChain: check_embedding_ctx_length=False)"
+            return one_or_several("input", self.input, n_vocab, hint)
+
+    class TokenizeRequest(RequestObject):
+        """Body of POST /tokenize: a prompt or messages."""
+
+        model: ModelName | None = Field(None, description="a model's id; the first model if left out")
+        prompt: Text | None = Field(None, description="for a fine-tuned model, ## in it is the answer mark")
+        messages: array(Message, 1, MAX_MESSAGES) | None = Field(None, description="in place of a prompt")
+        add_special_tokens: bool | None = Field(True, description="without effect: no token is added to a text")
+        return_token_strs: bool | None = Field(False, description="also the text of each token")
+        conversation = ChatCompletionRequest.conversation
+
+        @model_validator(mode="after")
+        def check_kind(self):
+            if (self.prompt is None) == (self.messages is None):
+                raise ApiError(400, "give either prompt or messages", "prompt")
+            check_length("messages", sum(len(message.text) for message in self.messages or ()), settings)
+            return self
+
+    class DetokenizeRequest(RequestObject):
+        """Body of POST /detokenize."""
+
+        model: ModelName | None = Field(None, description="a model's id; the first model if left out")
+        tokens: array(integer(0, 2**31 - 1), 0, settings.max_prompt_chars) = Field(description="token ids")
+
+        def known_tokens(self, n_vocab):
+            """The ids. Raises ApiError where one is unknown."""
+            return one_or_several("tokens", self.tokens, n_vocab)[0] if self.tokens else []
 
     return {
         "/generate": GenerateRequest,
         "/v1/completions": CompletionRequest,
         "/v1/chat/completions": ChatCompletionRequest,
+        "/v1/embeddings": EmbeddingRequest,
+        "/tokenize": TokenizeRequest,
+        "/detokenize": DetokenizeRequest,
     }
+
+
+def one_or_several(field, value, n_vocab, hint=""):
+    """The texts and lists of ids of a field that has one or several. Raises ApiError for an id that is unknown."""
+    values = value if json_kind(value) in ("list", "lists") else [value]
+    for i, ids in enumerate(values):
+        for j, token in enumerate(ids if isinstance(ids, list) else ()):
+            if token >= n_vocab:
+                where = f"{field}[{j}]" if values[0] is value else f"{field}[{i}][{j}]"
+                raise ApiError(400, f"there is no token {token}; the vocabulary has {n_vocab}{hint}", where)
+    return values
 
 
 def check_length(where, length, settings):
     """Raise ApiError if the field `where` has more than settings.max_prompt_chars characters in all."""
     if length > settings.max_prompt_chars:
-        raise ApiError(400, f"{where} has {length} characters; {settings.max_prompt_chars} are the most", where)
+        message = f"{length} characters are more than {settings.max_prompt_chars} (the server's --max_prompt_chars)"
+        raise ApiError(400, message, where)
 
 
-def parse_request(model, values):
-    """The `model` (a class of `request_models`) that a body gives. Raises ApiError (400), which names one wrong field.
+def parse_request(model, values, strict=False):
+    """(the `model` that a body gives, names of the fields that were ignored).
 
-    values: dict, the parsed JSON.
+    model: a class of `request_models`; values: dict, the parsed JSON; strict: refuse unknown fields. Raises ApiError
+    (400), which names one wrong field.
     """
+    reading = BodyReading(strict)
     try:
-        return model.model_validate(values)
+        return model.model_validate(values, context=reading), list(reading.ignored)
     except ValidationError as error:
         raise to_api_error(error.errors(include_url=False)[0]) from None
 
@@ -332,9 +518,9 @@ def to_api_error(error):
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, UnknownField):
         unknown = f"{where}.{cause.name}" if where else cause.name
-        return ApiError(400, f"unknown field {unknown}; {cause.hint}", unknown, "unknown_field")
+        return ApiError(400, f"unknown field; {cause.hint}", unknown, "unknown_field")
     if error["type"] == "missing":
-        return ApiError(400, f"{where} is missing", where, "missing_field")
+        return ApiError(400, "missing", where, "missing_field")
     wanted = str(cause) if cause else PYDANTIC_MESSAGES.get(error["type"], error["msg"])
     given = reprlib.repr(error["input"])[:MAX_SHOWN_CHARS]
-    return ApiError(400, f"{where}: {wanted} (given: {given})", where)
+    return ApiError(400, f"{wanted} (given: {given})", where)

@@ -381,6 +381,7 @@ class ServerSettings(Listening, LocalModels, CheckpointChoice, Stage):
     SCRIPT = "server.py"
     compile: str = same_as(TrainSettings, "compile")
     api_key: str = setting("", "key that clients must send; '': the environment's MINIGPT_API_KEY, if set")
+    strict: bool = setting(False, "refuse requests with unknown fields; False: name these in X-Ignored-Fields")
     cors: list[str] = setting([], "origins whose pages may ask, such as http://localhost:3000; *: all")
     max_queue: int = setting(64, "prompts that may wait for a place; beyond: 429 with Retry-After", low=0)
     max_body_bytes: int = setting(1 << 20, "longest body of a request, in bytes", low=1024)

@@ -16,11 +16,12 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from minigpt.common.errors import UserError
 from minigpt.common.streams import TextStream
 
 
@@ -30,6 +31,8 @@ class FakeStream(TextStream):
     def __init__(self, prompt, params, obeys=True, block_size=512):
         self.text = prompt if isinstance(prompt, str) else "".join(map(chr, prompt))
         super().__init__(max(1, len(self.text)))
+        self.prompt = [ord(c) for c in self.text]
+        self.logprobs, self.prompt_logprobs, self.embedding = [], [], None
         self.orders = self.text if obeys else ""
         self.params, self.cancelled, self.prompt_cut = params, False, self.prompt_tokens > block_size
 
@@ -42,12 +45,21 @@ class FakeStream(TextStream):
             return self.ended("cancelled")
         if "never" in self.orders:
             return False
+        if self.params.prompt_logprobs is not None:
+            self.prompt_logprobs = [fake_logprob(token_id, i) for i, token_id in enumerate(self.prompt)]
+        if self.params.embedding:
+            self.embedding = [len(self.text) / 1000, 0.6, -0.8]
+        if self.params.max_new_tokens < 1:
+            return self.ended("length")
         if "fail" in self.orders and self.completion_tokens == 2:
             return self.ended("error", RuntimeError("as ordered"))
         if "full stop" in self.orders and self.completion_tokens == len(self.text):
             return self.ended("stop")
         self.first_token = self.first_token or time.perf_counter()
-        self.put(self.text[self.completion_tokens % len(self.text)] if self.text else "。")
+        token = self.text[self.completion_tokens % len(self.text)] if self.text else "。"
+        if self.params.logprobs is not None:
+            self.logprobs.append(fake_logprob(ord(token), self.completion_tokens))
+        self.put(token)
         self.completion_tokens += 1
         return self.completion_tokens >= self.params.max_new_tokens and self.ended("length")
 
@@ -56,13 +68,36 @@ class FakeStream(TextStream):
         return True
 
 
+def fake_logprob(token_id, i):
+    """As inference.logprobs.TokenLogprob, of the i-th token."""
+    return SimpleNamespace(token_id=token_id, logprob=-0.25, top=[(65, -0.25), (66, -2.0)], start=i)
+
+
+class FakeTokenizer:
+    """As tokenizer.Tokenizer; a character is a token."""
+
+    name, n_vocab, eot_id, pad_id = "fake", 1000, 3, 4
+    special_texts = MappingProxyType({3: "<|endoftext|>", 4: "<|pad|>"})
+
+    def encode(self, text):
+        return [ord(c) for c in text]
+
+    encode_marked = encode
+
+    def token_bytes(self, token_id):
+        return b"" if token_id in self.special_texts else chr(token_id).encode(errors="ignore")
+
+    def decode(self, ids):
+        return b"".join(map(self.token_bytes, ids)).decode()
+
+
 class FakeGenerator:
     """As inference.engine.TextGenerator. Its thread makes one token for each running stream in turn."""
 
     def __init__(self, stage="sft", max_batch=32, obeys=True):
         self.stage, self.max_batch, self.obeys, self.about = stage, max_batch, obeys, "a fake"
-        self.tokenizer = SimpleNamespace(n_vocab=1000)
-        self.model = SimpleNamespace(config=SimpleNamespace(block_size=512))
+        self.tokenizer = FakeTokenizer()
+        self.model = SimpleNamespace(config=SimpleNamespace(block_size=512, n_embd=3))
         self.rows, self.queue, self.seen = [], [], []
         threading.Thread(target=self._run, daemon=True).start()
 
@@ -72,6 +107,8 @@ class FakeGenerator:
 
     def submit(self, prompt, params):
         stream = FakeStream(prompt, params, self.obeys)
+        if params.needs_whole_prompt and stream.prompt_cut:
+            raise UserError(f"a prompt of {stream.prompt_tokens} tokens does not fit into the model's 512; shorten it")
         self.seen.append(params)
         self.queue.append(stream)
         return stream

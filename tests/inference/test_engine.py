@@ -354,7 +354,10 @@ def test_ids_outside_the_vocabulary_are_refused_and_affect_no_other_request():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("temperature", -1.0), ("top_k", -1), ("top_p", 1.5), ("max_new_tokens", -1), ("repetition_penalty", 0.0)],
+    [
+        *[("temperature", -1.0), ("top_k", -1), ("top_p", 1.5), ("max_new_tokens", -1), ("repetition_penalty", 0.0)],
+        *[("min_p", -0.1), ("min_p", 1.1), ("logprobs", -1), ("logprobs", 21), ("prompt_logprobs", 21)],
+    ],
 )
 def test_a_parameter_out_of_range_is_named(name, value):
     with pytest.raises(UserError, match=name):

@@ -1,6 +1,8 @@
 """Sampling of tokens, compared with probabilities computed in plain Python."""
 
 import random
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ V = 12
 
 
 def plain_probs(logits, params):
-    """Probabilities (V,) by temperature, then top_k, then top_p, in plain Python."""
+    """Probabilities (V,) by temperature, then top_k, then top_p, then min_p, in plain Python."""
     order = sorted(range(len(logits)), key=lambda i: -logits[i])
     kept = order[: params.top_k or len(logits)]
     weights = {i: 2.718281828459045 ** ((logits[i] - max(logits)) / params.temperature) for i in kept}
@@ -24,6 +26,7 @@ def plain_probs(logits, params):
             break
         shares[i] = weights[i] / total
         before += shares[i]
+    shares = [share if share >= params.min_p * max(shares) else 0.0 for share in shares]
     return torch.tensor(shares) / sum(shares)
 
 
@@ -42,6 +45,41 @@ def test_sampled_frequencies_equal_plain_probabilities(top_k, top_p, temperature
     assert not drawn[expected == 0].any()
 
 
+@pytest.mark.parametrize("scale", [1, 30], ids=["flat", "confident"])
+@pytest.mark.parametrize("min_p", [0.0, 0.05, 0.3, 1.0])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (5, 1.0), (0, 0.8), (5, 0.8)])
+def test_the_candidates_by_min_p_are_those_of_plain_probabilities(top_k, top_p, min_p, scale):
+    """Every candidate is drawn by a random number within its share of the cumulative probabilities."""
+    params = SamplingParams(temperature=1.5, top_k=top_k, top_p=top_p, min_p=min_p)
+    logits = torch.randn(V, generator=torch.Generator().manual_seed(5)) * scale
+    expected = plain_probs(logits.tolist(), params)
+    order = expected.argsort(descending=True) if top_k or top_p < 1 else torch.arange(V)
+    before = expected[order].cumsum(0) - expected[order]
+    for token, start in zip(order.tolist(), before.tolist(), strict=True):
+        if expected[token] > 1e-5:
+            sampler = Sampler(params, [])
+            sampler.random = SimpleNamespace(random=lambda u=start + float(expected[token]) / 2: u)
+            assert sample_tokens(logits[None].clone(), [sampler]) == [token]
+    drawn = sample_tokens(logits.repeat(2000, 1), [Sampler(params, [])] * 2000)
+    assert {*drawn} <= {*expected.nonzero().flatten().tolist()}
+
+
+def test_penalties_are_those_of_a_plain_loop_in_float64():
+    prompt = [1, 1, 1, 2, 3, 3, 9]
+    logits = torch.randn(V, generator=torch.Generator().manual_seed(2)) * 20
+    for frequency, presence, repetition in [(0, 1.5, 1), (0.7, 0.6, 1), (-0.3, -2, 1.3), (0, 0.5, 0.8)]:
+        params = SamplingParams(frequency_penalty=frequency, presence_penalty=presence, repetition_penalty=repetition)
+        sampler, row = Sampler(params, prompt), logits.clone()
+        sampler.count(5)
+        sampler.penalize(row)
+        for token, (before, after) in enumerate(zip(logits.double().tolist(), row.tolist(), strict=True)):
+            count = [*prompt, 5].count(token)
+            if count:
+                before = before / repetition if before > 0 else before * repetition
+                before -= frequency * count + presence
+            assert after == pytest.approx(before, abs=1e-5)
+
+
 def test_requests_with_different_parameters_are_sampled_as_if_alone():
     drawn = [
         (0, 20, 1, 0, 1),
@@ -55,7 +93,9 @@ def test_requests_with_different_parameters_are_sampled_as_if_alone():
         SamplingParams(t, k, p, frequency_penalty=f, repetition_penalty=r, seed=seed)
         for seed, (t, k, p, f, r) in enumerate(drawn)
     ]
-    prompts = [[1, 1, 2], [3], [4, 4, 4, 4], [5, 6], [7, 7], [8]]
+    cases += [replace(case, min_p=0.2) for case in cases[1:4]]  # methods top_k, nucleus and all, with and without
+    cases += [replace(case, presence_penalty=0.9) for case in cases[:2]]
+    prompts = [[1, 1, 2], [3], [4, 4, 4, 4], [5, 6], [7, 7], [8], [3], [4], [5, 6], [1, 1, 2], [3]]
     logits = torch.randn(30, len(cases), V, generator=torch.Generator().manual_seed(1))
     together, alone = ([Sampler(*case) for case in zip(cases, prompts, strict=True)] for _ in range(2))
     for step in logits:

@@ -71,6 +71,35 @@ def test_every_endpoint_returns_the_engine_s_text(server, model):
     assert server.post("/v1/chat/completions", **{**chat, "model": "base"})[0] == 200
 
 
+def test_a_chat_s_sampling_choices_and_last_message_are_the_engine_s(server, model):
+    sampling = {"temperature": 1.0, "min_p": 0.02, "presence_penalty": 0.6, "seed": 5}
+    for talk in (
+        [{"role": "user", "content": "河的？"}, {"role": "assistant", "content": "的河"}],
+        [{"role": "user", "content": "河的？"}, {"role": "system", "content": "短"}],
+        [{"role": "assistant", "content": None, "tool_calls": []}, {"role": "tool", "content": "河"}],
+    ):
+        asked = {
+            "model": "asked",
+            "messages": talk,
+            "max_completion_tokens": 20,
+            "repeat_penalty": 1.3,
+            "n": 2,
+            **sampling,
+        }
+        status, answer = server.post("/v1/chat/completions", **asked)
+        assert status == 200
+        generator = TextGenerator(model, tiny_tokenizer(), "sft")
+        ids = generator.prompt_ids([{**message, "content": message["content"] or ""} for message in talk])
+        texts = [
+            generator.generate(
+                [ids], SamplingParams(**sampling | {"seed": seed}, repetition_penalty=1.3, max_new_tokens=20)
+            )
+            for seed in (5, 6)
+        ]
+        assert [[choice["message"]["content"]] for choice in answer["choices"]] == texts and texts[0] != texts[1]
+        assert answer["usage"]["prompt_tokens"] == len(ids)
+
+
 def test_a_prompt_longer_than_the_block_is_cut_and_reported(server):
     status, answer = server.post("/generate", prompt="河" * 500, stream=False, max_new_tokens=5)
     assert status == 200 and answer["prompt_cut"] and answer["prompt_tokens"] <= 128

@@ -73,9 +73,37 @@ def test_completions_of_one_prompt_and_several_whole_and_in_a_stream(client):
     assert texts == ["甲甲甲甲甲", "乙slow"] and ends == ["length", "length"]
 
 
+def test_several_choices_whole_and_in_a_stream_count_their_prompt_once(client):
+    asked = {"model": "fake", "messages": [{"role": "user", "content": "甲乙"}], "n": 2, "seed": 1, "max_tokens": 3}
+    whole = client.chat.completions.create(**asked)
+    assert [(choice.index, choice.message.content) for choice in whole.choices] == [(0, "甲乙甲"), (1, "甲乙甲")]
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (2, 6)
+    texts, roles, ends = ["", ""], [None, None], [None, None]
+    for chunk in client.chat.completions.create(**asked, stream=True):
+        choice = chunk.choices[0]
+        texts[choice.index] += choice.delta.content or ""
+        roles[choice.index] = choice.delta.role or roles[choice.index]
+        ends[choice.index] = choice.finish_reason
+    assert texts == ["甲乙甲"] * 2 and roles == ["assistant"] * 2 and ends == ["length"] * 2
+    both = client.completions.create(model="base", prompt="丙", n=2, max_tokens=2)
+    assert [(choice.index, choice.text) for choice in both.choices] == [(0, "丙丙"), (1, "丙丙")]
+
+
+def test_a_field_that_was_ignored_is_named_in_a_header(client):
+    for stream in (False, True):
+        raw = client.chat.completions.with_raw_response.create(
+            model="fake", messages=ASKED, max_tokens=1, stream=stream, extra_body={"tfs_z": 1, "钥\n匙": 1, "think": 0}
+        )
+        assert raw.headers["X-Ignored-Fields"] == "tfs_z, %E9%92%A5%0A%E5%8C%99"
+    many = {f"field of a program {i}": 1 for i in range(1000)}
+    raw = client.chat.completions.with_raw_response.create(model="fake", messages=ASKED, max_tokens=1, extra_body=many)
+    named = raw.headers["X-Ignored-Fields"]
+    assert named.startswith("field%20of%20a%20program%200, ") and named.endswith("...") and len(named) < 1000
+
+
 def test_errors_become_the_client_s_exceptions(client, server):
     with pytest.raises(openai.BadRequestError) as error:
-        client.chat.completions.create(model="fake", messages=ASKED, n=2)
+        client.chat.completions.create(model="fake", messages=ASKED, n=3)
     assert error.value.param == "n" and error.value.type == "invalid_request_error"
     with pytest.raises(openai.NotFoundError, match="there is no model"):
         client.completions.create(model="gpt-4", prompt="a")

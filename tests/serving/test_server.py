@@ -168,7 +168,14 @@ def test_an_unknown_host_name_is_refused_without_a_key(server, guarded):
     status, _, body = server.ask("GET", "/v1/models", headers={"Host": "rebound.example"})
     assert status == 400 and error_of(body, status)["param"] == "Host"
     assert guarded.ask("GET", "/v1/models", headers={"Host": "box.example"})[0] == 200
-    for host in ("localhost:5000", "127.0.0.1", f"127.0.0.1:{server.port}"):
+    for host in (
+        "localhost:5000",
+        "127.0.0.1",
+        f"127.0.0.1:{server.port}",
+        "[::1]",
+        "[::1]:80",
+        "Host.Docker.Internal:5000",
+    ):
         assert server.ask("GET", "/v1/models", headers={"Host": host})[0] == 200
 
 
@@ -203,7 +210,7 @@ def test_a_request_that_reaches_its_time_limit_returns_what_was_generated(hurrie
 def test_a_wrong_path_method_or_body_is_a_json_error(server):
     cases = [
         (404, "GET", "/nothing", None, {}, "path"),
-        (404, "POST", "/v1/embeddings", {}, {}, "path"),
+        (404, "POST", "/v1/images", {}, {}, "path"),
         (405, "GET", "/generate", None, {}, "method"),
         (405, "DELETE", "/v1/models", None, {}, "method"),
         (405, "POST", "/health", {}, {}, "method"),
@@ -215,7 +222,8 @@ def test_a_wrong_path_method_or_body_is_a_json_error(server):
         (413, "POST", "/generate", {"prompt": "a" * 20000}, {}, "body"),
         (413, "POST", "/v1/chat/completions", {"prompt": "a" * 2_000_000}, {}, "HTTP"),
         (400, "POST", "/generate", {"prompt": "a" * 1001}, {}, "prompt"),
-        (400, "POST", "/generate", {"prompt": "a", "max_new_tokens": 5000}, {}, "max_new_tokens"),
+        (400, "POST", "/generate", {"prompt": "a", "max_new_tokens": -5}, {}, "max_new_tokens"),
+        (400, "POST", "/generate", {"prompt": "a", "temprature": 1}, {}, "temprature"),
         (400, "POST", "/generate", b"", {}, "body"),
     ]
     for wanted, method, path, body, headers, param in cases:
@@ -230,11 +238,47 @@ def test_a_wrong_path_method_or_body_is_a_json_error(server):
             assert status != 405 or reply["Allow"]
         assert status == wanted, (path, answer)
         assert error_of(answer, status)["param"] == param
+        assert json.loads(answer)["error"]["message"].startswith(f"{param}: ")
     status, _, body = server.ask("HEAD", "/generate")
     assert status == 405 and body == b""
     status, headers, body = server.ask("OPTIONS", "/generate")
     assert status == 200 and body == b"" and "POST" in headers["Allow"]
     assert server.ask("HEAD", "/health")[0] == server.ask("GET", "/health/")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "method, path, hint",
+    [
+        ("POST", "/chat/completions", "use /v1/chat/completions"),
+        ("POST", "/v1/v1/chat/completions", "use /v1/chat/completions"),
+        ("POST", "//chat/completions", "use /v1/chat/completions"),
+        ("POST", "/api/chat/completions/", "use /v1/chat/completions"),
+        ("POST", "/completions", "use /v1/completions"),
+        ("GET", "/models", "use /v1/models"),
+        ("GET", "/v1//models", "use /v1/models"),
+        ("GET", "/api/tags", "Ollama's API is not served"),
+        ("POST", "/api/chat", "Ollama's API is not served"),
+        ("POST", "/v1/responses", "OpenAI's Responses API is not served; use /v1/chat/completions"),
+        ("GET", "/v1/responses/resp_1", "Responses API is not served"),
+        ("GET", "/v1", "/v1/chat/completions"),
+        ("GET", "/v1/", "/v1/chat/completions"),
+    ],
+)
+def test_an_address_that_is_nearly_right_is_answered_with_the_right_one(server, method, path, hint):
+    status, _, body = server.ask(method, path, {} if method == "POST" else None)
+    error = error_of(body, status)
+    assert (
+        status == 404
+        and hint in error["message"]
+        and "the base address of OpenAI's API ends in /v1" in error["message"]
+    )
+
+
+def test_a_strict_server_refuses_what_it_does_not_know():
+    with serving(fake, "--strict=True") as strict:
+        status, answer = strict.post("/v1/chat/completions", **CHAT, typical_p=1)
+        assert status == 400 and answer["error"]["param"] == "typical_p"
+        assert strict.post("/v1/chat/completions", **CHAT, enable_thinking=False, max_tokens=1)[0] == 200
 
 
 def test_a_content_length_over_the_limit_is_answered_before_the_body_is_sent(server):
@@ -326,6 +370,7 @@ def test_only_pages_of_the_origins_in_cors_can_read_answers(guarded, server):
         "GET", "/v1/models", headers={"Origin": "http://a.example", "Authorization": "x"}
     )  # also an error
     assert headers["Access-Control-Allow-Origin"] == "http://a.example" and "Origin" in headers["Vary"]
+    assert "X-Ignored-Fields" in headers["Access-Control-Expose-Headers"]
     for asked_of, origin in ((guarded, "http://b.example"), (server, "http://a.example")):
         _, headers, _ = asked_of.ask("GET", "/health", headers={"Origin": origin})
         assert headers["Access-Control-Allow-Origin"] is None

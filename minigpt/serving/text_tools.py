@@ -1,0 +1,99 @@
+"""What the server does with text besides generating it: tokenization in vLLM's form, and embeddings in OpenAI's."""
+
+import base64
+
+import numpy as np
+
+from minigpt.inference.params import SamplingParams
+from minigpt.serving.choices import show_token
+from minigpt.serving.errors import ApiError
+
+EMBEDDING = SamplingParams(max_new_tokens=0, embedding=True)
+# For fine-tuned models. As text it gives the ids of a chat where every ## is read as the answer mark (see `text_ids`).
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% set following = 'assistant' if loop.last else messages[loop.index0 + 1]['role'] %}"
+    "{% if message['role'] == 'user' and following == 'assistant' %}{{ message['content'].strip() + '##' }}"
+    "{% elif loop.last %}{{ message['content'] }}"
+    "{% else %}{{ message['content'].strip() + '\\n' }}{% endif %}"
+    "{% endfor %}"
+)
+
+
+def text_ids(generator, text):
+    """Token ids of a text as evaluation programs need them: the ids of a text's beginning begin the text's ids.
+
+    The name of a special token alone, such as <|endoftext|>, is that token. For a fine-tuned model, `##` is the answer
+    mark wherever it is, so that a question, the mark and an answer are as in training.
+    """
+    tokenizer = generator.tokenizer
+    special_ids = {name: token_id for token_id, name in tokenizer.special_texts.items()}
+    if text in special_ids:
+        return [special_ids[text]]
+    return tokenizer.encode_marked(text) if generator.stage == "sft" else tokenizer.encode(text)
+
+
+def tokenize(generator, body):
+    """The answer (dict) of /tokenize to a TokenizeRequest."""
+    ids = text_ids(generator, body.prompt) if body.messages is None else generator.prompt_ids(body.conversation)
+    texts = [show_token(generator.tokenizer, token_id)[0] for token_id in ids] if body.return_token_strs else None
+    block_size = generator.model.config.block_size
+    return {"count": len(ids), "max_model_len": block_size, "tokens": ids, "token_strs": texts}
+
+
+def describe_tokenizer(generator):
+    """The answer (dict) of /tokenizer_info."""
+    tokenizer = generator.tokenizer
+    return {
+        "tokenizer_class": "tiktoken.Encoding",
+        "name": tokenizer.name,
+        "vocab_size": tokenizer.n_vocab,
+        "model_max_length": generator.model.config.block_size,
+        "add_bos_token": False,
+        "bos_token": None,
+        "eos_token": tokenizer.special_texts[tokenizer.eot_id],
+        "pad_token": tokenizer.special_texts[tokenizer.pad_id],
+        "unk_token": None,
+        "chat_template": CHAT_TEMPLATE if generator.stage == "sft" else None,
+    }
+
+
+def embed(generator, body, start, most):
+    """The answer (dict) of /v1/embeddings to an EmbeddingRequest.
+
+    start(prompts): the RunningRequest of up to `most` prompts. Raises ApiError (400) for a text that is longer than
+    the model's block, and for other dimensions than the model's width.
+    """
+    config, tokenizer = generator.model.config, generator.tokenizer
+    if body.dimensions not in (None, config.n_embd):
+        message = f"the model's embeddings have {config.n_embd} dimensions (given: {body.dimensions})"
+        raise ApiError(400, message, "dimensions")
+    inputs = [
+        (tokenizer.encode(text) or [tokenizer.eot_id]) if isinstance(text, str) else text
+        for text in body.prompts(tokenizer.n_vocab)
+    ]
+    for i, ids in enumerate(inputs):
+        if len(ids) > config.block_size:
+            where = f"input[{i}]" if len(inputs) > 1 else "input"
+            message = f"an input of {len(ids)} tokens does not fit into the model's {config.block_size}; split it"
+            raise ApiError(400, message, where)
+    vectors, n_tokens = [], 0
+    for first in range(0, len(inputs), most):
+        running = start(inputs[first : first + most])
+        try:
+            running.wait_for_texts()
+            vectors += [stream.embedding for stream in running.streams]
+            n_tokens += running.prompt_tokens
+        finally:
+            running.close()
+    if None in vectors:
+        raise ApiError(503, "not all embeddings were computed in time", None, "too_slow", "server_error")
+    write = to_base64 if body.encoding_format == "base64" else list
+    data = [{"object": "embedding", "index": i, "embedding": write(vector)} for i, vector in enumerate(vectors)]
+    usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
+    return {"object": "list", "data": data, "model": body.model, "usage": usage}
+
+
+def to_base64(vector):
+    """A vector as the text that OpenAI gives for encoding_format base64: little-endian float32."""
+    return base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode()
