@@ -52,6 +52,7 @@ WRONG_VALUE = re.compile(
 )
 NEWER_LIMIT = re.compile(r"max_?completion_?tokens", re.IGNORECASE)  # the name that replaces max_tokens
 INFLATED_BYTES = 65536  # decompressed at once
+BEGUN_EVENTS = 8  # events after which an answer has begun
 INVALID_STATUSES = (400, 422)  # of a request with a field that the server does not take
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")  # of the text of a model's reasoning in a message
 BUSY_STATUSES = (429, 503)
@@ -67,7 +68,7 @@ MESSAGES = {
     "busy": "{address} is too busy now (status {status}: {detail})",
     "not_openai": "{address} does not speak OpenAI's API ({detail})",
     "broke_off": "{address} broke off in the middle of the answer",
-    "too_slow": "{address} sent nothing within {seconds:g} s",
+    "too_slow": "{address} sent no whole answer within {seconds:g} s",
     "internal": "an internal error of this program, not of {address} ({detail}); its traceback is on its stderr",
 }
 
@@ -410,7 +411,7 @@ class RemoteStream(TextStream):
             self._body.pop("max_tokens", None)  # the same limit under another name
         self.cut = ""
         self.thought_chars = 0
-        self._begun = threading.Event()
+        self._begun, self._events = threading.Event(), 0
         self._chars = 0
         self._piece_count = 0
         self._reason = None  # the server's finish_reason
@@ -426,7 +427,7 @@ class RemoteStream(TextStream):
         self._begun.set()
 
     def wait_until_begun(self):
-        """Wait for the first event of the answer, or for its end."""
+        """Wait for BEGUN_EVENTS events of the answer, or for its end."""
         self._begun.wait()
 
     def fail(self, code, **values):
@@ -537,7 +538,9 @@ class RemoteStream(TextStream):
         except (ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError):
             raise ApiFailure("not_openai", address=self._client.base, detail="malformed event in its stream") from None
         self.thought_chars += len(thoughts) if isinstance(thoughts, str) else 0
-        self._begun.set()
+        self._events += 1
+        if self._events >= BEGUN_EVENTS:
+            self._begun.set()
         self.prompt_tokens = count_of(prompt_tokens, self.prompt_tokens)
         self._add(clean_text(text) if isinstance(text, str) else "")
         self.completion_tokens = count_of(completion_tokens, self._piece_count)
