@@ -216,9 +216,7 @@ def test_a_group_refused_because_of_one_article_is_asked_about_one_by_one(ran, t
     with large_model(models=("long",)) as about:
         said = ran(about, "--articles_per_request=2")
         assert titles(rows_of(tmp_path / "saves.jsonl")) == every(6, [LONG])
-        assert (
-            "not answered: 1 articles" in said and "1 × an article was refused with status 400: the prompt is" in said
-        )
+        assert "not answered: 1 articles" in said and "1 × an article was refused with status 400: the" in said
         assert not (tmp_path / "rejects.jsonl").exists()
         about.models = ("good",)
         assert "1 accepted" in ran(about, "--articles_per_request=2")
