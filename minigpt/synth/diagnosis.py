@@ -14,7 +14,7 @@ from minigpt.synth.reply_parser import strip_thoughts
 
 # What a refusal is about, found in its words. The first that matches counts: refusals for the context's length often
 # name max_tokens as well.
-CONTEXT, EXTRA, TEMPERATURE, LENGTH, MODEL, KEY, FILTER, OTHER = (
+CONTEXT, EXTRA, TEMPERATURE, LENGTH, WRONG_MODEL, KEY, FILTER, OTHER = (
     "context", "extra", "temperature", "length", "model", "key", "filter", "other",
 )  # fmt: skip
 TOPIC_WORDS = {
@@ -22,7 +22,8 @@ TOPIC_WORDS = {
     r"tokens to keep|longer than the (?:model|maximum)|too many tokens|too long|过长|太长|超长",
     TEMPERATURE: r"temperature|温度",
     LENGTH: r"max_?(?:completion_?|new_?|output_?)?tokens|(?:output|completion) tokens",
-    MODEL: r"model.{0,80}(?:not (?:found|exist|loaded|available)|does not exist|unloaded)|models? (?:is |are )?loaded|"
+    WRONG_MODEL: r"model.{0,80}(?:not (?:found|exist|loaded|available)|does not exist|unloaded)|"
+    r"models? (?:is |are )?loaded|"
     r"(?:not found the|unknown|no such|invalid|load a) model|not support chat|not a chat model|"
     r"模型.{0,40}(?:不存在|未找到|没有)",
     KEY: r"api.?key|unauthori[sz]ed|authenticat|密钥",
@@ -157,7 +158,7 @@ def refusal_advice(topic, detail, settings, chars):
         most = int(most) if 0 < most < settings.max_new_tokens else settings.max_new_tokens // 2 or 1
         return f"give --max_new_tokens={most} (now {settings.max_new_tokens})"
     return {
-        MODEL: "name a model that the server offers with --api_model=…",
+        WRONG_MODEL: "name a model that the server offers with --api_model=…",
         EXTRA: f"correct --api_extra (now {settings.api_extra}), or leave it out",
         KEY: "set the key in the environment's OPENAI_API_KEY",
         FILTER: "the service's filter refuses it; ask another model with --api_model and --api_base",

@@ -28,9 +28,9 @@ from minigpt.synth.client import (
 from minigpt.synth.diagnosis import (
     FILTER,
     KEY,
-    MODEL,
     OTHER,
     TEMPERATURE,
+    WRONG_MODEL,
     PromptSizes,
     TroubleLog,
     cut_trouble,
@@ -348,7 +348,7 @@ class PairGenerator:
 
     def _advice(self, kind, advice):
         """The advice, for a refused model's name with the names that the server offers."""
-        if kind != MODEL:
+        if kind != WRONG_MODEL:
             return advice
         try:
             names = [model["id"] for model in self.client.models(MODEL_LIST_SECONDS)[0]]
