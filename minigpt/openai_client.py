@@ -1,7 +1,7 @@
 """A client of OpenAI-compatible APIs: this project's server.py, LM Studio, Ollama, vLLM, hosted services.
 
-The server is not trusted: the size and the time of every response are limited, redirects are not followed, nothing is
-decompressed, and unpaired surrogates are replaced. All requests run on one event loop in its own thread, so that each
+The server is not trusted: the size and the time of every response are limited, also of a compressed one, redirects are
+not followed, and unpaired surrogates are replaced. All requests run on one event loop in its own thread, so that each
 can be cancelled at any moment, also before the connection or the headers exist.
 """
 
@@ -10,9 +10,12 @@ import contextlib
 import functools
 import ipaddress
 import json
+import re
+import sys
 import threading
 import time
 import traceback
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -28,7 +31,7 @@ MAX_LIST_BYTES = 1 << 20  # of a list of models
 MAX_MODELS = 100
 MAX_CLAIMED_TOKENS = 10**9  # a larger token count of a server is ignored
 MAX_NAME_CHARS = 80  # of a model's name
-MAX_DETAIL_CHARS = 200  # of a server's error message
+MAX_DETAIL_CHARS = 400  # of a server's error message
 MAX_NAME_LOOKUPS = 64  # concurrent DNS lookups
 LOOP_LOCK = threading.Lock()
 MAX_ERROR_BYTES = 65536  # of an error's body that are read
@@ -36,8 +39,22 @@ MAX_BYTES_PER_CHAR = 256  # size of an event with a single character; 32,768 cha
 KEEPALIVE_SECONDS = 3.0  # an idle connection is kept; servers keep theirs longer (uvicorn: 5 s)
 DRAIN_SECONDS, DRAIN_BYTES = 1.0, 65536  # read after an answer's end, so that its connection can be reused
 # Fields that a server may not know: the first two are not OpenAI's, the others are newer than some servers. If a server
-# refuses a request with them, it is repeated without them.
+# refuses a request with them, it is repeated without those that it names, or without all if it names none.
 OPTIONAL_FIELDS = ("top_k", "repetition_penalty", "stream_options", "seed")
+# Words of a refusal that say that a field is not known, and words that say that only its value is wrong.
+UNKNOWN_FIELD = re.compile(
+    r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|extra inputs|not permitted|not allowed|deprecated|"
+    r"instead|please use|cannot find field|不支持|未知|无法识别|弃用|代替|改用|请使用",
+    re.IGNORECASE,
+)
+WRONG_VALUE = re.compile(
+    r"too (?:large|big|long|high)|exceed|at most|maximum|range|less than|greater|超|范围|最大", re.IGNORECASE
+)
+NEWER_LIMIT = re.compile(r"max_?completion_?tokens", re.IGNORECASE)  # the name that replaces max_tokens
+INFLATED_BYTES = 65536  # decompressed at once
+BEGUN_EVENTS = 8  # events after which an answer has begun
+INVALID_STATUSES = (400, 422)  # of a request with a field that the server does not take
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")  # of the text of a model's reasoning in a message
 BUSY_STATUSES = (429, 503)
 DEFAULT_RETRY_SECONDS = 1.0  # before the next try where a busy server sends no Retry-After
 # What httpx raises if a connection fails or an address is invalid.
@@ -51,7 +68,7 @@ MESSAGES = {
     "busy": "{address} is too busy now (status {status}: {detail})",
     "not_openai": "{address} does not speak OpenAI's API ({detail})",
     "broke_off": "{address} broke off in the middle of the answer",
-    "too_slow": "{address} sent nothing within {seconds:g} s",
+    "too_slow": "{address} sent no whole answer within {seconds:g} s",
     "internal": "an internal error of this program, not of {address} ({detail}); its traceback is on its stderr",
 }
 
@@ -113,6 +130,33 @@ def base_url(address):
     return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
 
 
+def changed_body(body, changes):
+    """A request's body with the fields that `changes` renames or, where the new name is None, without them."""
+    return {changes.get(field, field): value for field, value in body.items() if changes.get(field, field)}
+
+
+def changes_after(failure, body):
+    """{field: its other name, or None to leave it out} that may mend a refusal of a request's body, or {}.
+
+    A value that is refused, such as a temperature, is the caller's matter: it is never changed.
+    """
+    words = f"{failure.values['detail']} {failure.values['param']}"
+    if optional := [field for field in OPTIONAL_FIELDS if field in body and names_field(words, field)]:
+        return dict.fromkeys(optional)
+    if not UNKNOWN_FIELD.search(words) or WRONG_VALUE.search(words):
+        return {}
+    if "max_tokens" in body and (names_field(words, "max_tokens") or NEWER_LIMIT.search(words)):
+        return {"max_tokens": "max_completion_tokens"}
+    if "stream" in body and names_field(words, "stream"):
+        return {"stream": None, "stream_options": None}
+    return {}
+
+
+def names_field(words, field):
+    """Whether a refusal's words name a field, not as a part of another name."""
+    return re.search(rf"(?<![\w-]){field}(?![\w-])", words) is not None
+
+
 def is_near(url):
     """Whether a URL's host is this machine or in a private network (Tailscale included), which no proxy can reach."""
     host = urlsplit(url).hostname
@@ -120,6 +164,11 @@ def is_near(url):
         return not ipaddress.ip_address(host).is_global
     except ValueError:
         return host == "localhost" or host.endswith((".local", ".localhost", ".lan", ".ts.net")) or "." not in host
+
+
+def print_to_stderr(line):
+    """Print a line for the user."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def event_loop():
@@ -146,15 +195,18 @@ def certificates():
 class ApiClient:
     """A client of one server; thread-safe. Connections are reused until `close`.
 
-    address: see `base_url`. key: sent as a bearer token; "": none. limits: `Limits`.
+    address: see `base_url`. key: sent as a bearer token; "": none. limits: `Limits`. extra: {field: value} merged into
+    every request for text. report(line): called once for each field that is left out or renamed from then on.
     """
 
-    def __init__(self, address, key="", limits=None):
+    def __init__(self, address, key="", limits=None, extra=None, report=print_to_stderr):
         self.base = base_url(address)
         self.key = key
         self.limits = limits or Limits()
-        self.plain = False  # whether the server is known to refuse OPTIONAL_FIELDS
+        self.extra = extra or {}
+        self.report = report
         # Used on the event loop only.
+        self.changes = {}  # {model: see `changes_after`} of the models that have answered
         self._http = None  # the httpx.AsyncClient
         self._requests = 0  # under way
         self._closing = False  # whether to close _http after the last of them
@@ -230,22 +282,31 @@ class ApiClient:
         except TimeoutError:
             raise ApiFailure("too_slow", address=self.base, seconds=seconds) from None
 
+    def learn(self, model, changes):
+        """Keep the changes of fields with which a model has answered, and report those that are new."""
+        known = self.changes.get(model, {})
+        for field, name in changes.items():
+            if field not in known:
+                instead = f"{name} is sent instead" if name else "it is left out"
+                self.report(f"note: {self.base} refuses the field {field} for {model}: {instead} from now on")
+        self.changes[model] = {**known, **changes}
+
     def complete(self, model, prompt, **fields):
         """The `RemoteStream` of a completion. (server.py's fine-tuned models answer the prompt as a question.)
 
         fields: request fields of OpenAI's API, top_k and repetition_penalty.
         """
-        return RemoteStream(self, "/completions", {"model": model, "prompt": prompt, **fields})
+        return RemoteStream(self, "/completions", {"model": model, "prompt": prompt, **fields, **self.extra})
 
     def chat(self, model, messages, **fields):
         """The `RemoteStream` of a chat completion. messages: [{"role", "content"}]; fields: as in `complete`."""
-        return RemoteStream(self, "/chat/completions", {"model": model, "messages": messages, **fields})
+        return RemoteStream(self, "/chat/completions", {"model": model, "messages": messages, **fields, **self.extra})
 
     async def read(self, response, max_bytes):
         """The body (bytes) of a response. Raises ApiFailure if it is longer than max_bytes, or the connection fails."""
         body = bytearray()
         try:
-            async for chunk in response.aiter_raw():
+            async for chunk in inflated_chunks(response):
                 body += chunk
                 if len(body) > max_bytes:
                     raise ApiFailure("not_openai", address=self.base, detail="its response is too long")
@@ -264,7 +325,7 @@ class ApiClient:
         detail = detail_of(body) or clean_text(response.reason_phrase)[:MAX_DETAIL_CHARS]
         values = {"address": self.base, "status": status, "detail": detail}
         code = "busy" if status in BUSY_STATUSES else "refused"
-        failure = ApiFailure(code, quota=b"insufficient_quota" in body, **values)
+        failure = ApiFailure(code, quota=b"insufficient_quota" in body, param=param_of(body), **values)
         failure.retry_after = retry_after_seconds(response.headers.get("Retry-After"))
         return failure
 
@@ -286,21 +347,58 @@ def reason_of(error):
     return next((words for part, words in CONNECTION_REASONS.items() if part in text), type(error).__name__)
 
 
+async def inflated_chunks(response):
+    """The chunks of a response's body, decompressed in pieces of at most INFLATED_BYTES where it is gzip or deflate.
+
+    Requests ask for no compression; some gateways compress all the same. Raises OSError if the data are damaged.
+    """
+    inflater = None
+    if response.headers.get("Content-Encoding", "").lower() in ("gzip", "x-gzip", "deflate"):
+        inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: gzip's header or zlib's
+    async for chunk in response.aiter_raw():
+        if not inflater:
+            yield chunk
+        while inflater and chunk:
+            try:
+                yield inflater.decompress(chunk, INFLATED_BYTES)
+            except zlib.error as error:
+                raise OSError(str(error)) from None
+            chunk = inflater.unconsumed_tail
+
+
 def detail_of(body):
     """The message in an error's body (bytes), which may be OpenAI's JSON, other JSON, or plain text."""
     text = body.decode("utf-8", errors="replace")
-    with contextlib.suppress(ValueError, AttributeError, RecursionError):
-        error = json.loads(text)
-        error = error.get("error", error.get("detail", error.get("message", text)))
-        text = error.get("message", text) if isinstance(error, dict) else error
-    return " ".join(clean_text(str(text)).split())[:MAX_DETAIL_CHARS]
+    with contextlib.suppress(ValueError, RecursionError):
+        text = words_of_error(json.loads(text))
+    return " ".join(clean_text(text).split())[:MAX_DETAIL_CHARS]
+
+
+def words_of_error(error):
+    """The message in an error's decoded JSON: OpenAI's, FastAPI's list of fields, or one of these within another."""
+    if isinstance(error, list):
+        return "; ".join(map(words_of_error, error))
+    if not isinstance(error, dict):
+        return str(error)
+    if "msg" in error:
+        return ".".join(map(str, [*error.get("loc", ())])) + f": {error['msg']}"
+    inner = next((error[key] for key in ("error", "detail", "message") if error.get(key)), None)
+    return json.dumps(error, ensure_ascii=False) if inner is None else words_of_error(inner)
+
+
+def param_of(body):
+    """The field that OpenAI's form of an error (bytes) blames, or ""."""
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+        return str(json.loads(body)["error"]["param"] or "")[:MAX_NAME_CHARS]
+    return ""
 
 
 class RemoteStream(TextStream):
     """The text stream of an answer from a server.
 
     cut: "time" or "size" if a limit ended it (finish_reason is "length" then), otherwise "". error: an `ApiFailure`.
-    completion_tokens: as the server reports it, or the number of pieces if it does not.
+    completion_tokens: as the server reports it, or the number of pieces if it does not. thought_chars: length of the
+    reasoning that the server sends apart from the text; it is no part of the text.
     """
 
     prompt_cut = False  # not known for a remote model
@@ -308,8 +406,12 @@ class RemoteStream(TextStream):
     def __init__(self, client, path, body):
         super().__init__()
         self._client, self._path = client, path
-        self._body = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        self._body = {"stream_options": {"include_usage": True}, **body, "stream": True}
+        if "max_completion_tokens" in body:
+            self._body.pop("max_tokens", None)  # the same limit under another name
         self.cut = ""
+        self.thought_chars = 0
+        self._begun, self._events = threading.Event(), 0
         self._chars = 0
         self._piece_count = 0
         self._reason = None  # the server's finish_reason
@@ -319,6 +421,14 @@ class RemoteStream(TextStream):
         """End the stream and close the connection, so that the server stops as well."""
         self.finish("cancelled")
         self._task.cancel()
+
+    def finish(self, reason, error=None):
+        super().finish(reason, error)
+        self._begun.set()
+
+    def wait_until_begun(self):
+        """Wait for BEGUN_EVENTS events of the answer, or for its end."""
+        self._begun.wait()
 
     def fail(self, code, **values):
         """End the stream with an ApiFailure."""
@@ -348,31 +458,37 @@ class RemoteStream(TextStream):
             self.finish("cancelled")  # the task was cancelled: the reader must not wait forever
 
     async def _answer(self):
-        """Request and read the answer. Retries if the server is busy, or without OPTIONAL_FIELDS if it refuses them."""
-        client, tries, plain = self._client, 0, self._client.plain
+        """Request and read the answer. Retries if the server is busy, or with other fields if it refuses some."""
+        client, model, tries = self._client, self._body["model"], 0
+        changes, refused = client.changes.get(model, {}), None
         while True:
-            body = {k: v for k, v in self._body.items() if not (plain and k in OPTIONAL_FIELDS)}
+            body = changed_body(self._body, changes)
             async with client.open("POST", self._path, body) as response:
                 if response.status_code == 200:
-                    client.plain = plain
+                    client.learn(model, changes)
                     return await self._read(response)
                 failure = await client.refusal(response)
             wait = DEFAULT_RETRY_SECONDS if failure.retry_after is None else failure.retry_after
             if failure.code == "busy" and tries < client.limits.retries and wait <= client.limits.longest_wait:
                 tries += 1
                 await asyncio.sleep(wait)
-            elif response.status_code in (400, 422) and not plain:
-                plain, refused = True, failure
+                continue
+            is_invalid = response.status_code in INVALID_STATUSES
+            optional = [field for field in OPTIONAL_FIELDS if field in body]
+            if is_invalid and (named := changes_after(failure, body)):
+                changes, refused = {**changes, **named}, None
+            elif is_invalid and optional and model not in client.changes:
+                # It names no field of ours. An older server may not know the optional ones.
+                changes, refused = {**changes, **dict.fromkeys(optional)}, failure
             else:
-                again = response.status_code in (400, 422) and not client.plain
-                raise refused if again else failure
+                raise refused or failure
 
     async def _read(self, response):
         if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
             return await self._read_whole(response)
         buffer, searched = bytearray(), 0
         bytes_left = self._client.limits.chars * MAX_BYTES_PER_CHAR
-        chunks = response.aiter_raw()
+        chunks = inflated_chunks(response)
         async for chunk in chunks:
             buffer += chunk
             bytes_left -= len(chunk)
@@ -415,10 +531,16 @@ class RemoteStream(TextStream):
             usage = event.get("usage") or {}
             prompt_tokens, completion_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
             choice = (event.get("choices") or [{}])[0]
-            text = (choice.get("delta") or choice.get("message") or choice).get("content") or choice.get("text") or ""
+            message = choice.get("delta") or choice.get("message") or choice
+            text = message.get("content") or choice.get("text") or ""
+            thoughts = next((message[key] for key in THOUGHT_KEYS if message.get(key)), "")
             reason = choice.get("finish_reason")
         except (ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError):
             raise ApiFailure("not_openai", address=self._client.base, detail="malformed event in its stream") from None
+        self.thought_chars += len(thoughts) if isinstance(thoughts, str) else 0
+        self._events += 1
+        if self._events >= BEGUN_EVENTS:
+            self._begun.set()
         self.prompt_tokens = count_of(prompt_tokens, self.prompt_tokens)
         self._add(clean_text(text) if isinstance(text, str) else "")
         self.completion_tokens = count_of(completion_tokens, self._piece_count)

@@ -4,7 +4,8 @@
     python sft/sft_generate.py --input_dir=my_wiki --api_base=http://localhost:11434/v1 --api_model=qwen2.5:7b
 
 Every reply is checked. The good pairs of an article are appended to sft/sft_saves.jsonl; an article whose replies all
-fail is appended to sft/sft_rejects.jsonl. The script can be stopped at any time and continues when it is started again.
+fail is appended to sft/sft_rejects.jsonl. An article that the server refuses is asked about again in the next run. The
+script can be stopped at any time and continues when it is started again.
 `--help` lists the settings.
 """
 
@@ -25,6 +26,7 @@ from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import GenerateSettings
 from minigpt.synth.articles import ArticleSource
 from minigpt.synth.client import RESTART_HINT, LargeModelClient, choose_model, waiting_message
+from minigpt.synth.diagnosis import THINKING_OFF, cut_trouble
 from minigpt.synth.generator import PairGenerator
 from minigpt.synth.rate_limit import RateLimit
 from minigpt.synth.store import Appender, finished_articles, lock_saves, rejects_path
@@ -67,7 +69,8 @@ class GeneratorBar:
         generator, counts = self.generator, self.generator.counts
         parts = [f"{counts.pairs} pairs"]
         if finished := counts.articles.total():
-            parts.append(f"{1 - counts.articles['rejected'] / finished:.0%} accepted")
+            accepted = counts.articles["accepted"] + counts.articles["in_part"]
+            parts.append(f"{accepted / finished:.0%} accepted")
             parts.append(f"{counts.pairs * 3600 / max(1e-3, self.bar.format_dict['elapsed']):.0f} pairs/h")
         if (pause := generator.rate_limit.seconds_paused(time.monotonic())) and generator.last_failure:
             parts.append(waiting_message(generator.last_failure, pause, generator.settings))
@@ -79,16 +82,21 @@ class GeneratorBar:
         self.bar.close()
 
 
-def generation_summary(settings, counts, source):
+def generation_summary(settings, generator, source):
     """Text for the user: results of the run, what was dropped and why, the files, and the next command."""
     saves, rejects = Path(settings.saves), rejects_path(settings)
-    outcomes = counts.articles
+    counts, outcomes = generator.counts, generator.counts.articles
     lines = [
         f"articles: {outcomes['accepted']} accepted, {outcomes['in_part']} kept in part, "
         f"{outcomes['rejected']} rejected, "
         f"{counts.done_before + source.done_before} done before",
         f"pairs: {counts.pairs}; requests: {counts.requests}",
     ]
+    if outcomes["unanswered"]:
+        lines.append(f"not answered: {outcomes['unanswered']} articles, which the next run asks about again")
+    lines += generator.troubles.lines()
+    if generator.cut_limit:
+        lines.append(cut_trouble(generator.cut_limit, settings).text)
     if counts.prompt_tokens:
         lines.append(f"tokens: {counts.prompt_tokens} read, {counts.completion_tokens} written")
     for name, reasons in (
@@ -100,9 +108,8 @@ def generation_summary(settings, counts, source):
             lines.append(f"{name}: " + ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()))
     if source.problems.counts:
         lines.append(dropped_text(source.problems.about()))
-    most_common = max(counts.faults, key=counts.faults.get, default=None)
-    if most_common in HINTS:
-        lines.append(f"most faults are {most_common}: to have fewer, {HINTS[most_common]}")
+    # Of a cut prompt the model does not see that it should write pairs.
+    lines += hint_lines({**counts.faults, **counts.failures}, without=["no_json"] if generator.cut_limit else [])
     has_pairs = saves.exists() and saves.stat().st_size > 0
     lines.append(f"pairs are in {saves}" if has_pairs else "no pairs yet")
     if rejects.exists() and rejects.stat().st_size:
@@ -113,20 +120,35 @@ def generation_summary(settings, counts, source):
     return "\n".join(lines)
 
 
-# What the user can do about the rule that causes most faults.
+# What the user can do about the replies' faults, by rule, and the failed requests, by ApiFailure.code.
 HINTS = {
     "question_length": "raise --longest_question",
     "answer_length": "raise --longest_answer",
     "pair_count": "lower --min_pairs, or choose a model that follows the prompt better",
-    "cut_off": "raise --max_new_tokens, or turn the model's thinking off",
-    "no_json": "choose another model with --api_model: this one does not write JSON",
+    "cut_off": f"raise --max_new_tokens, or turn the model's thinking off with {THINKING_OFF}; if the model "
+    "never ends its answers, lower it and choose an instruct model",
+    "no_json": "choose another model with --api_model: no pair can be read from this one's replies",
     "pronoun": "choose a larger model with --api_model",
     "no_subject": "choose a larger model with --api_model",
     "not_a_question": "choose a larger model with --api_model",
     "duplicate": "lower --max_pairs, or choose a larger model with --api_model",
     "unsupported": "lower --temperature, or choose a larger model with --api_model",
     "characters": "choose another model with --api_model",
+    "busy": "lower --concurrency, or set --requests_per_minute",
+    "too_slow": "raise --request_seconds, or lower --concurrency and --max_new_tokens",
+    "broke_off": "look into the server's log",
+    "refused": "look into the server's log",
+    "unreachable": "look into the server's log, and check --api_base",
 }
+
+
+def hint_lines(reasons, without):
+    """A line for each hint with the reasons that it mends, the most common first; reasons: {name: count}."""
+    names = {}
+    for reason in sorted(reasons, key=reasons.get, reverse=True):
+        if reason in HINTS and reason not in without:
+            names.setdefault(HINTS[reason], []).append(reason)
+    return [f"to have fewer {', '.join(group)}: {hint}" for hint, group in names.items()]
 
 
 def api_key():
@@ -139,7 +161,7 @@ def api_key():
 
 def generate(settings, signals):
     """Generate pairs for every article that is not finished. Returns False if a signal stopped it before the end."""
-    client = LargeModelClient(settings, api_key())
+    client = LargeModelClient(settings, api_key(), partial(tqdm.write, file=sys.stderr))
     rate_limit = RateLimit(settings.requests_per_minute, settings.wait_minutes)
     saves, rejects = Appender(settings.saves), Appender(rejects_path(settings))
     finished = finished_articles(saves.path) | finished_articles(rejects.path)
@@ -159,7 +181,7 @@ def generate(settings, signals):
         progress.close()
         saves.close()
         rejects.close()
-        print(generation_summary(settings, generator.counts, source))
+        print(generation_summary(settings, generator, source))
     for line in source.loss_warnings():
         print(line)
     return not signals.asked

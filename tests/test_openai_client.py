@@ -7,7 +7,7 @@ import time
 import pytest
 from peer_fakes import peer
 
-from minigpt.openai_client import ApiClient, ApiFailure, Limits, RemoteStream, base_url, is_near
+from minigpt.openai_client import ApiClient, ApiFailure, Limits, RemoteStream, base_url, changes_after, is_near
 from minigpt.synth.client import FATAL, advice_for, failure_cause
 
 
@@ -136,7 +136,61 @@ def test_servers_that_do_not_stream_or_refuse_optional_fields_work():
     text, stream, _ = asked("whole")
     assert text == "整个你好世界" and stream.finish_reason == "length"
     text, _, other = asked("plain", top_k=20, seed=1)
-    assert text == "你好世界" and [("top_k" in body) for _, _, body in other.seen] == [True, False]
+    assert text == "你好世界" and [("top_k" in body) for _, _, body in other.seen] == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "expected"),
+    [
+        ("plain", {"seed": 1}, ["the field seed for plain: it is left out", "stream_options"]),
+        ("newer", {"max_tokens": 9}, ["the field max_tokens for newer: max_completion_tokens is sent instead"]),
+        ("single", {}, ["the field stream for single", "stream_options"]),
+    ],
+)
+def test_fields_that_a_model_refuses_are_changed_once_and_reported(model, fields, expected):
+    notes = []
+    with peer() as other:
+        client = ApiClient(other.address, report=notes.append)
+        for _ in range(3):
+            assert "好" in ended(chat(client, model, **fields))
+        before = len(other.seen)
+        assert ended(chat(client, "echo", **fields)) == "好" and before == 3 + len(expected) - (model == "single")
+    assert len(notes) == len(expected) and all(words in note for words, note in zip(expected, notes, strict=True))
+    last, echo = other.seen[before - 1][2], other.seen[-1][2]
+    assert set(fields) <= set(echo) and not set(fields) & set(last)
+    assert ("max_completion_tokens" in last) == (model == "newer")
+
+
+@pytest.mark.parametrize(
+    ("detail", "body", "changes"),
+    [
+        ("'max_tokens' or 'max_completion_tokens' is too large: 2048", {"max_tokens": 1}, {}),
+        ("Invalid max_tokens value, the valid range of max_tokens is [1, 8192]", {"max_tokens": 1}, {}),
+        ("this model is not supported MaxTokens, please use MaxCompletionTokens", {"max_tokens": 1}, {"max_tokens"}),
+        ("不支持参数 max_tokens，请使用 max_completion_tokens", {"max_tokens": 1}, {"max_tokens"}),
+        ('Unknown name "seed": Cannot find field.', {"seed": 1, "top_k": 1}, {"seed"}),
+        ("The model doubao-seed-1.6 does not exist", {"seed": 1}, {}),
+        ("Unsupported value: 'temperature' does not support 0.7", {"temperature": 0.7, "max_tokens": 1}, {}),
+    ],
+)
+def test_only_fields_that_a_refusal_calls_unknown_are_changed(detail, body, changes):
+    failure = ApiFailure("refused", address="x", status=400, detail=detail, param="")
+    assert set(changes_after(failure, body)) == set(changes)
+
+
+def test_extra_fields_are_sent_and_take_the_place_of_ours():
+    with peer() as other:
+        client = ApiClient(other.address, extra={"reasoning_effort": "none", "max_completion_tokens": 7, "seed": 5})
+        assert ended(chat(client, "echo", max_tokens=3, seed=1)) == "好"
+    body = other.seen[0][2]
+    assert (body["reasoning_effort"], body["max_completion_tokens"], body["seed"]) == ("none", 7, 5)
+    assert "max_tokens" not in body
+
+
+def test_a_compressed_answer_is_read_and_reasoning_is_counted_but_is_no_text():
+    assert asked("packed")[0] == "你好世界"
+    text, stream, _ = asked("thoughtful")
+    assert text == "好" and stream.thought_chars == 3
 
 
 def test_optional_fields_are_sent_again_after_a_refusal_with_another_cause():
@@ -144,7 +198,6 @@ def test_optional_fields_are_sent_again_after_a_refusal_with_another_cause():
         client = ApiClient(other.address)
         other.refuse = 2
         ended(client.chat("echo", [{"role": "user", "content": "好"}], top_k=5))
-        assert not client.plain
         ended(client.chat("echo", [{"role": "user", "content": "好"}], top_k=5))
     assert [("top_k" in body) for _, _, body in other.seen] == [True, False, True]
 
@@ -197,8 +250,8 @@ def test_the_time_of_a_model_list_is_limited():
         assert raised.value.code == "too_slow"
 
 
-def chat(client, model="kept", prompt="好"):
-    return client.chat(model, [{"role": "user", "content": prompt}])
+def chat(client, model="kept", prompt="好", **fields):
+    return client.chat(model, [{"role": "user", "content": prompt}], **fields)
 
 
 def came(condition):

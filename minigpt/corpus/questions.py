@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from minigpt.common.errors import UserError
 from minigpt.corpus.chat import MESSAGE_ROLES, ChatMessage, group_turns, join_text_parts
+from minigpt.corpus.readers.blocks import PLAIN_MARK
 from minigpt.corpus.records import name_field, read_rows, text_field
 from minigpt.settings.stages import QuestionForm
 
@@ -454,7 +455,8 @@ class RowParser:
 
 def lower_names(row, keep_none=False):
     """A row with its fields' names in lower case, without those that are None."""
-    return {str(name).strip().lower(): value for name, value in row.items() if keep_none or value is not None}
+    kept = {name: value for name, value in row.items() if name != PLAIN_MARK and (keep_none or value is not None)}
+    return {str(name).strip().lower(): value for name, value in kept.items()}
 
 
 def name_columns(row):

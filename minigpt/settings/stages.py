@@ -276,6 +276,7 @@ class GenerateSettings(CleaningSteps, ArticleFiles, Stage):
     temperature: float = same_as(AnswerSampling, "temperature", 0.45)
     max_new_tokens: int = same_as(AnswerSampling, "max_new_tokens", 2048)
     request_seconds: float = same_as(Listening, "request_seconds")
+    api_extra: str = setting("", 'JSON object whose fields each request has too, such as {"reasoning_effort": "none"}')
 
 
 @dataclass

@@ -1,14 +1,18 @@
 """The large model's API: choice of the model, classification of failures, and messages about them."""
 
+import ast
+import json
 import re
 import time
 
 from minigpt.common.errors import UserError
-from minigpt.openai_client import ApiClient, ApiFailure, Limits
+from minigpt.openai_client import ApiClient, ApiFailure, Limits, print_to_stderr
+from minigpt.synth.diagnosis import CONTEXT, refusal_topic
 
 MAX_CHARS_PER_TOKEN = 8  # bounds the size of a reply
 MODEL_LIST_SECONDS = 10.0
 ARTICLE, SERVER, FATAL = "article", "server", "fatal"  # causes of a failure, see `failure_cause`
+OWN_FIELDS = ("model", "messages", "stream")  # which --api_extra may not have
 FATAL_STATUSES = (401, 402)  # any other 4xx may be due to one article: too long, or refused by a moderation filter
 TRANSIENT_STATUSES = (200, 408, 425)  # 200: an error inside a stream
 # Connection errors that retrying cannot fix if no request has ever succeeded.
@@ -18,21 +22,63 @@ PROBE_MESSAGES = [{"role": "user", "content": "请回答“好”。"}]
 RESTART_HINT = "start again with the same command to go on"
 
 
-class LargeModelClient(ApiClient):
-    """An `ApiClient` with the limits of the generation's settings, a probe request, and reading of whole replies."""
+class JsonNames(ast.NodeTransformer):
+    """Turns the names true, false and null of JSON into constants of Python."""
 
-    def __init__(self, settings, key):
+    VALUES = {"true": True, "false": False, "null": None}  # noqa: RUF012 (it is not changed)
+
+    def visit_Name(self, node):
+        """The constant of a name. Raises KeyError for any other."""
+        return ast.Constant(self.VALUES[node.id])
+
+
+def extra_fields(text):
+    """The fields of the setting api_extra: a JSON object, also with single quotes, which need no escapes on Windows.
+
+    Raises UserError.
+    """
+    try:
+        if not text.strip():
+            return {}
+        try:
+            fields = json.loads(text)
+        except ValueError:
+            fields = ast.literal_eval(JsonNames().visit(ast.parse(text.strip(), mode="eval")))
+        if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
+            raise ValueError("no object")
+        json.dumps(fields)
+    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError):
+        raise UserError(
+            f"--api_extra={text} is no JSON object; "
+            """in a Unix shell write --api_extra='{"reasoning_effort": "none"}', """
+            "--api_extra=\"{'reasoning_effort': 'none'}\" in Windows' cmd and PowerShell"
+        ) from None
+    if taken := [name for name in OWN_FIELDS if name in fields]:
+        raise UserError(f"--api_extra may not have {taken[0]}: the script writes it itself (model: --api_model)")
+    return fields
+
+
+class LargeModelClient(ApiClient):
+    """An `ApiClient` with the generation's settings: its limits and fields, a probe, and reading of whole replies."""
+
+    def __init__(self, settings, key, report=print_to_stderr):
         limits = Limits(
             seconds=settings.request_seconds,
             connect_seconds=min(10.0, settings.request_seconds),
             chars=max(32768, MAX_CHARS_PER_TOKEN * settings.max_new_tokens),
             retries=0,  # the RateLimit delays all requests together
         )
-        super().__init__(settings.api_base, key, limits)
+        super().__init__(settings.api_base, key, limits, extra_fields(settings.api_extra), report)
+        self.settings = settings
+
+    def ask(self, model, messages, temperature, seed):
+        """The stream of a reply. The probe and the requests about articles have the same fields."""
+        tokens = self.settings.max_new_tokens
+        return self.chat(model, messages, temperature=temperature, seed=seed, max_tokens=tokens)
 
     def probe(self, model):
-        """The stream of a minimal request. A reply shows that the server works."""
-        return self.chat(model, PROBE_MESSAGES, max_tokens=8)
+        """The stream of a request with a short prompt. The begin of a reply shows that the server takes our fields."""
+        return self.ask(model, PROBE_MESSAGES, self.settings.temperature, 0)
 
     def read_all(self, stream):
         """Read a stream to its end: (text, None), or (text, ApiFailure), also if the time limit cut it."""
@@ -56,6 +102,9 @@ def failure_cause(failure, replies=0):
     if failure.code != "refused":
         return FATAL if not replies and is_permanent(failure) else SERVER
     status = failure.values["status"]
+    # Some servers tell within a stream, or as an error of their own, that a prompt is too long.
+    if refusal_topic(failure) == CONTEXT and (status == 200 or status >= 500):
+        return ARTICLE
     if status in TRANSIENT_STATUSES or status >= 500:
         return SERVER
     return ARTICLE if 400 <= status < 500 and status not in FATAL_STATUSES else FATAL
@@ -98,6 +147,11 @@ def choose_model(client, settings, rate_limit, is_stopped, report):
 def fatal_message(failure):
     """The line of a run that ends because of a FATAL failure: what failed and what the user can do."""
     return f"{failure}; {advice_for(failure)}, then {RESTART_HINT}"
+
+
+def ending_message(words, advice):
+    """The line of a run that ends because every request is refused or answered badly for the same reason."""
+    return f"{str(words).rstrip('.')}; {advice}. Then start again: these articles are asked about again"
 
 
 def advice_for(failure):

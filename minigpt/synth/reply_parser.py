@@ -1,8 +1,10 @@
 """Extraction of the question-answer pairs from a model's reply, which should be JSON and often is not quite.
 
-A pair is taken only if the reply names both parts by their keys; nothing is guessed. Valid JSON is decoded. Otherwise
-the text is scanned for keys and quoted strings, in time linear in its length. (A JSON-repair library was tried: it took
-minutes for 100 KB of open braces, and kept only the last of several objects on separate lines.)
+A pair is taken only if the reply names or pairs both parts: by their keys, by the roles of a chat's messages, as a list
+of two texts, as entries of an object whose keys are all questions, or by labels at the starts of lines. Nothing is
+guessed. Valid JSON is decoded. Otherwise the text is scanned for keys and quoted strings, and then for labelled lines,
+each in time linear in its length. (A JSON-repair library was tried: it took minutes for 100 KB of open braces, and kept
+only the last of several objects on separate lines.)
 """
 
 import json
@@ -13,17 +15,28 @@ MAX_REPLY_CHARS = 1 << 18  # longest reply that is parsed; the rest is ignored
 MAX_JSON_STARTS = 200  # brackets at which decoding is tried
 
 KEY_NAMES = {
-    "question": "question questions q query 问题 问 提问 問題 問",
-    "answer": "answer answers a response 答案 答 回答 解答",
+    "question": "question questions q query instruction prompt user human 问题 问 提问 問題 問 指令 提示 用户",
+    "answer": "answer answers a response output completion assistant gpt bot 答案 答 回答 解答 输出 回复 助手",
+    "input": "input 输入",  # the question, or what belongs to an instruction
+    "role": "role from 角色",
+    "content": "content value 内容",
     "number": "article 文章 文章编号 文章序号",
 }
 KEY_KINDS = {name: kind for kind, names in KEY_NAMES.items() for name in names.split()}
+TEXT_TYPES = (str, int, float)
+PART_KINDS = ("question", "answer", "input", "role", "content")
+
+
+def labels_of(*kinds):
+    """Pattern of the keys of some kinds; lines of plain text begin with the same words."""
+    return "|".join(sorted((key for key, kind in KEY_KINDS.items() if kind in kinds), key=len, reverse=True))
+
 
 DOUBLE, SINGLE = '"“”„＂', "'‘’＇"
 QUOTE = f"[{DOUBLE}{SINGLE}]"
 # Any key of at most 20 characters with its quotes and colon, all of which may be full-width.
 ANY_KEY = rf"{QUOTE}[^{DOUBLE}{SINGLE}:：\n]{{1,20}}{QUOTE}\s*+[:：]"
-KEY_WORDS = "|".join(sorted(KEY_KINDS, key=len, reverse=True))
+KEY_WORDS = labels_of(*KEY_NAMES)
 OUR_KEY = rf"(?P<key>{QUOTE}\d{{1,3}}(?={QUOTE})|(?<![^\W_])(?:{KEY_WORDS})_?\d{{0,3}}){QUOTE}?\s*+[:：]\s*+"
 KEY_OR_END = re.compile(rf"(?P<end>[}}｝])|{OUR_KEY}", re.IGNORECASE)
 INNER_KEY = re.compile(rf"{QUOTE}\s*+(?:{KEY_WORDS})\s*+{QUOTE}\s*+[:：]", re.IGNORECASE)
@@ -68,8 +81,8 @@ class ParsedReply:
         return [pair for pairs in self.pairs.values() for pair in pairs]
 
 
-def parse_reply(text):
-    """The `ParsedReply` of a model's text."""
+def parse_reply(text, is_cut=False):
+    """The `ParsedReply` of a model's text. is_cut: whether a limit ended it, so that its last words may be missing."""
     text = strip_thoughts(text[:MAX_REPLY_CHARS])
     events, is_valid = json_events(text)
     reply = collect_pairs(events)
@@ -78,7 +91,8 @@ def parse_reply(text):
         # The parts of invalid JSON that do decode may be incomplete, or lack the number of their article.
         if len(scanned.all_pairs()) >= len(reply.all_pairs()):
             reply = scanned
-    return reply
+    labelled = ParsedReply() if reply.pairs else collect_pairs(label_events(text, is_cut))
+    return labelled if labelled.pairs else reply
 
 
 def strip_thoughts(text):
@@ -96,21 +110,35 @@ def key_kind(key):
 
 
 def collect_pairs(events):
-    """The `ParsedReply` of (kind, value) events: a question and an answer of one object, in any order, are a pair."""
+    """The `ParsedReply` of (kind, value) events.
+
+    A question and an answer of one object, in any order, are a pair, and so are a user's message and the assistant's
+    message after it.
+    """
     reply = ParsedReply()
-    number, parts = None, {}
+    number, parts, asked = None, {}, ""  # asked: the user's message that has no answer yet
     for kind, value in events:
         if kind == "number":
             number = value
-        elif kind == "end":
-            parts = {}
         elif kind == "cut":
             reply.cut = True
-        else:  # a question or an answer
-            parts[kind] = collapse_spaces(strip_prefix(value))
-        if len(parts) == 2:
-            reply.pairs.setdefault(number, []).append((parts["question"], parts["answer"]))
+        elif kind == "end":
+            asked = asked if "role" in parts else ""
             parts = {}
+        elif value or kind != "input":  # an instruction without input may have an empty one
+            parts[kind] = collapse_spaces(strip_prefix(value))
+        pair = None
+        if "answer" in parts and ("question" in parts or "input" in parts):
+            words = (parts[name] for name in ("question", "input") if name in parts)
+            pair = " ".join(words), parts["answer"]
+            parts = {}
+        elif "role" in parts and "content" in parts:
+            role, content = key_kind(parts["role"]), parts.pop("content")
+            if role == "answer" and asked:
+                pair = asked, content
+            asked = content if role == "question" else ""
+        if pair:
+            reply.pairs.setdefault(number, []).append(pair)
     return reply
 
 
@@ -151,12 +179,32 @@ def value_events(value):
         kind, value = pending.pop()
         if kind != "value":
             yield kind, value
+        elif is_pair_list(value) or is_question_object(value):
+            for question, answer in reversed(value):
+                if key_kind(question) != "question":  # no header
+                    pending += [("end", ""), ("answer", str(answer)), ("question", question)]
         elif isinstance(value, list):
             pending += [("value", part) for part in reversed(value)]
         elif isinstance(value, tuple):
             pending.append(("end", ""))
             for key, part in reversed(value):
                 pending += reversed(list(entry_events(key, part)))
+
+
+def is_pair_list(value):
+    """Whether a decoded value is a list of lists of two texts each."""
+    return isinstance(value, list) and all(
+        isinstance(row, list) and list(map(type, row)) == [str, str] for row in value
+    )
+
+
+def is_question_object(value):
+    """Whether a decoded value is an object of several questions with their answers: {"甲在哪？": "在乙。", …}."""
+    return (
+        isinstance(value, tuple)
+        and len(value) > 1
+        and all(key.rstrip().endswith(("?", "？")) and type(answer) in TEXT_TYPES for key, answer in value)
+    )
 
 
 def entry_events(key, value):
@@ -167,7 +215,7 @@ def entry_events(key, value):
         yield "value", value
     elif kind == "number" and number:
         yield kind, int(number[1])
-    elif kind in ("question", "answer") and type(value) in (str, int, float):
+    elif kind in PART_KINDS and type(value) in TEXT_TYPES:
         yield kind, str(value)
     elif isinstance(value, (list, tuple)):
         yield "value", value
@@ -196,7 +244,7 @@ def scan_events(text):
             yield "cut", ""
             return
         if value is not None and not INNER_KEY.search(value):
-            open_question = kind == "question"
+            open_question = kind in ("question", "input")
             yield kind, value
     if open_question:
         yield "cut", ""
@@ -227,3 +275,110 @@ def unescape(text):
 
     text = ESCAPE.sub(character, text)
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+# Plain text
+
+QUESTION_LABELS = labels_of("question", "input")
+ANSWER_LABELS = labels_of("answer")
+# What stands around a label: list marks, bold type, brackets.
+OPENING = r"[-*_•#>【\[（(\s]*+"
+LIST_NUMBER = r"(?:(?P<listed>\d{1,3})\s?[.．、:：)）])?"
+LINE_LABEL = re.compile(
+    rf"{OPENING}{LIST_NUMBER}{OPENING}(?:(?P<question>{QUESTION_LABELS})|(?:{ANSWER_LABELS}))\s?"
+    r"(?P<number>\d{1,3}|[一二三四五六七八九十]{1,3})?\s?(?P<closing>[*_】\]）)]*+)\s?(?P<colon>[:：]?)(?P<dot>[.．、]?)(?P<text>.*)",
+    re.IGNORECASE,
+)
+LISTED_LINE = re.compile(rf"{OPENING}{LIST_NUMBER}(?P<text>.*)")
+INLINE_ANSWER = re.compile(
+    rf"(?<=[\s*_?？。！!])(?:{ANSWER_LABELS})\s?\d{{0,3}}\s?[*_】\]）)]*+\s?[:：]", re.IGNORECASE
+)
+ARTICLE_LINE = re.compile(rf"{OPENING}(?:文章|article)\s?(\d{{1,3}})(?!\d)", re.IGNORECASE)
+SENTENCE_ENDS = ("。", "！", "？", ".", "!", "?", "”", "」", "』", "）", ")")
+BOLD_AND_SPACE = "*_ \t　"
+
+
+@dataclass
+class LabelledText:
+    """A part of a plain text. kind: "question", "answer", or "article", whose number is that of an article.
+
+    number: the label's, as written, or None; is_numbered: whether the label or its place in a list has a number.
+    """
+
+    kind: str
+    number: str | None
+    is_numbered: bool
+    lines: list
+
+
+def label_events(text, is_cut):
+    """Events of the pairs of a text whose lines begin with labels: "问题1：…", "**A1:** …", "1. 问：… 答：…".
+
+    A single pair counts only if it is numbered: prose may contain a line that begins with 问 or 答.
+    """
+    parts = labelled_texts(text)
+    if is_cut and parts:
+        parts.pop()  # its end may be missing
+    events, pairs, is_numbered = [], 0, False
+    waiting, latest = {}, None  # questions without an answer, by number; the question directly before
+    for part in parts:
+        if part.kind == "article":
+            waiting = {}
+            latest = None
+            events.append(("number", int(part.number)))
+        elif part.kind == "question":
+            waiting[part.number] = latest = part
+        else:
+            asked = waiting.pop(part.number, None) if part.number else latest
+            latest = None
+            if asked and any(asked.lines) and any(part.lines):
+                pairs += 1
+                is_numbered = is_numbered or asked.is_numbered
+                events += [("question", " ".join(asked.lines)), ("answer", " ".join(part.lines)), ("end", "")]
+    return events if pairs > 1 or is_numbered else []
+
+
+def labelled_texts(text):
+    """[LabelledText]. One that does not end like a sentence goes on in the next line, up to an empty line."""
+    parts, is_open = [], False
+    for line in text.splitlines():
+        added = parts_of_line(line)
+        line = line.strip(BOLD_AND_SPACE)
+        if added:
+            parts += added
+            is_open = added[-1].kind != "article"
+        elif line and is_open:
+            parts[-1].lines.append(line)
+        if is_open and any(parts[-1].lines):
+            is_open = bool(line) and not parts[-1].lines[-1].endswith(SENTENCE_ENDS)
+    return parts
+
+
+def parts_of_line(line):
+    """[LabelledText] that begin in a line: none, one, or a question and its answer."""
+    if article := ARTICLE_LINE.match(line):
+        return [LabelledText("article", article[1], True, [])]
+    kind, number = "", None
+    if (found := LINE_LABEL.match(line)) and is_label(found):
+        kind, number = "question" if found["question"] else "answer", found["number"]
+    elif (found := LISTED_LINE.match(line)) and found["listed"]:
+        is_question = found["text"].rstrip(BOLD_AND_SPACE).endswith(("?", "？")) or INLINE_ANSWER.search(found["text"])
+        kind = "question" if is_question else ""
+    if not kind:
+        return []
+    words, is_numbered = found["text"], bool(number or found["listed"])
+    parts = [LabelledText(kind, number, is_numbered, [words])]
+    if kind == "question" and is_numbered and (inline := INLINE_ANSWER.search(words)):
+        parts[0].lines = [words[: inline.start()]]
+        parts.append(LabelledText("answer", number, is_numbered, [words[inline.end() :]]))
+    for part in parts:
+        part.lines = [part.lines[0].strip(BOLD_AND_SPACE)]
+    return parts
+
+
+def is_label(found):
+    """Whether a match of LINE_LABEL is a label and not the beginning of a sentence: A4纸, 问题不大."""
+    if found["colon"]:
+        return True
+    is_bracketed = found["closing"] and (found["closing"][-1] in "】]" or not found["text"])
+    return is_bracketed or bool(found["number"] and (found["dot"] or found["closing"] or not found["text"]))

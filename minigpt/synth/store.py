@@ -5,6 +5,7 @@ article: the article is asked about again, and readers of the file report the li
 """
 
 import json
+import re
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +15,9 @@ from filelock import FileLock, Timeout
 from minigpt.common.errors import UserError
 from minigpt.common.files import append_durably
 from minigpt.synth.articles import article_key, short_hash
+
+# The reason of an article that a server refused, as former versions wrote it; status 500 is a crash.
+REFUSED = re.compile(r"\S+ refused the request with status 4\d\d: ")
 
 
 def rejects_path(settings):
@@ -74,8 +78,8 @@ class Appender:
 def finished_articles(path):
     """Set of `short_hash`es of the keys of all articles in a file; empty if there is no file.
 
-    Every row with a source and an id counts, also one of a single pair, as former versions wrote them. Raises UserError
-    if the file cannot be read and written.
+    Every row with a source and an id counts, also one of a single pair, as former versions wrote them, but for articles
+    that were only refused. Raises UserError if the file cannot be read and written.
     """
     finished = set()
     try:
@@ -83,7 +87,9 @@ def finished_articles(path):
             for line in file:
                 with suppress(ValueError, TypeError, KeyError, RecursionError):  # an incomplete line, or not our row
                     row = json.loads(line)
-                    finished.add(short_hash(article_key(row["source"], row["id"])))
+                    key = short_hash(article_key(row["source"], row["id"]))
+                    if not was_refused(row):
+                        finished.add(key)
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -91,3 +97,9 @@ def finished_articles(path):
             f"{path} cannot be read and written ({os_reason(error)}); correct that, or name another file"
         ) from None
     return finished
+
+
+def was_refused(row):
+    """Whether a row is of an article without replies that a server refused, so that it is asked about again."""
+    reasons = [reason for reasons in row.get("reasons", ()) for reason in reasons]
+    return bool(reasons) and not row.get("replies") and all(map(REFUSED.match, reasons))

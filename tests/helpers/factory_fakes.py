@@ -9,6 +9,10 @@ The articles are `corpora.made_up_articles`. A model's name says how it behaves:
 | stormy | one first reply in three has one of FAULTS; some requests get 429, 500, no answer, or half a reply |
 | poison | status 500 for the articles of POISONED |
 | long, moderated, crowded | status 400 (too long), 403 (moderation), 429 (busy) for the article LONG |
+| warm, short | status 400 unless temperature is 1; if prompt and max_tokens exceed 2,048 |
+| moody | status 400 unless temperature is 0.6; the first reply is bad |
+| cutting, thinking | reports 2,048 tokens for every prompt and greets; thinks until max_tokens |
+| endless, trickling | text without end until max_tokens; until the client leaves |
 | poor, refusing, away, unloaded | every request: no quota, wrong key, 503, no model |
 | babbling | no JSON |
 | dying | the connection closes within the reply |
@@ -91,7 +95,7 @@ class Model(Handler):
         chat = body["messages"]
         self.asked, self.first = facts(chat[1]["content"] if len(chat) > 1 else ""), len(chat) == 2
         try:
-            if len(chat) == 1 and body["model"] not in ("unloaded", "refusing", "away", "dying", "poor"):
+            if len(chat) == 1 and body["model"] not in ("unloaded", "refusing", "away", "dying", "poor", "warm"):
                 return self.write("好")
             getattr(self, f"as_{body['model']}")(body)
         except OSError:  # the client has left
@@ -107,14 +111,14 @@ class Model(Handler):
             self.server.about.met.add(what)
         return new
 
-    def write(self, text):
+    def write(self, text, reason="stop", prompt_tokens=7):
         """Send a complete reply in pieces."""
         self.begin()
         for start in range(0, len(text), 40):
             self.say(delta(text[start : start + 40]))
-        usage = {"prompt_tokens": 7, "completion_tokens": len(text)}
+        usage = {"prompt_tokens": prompt_tokens, "completion_tokens": len(text)}
         self.say(
-            delta("", "stop") + f"data: {json.dumps({'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n".encode()
+            delta("", reason) + f"data: {json.dumps({'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n".encode()
         )
 
     def write_pairs(self, pairs):
@@ -167,6 +171,39 @@ class Model(Handler):
         if any(town == LONG for town, *_ in self.asked):
             return self.send(429, b'{"error": {"message": "too many tokens a minute"}}')
         self.write_good()
+
+    def as_warm(self, body):
+        if body["temperature"] != 1:
+            return self.send(400, b'{"error": {"message": "temperature 0.45 is no good: only 1 is allowed"}}')
+        self.write_good()
+
+    def as_short(self, body):
+        chars = sum(len(message["content"]) for message in body["messages"])
+        if chars + body["max_tokens"] > 2048:
+            message = f"maximum context length is 2048 tokens, but you requested {chars} in the messages"
+            return self.send(400, json.dumps({"error": {"message": message}}).encode())
+        self.write_good()
+
+    def as_moody(self, body):
+        if body["temperature"] != 0.6:
+            return self.send(400, b'{"error": {"message": "only temperature 0.6 is allowed"}}')
+        self.write_pairs(FAULTS["pronoun"](good_pairs(*self.asked[0]))) if self.first else self.write_good()
+
+    def as_cutting(self, body):
+        self.write("您好！请问有什么可以帮您？", prompt_tokens=2048)
+
+    def as_thinking(self, body):
+        self.begin()
+        choice = {"index": 0, "delta": {"content": "", "reasoning": "想一想……"}, "finish_reason": "length"}
+        self.say(f"data: {json.dumps({'choices': [choice]})}\n\ndata: [DONE]\n\n".encode())
+
+    def as_endless(self, body):
+        self.write("从前有座山，山里有座庙，" * 20, reason="length")
+
+    def as_trickling(self, body):
+        self.begin()
+        self.say(delta("从前有座山"))
+        self.server.about.go.wait(HANG_SECONDS)
 
     def as_poor(self, body):
         self.send(429, b'{"error": {"message": "no money", "code": "insufficient_quota"}}')

@@ -7,11 +7,13 @@ Only "kept" and "whole" leave the connection open after an answer. A model's nam
 | echo, slow | repeats the prompt character by character; slow with 50 ms between them |
 | kept | repeats the prompt in one piece |
 | whole | answers without streaming |
-| plain | refuses fields that OpenAI's API does not have |
+| plain | refuses fields that OpenAI's API does not have, one at a time |
+| newer, single | refuses max_tokens, as OpenAI's newer models do; refuses to stream |
+| thoughtful | reasons apart from the text |
 | busy | status 429 for the first two requests |
 | dies | closes the connection after three characters |
 | drips, silent | sends a byte every 100 ms of a long line; sends nothing |
-| endless, line, zipped | sends pieces without end; one line without end; a large compressed answer |
+| endless, line, zipped, packed | sends pieces without end; one line without end; a large, a small compressed answer |
 | headers, continue | sends headers, or 100 Continue, without end |
 | elsewhere, faraway | redirects; the body of the second is endless |
 | junk, odd, error | not JSON; JSON of another shape; an error inside the stream |
@@ -152,6 +154,27 @@ class Handler(BaseHTTPRequestHandler):
         if extra := [name for name in ("top_k", "seed", "stream_options") if name in body]:
             return self.send(400, json.dumps({"error": {"message": f"unknown field {extra[0]}"}}).encode())
         self.as_echo(prompt, body)
+
+    def as_newer(self, prompt, body):
+        if "max_tokens" in body:
+            error = {"message": "Unsupported parameter. Use 'max_completion_tokens' instead.", "param": "max_tokens"}
+            return self.send(400, json.dumps([{"error": error}]).encode())
+        self.as_echo(prompt, body)
+
+    def as_single(self, prompt, body):
+        if body.get("stream"):
+            detail = [{"type": "x", "loc": ["body", "stream"], "msg": "Extra inputs are not permitted"}]
+            return self.send(422, json.dumps({"detail": detail}).encode())
+        self.as_whole(prompt, body)
+
+    def as_thoughtful(self, prompt, body):
+        self.begin()
+        choice = {"index": 0, "delta": {"content": "", "reasoning_content": "想一想"}, "finish_reason": None}
+        self.say(f"data: {json.dumps({'choices': [choice]})}\n\n".encode() + delta("好", "stop") + b"data: [DONE]\n\n")
+
+    def as_packed(self, prompt, body):
+        self.begin(Content_Encoding="gzip")
+        self.say(gzip.compress(delta(prompt, "stop") + b"data: [DONE]\n\n"))
 
     def as_kept(self, prompt, body):
         self.send_response(200)

@@ -9,10 +9,12 @@ from download_fakes import files
 from factory_fakes import LONG, large_model
 
 from minigpt.common.errors import UserError
+from minigpt.openai_client import ApiFailure
 from minigpt.settings.stages import GenerateSettings
 from minigpt.synth import generator, rate_limit
 from minigpt.synth.articles import ArticleSource, article_key, short_hash
-from minigpt.synth.client import LargeModelClient, choose_model
+from minigpt.synth.client import LargeModelClient, choose_model, extra_fields
+from minigpt.synth.diagnosis import PromptSizes, refusal_trouble
 from minigpt.synth.generator import PairGenerator
 from minigpt.synth.rate_limit import RateLimit
 from minigpt.synth.store import Appender
@@ -53,14 +55,89 @@ def test_articles_that_crash_the_server_are_rejected_and_delay_no_other(tmp_path
     assert set(rejects) == poisoned and ours.counts.articles["accepted"] == 24 - bad
 
 
-@pytest.mark.parametrize(
-    ("model", "expected"),
-    [("moderated", "status 403: not to our taste"), ("crowded", "too many tokens a minute) (20 times")],
-)
-def test_a_refusal_of_one_article_rejects_that_article_only(tmp_path, hurried, model, expected):
-    with large_model(models=(model,)) as about:
+def test_an_article_for_which_the_server_is_always_busy_is_rejected(tmp_path, hurried):
+    with large_model(models=("crowded",)) as about:
         ours, rejects = worked(tmp_path, about, count=8, concurrency=2, wait_minutes=0.5)
-    assert set(rejects) == {LONG} and expected in rejects[LONG][0][0] and ours.counts.articles["accepted"] == 7
+    assert set(rejects) == {LONG} and "too many tokens a minute) (20 times" in rejects[LONG][0][0]
+    assert ours.counts.articles["accepted"] == 7
+
+
+def test_an_article_that_the_server_refuses_is_left_for_the_next_run(tmp_path):
+    with large_model(models=("moderated",)) as about:
+        ours, rejects = worked(tmp_path, about, count=8, concurrency=2)
+    assert rejects == {} and ours.counts.articles == {"accepted": 7, "unanswered": 1}
+    (line,) = ours.troubles.lines()
+    assert "1 × an article was refused with status 403: not to our taste" in line and "filter" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "advice"),
+    [
+        ("invalid temperature: only 0.6 is allowed for this model", {}, "--temperature=0.6 (now 0.45)"),
+        ("This model's maximum context length is 4096 tokens. However, you requested 4596 tokens (548 in the messages, "
+         "4048 in the completion).", {"max_new_tokens": 4048}, "--max_new_tokens=1472 (now 4048)"),
+        ("request (548 tokens) exceeds the available context size (1024 tokens), try increasing it", {},
+         "--max_new_tokens=256 --article_chars="),
+        ("Input validation error: `inputs` tokens + `max_new_tokens` must be <= 512. Given: 548 `inputs` tokens", {},
+         "a longer context than 512 tokens"),
+        ("Range of max_tokens should be [1, 1024]", {}, "--max_new_tokens=1024 (now 2048)"),
+        ("The model `x` does not exist.", {}, "--api_model"),
+        ('"qwen" does not support top_p here', {"api_extra": '{"top_p": 1}'}, "--api_extra (now"),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_the_setting_and_the_number_that_mend_it(words, settings, advice):
+    given = GenerateSettings(**settings)
+    failure = ApiFailure("refused", address="x", status=400, detail=words, param="")
+    extra = {"top_p": 1} if given.api_extra else {}
+    assert advice in refusal_trouble(failure, given, 548, extra).advice
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit"),
+    [
+        ([(2048, 900), (2048, 950), (2048, 1000)], 2048),
+        ([(500, 300), (4095, 2000), (4095, 2000), (4095, 2100)], 4095),
+        ([(1500, 900), (1500, 1000), (1500, 1500)], 1500),
+        ([(1500, 900), (1500, 905), (1500, 910)], 0),
+        ([(2048, 900), (2048, 950), (2048, 1000), (2300, 1200)], 0),
+        ([(7, 900), (7, 1200), (7, 2000)], 0),
+        ([(0, 900), (0, 1200), (0, 2000)], 0),
+    ],
+)
+def test_prompts_of_different_lengths_with_equal_tokens_are_cut(sizes, limit):
+    found = PromptSizes()
+    for tokens, chars in sizes:
+        found.add(tokens, chars)
+    assert found.limit() == limit
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("", {}),
+        ('{"reasoning_effort": "none"}', {"reasoning_effort": "none"}),
+        ("{'chat_template_kwargs': {'enable_thinking': false, 'x': null}}",
+         {"chat_template_kwargs": {"enable_thinking": False, "x": None}}),
+    ],
+)  # fmt: skip
+def test_extra_fields_are_json_also_with_single_quotes(text, fields):
+    assert extra_fields(text) == fields
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{reasoning_effort: none}", "PowerShell"),
+        ("[1]", "no JSON object"),
+        ("{'a': open('b')}", "no JSON object"),
+        ("{" * 9999, "no JSON object"),
+        ('{"stream": false}', "may not have stream"),
+        ('{"messages": []}', "may not have messages"),
+    ],
+)
+def test_other_extra_fields_are_reported(text, words):
+    with pytest.raises(UserError, match=words):
+        extra_fields(text)
 
 
 def test_an_internal_error_ends_the_run_with_one_line_that_names_it(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from corpora import ROOT, made_up_articles, write_jsonl
-from factory_fakes import LONG, POISONED, good_pairs, large_model, model_process, number_of
+from factory_fakes import LONG, POISONED, good_pairs, large_model, model_process
 from serving_fakes import serving
 
 from minigpt.common.cli import run_script
@@ -214,10 +214,64 @@ def test_articles_that_make_the_server_fail_are_rejected_and_do_not_stop_the_run
 def test_a_group_refused_because_of_one_article_is_asked_about_one_by_one(ran, tmp_path):
     wiki(tmp_path, 6)
     with large_model(models=("long",)) as about:
-        ran(about, "--articles_per_request=2")
-    assert titles(rows_of(tmp_path / "saves.jsonl")) == every(6, [LONG])
-    (row,) = rows_of(tmp_path / "rejects.jsonl")
-    assert row["id"] == number_of(LONG) and "the prompt is too long" in row["reasons"][0][0]
+        said = ran(about, "--articles_per_request=2")
+        assert titles(rows_of(tmp_path / "saves.jsonl")) == every(6, [LONG])
+        assert "not answered: 1 articles" in said and "1 × an article was refused with status 400: the" in said
+        assert not (tmp_path / "rejects.jsonl").exists()
+        about.models = ("good",)
+        assert "1 accepted" in ran(about, "--articles_per_request=2")
+    assert titles(rows_of(tmp_path / "saves.jsonl")) == every(6)
+
+
+THINKING = """--api_extra='{"reasoning_effort": "none"}'"""
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "expected", "mended"),
+    [
+        ("warm", [], ["only 1 is allowed; give --temperature=1 (now 0.45)"], ["--temperature=1"]),
+        ("short", [], ["context length is 2048", "--max_new_tokens=512 --article_chars="], ["--max_new_tokens=512"]),
+        ("unloaded", [], ["no model is loaded", "--api_model", "it offers unloaded"], None),
+        ("cutting", [], ["cuts prompts at 2048 tokens", "OLLAMA_CONTEXT_LENGTH=8192", "--article_chars"], None),
+        ("thinking", ["--tries=1"], ["thinking filled the reply", THINKING], None),
+        ("endless", ["--tries=1"], ["end its answers: 240 characters", "--max_new_tokens to 512", "instruct"], None),
+        ("trickling", ["--request_seconds=0.3"], ["end its answers: 5 characters", "within 0.3 s", "instruct"], None),
+    ],
+)
+def test_troubles_alike_end_the_run_with_the_setting_and_no_article_is_lost(
+    ran, tmp_path, model, flags, expected, mended
+):
+    wiki(tmp_path)
+    with large_model(models=(model,)) as about:
+        said = ran(about, *flags, "--concurrency=2", code=1)
+        line = said.splitlines()[-1]
+        assert line.startswith("error: ") and all(words in line for words in expected), line
+        assert len(about.asked) <= 12 and "to have fewer no_json" not in said
+        about.models = about.models if mended else ("good",)
+        assert f"{SHORT} accepted" in ran(about, *(mended or []))
+    assert not (tmp_path / "rejects.jsonl").exists()
+
+
+def test_fewer_articles_than_end_a_run_are_reported_as_an_error_too(ran, tmp_path):
+    wiki(tmp_path, 1)
+    with large_model(models=("short",)) as about:
+        assert "--max_new_tokens=" in ran(about, code=1).splitlines()[-1]
+
+
+def test_a_model_that_takes_one_temperature_only_is_asked_again_with_it(ran, tmp_path):
+    wiki(tmp_path, 2)
+    with large_model(models=("moody",)) as about:
+        said = ran(about, "--temperature=0.6", "--concurrency=1")
+        assert "retries keep --temperature=0.6" in said and "2 accepted" in said
+        assert [body["temperature"] for body in about.asked] == [0.6, 0.7, 0.6, 0.6, 0.6]
+
+
+def test_extra_fields_are_in_every_request(ran, tmp_path):
+    wiki(tmp_path, 3)
+    with large_model(models=("long",)) as about:
+        ran(about, '--api_extra={"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": false}}')
+        assert len(about.asked) >= 4  # with the probe
+        assert all(body["reasoning_effort"] == "none" and "enable_thinking" in str(body) for body in about.asked)
 
 
 @pytest.mark.parametrize(

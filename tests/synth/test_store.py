@@ -52,6 +52,21 @@ def test_files_with_one_row_a_pair_and_rejects_are_read_and_a_missing_file_has_n
     assert finished_articles(tmp_path / "none.jsonl") == set()
 
 
+def test_rejects_that_were_only_refused_do_not_count_as_finished(tmp_path):
+    refused, crashed = (f"http://x/v1 refused the request with status {status}: no" for status in (400, 500))
+    reasons = {
+        1: [[refused]],
+        2: [[crashed]],
+        3: [["共有2对问答"], [refused]],
+        4: [[refused]],
+        5: [[refused], [refused]],
+    }
+    rows = [
+        {"source": "w/a", "id": n, "reasons": each, "replies": ["好"] if n == 4 else []} for n, each in reasons.items()
+    ]
+    assert finished_articles(write_jsonl(tmp_path / "rejects.jsonl", rows)) == hashes_of([2, 3, 4])
+
+
 def test_a_bad_pair_does_not_lose_the_other_pairs_of_its_article(tmp_path):
     row = row_about(1)
     row["pairs"] += ["x", {"question": "只有问"}, {"question": "好", "answer": "好。"}]
