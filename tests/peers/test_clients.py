@@ -132,7 +132,9 @@ class TestLangChain:
         assert chat(**field).invoke(QUESTION).content
 
     def test_several_choices_and_log_probabilities(self, chat):
-        generations = chat(n=2, temperature=1).generate([[("human", QUESTION)]]).generations[0]
+        from langchain_core.messages import HumanMessage
+
+        generations = chat(n=2, temperature=1).generate([[HumanMessage(QUESTION)]]).generations[0]
         assert len(generations) == 2
         entries = chat(logprobs=True).invoke(QUESTION).response_metadata["logprobs"]["content"]
         assert entries and all(entry["logprob"] <= 0 for entry in entries)
