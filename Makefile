@@ -2,6 +2,7 @@
 # make test   the tests
 # make test-avx2   those of the arithmetic, as on an x86 processor without AVX-512
 # make soak   the long ones among them, at their full counts (kills, load, gigabytes)
+# make peers  those with llama.cpp's server, lm-eval, LangChain and LiteLLM, which it installs first (0.8 GB)
 # make sample ask the newest model
 # make serve  serve it at http://127.0.0.1:5000: a page, and OpenAI's API
 # make arena  compare models, your own and your friends', at http://127.0.0.1:7860
@@ -13,17 +14,21 @@ endif
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-avx2 soak sample serve arena lint corpus clean
+.PHONY: demo test test-avx2 soak peers sample serve arena lint corpus clean
 
 demo: $(VENV)/ready
 	$(RUN) demo.py
 
 # Two files of tests at a time.
 test: $(VENV)/ready-dev
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not peers"
 
+# Includes those of `make peers` where that has been run; the others are listed as skipped.
 soak: $(VENV)/ready-dev
-	$(RUN) -m pytest --soak -m "soak or soak_only"
+	$(RUN) -m pytest -rs --soak -m "soak or soak_only or peers"
+
+peers: $(VENV)/ready-peers
+	$(RUN) -m pytest -rs tests/peers
 
 # Such a processor has other kernels in torch, oneDNN and MKL, which sum in another order and lack bfloat16.
 test-avx2: $(VENV)/ready-dev
@@ -57,6 +62,10 @@ $(VENV)/ready: requirements.txt | $(VENV)/bin/python
 
 $(VENV)/ready-dev: requirements-dev.txt $(VENV)/ready
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/ready-peers: requirements-peers.txt $(VENV)/ready-dev
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt
 	@touch $@
 
 # Models of your own, under out/, stay.
