@@ -29,6 +29,7 @@ from minigpt.corpus.questions import QuestionCounts, check_question_files, read_
 from minigpt.corpus.records import Problems, dropped_text
 from minigpt.corpus.row_files import RowWriter, refuse_to_replace
 from minigpt.corpus.splits import (
+    EmptyPart,
     check_parts,
     read_heldout,
     sft_part,
@@ -192,7 +193,17 @@ def chat_lines(meta):
 def main():
     settings = load_settings(PrepareSftSettings)
     refuse_to_replace(settings, "sft_data_dir", "qa_files", settings.qa_files)
-    meta, warnings = prepare_sft(settings)
+    try:
+        meta, warnings = prepare_sft(settings)
+    except EmptyPart as error:
+        # The default shares may leave a small file without a validation row. Shares that the user gave are kept.
+        if settings.given & {"val_share", "test_share"}:
+            raise
+        taken = ", ".join(f"--{name}={share:g}" for name, share in error.advised.items())
+        print(f"note: {error}; taken: {taken}")
+        for name, share in error.advised.items():
+            setattr(settings, name, share)
+        meta, warnings = prepare_sft(settings)
     print(dropped_text(meta))
     print("rows by form: " + ", ".join(f"{form} {count}" for form, count in meta["forms"].items()))
     for line in chat_lines(meta):

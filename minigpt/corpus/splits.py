@@ -76,8 +76,16 @@ def subjects_by_id(folders, settings=None):
 # Parts that are too small
 
 
+class EmptyPart(UserError):
+    """A part that training needs has no rows. advised: {setting: value} that gives it some."""
+
+    def __init__(self, message, advised):
+        super().__init__(message)
+        self.advised = advised
+
+
 def check_parts(rows, settings, shares, hint=""):
-    """Raises UserError where train or val, which training needs, has no rows, with a setting that gives it some.
+    """Raises UserError, `EmptyPart` where other shares help, where train or val, which training needs, has no rows, with a setting that gives it some.
 
     rows: {part: rows}; shares: the hash shares (`hash_share`, `sft_share`) of all subjects that may be in either part;
     hint: what else helps where there is one subject only.
@@ -100,9 +108,11 @@ def check_parts(rows, settings, shares, hint=""):
     if len(free) < 2:
         free, advice = shares, "--test_share=0 and "
     low, high = free[:2] if empty == "val" or advice else free[-2:]
-    raise UserError(
+    val_share = between(low, high)
+    raise EmptyPart(
         f"{total}: the rows of a subject go into one part, by its hash; give more, or {advice}"
-        f"--val_share={between(low, high)} (now {settings.val_share:g})"
+        f"--val_share={val_share} (now {settings.val_share:g})",
+        {"val_share": float(val_share), **({"test_share": 0.0} if advice else {})},
     )
 
 

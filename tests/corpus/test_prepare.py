@@ -225,6 +225,10 @@ def test_small_parts_of_questions_are_warned_of(script, tmp_path):
     write_jsonl(tmp_path / "qa.jsonl", made_up_questions(40))
     (tmp_path / "held.txt").write_text("第1镇\n", encoding="utf-8")
     write_jsonl(tmp_path / "wiki/a.jsonl", made_up_articles(40))
+    write_jsonl(tmp_path / "few.jsonl", made_up_questions(40)[:4])
+    # Without shares of the user's, those that give a validation row are taken.
+    assert "note: val has none of the 4 rows" in done(script("data/prepare_sft.py", "--qa_files=few.jsonl"))
+    assert opened(tmp_path / "data/processed_sft")[0]["parts"]["val"]["rows"] > 0
     prepare, questions = "data/prepare_sft.py", "--qa_files=qa.jsonl"
     message = warnings_of(script, prepare, questions, "--val_share=0.5", "--test_share=0.0001")
     assert [line.partition(":")[0] for line in message] == ["test has none of the 80 rows, and evaluations need some"]
