@@ -85,7 +85,7 @@ class EmptyPart(UserError):
 
 
 def check_parts(rows, settings, shares, hint=""):
-    """Raises UserError, `EmptyPart` where other shares help, where train or val, which training needs, has no rows, with a setting that gives it some.
+    """Raises UserError where train or val, which training needs, has no rows: `EmptyPart` where other shares help.
 
     rows: {part: rows}; shares: the hash shares (`hash_share`, `sft_share`) of all subjects that may be in either part;
     hint: what else helps where there is one subject only.
