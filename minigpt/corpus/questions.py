@@ -23,7 +23,7 @@ from minigpt.corpus.readers.blocks import PLAIN_MARK
 from minigpt.corpus.records import name_field, read_rows, text_field
 from minigpt.settings.stages import QuestionForm
 
-MAX_LISTED_FIELDS = 12
+MAX_NAMED_FIELDS = 12
 MAX_FIELD_CHARS = 40
 
 # Fields
@@ -37,7 +37,7 @@ ANSWER_NAMES = (
     "human_answers", "pos_resp", "best_answer", "summary", "答案", "答", "回答", "输出", "回复", "参考答案",
 )  # fmt: skip
 ROLE_NAMES = ("from", "role", "speaker", "author", "角色")
-TEXT_NAMES = ("value", "content", "text", "utterance", "message", "内容")
+MESSAGE_TEXT_NAMES = ("value", "content", "text", "utterance", "message", "内容")
 SYSTEM_NAMES = ("system", "system_prompt", "meta_instruction", "系统")
 HISTORY_NAMES = ("history", "历史")
 THINKING_NAMES = ("reasoning_content", "reasoning", "thinking", "thought", "complex_cot")
@@ -256,7 +256,7 @@ class RowParser:
             return self.find_given_form(row)
         asking = [form for form in FORMS if form.question in row and (not form.one_of or has_any(row, form.one_of))]
         for form in asking:
-            if is_talk(row[form.question]) if form.is_talk else has_any(row, form.answer):
+            if holds_talk(row[form.question]) if form.is_talk else has_any(row, form.answer):
                 return form, None
         if isinstance(row.get("columns"), list):
             return None, f"{len(row['columns'])} columns without names are no question and answer"
@@ -284,7 +284,7 @@ class RowParser:
         form = RowForm("given", question, answer=(answer,) if answer else ANSWER_NAMES)
         if question is None:
             return None, self.list_fields('no "question"', row)
-        if not has_any(row, form.answer) and is_talk(row[question]):
+        if not has_any(row, form.answer) and holds_talk(row[question]):
             form = form._replace(is_talk=True)
         elif self.answer_required and not has_any(row, form.answer):
             return None, self.list_fields('no "answer"', row)
@@ -293,8 +293,8 @@ class RowParser:
     def list_fields(self, reason, row):
         """A reason with the fields of the first row that it was given for, so that alike rows have the same reason."""
         if reason not in self.reasons:
-            names = [name[:MAX_FIELD_CHARS] for name in row][:MAX_LISTED_FIELDS]
-            more = ", …" * (len(row) > MAX_LISTED_FIELDS)
+            names = [name[:MAX_FIELD_CHARS] for name in row][:MAX_NAMED_FIELDS]
+            more = ", …" * (len(row) > MAX_NAMED_FIELDS)
             self.reasons[reason] = (
                 f"{reason} (fields of the first such row: {', '.join(names) or 'none'}{more}; name yours with "
                 "--question_field=… and --answer_field=…)"
@@ -340,7 +340,7 @@ class RowParser:
             and not has_any(value, ROLE_NAMES)
             and all(isinstance(turn, dict) for turn in value.values())
         ):
-            value = [value[key] for key in sorted(value, key=number_in)]  # MOSS's {"turn_1": {…}, …}
+            value = [value[key] for key in sorted(value, key=number_in_name)]  # MOSS's {"turn_1": {…}, …}
         messages, roles = [], roles_of_talk(value)
         for item in value if isinstance(value, list) else [value]:
             # Who speaks, where an item does not say it.
@@ -361,7 +361,7 @@ class RowParser:
         speaker: whose message it is where it has no role; roles: {name of a role: role}.
         """
         role_name = next((key for key in ROLE_NAMES if key in item), None)
-        text_name = next((key for key in TEXT_NAMES if key in item), TEXT_NAMES[1])
+        text_name = next((key for key in MESSAGE_TEXT_NAMES if key in item), MESSAGE_TEXT_NAMES[1])
         if role_name:
             role = roles.get(str(item[role_name]).strip().lower())
             if not role:
@@ -494,13 +494,13 @@ def load_json(value):
         return value
 
 
-def is_talk(value):
+def holds_talk(value):
     """Whether a field's value holds a talk."""
     value = load_json(value)
     return bool(split_marked_text(value)) if isinstance(value, str) else isinstance(value, (list, dict)) and bool(value)
 
 
-def number_in(name):
+def number_in_name(name):
     """(the first number in a text, or 0; the text), to sort by."""
     digits = re.search(r"\d+", str(name))
     return int(digits[0]) if digits else 0, str(name)

@@ -15,6 +15,7 @@ CHAT_TEMPLATE = (
     "{% set following = 'assistant' if loop.last else messages[loop.index0 + 1]['role'] %}"
     "{% if message['role'] == 'user' and following == 'assistant' %}{{ message['content'].strip() + '##' }}"
     "{% elif loop.last %}{{ message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}{{ message['content'].strip() + '<|endoftext|>' }}"
     "{% else %}{{ message['content'].strip() + '\\n' }}{% endif %}"
     "{% endfor %}"
 )

@@ -29,7 +29,7 @@ SEPARATORS = {
     "text_lines": re.compile(END_OF_TEXT + rb"|\n"),
 }
 INDENT = re.compile(r"[ \t\u3000\xa0]")
-SENTENCE_ENDS = ("。", "！", "？", "…", "!", "?", ".", ";", "；")
+PLAIN_SENTENCE_ENDS = ("。", "！", "？", "…", "!", "?", ".", ";", "；")
 CLOSING_MARKS = "”’」』）)】》\"' \t\r\u3000"
 SENTENCE_END_BYTES = [end.encode() for end in ("。", "！", "？", "!", "?")]
 MAX_HEADING_CHARS = 40  # of a document that is a heading of the next one
@@ -89,7 +89,7 @@ def detect_text(head):
 
 def is_sentence_end(text):
     """Whether a text ends where a sentence ends."""
-    return text.rstrip(CLOSING_MARKS).endswith(SENTENCE_ENDS)
+    return text.rstrip(CLOSING_MARKS).endswith(PLAIN_SENTENCE_ENDS)
 
 
 def is_heading(document):
