@@ -23,7 +23,7 @@ from minigpt.corpus.readers.blocks import PLAIN_MARK
 from minigpt.corpus.records import name_field, read_rows, text_field
 from minigpt.settings.stages import QuestionForm
 
-MAX_NAMED_FIELDS = 12
+MAX_FIELDS_IN_REASON = 12
 MAX_FIELD_CHARS = 40
 
 # Fields
@@ -293,8 +293,8 @@ class RowParser:
     def list_fields(self, reason, row):
         """A reason with the fields of the first row that it was given for, so that alike rows have the same reason."""
         if reason not in self.reasons:
-            names = [name[:MAX_FIELD_CHARS] for name in row][:MAX_NAMED_FIELDS]
-            more = ", …" * (len(row) > MAX_NAMED_FIELDS)
+            names = [name[:MAX_FIELD_CHARS] for name in row][:MAX_FIELDS_IN_REASON]
+            more = ", …" * (len(row) > MAX_FIELDS_IN_REASON)
             self.reasons[reason] = (
                 f"{reason} (fields of the first such row: {', '.join(names) or 'none'}{more}; name yours with "
                 "--question_field=… and --answer_field=…)"
