@@ -126,9 +126,14 @@ class Tokenizer:
         return [*self.encode(stripped), self.answer_id] if answer else self.encode(text)
 
     def encode_marked(self, text):
-        """Ids of a text in which every `##` is the answer mark, such as a row of fine-tuning data."""
-        *parts, last = text.split(ANSWER_TEXT)
-        return [token_id for part in parts for token_id in self.encode_prompt(part, answer=True)] + self.encode(last)
+        """Ids of a text in which every `##` is the answer mark and every `<|endoftext|>` an EOT, as in rows of chats."""
+        ids = []
+        for i, turn in enumerate(text.split(self.special_texts[self.eot_id])):
+            *parts, last = turn.split(ANSWER_TEXT)
+            ids += [self.eot_id] if i else []
+            ids += [token_id for part in parts for token_id in self.encode_prompt(part, answer=True)]
+            ids += self.encode(last)
+        return ids
 
     def token_bytes(self, token_id):
         """Bytes that one id stands for; b"" for EOT, PAD and ids that the vocabulary does not have."""

@@ -9,7 +9,7 @@ from minigpt.serving.choices import show_token
 from minigpt.serving.errors import ApiError
 
 EMBEDDING = SamplingParams(max_new_tokens=0, embedding=True)
-# For fine-tuned models. As text it gives the ids of a chat where every ## is read as the answer mark (see `text_ids`).
+# For fine-tuned models. `text_ids` gives its text the ids that `chat_ids` gives the chat.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% set following = 'assistant' if loop.last else messages[loop.index0 + 1]['role'] %}"
@@ -25,7 +25,7 @@ def text_ids(generator, text):
     """Token ids of a text as evaluation programs need them: the ids of a text's beginning begin the text's ids.
 
     The name of a special token alone, such as <|endoftext|>, is that token. For a fine-tuned model, `##` is the answer
-    mark wherever it is, so that a question, the mark and an answer are as in training.
+    mark and <|endoftext|> an EOT wherever they are, so that a chat's text has the ids of training.
     """
     tokenizer = generator.tokenizer
     special_ids = {name: token_id for token_id, name in tokenizer.special_texts.items()}

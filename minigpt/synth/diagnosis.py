@@ -214,7 +214,7 @@ def reply_trouble(stream, text, has_pairs, settings):
         limit = f"{settings.request_seconds:g} s (--request_seconds)"
     message = f"this model does not end its answers: {len(answer)} characters and no end within {limit}"
     advice = (
-        f"lower --max_new_tokens to {max(64, settings.max_new_tokens // 4)} and choose an instruct model with "
+        f"lower --max_new_tokens to {max(1, settings.max_new_tokens // 4)} and choose an instruct model with "
         "--api_model (a base model only continues texts); if its answers are good but long or slow, raise "
         "--max_new_tokens and --request_seconds, or lower --concurrency"
     )

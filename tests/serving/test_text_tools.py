@@ -274,7 +274,7 @@ def test_the_tokenizer_describes_itself_and_its_template_gives_the_ids_of_chats(
     system, ask, say = (lambda text, role=role: (role, text) for role in ("system", "user", "assistant"))
     for turns in (
         [ask(" 甲？ ")],
-        [system("要短。"), ask("甲？")],
+        [system("要短。"), ask("甲？"), say("乙。"), ask("丙？")],
         [ask("甲？"), say("乙 ")],
         [ask("甲"), ask("乙")],
     ):

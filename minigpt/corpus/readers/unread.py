@@ -17,7 +17,7 @@ ARROW_WAY = (
     ".to_json('{path}.jsonl', force_ascii=False)\""
 )
 DUMP_WAY = "extract its articles: python -m wikiextractor.WikiExtractor --json -o extracted {path}"
-SQLITE_WAY = (
+SQLITE_ENTRY = (
     "a SQLite database",
     "write a table's rows as JSON: sqlite3 -json {path} 'select * from TABLE' > rows.json",
 )
@@ -41,11 +41,8 @@ UNREAD_FORMATS = {
     ".tfrecord": ("a TFRecord file", ROWS_WAY),
     ".npy": ("a NumPy array", ROWS_WAY),
     ".npz": ("a file of NumPy arrays", ROWS_WAY),
-    ".db": (
-        "a SQLite database",
-        "write a table's rows as JSON: sqlite3 -json {path} 'select * from TABLE' > rows.json",
-    ),
-    ".sqlite": SQLITE_WAY,
+    ".db": SQLITE_ENTRY,
+    ".sqlite": SQLITE_ENTRY,
     ".sql": ("an SQL dump", ROWS_WAY),
     ".yaml": ("a YAML file", ROWS_WAY),
     ".yml": ("a YAML file", ROWS_WAY),
