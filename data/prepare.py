@@ -67,15 +67,19 @@ def prepare(settings, files):
         workers = choose_workers(settings, total_bytes - progress.n_bytes)
         done = progress.n_bytes
         with tqdm(total=total_bytes, initial=done, unit="B", unit_scale=True, desc="prepare", smoothing=0.05) as bar:
-            for block in prepare_blocks(remaining_blocks(settings, files, progress.place), settings, plan, workers):
-                progress.add(block, files)
-                bar.set_postfix_str(f"articles={progress.kept}", refresh=False)
-                bar.update(block.n_bytes)
-                if signals.asked:
-                    break
-                if time.monotonic() - last_save > SAVE_SECONDS:
-                    progress.save()
-                    last_save = time.monotonic()
+            try:
+                for block in prepare_blocks(remaining_blocks(settings, files, progress.place), settings, plan, workers):
+                    progress.add(block, files)
+                    bar.set_postfix_str(f"articles={progress.kept}", refresh=False)
+                    bar.update(block.n_bytes)
+                    if signals.asked:
+                        break
+                    if time.monotonic() - last_save > SAVE_SECONDS:
+                        progress.save()
+                        last_save = time.monotonic()
+            except UserError:
+                if not signals.asked:  # else the signal has ended the workers, too
+                    raise
         if signals.asked:
             progress.wait()  # a save that is under way lacks the last blocks
             progress.save()

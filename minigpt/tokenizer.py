@@ -126,7 +126,7 @@ class Tokenizer:
         return [*self.encode(stripped), self.answer_id] if answer else self.encode(text)
 
     def encode_marked(self, text):
-        """Ids of a text in which every `##` is the answer mark and every `<|endoftext|>` an EOT, as in rows of chats."""
+        """Ids of a text in which every `##` is the answer mark and every `<|endoftext|>` an EOT."""
         ids = []
         for i, turn in enumerate(text.split(self.special_texts[self.eot_id])):
             *parts, last = turn.split(ANSWER_TEXT)

@@ -12,9 +12,10 @@ import threading
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import compress
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context, parent_process, resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -235,13 +236,31 @@ WORKER = None  # the BlockPreparer of a worker process
 
 
 def start_worker(settings, plan):
-    """Initializes a worker process."""
+    """Initializes a worker process.
+
+    It ignores Ctrl-C, which the first process answers, but not SIGTERM: the pool ends its other workers by that when
+    one has died, and waits for them.
+    """
     global WORKER
-    for name in (signal.SIGINT, signal.SIGTERM):  # the first process answers them
-        signal.signal(name, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=exit_with_parent, daemon=True).start()
     gc.disable()  # rows make no reference cycles, and looking for some takes a tenth of the time
     WORKER = BlockPreparer(settings, plan)
+
+
+@contextmanager
+def sigint_deferred():
+    """Ctrl-C waits meanwhile. Processes that are started meanwhile inherit that: one that Ctrl-C ended while it started
+    would break the pool. (On Windows it still may.)"""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # where it starts later, it ends the deferral
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def exit_with_parent():
@@ -274,7 +293,8 @@ def prepare_in_pool(blocks, settings, plan, workers):
     try:
         queued = deque()
         for block in blocks:
-            queued.append(pool.submit(prepare_in_worker, block))
+            with sigint_deferred():  # the first calls start the processes
+                queued.append(pool.submit(prepare_in_worker, block))
             if len(queued) > QUEUED_BLOCKS_PER_WORKER * workers:
                 yield queued.popleft().result()
         while queued:

@@ -174,19 +174,27 @@ def test_an_interrupted_preparation_with_other_settings_or_files_starts_again(co
     assert "starting again" in drive(corpus, 10**9, "--data_dir=touched").stdout
 
 
-def test_ctrl_c_keeps_what_is_done_and_the_same_command_resumes(tmp_path, script):
-    count = write_varied(tmp_path / "wiki/a.jsonl", 24_000_000)
+def interrupt_when(folder, words):
+    """(exit status, further lines) of a preparation with two workers that gets Ctrl-C once it has printed the words."""
     command = [sys.executable, str(ROOT / "data/prepare.py"), "--input_dir=wiki", "--workers=2"]
     new_group = (
         {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if os.name == "nt" else {"start_new_session": True}
     )
-    run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, encoding="utf-8", **new_group)
+    run = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, encoding="utf-8", **new_group)
     said = ""
-    while "articles=" not in said:  # the first block has been taken
+    while words not in said:
         said += run.stderr.read(1)
     os.killpg(run.pid, signal.SIGINT) if os.name != "nt" else run.send_signal(signal.CTRL_BREAK_EVENT)
-    _, said = run.communicate(timeout=120)
-    assert run.returncode == 130 and "resumes" in said and "Traceback" not in said
+    _, said = run.communicate(timeout=600)  # for a hang
+    return run.returncode, said
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_resumes(tmp_path, script):
+    count = write_varied(tmp_path / "wiki/a.jsonl", 24_000_000)
+    # While the workers start, and once the first block has been taken.
+    for words in ("prepare:", "articles="):
+        status, said = interrupt_when(tmp_path, words)
+        assert status == 130 and "resumes" in said and "Traceback" not in said, said
     done = script("data/prepare.py", "--input_dir=wiki", "--workers=2")
     assert "resuming" in done.stdout and done.returncode == 0, done.stderr
     meta = json.loads((tmp_path / "data/processed/meta.json").read_text(encoding="utf-8"))
