@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from minigpt.bench.corpora import varied_articles, write_varied
 from minigpt.bench.preparing import resident_mb
 from minigpt.corpus import dedup
 from minigpt.corpus.dedup import KeySet, NearDuplicates, minhash_signatures, values_per_band
+from minigpt.corpus.pipeline import sigint_deferred
 from minigpt.corpus.row_files import padded_rows
 
 # Runs data/prepare.py in small blocks, saving after each; with a number, it is killed before it takes that block.
@@ -172,6 +174,16 @@ def test_an_interrupted_preparation_with_other_settings_or_files_starts_again(co
     assert drive(corpus, 5, "--data_dir=touched").returncode == -signal.SIGKILL
     os.utime(corpus / "wiki/a.jsonl", (1, 1))
     assert "starting again" in drive(corpus, 10**9, "--data_dir=touched").stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot defer Ctrl-C")
+def test_a_process_that_starts_while_ctrl_c_is_deferred_outlives_it():
+    with sigint_deferred():
+        process = get_context("spawn").Process(target=sys.exit, args=(7,))
+        process.start()
+    os.kill(process.pid, signal.SIGINT)  # while its interpreter starts
+    process.join()
+    assert process.exitcode == 7 and signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def interrupt_when(folder, words):
