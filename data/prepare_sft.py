@@ -127,7 +127,7 @@ class SftPreparer:
         subject = qa.subject or self.subjects[qa.source].get(str(qa.id), "")
         if subject:
             return self.cleaner.text(subject)
-        self.without_article += 1
+        self.without_article += len(qa.turns)
         return f"{Path(qa.source).name}:{line if qa.id is None else qa.id}"
 
 
