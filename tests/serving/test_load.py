@@ -109,7 +109,10 @@ def test_a_prompt_longer_than_the_block_is_cut_and_reported(server):
 
 
 class Client(threading.Thread):
-    """Sends the same request again and again until `until`; counts the texts and the statuses."""
+    """Sends the same request again and again until `until`, and until it has been answered; counts texts and statuses.
+
+    A status other than 200 and 429 ends it.
+    """
 
     def __init__(self, server, fields, until, how):
         super().__init__(daemon=True)
@@ -117,7 +120,7 @@ class Client(threading.Thread):
         self.texts, self.statuses = Counter(), Counter()
 
     def run(self):
-        while time.monotonic() < self.until:
+        while self.statuses.keys() <= {200, 429} and (time.monotonic() < self.until or not self.texts):
             status, headers, body = self.server.ask("POST", *self.how(self.fields), timeout=120)
             self.statuses[status] += 1
             if status == 429:
@@ -178,7 +181,6 @@ def test_each_of_many_clients_gets_the_same_text_as_alone(server, model, rounds)
     assert set(statuses) <= {200, 429}, statuses
     served, differing = 0, []
     for client, text in zip(clients, expected, strict=True):
-        assert client.texts, "a client was never served"
         served += client.texts.total()
         differing += [(text, other, times) for other, times in client.texts.items() if other != text]
     assert sum(times for *_, times in differing) <= served / 1000, differing
