@@ -1,6 +1,17 @@
-"""The GPT: GPT-2's architecture (Radford et al. 2019), organized as in nanoGPT, and its KV cache.
+"""The GPT, organized as in nanoGPT, and its KV cache. `GPTConfig.architecture` chooses its parts:
 
-Shapes: B rows, T positions, C = n_embd, V = vocab_size.
+                gpt2 (Radford et al. 2019)      qwen3 (Yang et al. 2025), qwen2, llama
+  norm          LayerNorm                       RMSNorm (Zhang and Sennrich 2019)
+  positions     learned, added to embeddings    rotary: queries and keys are rotated (Su et al. 2021)
+  attention     a key and value for each head   several heads may share them (Ainslie et al. 2023);
+                                                qwen3: queries and keys are normalized (Henry et al. 2020)
+  MLP           GELU                            SwiGLU (Shazeer 2020)
+  biases        all or none                     none; qwen2: of queries, keys and values
+
+qwen3 computes what Hugging Face's Qwen3ForCausalLM computes, gpt2 what its GPT2LMHeadModel does; qwen2 and llama are
+for models of others.
+
+Shapes: B rows, T positions, C = n_embd, D = head_dim, V = vocab_size.
 """
 
 import math
@@ -14,28 +25,62 @@ from torch.utils.checkpoint import checkpoint
 TARGETS_MULTIPLE = 128  # the number of targets of a loss is padded to a multiple of this
 MAX_LOGIT_ROWS = 512  # positions whose logits are in memory at the same time
 PLAIN_ATTENTION_QUERIES = 256  # queries that plain_attention computes at a time
+INNER_MULTIPLE = 64  # the default width of SwiGLU is a multiple of this
 SOFTMAX_CHUNK_BYTES = 2**22  # float32 logits per softmax on a CPU, so that they fit its cache
+
+
+ARCHITECTURES = ("gpt2", "qwen3", "qwen2", "llama")
 
 
 @dataclass
 class GPTConfig:
+    """The shape of a GPT. A 0 is replaced by the value that its comment names."""
+
     block_size: int = 512
     vocab_size: int = 50304  # GPT-2's 50257 ids, padded up to a multiple of 64
     n_layer: int = 12
     n_head: int = 12
     n_embd: int = 768
     dropout: float = 0.0
-    bias: bool = False
+    bias: bool = False  # gpt2: biases in linear layers and norms
+    architecture: str = "gpt2"
+    n_kv_head: int = 0  # heads of keys and values; 0: n_head
+    head_dim: int = 0  # 0: n_embd / n_head
+    n_inner: int = 0  # width of the MLP; 0: 4 n_embd in gpt2; in SwiGLU, which has three matrices, 8/3 n_embd
+    tied: bool = True  # whether the output layer is the embedding's matrix
+    norm_eps: float = 0.0  # 0: 1e-5 in gpt2, 1e-6 in the others
+    rope_theta: float = 10_000.0  # base of the rotary frequencies
+    rope_scaling: dict | None = None  # of Llama 3.1: factor, low_freq_factor, high_freq_factor, original_positions
+
+    def __post_init__(self):
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture {self.architecture!r} is none of {', '.join(ARCHITECTURES)}")
+        if not self.head_dim and self.n_embd % self.n_head:
+            raise ValueError(f"n_embd ({self.n_embd}) is not a multiple of n_head ({self.n_head})")
+        self.n_kv_head = self.n_kv_head or self.n_head
+        self.head_dim = self.head_dim or self.n_embd // self.n_head
+        swiglu = -(-self.n_embd * 8 // (3 * INNER_MULTIPLE)) * INNER_MULTIPLE
+        self.n_inner = self.n_inner or (4 * self.n_embd if self.is_gpt2 else swiglu)
+        self.norm_eps = self.norm_eps or (1e-5 if self.is_gpt2 else 1e-6)
+        if self.n_head % self.n_kv_head:
+            raise ValueError(f"n_head ({self.n_head}) is not a multiple of n_kv_head ({self.n_kv_head})")
+        if not self.is_gpt2 and self.head_dim % 2:
+            raise ValueError(f"rotary positions need an even width of a head, and head_dim is {self.head_dim}")
+
+    @property
+    def is_gpt2(self):
+        """Whether the model has GPT-2's parts; the other architectures share most of theirs."""
+        return self.architecture == "gpt2"
 
 
 class KVCache:
     """Keys and values of the positions computed so far, in preallocated tensors that are written in place.
 
-    keys, values: one tensor per layer, (batch_size, n_head, max_len, head_dim), of type `dtype`.
+    keys, values: one tensor per layer, (batch_size, n_kv_head, max_len, D), of type `dtype`.
     """
 
     def __init__(self, config, batch_size, max_len, device, dtype=torch.float32):
-        shape = (batch_size, config.n_head, max_len, config.n_embd // config.n_head)
+        shape = (batch_size, config.n_kv_head, max_len, config.head_dim)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
 
@@ -49,7 +94,7 @@ class PromptPass:
     """Attention over whole prompts (prefill): causal, and it collects the keys and values for a cache.
 
     lengths (B,): length of each prompt. Rows are padded on the right, so causality hides the padding.
-    keys, values: after the pass, one tensor per layer, (B, n_head, T, head_dim).
+    keys, values: after the pass, one tensor per layer, (B, n_kv_head, T, D).
     """
 
     def __init__(self, lengths):
@@ -60,10 +105,10 @@ class PromptPass:
         return torch.arange(idx.shape[1], device=idx.device)
 
     def attend(self, layer, q, k, v):
-        """Causal attention over q, k, v (B, n_head, T, head_dim); returns the same shape."""
+        """Causal attention of q (B, n_head, T, D) over k, v (B, n_kv_head, T, D); returns the shape of q."""
         self.keys.append(k)
         self.values.append(v)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return attention(q, k, v, is_causal=True)
 
     def last_states(self, x):
         """States (B, C) of each prompt's last token, from states x (B, T, C)."""
@@ -73,7 +118,7 @@ class PromptPass:
 class StepPass:
     """Attention of one new token for each of the first n rows of a cache (a decode step).
 
-    keys, values: one slice of the cache per layer, (n, n_head, end, head_dim).
+    keys, values: one slice of the cache per layer, (n, n_kv_head, end, D).
     at (n,): positions of the new tokens, all below end.
     """
 
@@ -91,11 +136,11 @@ class StepPass:
         return self.at[:, None]
 
     def attend(self, layer, q, k, v):
-        """Write k, v (n, n_head, 1, head_dim) into the cache and attend to each row's positions up to `at`."""
+        """Write k, v (n, n_kv_head, 1, D) into the cache and attend to each row's positions up to `at`."""
         keys, values = self.keys[layer], self.values[layer]
         keys[self.rows, :, self.at] = k[:, :, 0].to(keys.dtype)
         values[self.rows, :, self.at] = v[:, :, 0].to(values.dtype)
-        y = F.scaled_dot_product_attention(q.to(keys.dtype), keys, values, attn_mask=self.mask)
+        y = attention(q.to(keys.dtype), keys, values, attn_mask=self.mask)
         return y.to(q.dtype)
 
     def last_states(self, x):
@@ -103,13 +148,21 @@ class StepPass:
         return x[:, 0]
 
 
+def attention(q, k, v, **options):
+    """torch's attention of q (B, n_head, T, D) over k, v (B, n_kv_head, T, D); returns the shape of q."""
+    return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1], **options)
+
+
 def plain_attention(q, k, v, dropout=0.0):
-    """Causal attention of q, k, v (B, n_head, T, head_dim) by plain matrix products, in blocks of queries.
+    """Causal attention of q (B, n_head, T, D) over k, v (B, n_kv_head, T, D) by plain matrix products, in blocks of
+    queries.
 
     In bfloat16 on a CPU, forward and backward take 1/1.6 to 1/4 of the time of torch's kernels. It keeps all
     attention probabilities for the backward pass, so long rows take too much memory on a GPU.
     """
     out, q = [], q * q.shape[-1] ** -0.5
+    if q.shape[1] != k.shape[1]:  # consecutive heads share keys and values
+        k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
     for first in range(0, q.shape[2], PLAIN_ATTENTION_QUERIES):
         block = q[:, :, first : first + PLAIN_ATTENTION_QUERIES]
         end = first + block.shape[2]
@@ -119,19 +172,59 @@ def plain_attention(q, k, v, dropout=0.0):
     return torch.cat(out, dim=2) if len(out) > 1 else out[0]
 
 
+def rotary_angles(at, config):
+    """(cos, sin) of the rotary angles at positions `at` (...,), each (..., D / 2), float32."""
+    pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=at.device)
+    frequencies = 1.0 / config.rope_theta ** (pairs / config.head_dim)
+    if scaling := config.rope_scaling:
+        # Llama 3.1: frequencies that turn less than low_freq_factor times in the positions of its first training are
+        # divided by `factor`, those over high_freq_factor stay, and between the two it goes over smoothly.
+        turns = scaling["original_positions"] * frequencies / (2 * math.pi)
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
+        frequencies = frequencies * (kept + (1 - kept) / scaling["factor"])
+    angles = at[..., None].float() * frequencies
+    return angles.cos(), angles.sin()
+
+
+def rotate(x, cos, sin):
+    """Rotate x (B, T, heads, D): pair i, which is the elements i and i + D / 2, by angle i.
+
+    cos, sin: (T, D / 2) or (B, T, D / 2), from `rotary_angles`.
+    """
+    cos, sin = (t[..., None, :].to(x.dtype) for t in (cos, sin))
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+def make_norm(config, width):
+    """The norm of an architecture, over the last dimension, which is `width` wide."""
+    if config.is_gpt2:
+        return nn.LayerNorm(width, config.norm_eps, bias=config.bias)
+    return nn.RMSNorm(width, config.norm_eps)
+
+
 class CausalSelfAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.plain = False  # whether to use plain_attention instead of torch's kernels
-        self.n_head, self.dropout = config.n_head, config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout, self.head_dim = config.dropout, config.head_dim
+        self.heads = [config.n_head, config.n_kv_head, config.n_kv_head]  # of queries, keys, values
+        has_biases = config.bias if config.is_gpt2 else config.architecture == "qwen2"
+        self.c_attn = nn.Linear(config.n_embd, sum(self.heads) * config.head_dim, bias=has_biases)
+        self.c_proj = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=config.bias)
+        self.q_norm = self.k_norm = None
+        if config.architecture == "qwen3":
+            self.q_norm, self.k_norm = make_norm(config, config.head_dim), make_norm(config, config.head_dim)
 
-    def forward(self, x, kv_pass=None, layer=0):
-        B, T, C = x.shape
-        q, k, v = (
-            part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for part in self.c_attn(x).split(C, dim=2)
-        )
+    def forward(self, x, angles=None, kv_pass=None, layer=0):
+        B, T, _ = x.shape
+        q, k, v = self.c_attn(x).view(B, T, -1, self.head_dim).split(self.heads, dim=2)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if angles is not None:
+            q, k = rotate(q, *angles), rotate(k, *angles)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         dropout = self.dropout if self.training else 0.0
         if kv_pass is not None:
             y = kv_pass.attend(layer, q, k, v)
@@ -139,31 +232,39 @@ class CausalSelfAttention(nn.Module):
             y = plain_attention(q, k, v, dropout)
         else:
             # is_causal must be a plain bool: with dynamic shapes `T > 1` is symbolic and causes a graph break.
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
-        return F.dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)), self.dropout, self.training)
+            y = attention(q, k, v, is_causal=True, dropout_p=dropout)
+        return F.dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, -1)), self.dropout, self.training)
 
 
 class MLP(nn.Module):
+    """GPT-2's, or SwiGLU: c_fc then computes the gate and, behind it, what the gate lets through."""
+
     def __init__(self, config):
         super().__init__()
-        self.dropout = config.dropout
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout, self.gated = config.dropout, not config.is_gpt2
+        self.c_fc = nn.Linear(config.n_embd, (1 + self.gated) * config.n_inner, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_inner, config.n_embd, bias=config.bias)
 
     def forward(self, x):
-        return F.dropout(self.c_proj(F.gelu(self.c_fc(x))), self.dropout, self.training)
+        x = self.c_fc(x)
+        if self.gated:
+            gate, x = x.chunk(2, dim=-1)
+            x = F.silu(gate) * x
+        else:
+            x = F.gelu(x)
+        return F.dropout(self.c_proj(x), self.dropout, self.training)
 
 
 class Block(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_1 = make_norm(config, config.n_embd)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_2 = make_norm(config, config.n_embd)
         self.mlp = MLP(config)
 
-    def forward(self, x, kv_pass=None, layer=0):
-        x = x + self.attn(self.ln_1(x), kv_pass, layer)
+    def forward(self, x, angles=None, kv_pass=None, layer=0):
+        x = x + self.attn(self.ln_1(x), angles, kv_pass, layer)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -227,21 +328,22 @@ class OutputLoss(torch.autograd.Function):
 class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
-        if config.n_embd % config.n_head:
-            raise ValueError(f"n_embd ({config.n_embd}) is not a multiple of n_head ({config.n_head})")
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.is_gpt2 else None
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_f = make_norm(config, config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.wte.weight = self.lm_head.weight  # tied
+        if config.tied:
+            self.wte.weight = self.lm_head.weight
         # Training calls trunk, which may be compiled. Generation calls hidden, since its shapes change at each token.
         self.trunk = self.hidden
         self.apply(self._init_weights)
         for name, p in self.named_parameters():
-            if name.endswith("c_proj.weight"):  # as in GPT-2: the deeper the model, the smaller the residual updates
+            if name.endswith("c_proj.weight") and config.is_gpt2:  # the deeper, the smaller the residual updates
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer))
+            elif name.endswith("c_proj.weight"):  # each block begins as the identity (Jordan et al. 2024)
+                nn.init.zeros_(p)
 
     @staticmethod
     def _init_weights(module):
@@ -257,7 +359,7 @@ class GPT(nn.Module):
 
     def num_params(self):
         """Number of parameters without the position embedding, as nanoGPT counts."""
-        return sum(p.numel() for p in self.parameters()) - self.wpe.weight.numel()
+        return sum(p.numel() for name, p in self.named_parameters() if name != "wpe.weight")
 
     def training_flops(self, tokens, kept, squares):
         """FLOPs of a forward and backward pass (Chowdhery et al. 2022, appendix B).
@@ -267,11 +369,15 @@ class GPT(nn.Module):
         """
         config = self.config
         matrices = config.n_layer * self.block_training_flops(tokens) + 6 * config.n_embd * config.vocab_size * kept
-        return matrices + 6 * config.n_layer * config.n_embd * squares
+        return matrices + 6 * config.n_layer * config.n_head * config.head_dim * squares
 
     def block_training_flops(self, tokens):
         """FLOPs of a forward and backward pass through one block's matrices."""
-        return 6 * 12 * self.config.n_embd**2 * tokens
+        return 6 * sum(p.numel() for p in self.h[0].parameters() if p.dim() == 2) * tokens
+
+    def angles(self, at):
+        """`rotary_angles` at positions `at`; None in gpt2."""
+        return None if self.config.is_gpt2 else rotary_angles(at, self.config)
 
     def hidden(self, idx, kv_pass=None):
         """States (B, T, C) before the output layer, from ids idx (B, T). kv_pass: a `PromptPass` or `StepPass` in
@@ -279,9 +385,10 @@ class GPT(nn.Module):
         if idx.shape[1] > self.config.block_size:
             raise ValueError(f"{idx.shape[1]} positions do not fit block_size {self.config.block_size}")
         at = torch.arange(idx.shape[1], device=idx.device) if kv_pass is None else kv_pass.positions(idx)
-        x = F.dropout(self.wte(idx) + self.wpe(at), self.config.dropout, self.training)
+        x = self.wte(idx) if self.wpe is None else self.wte(idx) + self.wpe(at)
+        x, angles = F.dropout(x, self.config.dropout, self.training), self.angles(at)
         for layer, block in enumerate(self.h):
-            x = block(x, kv_pass, layer)
+            x = block(x, angles, kv_pass, layer)
         return self.ln_f(x)
 
     def forward(self, idx, kv_pass=None):

@@ -183,7 +183,7 @@ def time_block(model, x, precision):
     started = time.perf_counter()
     model.use_plain_attention(precision.plain_attention)
     with precision.context(x.device):
-        y = model.h[0](x)
+        y = model.h[0](x, model.angles(torch.arange(x.shape[1], device=x.device)))
     y.float().sum().backward()
     model.zero_grad(set_to_none=True)
     wait_for(x.device)

@@ -31,8 +31,7 @@ def should_compile_steps(setting, model):
         return setting == "on", "as set"
     if model.wte.weight.device.type != "cpu":
         return False, "not measured on a GPU; --compile=on"
-    config = model.config
-    if 12 * config.n_layer * config.n_embd**2 + config.vocab_size * config.n_embd < MIN_COMPILED_PARAMS:
+    if model.num_params() < MIN_COMPILED_PARAMS:
         return False, "the model is small"
     from torch._inductor.cpp_builder import get_cpp_compiler  # this import takes seconds
     from torch._inductor.exc import InvalidCxxCompiler

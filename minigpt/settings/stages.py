@@ -306,10 +306,16 @@ class TrainSettings(DeviceChoice, Seed, Stage):
     block_size: int = same_as(RowSettings, "block_size")
     vocab_size: int = setting(0, "rows of the embedding; 0: the tokenizer's ids, rounded up to a multiple of 64", low=0)
     n_layer: int = setting(12, "transformer blocks", low=1)
+    architecture: str = setting(
+        "gpt2", "gpt2 (2019), or qwen3: RMSNorm, rotary positions, query and key norms, SwiGLU", ["gpt2", "qwen3"]
+    )
     n_head: int = setting(12, "attention heads a block", low=1)
+    n_kv_head: int = setting(0, "heads of keys and values, which several attention heads share; 0: n_head", low=0)
     n_embd: int = setting(768, "width of the model", low=1)
+    n_inner: int = setting(0, "width of the MLP; 0: 4 n_embd, in qwen3 8/3 n_embd (its MLP has three matrices)", low=0)
+    tied: bool = setting(True, "the output layer is the embedding's matrix; False: a matrix of its own")
     dropout: float = share(0.0, "share of activations dropped in training")
-    bias: bool = setting(False, "biases in linear layers and layer norms, as GPT-2 has them")
+    bias: bool = setting(False, "gpt2: biases in linear layers and layer norms, as GPT-2 has them")
     # Length
     max_iters: int = setting(10000, "optimizer steps", low=0)
     max_epochs: float = setting(0.0, "passes over the rows; above 0 it replaces max_iters", low=0, replaces="max_iters")

@@ -4,7 +4,6 @@ Several processes (torchrun) share a run, which learns what one process would: a
 kept targets, divided by the kept targets of all processes.
 """
 
-import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -34,6 +33,10 @@ from model import GPT, GPTConfig
 
 FEW_STEPS = 100  # a run of fewer steps learns little
 LONG_STEP_SECONDS = 10
+# Fields of GPTConfig that are settings, and that a run from a checkpoint takes over from it.
+SHAPE = (
+    "architecture", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tied", "bias", "vocab_size",
+)  # fmt: skip
 SLOW_COUNT_ROWS = 2_000_000  # rows whose batches take seconds to count
 
 
@@ -136,6 +139,14 @@ def check_settings(settings):
         raise UserError("give max_iters (steps) or max_epochs")
     if settings.n_embd % settings.n_head:
         raise UserError(f"n_embd ({settings.n_embd}) must be a multiple of n_head ({settings.n_head})")
+    if settings.n_head % (settings.n_kv_head or settings.n_head):
+        raise UserError(f"n_head ({settings.n_head}) must be a multiple of n_kv_head ({settings.n_kv_head})")
+    if settings.architecture != "gpt2" and settings.bias:
+        raise UserError(f"architecture {settings.architecture} has no biases; leave out bias, or take gpt2")
+    if settings.architecture != "gpt2" and settings.n_embd // settings.n_head % 2:
+        raise UserError(
+            f"n_embd / n_head is {settings.n_embd // settings.n_head}; rotary positions need an even number"
+        )
     if 0 < settings.batch_tokens < settings.block_size:
         raise UserError(f"batch_tokens ({settings.batch_tokens}) must hold a row of block_size ({settings.block_size})")
     if settings.fsdp and settings.dtype == "float16":
@@ -151,8 +162,8 @@ def make_model(settings, data):
             raise UserError(
                 f"vocab_size is {vocab_size}, tokenizer {data.tokenizer.name} has {data.tokenizer.n_vocab} ids"
             )
-        names = [f.name for f in dataclasses.fields(GPTConfig) if f.name != "vocab_size"]
-        return GPT(GPTConfig(vocab_size=vocab_size, **{n: getattr(settings, n) for n in names})), None
+        shape = {name: getattr(settings, name) for name in (*SHAPE, "block_size", "dropout")}
+        return GPT(GPTConfig(**{**shape, "vocab_size": vocab_size})), None
 
     # From a checkpoint: it must fit the data.
     resume = settings.init_from == "resume"
@@ -169,8 +180,9 @@ def make_model(settings, data):
 
     # The model has the checkpoint's shape, and the settings are made to say so.
     content["model_args"]["dropout"] = settings.dropout
-    for name in ("n_layer", "n_head", "n_embd", "bias", "vocab_size"):
-        setattr(settings, name, content["model_args"][name])
+    config = GPTConfig(**content["model_args"])
+    for name in SHAPE:
+        setattr(settings, name, getattr(config, name))
     if resume:
         settings.init_from = content["settings"]["init_from"]
     model, _ = load_model(content)

@@ -72,7 +72,8 @@ def save_run(run, name, resumable=False, previous=None):
             "precision": run.precision.to_dict(run.device),
         }
     weights = gather_tensors(run.model.state_dict(), run.processes)
-    weights["wte.weight"] = weights["lm_head.weight"]  # gathering copied the shared matrix
+    if run.model.config.tied:
+        weights["wte.weight"] = weights["lm_head.weight"]  # gathering copied the shared matrix
 
     # Only the main process writes. All processes must learn whether it failed.
     failure = None
