@@ -48,6 +48,7 @@ class GPTConfig:
     head_dim: int = 0  # 0: n_embd / n_head
     n_inner: int = 0  # width of the MLP; 0: 4 n_embd in gpt2; in SwiGLU, which has three matrices, 8/3 n_embd
     tied: bool = True  # whether the output layer is the embedding's matrix
+    tanh_gelu: bool = False  # gpt2: GELU's approximation by tanh, as in OpenAI's GPT-2; False: GELU itself
     norm_eps: float = 0.0  # 0: 1e-5 in gpt2, 1e-6 in the others
     rope_theta: float = 10_000.0  # base of the rotary frequencies
     rope_scaling: dict | None = None  # of Llama 3.1: factor, low_freq_factor, high_freq_factor, original_positions
@@ -307,6 +308,7 @@ class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.dropout, self.gated = config.dropout, not config.is_gpt2
+        self.approximate = "tanh" if config.tanh_gelu else "none"
         self.c_fc = nn.Linear(config.n_embd, (1 + self.gated) * config.n_inner, bias=config.bias)
         self.c_proj = nn.Linear(config.n_inner, config.n_embd, bias=config.bias)
 
@@ -316,7 +318,7 @@ class MLP(nn.Module):
             gate, x = x.chunk(2, dim=-1)
             x = F.silu(gate) * x
         else:
-            x = F.gelu(x)
+            x = F.gelu(x, approximate=self.approximate)
         return F.dropout(self.c_proj(x), self.dropout, self.training)
 
 
