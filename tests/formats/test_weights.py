@@ -34,7 +34,8 @@ def their_model(config):
 
 SCALING = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_positions": 32}
 SHAPES = {
-    "gpt2": {}, "gpt2 with biases": {"bias": True}, "gpt2 untied": {"tied": False}, "OpenAI's": {"bias": True, "tanh_gelu": True},
+    "gpt2": {}, "gpt2 with biases": {"bias": True}, "gpt2 untied": {"tied": False},
+    "OpenAI's": {"bias": True, "tanh_gelu": True},
     "qwen3": {"architecture": "qwen3"}, "qwen3 untied": {"architecture": "qwen3", "tied": False},
     "qwen3 wide heads": {"architecture": "qwen3", "n_kv_head": 2, "head_dim": 32, "n_inner": 80},
     "qwen2": {"architecture": "qwen2", "n_kv_head": 1}, "llama": {"architecture": "llama"},
