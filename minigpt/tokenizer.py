@@ -9,6 +9,8 @@ Three ids are special, and each tokenizer has its own:
 import base64
 import codecs
 import hashlib
+import itertools
+import math
 import re
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +26,12 @@ GPT2_PATH = PROJECT / "data" / "gpt2.tiktoken"
 GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 # GPT-2 splits text into these pieces; no token spans two of them (Radford et al. 2019).
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+# Trained tokenizers split as Qwen2 does, so that other programs can, too. It is written as in llama.cpp, which has no
+# (?i:…) and no letter ſ (long s) among the English endings.
+QWEN2_PATTERN = (
+    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 SPECIAL_NAMES = ("eot", "pad", "answer")
 # tiktoken's regular expression overflows its stack on a million spaces in a row.
 MAX_SPACES = 1000
@@ -40,7 +48,8 @@ class Tokenizer:
 
     name: "gpt2", or the trained file's name; vocabulary: the bytes of its `.tiktoken` file; sha256: of these bytes,
     by which data and checkpoints are matched; n_vocab: number of ids; eot_id, pad_id, answer_id: the special ids;
-    special_texts: {id: how it is written} of those that stand for no text.
+    special_texts: {id: how it is written} of those that stand for no text; pattern: the regular expression that splits
+    a text into pieces; ranks: {bytes: id} of the tokens that a text is encoded with.
     """
 
     def __init__(self, name, vocabulary):
@@ -58,28 +67,24 @@ class Tokenizer:
             raise UserError(f"tokenizer {name} has no line for {what}; make it with data/train_tokenizer.py")
         self.eot_id, self.pad_id, self.answer_id = (specials[s] for s in SPECIAL_NAMES)
         self.n_vocab = max(max(ranks.values()), *specials.values()) + 1
+        self._bytes = {token_id: token for token, token_id in ranks.items()}
         shown = {"<|endoftext|>": self.eot_id, "<|pad|>": self.pad_id}
-        if self.answer_id not in ranks.values():
+        if self.answer_id not in self._bytes:
             shown["<|answer|>"] = self.answer_id
         self.special_texts = {token_id: text for text, token_id in shown.items()}
+        mark = self._bytes.get(self.answer_id)
+        self.pattern, self.ranks = pattern, drop_tokens_through(mark, ranks) if mark else ranks
+        self._bytes[self.answer_id] = ANSWER_TEXT.encode()
         try:
-            self._encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=shown)
+            self._encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=self.ranks, special_tokens=shown)
         except ValueError:
             raise UserError(
                 f"tokenizer {name} is damaged: its pattern is no regular expression; train it again"
             ) from None
 
-    @cached_property
-    def hash_id(self):
-        """Id of a single `#`."""
-        return self._encoding.encode_single_token("#")
-
     def encode(self, text):
         """Ids of plain text, as a list. They contain no special id: a `##` in the text is encoded as two `#`."""
-        ids = self._encoding.encode_ordinary(bounded_spaces(text))
-        if self.answer_id in ids:
-            ids = [j for i in ids for j in ([self.hash_id] * 2 if i == self.answer_id else [i])]
-        return ids
+        return self._encoding.encode_ordinary(bounded_spaces(text))
 
     def encode_array(self, text):
         """The same ids as an array of uint16 (uint32 for a vocabulary of more than 65,536 ids)."""
@@ -88,8 +93,6 @@ class Tokenizer:
     def _encode_bounded(self, text):
         # The special tokens' names, such as <|endoftext|>, are ordinary text here.
         ids = self._encoding.encode_to_numpy(text, disallowed_special=())
-        if "##" in text and (marks := ids == self.answer_id).any():
-            ids = np.repeat(np.where(marks, self.hash_id, ids), 1 + marks)
         return ids.astype(np.uint16 if self.n_vocab <= 2**16 else np.uint32)
 
     def encode_joined(self, texts):
@@ -137,14 +140,7 @@ class Tokenizer:
 
     def token_bytes(self, token_id):
         """Bytes that one id stands for; b"" for EOT, PAD and ids that the vocabulary does not have."""
-        if token_id in (self.eot_id, self.pad_id):
-            return b""
-        if token_id == self.answer_id:
-            return ANSWER_TEXT.encode()
-        try:
-            return self._encoding.decode_single_token_bytes(token_id)
-        except (KeyError, OverflowError):
-            return b""
+        return self._bytes.get(token_id, b"")
 
     def decode(self, ids):
         """Text of ids. Incomplete characters, EOT and PAD are left out."""
@@ -168,6 +164,37 @@ class StreamDecoder:
         """The text that this id completes; "" while a character is incomplete."""
         text = self._decoder.decode(self._tokenizer.token_bytes(int(token_id)))
         return text.replace("\ufffd", "")  # which text may contain itself
+
+
+def find_last_merge(token, ranks):
+    """The two tokens that byte-pair encoding merges last when it encodes the bytes of `token`.
+
+    None for a single byte, and for a token that merges do not reach. In any text this pair is the only one that is
+    ever merged to the token: until it exists, no merge has crossed its borders, so within them all goes as here.
+    """
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        pairs = [left + right for left, right in itertools.pairwise(parts)]
+        i = min(range(len(pairs)), key=lambda i: ranks.get(pairs[i], math.inf))
+        if pairs[i] not in ranks:
+            return None
+        parts[i : i + 2] = [pairs[i]]
+    return tuple(parts) if len(parts) == 2 else None
+
+
+def drop_tokens_through(part, ranks):
+    """The ranks ({bytes: rank}) without the token `part` and without those that merges reach only through it."""
+    others = {token: rank for token, rank in ranks.items() if token != part}
+    return {
+        token: rank for token, rank in others.items() if part not in token or find_last_merge(token, others) is not None
+    }
+
+
+def map_bytes_to_symbols():
+    """{byte: symbol} of the printable characters by which byte-level BPE writes bytes (GPT-2's encoder.py)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in plain]
+    return {**{b: chr(b) for b in plain}, **{b: chr(256 + i) for i, b in enumerate(others)}}
 
 
 def parse_vocabulary(vocabulary, name):

@@ -90,6 +90,27 @@ def turn_ids(tokenizer, turns):
     return ids
 
 
+def write_chat_template(mark, ends_last_answer):
+    """The template, in jinja, that writes the usual chats as the text of their `turn_ids`.
+
+    mark: how the answer mark is written; ends_last_answer: whether EOT follows an answer that stands last, as in a row
+    for training, or the answer is continued, as in a prompt. Filters are among those that llama.cpp has.
+    """
+    trimmed = "{{ message['content'] | trim }}"
+    last_answer = f"{trimmed}<|endoftext|>" if ends_last_answer else "{{ message['content'].lstrip() }}"
+    return (
+        "{% for message in messages %}"
+        "{% set following = 'none' if loop.last else messages[loop.index0 + 1]['role'] %}"
+        "{% if message['role'] == 'assistant' and loop.last %}"
+        + last_answer
+        + "{% else %}"
+        + trimmed
+        + "{% if message['role'] == 'assistant' %}{{ '\\n' if following == 'assistant' else '<|endoftext|>' }}"
+        f"{{% elif following in ['assistant', 'none'] %}}{mark}{{% else %}}{{{{ '\\n' }}}}{{% endif %}}"
+        "{% endif %}{% endfor %}"
+    )
+
+
 def chat_ids(tokenizer, messages, stage="sft"):
     """Token ids of a prompt that is a list of chat messages {"role", "content"}, for a model of a stage.
 

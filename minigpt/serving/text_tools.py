@@ -4,21 +4,14 @@ import base64
 
 import numpy as np
 
+from minigpt.corpus.chat import write_chat_template
 from minigpt.inference.params import SamplingParams
 from minigpt.serving.choices import show_token
 from minigpt.serving.errors import ApiError
 
 EMBEDDING = SamplingParams(max_new_tokens=0, embedding=True)
 # For fine-tuned models. `text_ids` gives its text the ids that `chat_ids` gives the chat.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% set following = 'assistant' if loop.last else messages[loop.index0 + 1]['role'] %}"
-    "{% if message['role'] == 'user' and following == 'assistant' %}{{ message['content'].strip() + '##' }}"
-    "{% elif loop.last %}{{ message['content'] }}"
-    "{% elif message['role'] == 'assistant' %}{{ message['content'].strip() + '<|endoftext|>' }}"
-    "{% else %}{{ message['content'].strip() + '\\n' }}{% endif %}"
-    "{% endfor %}"
-)
+PROMPT_TEMPLATE = write_chat_template("##", ends_last_answer=False)
 
 
 def text_ids(generator, text):
@@ -55,7 +48,7 @@ def describe_tokenizer(generator):
         "eos_token": tokenizer.special_texts[tokenizer.eot_id],
         "pad_token": tokenizer.special_texts[tokenizer.pad_id],
         "unk_token": None,
-        "chat_template": CHAT_TEMPLATE if generator.stage == "sft" else None,
+        "chat_template": PROMPT_TEMPLATE if generator.stage == "sft" else None,
     }
 
 
