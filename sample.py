@@ -12,8 +12,8 @@ import queue
 import sys
 import threading
 
+from minigpt.checkpoint import only_checkpoint
 from minigpt.common.cli import run_script
-from minigpt.common.errors import UserError
 from minigpt.inference.engine import open_generator
 from minigpt.inference.params import SamplingParams
 from minigpt.settings.parse import load_settings
@@ -61,16 +61,9 @@ def submit_prompts(prompts, generator, params, settings):
     yield from iter(submitted.get, None)
 
 
-def checkpoint_path(settings):
-    """The checkpoint that the settings name; "" if they name none. Raises UserError for several."""
-    if len(settings.ckpt) > 1:
-        raise UserError(f"sample.py runs one model, but ckpt names {len(settings.ckpt)}; server.py serves several")
-    return settings.ckpt[0] if settings.ckpt else ""
-
-
 def main():
     settings = load_settings(SampleSettings)
-    _, _, generator = open_generator(checkpoint_path(settings), settings)
+    _, _, generator = open_generator(only_checkpoint(settings), settings)
     print(f"{generator.about}. Ctrl-C ends.", file=sys.stderr)
     params = SamplingParams.from_settings(settings)
     for prompt, stream in submit_prompts(read_prompts(settings, generator.stage), generator, params, settings):

@@ -132,6 +132,13 @@ def number_equal_names(names):
     return unique
 
 
+def only_checkpoint(settings):
+    """The checkpoint that the settings of a script name; "" if they name none. Raises UserError for several."""
+    if len(settings.ckpt) > 1:
+        raise UserError(f"{settings.SCRIPT} takes one model, but ckpt names {len(settings.ckpt)}")
+    return settings.ckpt[0] if settings.ckpt else ""
+
+
 def open_model(ckpt, out_root, device):
     """(path, checkpoint's dict, model, tokenizer) of a checkpoint; ckpt "": the newest under out_root."""
     path = ckpt or newest_checkpoint(out_root)

@@ -1,7 +1,8 @@
-"""Writing files safely: replacement as a whole (`write_atomic`) and durable appending (`append_durably`)."""
+"""Writing safely: replacement as a whole (`write_atomic`, `write_folder_atomic`) and durable appending."""
 
 import json
 import os
+import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -42,6 +43,34 @@ def write_atomic(path, write, keep=None):
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_folder_atomic(path, write):
+    """Call `write(folder)` on a new temporary folder beside `path`, flush its files, and rename it to `path`.
+
+    A folder of that name is removed then. On any exception (OSError, Ctrl-C) it is unchanged, and the temporary one is
+    removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = (path.with_name(path.name + ending) for ending in (".partial", ".old"))
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    try:
+        partial.mkdir()
+        write(partial)
+        for file in partial.iterdir():
+            with open(file, "rb+") as opened:
+                os.fsync(opened.fileno())
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            replace_file(path, old)
+        replace_file(partial, path)
+    except BaseException:
+        if not path.exists() and old.exists():
+            replace_file(old, path)
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def append_durably(path, text, header=""):

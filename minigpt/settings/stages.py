@@ -156,8 +156,8 @@ class LocalModels(DeviceChoice):
 class CheckpointChoice:
     ckpt: list[str] = setting(
         [],
-        "checkpoints (sample.py: one); in evaluations also runs' folders (all their checkpoints) and APIs' addresses "
-        "(model@http://…, or http://…); []: the newest under out_root",
+        "checkpoints (sample.py, export.py: one); in evaluations also runs' folders (all their checkpoints) and APIs' "
+        "addresses (model@http://…, or http://…); []: the newest under out_root",
     )
 
 
@@ -384,6 +384,23 @@ class SampleSettings(AnswerSampling, LocalModels, CheckpointChoice, Seed, Stage)
 
 
 @dataclass
+class ExportSettings(CheckpointChoice, Stage):
+    SCRIPT = "export.py"
+    out_root: str = same_as(LocalModels, "out_root")
+    format: str = setting(
+        "hf", "hf: a folder for transformers and vLLM; gguf: a file for llama.cpp, LM Studio and Ollama", ["hf", "gguf"]
+    )
+    dtype: str = setting(
+        "float32",
+        "type of the weights; gguf alone: q8_0 and q4_0, blocks of 8-bit and 4-bit integers with a scale each",
+        ["float32", "bfloat16", "float16", "q8_0", "q4_0"],
+    )
+    out: str = setting(
+        "", "hf: the folder that is written; gguf: the .gguf file, or the folder that it is put into; '': beside ckpt"
+    )
+
+
+@dataclass
 class ServerSettings(Listening, LocalModels, CheckpointChoice, Stage):
     SCRIPT = "server.py"
     compile: str = same_as(TrainSettings, "compile")
@@ -500,6 +517,6 @@ class ExperimentSettings(QuestionForm, CleaningSteps, ArticleFiles, Stage):
 
 STAGES = [
     DownloadSettings, TokenizerSettings, PrepareSettings, PrepareSftSettings, GenerateSettings, CorrectionDataSettings,
-    TrainSettings, SampleSettings, ServerSettings, ArenaSettings, PerplexitySettings, RougeSettings,
+    TrainSettings, SampleSettings, ExportSettings, ServerSettings, ArenaSettings, PerplexitySettings, RougeSettings,
     CorrectionSettings, DecodingSettings, ReportSettings, VisualizeSettings, BenchSettings, ExperimentSettings,
 ]  # fmt: skip

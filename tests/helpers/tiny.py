@@ -56,3 +56,17 @@ def write_rows(folder, parts, block_size=16, stage="pretrain", tokenizer=None):
             for ids in rows:
                 writer.add(part, ids, n_chars=len(ids))
         return writer.finish({"stage": stage})
+
+
+def confident_model(architecture, tied=True, **shape):
+    """A GPT in eval mode whose likeliest tokens stand out, and are printable ASCII: text, whole characters."""
+    torch.manual_seed(0)
+    shape = {"block_size": 64, "n_layer": 2, "n_head": 4, "n_embd": 64, **shape}
+    model = GPT(GPTConfig(vocab_size=VOCAB, architecture=architecture, tied=tied, **shape))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(1.0 if p.dim() == 1 else 0.0, 1.6 * model.config.n_embd**-0.5)
+        model.lm_head.weight[:32] *= 0.3
+        model.lm_head.weight[127:PAD] *= 0.3
+        model.lm_head.weight[PAD:] = 0.0  # their logits are 0, which is never the largest
+    return model.eval()

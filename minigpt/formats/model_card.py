@@ -1,0 +1,85 @@
+"""The model card of an exported model: what its checkpoint says of its training and of its figures."""
+
+import math
+from pathlib import Path
+
+CARD_TAG = "minigpt"  # by which an earlier export is recognized
+CARD_HEAD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+language: zh
+tags: [{tag}]
+---
+
+# {name}
+
+{what}, written by MiniGPT's `export.py`.
+由 MiniGPT 训练、`export.py` 导出的{what_zh}。
+
+| | |
+| --- | --- |
+{rows}
+"""
+CARD_CHAT_USE = """
+```python
+from transformers import pipeline
+
+answer = pipeline("text-generation", "{name}")
+print(answer([{{"role": "user", "content": "铁的元素符号是什么？"}}])[0]["generated_text"][-1]["content"])
+```
+
+It answers questions about what it was trained on. It was not trained for safety, and what it says may be wrong.
+它只会回答训练内容里的问题，没有做过安全训练，回答可能有错。
+"""
+CARD_TEXT_USE = """
+```python
+from transformers import pipeline
+
+continued = pipeline("text-generation", "{name}")
+print(continued("地球是")[0]["generated_text"])
+```
+
+It continues texts and answers no questions: it was not fine-tuned. What it writes may be wrong.
+它只会续写，没有微调过，不会回答问题；写的内容可能有错。
+"""
+
+
+def model_card(name, model, tokenizer, content):
+    """The text of the card of a GPT, from its checkpoint's dict. A figure that the dict lacks is left out."""
+    is_chat = content["stage"] == "sft"
+    what, what_zh = ("question answering", "中文问答模型") if is_chat else ("continuing texts", "中文续写模型")
+    rows = [*model_rows(model, tokenizer), *training_rows(content)]
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows)
+    head = CARD_HEAD.format(tag=CARD_TAG, name=name, what=f"A Chinese model for {what}", what_zh=what_zh, rows=table)
+    return head + (CARD_CHAT_USE if is_chat else CARD_TEXT_USE).format(name=name)
+
+
+def model_rows(model, tokenizer):
+    """[(name, text)] of what the model is."""
+    config = model.config
+    heads = f"{config.n_head} heads" + (f" ({config.n_kv_head} of keys)" if config.n_kv_head != config.n_head else "")
+    shape = f"{config.n_layer} layers, width {config.n_embd}, {heads}, {config.block_size} positions"
+    return [
+        ("architecture", f"{config.architecture}: {shape}"),
+        ("parameters", f"{sum(p.numel() for p in model.parameters()):,}"),
+        ("tokenizer", f"{tokenizer.name}, {tokenizer.n_vocab:,} ids"),
+    ]
+
+
+def training_rows(content):
+    """[(name, text)] of how the model was trained and what was measured, as far as a checkpoint's dict says."""
+    settings, progress = content["settings"], content["progress"]
+    rows = []
+    if start := settings.get("init_from", "scratch"):
+        from_scratch = start in ("scratch", "resume")
+        rows.append(("trained", "from scratch" if from_scratch else f"from {'/'.join(Path(start).parts[-2:])}"))
+    if rows_folder := settings.get("data_dir"):
+        rows.append(("on", Path(rows_folder).name))
+    if progress.get("step"):
+        took = f"{progress['step']:,} steps, {progress['tokens']:,} tokens, {progress['seconds'] / 60:.1f} minutes"
+        rows.append(("for", f"{took}, optimizer {settings['optimizer']}"))
+    loss = progress.get("best_val_loss", math.inf)
+    if math.isfinite(loss):
+        rows.append(("validation loss", f"{loss:.4f} nats a token (perplexity {math.exp(loss):.2f})"))
+    return rows
