@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from tiny import ARCHITECTURE_FIELDS, PAD, VOCAB, padded_rows, random_ids, tiny_meta, tiny_model
+from torch.utils.flop_counter import FlopCounterMode
 
 from data_utils import make_batch
 from minigpt.inference.model_runner import ModelRunner
@@ -85,6 +86,15 @@ def test_a_batch_without_any_target_has_no_loss_and_no_gradient(architecture):
     assert losses.shape == (0,)
     losses.sum().backward()
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_training_flops_are_those_that_torch_counts(architecture):
+    """Without attention's scores, of which torch counts the masked half too."""
+    model, x = tiny_model(architecture=architecture), random_ids(4, 32)  # as many targets as a multiple of the padding
+    with FlopCounterMode(display=False) as counter:
+        model.token_losses(x, x, torch.ones_like(x, dtype=torch.bool)).sum().backward()
+    products = {op: n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op)}
+    assert sum(products.values()) == model.training_flops(x.numel(), x.numel(), squares=0)
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ torch.set_num_threads(1)  # more threads only slow down models of this size
 EOT, PAD, MARK = 260, 261, 262  # special ids of the tiny tokenizer
 VOCAB = 320  # vocab_size of the tiny model: larger than the tokenizer's 263 ids, as with a padded embedding
 
-# Fields of GPTConfig by architecture. The qwen3 has everything that gpt2 has not.
+# Fields of GPTConfig, which are settings too, by architecture. The qwen3 has everything that gpt2 has not.
 ARCHITECTURE_FIELDS = {"gpt2": {}, "qwen3": {"architecture": "qwen3", "n_head": 4, "n_kv_head": 2, "tied": False}}
 
 

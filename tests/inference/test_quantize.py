@@ -255,34 +255,41 @@ def test_a_missing_or_failing_compiler_is_reported_and_generation_continues(monk
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no compiler for torch.compile")
 @pytest.mark.parametrize(
-    "name",
+    ("architecture", "name"),
     [
-        pytest.param("float32", marks=pytest.mark.soak_only),
-        pytest.param("bfloat16", marks=pytest.mark.soak_only),
-        "int8",
+        pytest.param("gpt2", "float32", marks=pytest.mark.soak_only),
+        pytest.param("gpt2", "bfloat16", marks=pytest.mark.soak_only),
+        pytest.param("gpt2", "int8", marks=pytest.mark.soak_only),
+        pytest.param("qwen3", "float32", marks=pytest.mark.soak_only),
+        ("qwen3", "int8"),
     ],
 )
 @torch.no_grad()
-def test_compiled_steps_equal_uncompiled_ones(name):
-    model = convert_weights(tiny_model(), name)
+def test_compiled_steps_equal_uncompiled_ones_as_the_cache_grows(architecture, name, monkeypatch):
+    # Each batch begins with a small cache.
+    monkeypatch.setattr("minigpt.inference.model_runner.FIRST_POSITIONS", 8)
+    monkeypatch.setattr("minigpt.inference.model_runner.MAX_IDLE_CACHE_BYTES", 0)
+    model = convert_weights(tiny_model(architecture=architecture), name)
     plain, compiled = ModelRunner(model, max_batch=4), ModelRunner(model, max_batch=4)
     for kind in PASS_KINDS:
         compiled.compile(kind)
-    for length in (1, 2, 9, 30):
-        prompt = random_ids(1, length, seed=length).tolist()
-        tolerance = 1e-4 if name == "float32" else 0.05 * plain.prefill(prompt).abs().max().item()
-        torch.testing.assert_close(compiled.prefill(prompt), plain.prefill(prompt), atol=tolerance, rtol=0)
-        for runner in (plain, compiled):
-            runner.n = 0
-    for n in (1, 3, 4):
-        for runner in (plain, compiled):
-            while runner.n:
-                runner.drop(runner.n - 1, 0)
-            runner.prefill(random_ids(n, 5, seed=n).tolist())
-        for t in range(5, 20):
-            ids, positions = random_ids(n, seed=t).tolist(), [t - i % 2 for i in range(n)]
-            expected, logits = plain.step(ids, positions), compiled.step(ids, positions)
-            # A float sum that differs in its last bit may round to another int8 or bfloat16 number.
-            tolerance = 1e-4 if name == "float32" else 0.05 * expected.abs().max().item()
-            torch.testing.assert_close(logits, expected, atol=tolerance, rtol=0)
+
+    def check(logits, expected):
+        # A float sum that differs in its last bit may round to another int8 or bfloat16 number.
+        tolerance = 1e-4 if name == "float32" else 0.05 * expected.abs().max().item()
+        torch.testing.assert_close(logits, expected, atol=tolerance, rtol=0)
+
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for length in (1, 2, 9, 30):
+            prompt = random_ids(1, length, seed=length).tolist()
+            check(compiled.prefill(prompt), plain.prefill(prompt))
+            for runner in (plain, compiled):
+                runner.clear()
+        for n in (1, 3, 4):
+            for runner in (plain, compiled):
+                runner.clear()
+                runner.prefill(random_ids(n, 5, seed=n).tolist())
+            for t in range(5, 32):
+                ids, positions = random_ids(n, seed=t).tolist(), [t - i % 2 for i in range(n)]
+                check(compiled.step(ids, positions), plain.step(ids, positions))
     assert set(compiled.compiled) == set(PASS_KINDS)  # compiled code did run
