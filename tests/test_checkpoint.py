@@ -17,19 +17,19 @@ from minigpt.tokenizer import load_tokenizer
 PROGRESS = {"step": 7, "rows_drawn": 70, "tokens": 700, "best_val_loss": 1.5}
 
 
-def save(path, seed=0, tokenizer=None, step=7, **state):
+def save(path, seed=0, tokenizer=None, step=7, architecture="gpt2", **state):
     """Write a tiny checkpoint; returns its model."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    model = tiny_model(seed)
+    model = tiny_model(seed, architecture=architecture)
     about = TrainSettings(n_layer=2), "sft", tokenizer or tiny_tokenizer(), {**PROGRESS, "step": step}
     save_checkpoint(path, model.state_dict(), model.config, *about, **state)
     return model
 
 
-def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
+def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path, architecture):
     moments = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.randn(2, 3)}}, "param_groups": [{"lr": 0.1}]}
     random = torch.get_rng_state()
-    model = save(tmp_path / "last.pt", optimizers=[moments], random=random)
+    model = save(tmp_path / "last.pt", architecture=architecture, optimizers=[moments], random=random)
     content = load_checkpoint(tmp_path / "last.pt")
     assert (content["stage"], content["progress"]) == ("sft", PROGRESS)
     assert content["settings"] == TrainSettings(n_layer=2).to_dict() and content["settings"]["n_layer"] == 2
@@ -38,7 +38,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
     loaded, _ = load_model(content)
     assert loaded.config == model.config
     assert not loaded.training
-    assert loaded.wte.weight is loaded.lm_head.weight
+    assert (loaded.wte.weight is loaded.lm_head.weight) == model.config.tied
     for (name, p), q in zip(model.named_parameters(), loaded.parameters(), strict=True):
         assert torch.equal(p, q), name
     assert torch.equal(loaded(random_ids(2, 9)), model(random_ids(2, 9)))

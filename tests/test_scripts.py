@@ -8,7 +8,8 @@ import sys
 import pytest
 from corpora import ROOT, made_up_articles, made_up_questions, write_jsonl
 
-MODEL = ["--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=64", "--warmup_iters=2", "--dtype=float32"]
+SHAPE = ["--architecture=qwen3", "--tied=False", "--n_layer=1", "--n_head=2", "--n_kv_head=1", "--n_embd=32"]
+MODEL = [*SHAPE, "--block_size=64", "--warmup_iters=2", "--dtype=float32"]
 TRAIN = ["train.py", "config.py", *MODEL, "--batch_size=8", "--eval_interval=10"]
 CONFIG = 'max_iters = 2 * 10\nlog_interval = 5\nlearning_rate = 3e-3\ndevice = "cpu"\n'
 

@@ -21,7 +21,7 @@ from minigpt.metrics import interval, rouge_l
 from minigpt.run_log import LOG, RunLog
 from minigpt.settings.stages import TrainSettings
 
-MODEL_SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+MODEL_SHAPE = ("architecture", "n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 MAX_PERPLEXITY_ROWS = 2000  # evenly spaced over a larger part
 MAX_SWEEP_PAIRS = 100
 MIN_CORRECTION_ROUGE = 0.8  # median Rouge-L F of questions and references that are sentences and their corrections
@@ -60,15 +60,15 @@ def describe_checkpoint(content, path):
 
     content: the checkpoint's dict with its weights.
     """
-    shape, progress, given = content["model_args"], content["progress"], content["settings"]
+    model, progress, given = load_model(content)[0], content["progress"], content["settings"]
     folder, base = given.get("data_dir", ""), given.get("init_from", "scratch")
     about = {
         "checkpoint": public_path(path), "stage": content["stage"], "step": progress["step"],
         "planned_steps": progress.get("max_iters"), "epochs": None, "tokens": progress.get("tokens"),
-        "seconds": progress.get("seconds"), "parameters": load_model(content)[0].num_params(),
+        "seconds": progress.get("seconds"), "parameters": model.num_params(),
         "table": content["tokenizer"]["name"], "megabytes": round(Path(path).stat().st_size / 1e6, 1),
         "data_dir": public_path(folder), "init_from": base if base in ("scratch", "resume") else public_path(base),
-        "seed": given.get("seed"), **{key: shape[key] for key in MODEL_SHAPE},
+        "seed": given.get("seed"), **{key: getattr(model.config, key) for key in MODEL_SHAPE},
     }  # fmt: skip
     batches = progress.get("epoch_batches")
     if "epoch" in progress:

@@ -42,6 +42,7 @@ def model_section(report):
         ["检查点 checkpoint", f"{escape_markdown(a['checkpoint'])} ({a['megabytes']} MB)"],
         ["阶段 stage", REPORT_TEXTS["stages"][a["stage"]]],
         ["参数 parameters", parameter_count(a["parameters"])],
+        ["架构 architecture", a["architecture"]],
         ["层 layers", f"{a['n_layer']} × ({a['n_head']} 头 heads, 宽 width {a['n_embd']})"],
         ["上下文长度 context length", f"{a['block_size']} token"],
         ["分词器 tokenizer", f"{escape_markdown(a['table'])}, 词表 vocabulary {a['vocab_size']:,}"],

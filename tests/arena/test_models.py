@@ -44,7 +44,8 @@ def test_every_checkpoint_is_listed_with_what_it_is_and_broken_ones_cost_no_othe
     write_checkpoint(root / "run" / "last.pt", model, tokenizer, "pretrain", 9)
     write_checkpoint(root / "run" / "last.prev.pt", model, tokenizer)
     write_checkpoint(root / "run" / "step_000006.pt", model, tokenizer, step=6)
-    write_checkpoint(root / "deep" / "er" / "ckpt.pt", model, tokenizer, loss=float("inf"))
+    qwen3 = tiny_model(architecture="qwen3")
+    write_checkpoint(root / "deep" / "er" / "ckpt.pt", qwen3, tokenizer, loss=float("inf"))
     (root / "bad").mkdir()
     (root / "bad" / "ckpt.pt").write_bytes(b"PK\x03\x04 nonsense")
     cache = ModelCache(arena_settings(tmp_path), open_fake)
@@ -53,7 +54,7 @@ def test_every_checkpoint_is_listed_with_what_it_is_and_broken_ones_cost_no_othe
     size = model.num_params()
     assert about == {
         "run": ("pretrain", 3, size, 2.5), "run/last": ("pretrain", 9, size, 2.5),
-        "run/step_000006": ("sft", 6, size, 2.5), "deep/er": ("sft", 7, size, None),
+        "run/step_000006": ("sft", 6, size, 2.5), "deep/er": ("sft", 7, qwen3.num_params(), None),
     }  # fmt: skip
     assert len(broken) == 1 and "bad/ckpt.pt" in str(broken[0]).replace("\\", "/")
     assert [c.name for c in found][:2] == ["deep/er", "run"]  # saved last; a run's best first

@@ -34,7 +34,7 @@ def project(tmp_path_factory):
     encode = tiny_tokenizer().encode
     articles = [[*encode("第" * (i % 5 + 1) + f"{i}镇的河。" * (i % 3 + 1))[: BLOCK - 2], EOT] for i in range(20)]
     write_rows(folder / "data/base", {"train": articles[:4], "val": articles}, BLOCK, "pretrain")
-    save_tiny(folder / "out/other/ckpt.pt", "pretrain", seed=5, data_dir="data/base")
+    save_tiny(folder / "out/other/ckpt.pt", "pretrain", seed=5, data_dir="data/base", architecture="qwen3")
     return folder
 
 

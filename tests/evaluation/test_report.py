@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from corpora import byte_tokenizer, write_jsonl
-from evaluation_fakes import load_script, make_project, run_here
+from evaluation_fakes import load_script, make_project, run_here, save_tiny
 from tiny import tiny_model
 
 from minigpt.checkpoint import load_checkpoint, save_checkpoint
@@ -106,8 +106,10 @@ def test_without_data_the_report_says_what_is_missing_and_why(project, monkeypat
     assert "not measured (no prepared data" in capsys.readouterr().out
 
 
-def test_a_pretrained_checkpoint_continues_articles(project, monkeypatch):
+def test_a_pretrained_checkpoint_continues_articles(project, monkeypatch, architecture):
+    save_tiny(project / "out/base/ckpt.pt", "pretrain", data_dir="data/base", architecture=architecture)
     page, figures = make_report(monkeypatch, project, "--ckpt=out/base/ckpt.pt", "--max_samples=0")
+    assert f"| 架构 architecture | {architecture} |" in page
     assert "articles from their first clause" in page and "exactly as the reference" not in page
     assert [row["part"] for row in figures["card"]["perplexity"]] == ["val"]
     assert figures["pairs"] == 5 and "所有的回答 All answers" in page  # too few for a best and a worst ten

@@ -14,9 +14,10 @@ BLOCK = 96
 QUESTIONS = [("第1镇位于哪里？", "东河。"), ("第2镇有几座桥？", "12座桥。"), ("3?", "3?"), ("河的名字？", "河的名字？")]
 
 
-def save_tiny(path, stage="sft", seed=0, step=1, data_dir="data/tuned"):
+def save_tiny(path, stage="sft", seed=0, step=1, data_dir="data/tuned", architecture="gpt2"):
     """A checkpoint of an untrained model, whose answers are reproducible noise."""
-    model, settings = tiny_model(seed, block_size=BLOCK), TrainSettings(data_dir=data_dir)
+    model = tiny_model(seed, block_size=BLOCK, architecture=architecture)
+    settings = TrainSettings(data_dir=data_dir, architecture=architecture)
     path.parent.mkdir(parents=True, exist_ok=True)
     progress = {"step": step, "epoch": 0, "batch": 0, "tokens": 0, "best_val_loss": 1.0}
     save_checkpoint(path, model.state_dict(), model.config, settings, stage, tiny_tokenizer(), progress)

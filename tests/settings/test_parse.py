@@ -227,9 +227,16 @@ def test_a_wrong_type_in_a_file_names_the_file(settings_file, text, wanted, got)
     assert path in message and f"wants {wanted}, got {got}" in message
 
 
-def test_a_value_outside_the_choices_shows_the_choices():
-    message = error_of(PrepareSettings, "--overflow=wrap")
-    assert all(word in message for word in ("overflow", "'truncate'", "'split'", "'wrap'"))
+@pytest.mark.parametrize(
+    ("stage", "flag", "words"),
+    [
+        (PrepareSettings, "--overflow=wrap", ("overflow", "'truncate'", "'split'", "'wrap'")),
+        (TrainSettings, "--architecture=mamba", ("architecture", "'gpt2'", "'qwen3'", "'mamba'")),
+    ],
+)
+def test_a_value_outside_the_choices_shows_the_choices(stage, flag, words):
+    message = error_of(stage, flag)
+    assert all(word in message for word in words)
 
 
 def test_a_setting_of_another_script_names_the_scripts_that_have_it():
