@@ -274,15 +274,18 @@ class HuggingFaceTokenizer:
         mark_ids, behind_ids = self.encode_marked(mark), self.encode_marked(behind)
         if not set(mark_ids) & set(self.special_texts) or behind_ids[len(behind_ids) - len(mark_ids) :] != mark_ids:
             raise UserError(f"the chat template of {self.name} marks an answer by no special token, so it cannot train")
-        # Behind a first question and behind a later one, the same ids stand before it, unless a chat begins with more.
+        # Before a first question and before a later one stand the same ids, unless a chat begins with more.
         before = [self.encode_marked(text.split(QUESTION)[0]) for text in (single, later)]
         same = 0
         while same < min(map(len, before)) and before[0][-same - 1] == before[1][-same - 1]:
             same += 1
-        return {
-            "answer": mark_ids,
-            "question": [before[0][len(before[0]) - same :], behind_ids[: len(behind_ids) - len(mark_ids)]],
-        }
+        head = before[0][len(before[0]) - same :]
+        # The EOT of an earlier answer, and what follows it, are not the question's.
+        for i in [i for i, token_id in enumerate(head) if token_id == self.eot_id][-1:]:
+            head = head[i + 1 :]
+        while head and head[0] not in self.special_texts:
+            head = head[1:]
+        return {"answer": mark_ids, "question": [head, behind_ids[: len(behind_ids) - len(mark_ids)]]}
 
     def special_ids(self):
         """{"eot": id, "pad": id, …, and with a chat template what `marks` has}"""
