@@ -156,8 +156,8 @@ class LocalModels(DeviceChoice):
 class CheckpointChoice:
     ckpt: list[str] = setting(
         [],
-        "checkpoints (sample.py: one); in evaluations also runs' folders (all their checkpoints) and APIs' addresses "
-        "(model@http://…, or http://…); []: the newest under out_root",
+        "checkpoints or Hugging Face folders (sample.py: one); in evaluations also runs' folders (all their "
+        "checkpoints) and APIs' addresses (model@http://…, or http://…); []: the newest under out_root",
     )
 
 

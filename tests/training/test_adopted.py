@@ -1,13 +1,15 @@
 """A model of a Hugging Face folder is fine-tuned and evaluated, with its tokenizer and its chat template."""
 
+import os
 import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from corpora import ROOT, made_up_articles, made_up_questions, write_jsonl
-from hugging_folders import widen_tokenizer, write_model, write_tokenizer
+from hugging_folders import widen_tokenizer, write_model, write_qwen3_of_600m, write_tokenizer
 from runs import arguments, run_here, write_stages
 
 from data_utils import load_row_tokenizer, loss_mask, make_batch, open_rows, row_prompts, split_row
@@ -158,3 +160,33 @@ def test_prepare_sft_says_what_a_tokenizer_cannot_do(tmp_path, script):
         done = script("data/prepare_sft.py", "--qa_files=qa.jsonl", "--sft_data_dir=rows", *flags)
         assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "rows" / "meta.json").exists()
+
+
+MAX_BYTES = 12 * 2**30
+
+
+@pytest.mark.soak_only
+@pytest.mark.skipif(sys.platform == "win32", reason="the peak memory of a process is not known there")
+def test_a_model_of_600m_is_adopted_served_and_trained_in_12_gib(tmp_path):
+    """Qwen3-0.6B's shape: 28 layers of width 1,024, 151,936 ids, 40,960 positions."""
+    if os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") < 1.2 * MAX_BYTES:
+        pytest.skip("this machine has less than 14 GiB of memory")
+    write_qwen3_of_600m(tmp_path / "qwen")
+    write_jsonl(tmp_path / "qa.jsonl", QUESTIONS)
+    prepare = ["data/prepare_sft.py", "--tokenizer=qwen", "--qa_files=qa.jsonl", "--sft_data_dir=rows"]
+    step = ["train.py", "--init_from=qwen", "--data_dir=rows", "--block_size=128", "--batch_size=1", "--max_iters=1"]
+    for command in (
+        [*prepare, "--block_size=128"],
+        ["sample.py", "--ckpt=qwen", "--prompt=第1镇有几座桥？", "--max_new_tokens=5"],
+        [*step, "--optimizer=adamw", "--out_dir=run"],
+        [*step, "--optimizer=muon", "--out_dir=run"],
+        ["sample.py", "--ckpt=run/ckpt.pt", "--prompt=第1镇有几座桥？", "--max_new_tokens=5"],
+    ):
+        script, *flags = command
+        started = time.monotonic()
+        process = subprocess.Popen([sys.executable, ROOT / script, *flags], cwd=tmp_path)
+        _, status, usage = os.wait4(process.pid, 0)
+        peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        print(f"{script}: {time.monotonic() - started:.0f} s, {peak / 2**30:.2f} GiB")
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0 and peak <= MAX_BYTES
