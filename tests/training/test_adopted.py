@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from corpora import ROOT, made_up_articles, made_up_questions, write_jsonl
-from hugging_folders import widen_tokenizer, write_model, write_qwen3_of_600m, write_tokenizer
+from hugging_folders import widen_tokenizer, write_model, write_tokenizer
 from runs import arguments, run_here, write_stages
 
 from data_utils import load_row_tokenizer, loss_mask, make_batch, open_rows, row_prompts, split_row
@@ -172,7 +172,11 @@ def test_a_model_of_600m_is_adopted_served_and_trained_in_12_gib(tmp_path):
     """Qwen3-0.6B's shape: 28 layers of width 1,024, 151,936 ids, 40,960 positions."""
     if os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") < 1.2 * MAX_BYTES:
         pytest.skip("this machine has less than 14 GiB of memory")
-    write_qwen3_of_600m(tmp_path / "qwen")
+    # In a process of its own: the peak of a child begins at that of its parent.
+    program = "import sys; from hugging_folders import write_qwen3_of_600m; write_qwen3_of_600m(sys.argv[1])"
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    subprocess.run([sys.executable, "-c", program, tmp_path / "qwen"], env=environment, check=True)
     write_jsonl(tmp_path / "qa.jsonl", QUESTIONS)
     prepare = ["data/prepare_sft.py", "--tokenizer=qwen", "--qa_files=qa.jsonl", "--sft_data_dir=rows"]
     step = ["train.py", "--init_from=qwen", "--data_dir=rows", "--block_size=128", "--batch_size=1", "--max_iters=1"]
