@@ -68,7 +68,7 @@ class Tokenizer:
             raise UserError(f"tokenizer {name} has no line for {what}; make it with data/train_tokenizer.py")
         self.eot_id, self.pad_id, self.answer_id = (specials[s] for s in SPECIAL_NAMES)
         self.n_vocab = max(max(ranks.values()), *specials.values()) + 1
-        self._bytes = {token_id: token for token, token_id in ranks.items()}
+        self._bytes = {i: token for token, i in ranks.items() if i not in (self.eot_id, self.pad_id)}
         shown = {"<|endoftext|>": self.eot_id, "<|pad|>": self.pad_id}
         if self.answer_id not in self._bytes:
             shown["<|answer|>"] = self.answer_id
