@@ -27,39 +27,81 @@ from minigpt.corpus.sources import cleaned_articles, find_articles
 from minigpt.corpus.splits import read_heldout
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import TokenizerSettings
-from minigpt.tokenizer import SPECIAL_NAMES, format_vocabulary, load_tokenizer
+from minigpt.tokenizer import (
+    QWEN2_PATTERN,
+    SPECIAL_NAMES,
+    find_last_merge,
+    format_vocabulary,
+    load_tokenizer,
+    map_bytes_to_symbols,
+)
 
 BYTE_TOKENS = 256
 SPECIAL_TOKENS = len(SPECIAL_NAMES)
 MAX_VOCAB = 2**16
-# Runs of Han characters are separate from Latin words. Digits are single, so that numbers are always split alike.
-PATTERN = r"\p{Han}+| ?[^\s\p{Han}\p{N}\p{P}\p{S}]+|\p{N}|[\p{P}\p{S}]|\s+"
-
-
-def byte_of_symbol():
-    """{symbol: byte} of the printable characters by which byte-level BPE represents bytes (GPT-2's encoder.py)."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in plain]
-    return {**{chr(b): b for b in plain}, **{chr(256 + i): b for i, b in enumerate(others)}}
+# The pieces of QWEN2_PATTERN are split again before training: runs of Han characters are separate from Latin words, and
+# digits and marks are single, so that a token neither crosses a sentence's end nor joins digits. Encoding needs no such
+# split: no token joins what it separates.
+FINER_PATTERN = r"\p{Han}+| ?[^\s\p{Han}\p{N}\p{P}\p{S}]+|\p{N}|[\p{P}\p{S}]|\s+"
+SPARE_SHARE = 0.25  # of the tokens that are trained; some of them cross characters and are left out
 
 
 def train_ranks(texts, n_ranks, max_token_chars):
     """{token bytes: rank} of a byte-level BPE trained on an iterator of texts; at most n_ranks tokens."""
     bpe = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
+    splits = [pre_tokenizers.Split(Regex(p), behavior="isolated") for p in (QWEN2_PATTERN, FINER_PATTERN)]
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
-    alphabet = byte_of_symbol()
+    byte_of = {symbol: byte for byte, symbol in map_bytes_to_symbols().items()}
     trainer = trainers.BpeTrainer(
-        vocab_size=n_ranks,
+        vocab_size=int(n_ranks * (1 + SPARE_SHARE)),
         min_frequency=2,
-        initial_alphabet=list(alphabet),
+        initial_alphabet=list(byte_of),
         max_token_length=3 * max_token_chars,  # in bytes; a Han character has 3 in UTF-8
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
-    return {bytes(alphabet[c] for c in token): rank for token, rank in bpe.get_vocab().items()}
+    trained = bpe.get_vocab()
+    return choose_tokens([bytes(byte_of[c] for c in token) for token in sorted(trained, key=trained.get)], n_ranks)
+
+
+def choose_tokens(trained, n_ranks):
+    """{token bytes: rank} of at most n_ranks tokens, the first of `trained` (bytes, in order; the 256 bytes first).
+
+    Left out are those that contain a part of a character beside another. Where merges reached a token only through
+    such ones, they now reach it through its characters and its beginnings, which are added before it.
+    """
+    ranks = {}
+
+    def add(token):
+        if token not in ranks and (len(token) == 1 or find_last_merge(token, ranks)):
+            ranks[token] = len(ranks)
+        return token in ranks
+
+    for token in trained:
+        characters = whole_characters(token)
+        if (characters or is_part_of_character(token)) and not add(token) and characters:
+            encoded = [character.encode() for character in characters]
+            for one in encoded:
+                for n_bytes in range(2, len(one) + 1):
+                    add(one[:n_bytes])
+            for n_characters in range(2, len(encoded) + 1):
+                add(b"".join(encoded[:n_characters]))
+    return {token: rank for token, rank in ranks.items() if rank < n_ranks}
+
+
+def whole_characters(token):
+    """The text of a token's bytes; "" where they are no whole characters."""
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return ""
+
+
+def is_part_of_character(token):
+    """Whether no character begins behind the first byte of a token that is no whole characters."""
+    return all(0x80 <= byte < 0xC0 for byte in token[1:])
 
 
 class TrainingTexts:
@@ -105,7 +147,7 @@ def main():
     specials = {name: len(ranks) + i for i, name in enumerate(SPECIAL_NAMES)}
     path = Path(settings.tokenizer_path)
     try:
-        write_atomic(path, lambda file: file.write(format_vocabulary(ranks, specials, PATTERN)))
+        write_atomic(path, lambda file: file.write(format_vocabulary(ranks, specials, QWEN2_PATTERN)))
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); name another with --tokenizer_path=…") from None
     tokenizer = load_tokenizer(str(path))
