@@ -3,7 +3,7 @@
 A checkpoint is a dict of plain values and tensors:
   model          state dict                  model_args   fields of GPTConfig
   settings       the settings of train.py    stage        "pretrain" or "sft"
-  tokenizer      {"name", "sha256", "table": the tokenizer file's bytes, or None for GPT-2's}
+  tokenizer      {"name", "sha256", "table": the tokenizer's `vocabulary` (bytes), or None for GPT-2's}
   progress       {"step", "epoch", "batch", "tokens", "best_val_loss", …}
   optimizers, scaler, random, precision      what resuming a run needs; in last.pt only
 """
@@ -16,7 +16,8 @@ import torch
 
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic
-from minigpt.tokenizer import Tokenizer, load_tokenizer
+from minigpt.formats.adoption import is_model_folder, read_model_folder
+from minigpt.tokenizer import load_tokenizer, load_vocabulary
 from model import GPT, GPTConfig
 
 BEST, LAST, PREVIOUS = "ckpt.pt", "last.pt", "last.prev.pt"
@@ -65,11 +66,14 @@ def system_reason(error):
 
 
 def load_checkpoint(path, mmap=False):
-    """A checkpoint's dict, on the CPU. mmap: map the weights into memory instead of reading them.
+    """A checkpoint's dict, on the CPU. path: a checkpoint, or a Hugging Face folder, which is read as one.
 
+    mmap: for what needs no weights: they are mapped into memory instead of read, and left out of a folder's dict.
     Raises InvalidCheckpointError where the file is missing, truncated or not one of ours. Raises another UserError
     where the system cannot read it; the file itself may be intact then.
     """
+    if is_model_folder(path):
+        return read_model_folder(path, with_weights=not mmap)
     try:
         if not Path(path).is_file():
             raise InvalidCheckpointError(f"checkpoint {path} is not there; train one first, or name another")
@@ -91,10 +95,14 @@ def load_checkpoint(path, mmap=False):
 
 def load_model(content, device="cpu"):
     """(GPT in eval mode on `device`, Tokenizer) from a checkpoint's dict. Needs no other file."""
-    model = GPT(GPTConfig(**content["model_args"]))
-    model.load_state_dict(content["model"])
+    # The dict's tensors become the model's, so that a model of gigabytes is in memory once.
+    with torch.device("meta"):
+        model = GPT(GPTConfig(**content["model_args"]))
+    model.load_state_dict(content["model"], assign=True)
+    if model.config.tied:
+        model.lm_head.weight = model.wte.weight
     about = content["tokenizer"]
-    tokenizer = load_tokenizer() if about["table"] is None else Tokenizer(about["name"], about["table"])
+    tokenizer = load_tokenizer() if about["table"] is None else load_vocabulary(about["name"], about["table"])
     return model.to(device).eval(), tokenizer
 
 
@@ -115,8 +123,14 @@ def newest_checkpoint(root="out"):
 
 
 def model_names(paths):
-    """Unique names for checkpoints: the folder of the run, followed by the name of the file unless it is ckpt.pt."""
-    pairs = [(path.absolute().parent.name, "" if path.stem == "ckpt" else path.stem) for path in map(Path, paths)]
+    """Unique names for checkpoints: the folder of the run, followed by the name of the file unless it is ckpt.pt; of a
+    Hugging Face folder its own name."""
+    pairs = [
+        ("", path.resolve().name)
+        if is_model_folder(path)
+        else (path.absolute().parent.name, "" if path.stem == "ckpt" else path.stem)
+        for path in map(Path, paths)
+    ]
     return number_equal_names(["/".join(filter(None, pair)) for pair in pairs])
 
 

@@ -20,6 +20,7 @@ import tiktoken
 
 from minigpt.common.errors import UserError
 from minigpt.common.files import PROJECT
+from minigpt.huggingface_tokenizer import HuggingFaceTokenizer, bundle_folder
 
 ANSWER_TEXT = "##"
 GPT2_PATH = PROJECT / "data" / "gpt2.tiktoken"
@@ -228,11 +229,14 @@ def format_vocabulary(ranks, specials, pattern):
 
 
 def load_tokenizer(name_or_path="gpt2", name=None):
-    """The `Tokenizer` "gpt2", or that of a `.tiktoken` file, whose name is the file's or `name`.
+    """The tokenizer "gpt2", or that of a file (`.tiktoken`, or the JSON beside rows), whose name is the file's or
+    `name`, or that of a Hugging Face folder.
 
     Never uses the network. Raises UserError when the file does not exist or is damaged.
     """
     is_gpt2 = name_or_path == "gpt2"
+    if not is_gpt2 and Path(name_or_path).is_dir():
+        return HuggingFaceTokenizer(Path(name_or_path).resolve().name, bundle_folder(name_or_path))
     path = GPT2_PATH if is_gpt2 else Path(name_or_path)
     try:
         vocabulary = path.read_bytes()
@@ -242,4 +246,10 @@ def load_tokenizer(name_or_path="gpt2", name=None):
         raise UserError(
             f"{path} is damaged (its sha256 is not GPT-2's); restore it with: git checkout data/{path.name}"
         )
-    return Tokenizer("gpt2" if is_gpt2 else name or path.name, vocabulary)
+    return load_vocabulary("gpt2" if is_gpt2 else name or path.name, vocabulary)
+
+
+def load_vocabulary(name, vocabulary):
+    """The `Tokenizer` or `HuggingFaceTokenizer` whose `vocabulary` (bytes) it is. Raises UserError for other bytes."""
+    is_json = vocabulary.startswith(b"{")  # no line of a .tiktoken file begins so
+    return (HuggingFaceTokenizer if is_json else Tokenizer)(name, vocabulary)

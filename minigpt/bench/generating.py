@@ -124,7 +124,7 @@ class GenerationWays:
     def add(self, name, model, compiled):
         """Add a way: our generation with a model, compiled or not."""
         generator = TextGenerator(model, self.tokenizer, "pretrain")
-        generator.engine.eot_id = -1  # no token ends a text early
+        generator.engine.stop_ids = set()  # no token ends a text early
         if compiled:
             print(f"  compiling: {name} …", flush=True)
             generator.compile()

@@ -3,10 +3,16 @@
 A fine-tuned model reads, for each turn, `question MARK answer EOT`, where MARK is the answer mark. A system message is
 a line before the question that follows it. The last question of a prompt ends with the mark, and the answer is
 generated behind it. So the ids of a prompt are the beginning of the row of the same chat. A base model reads lines.
+
+The tokenizer of a Hugging Face folder writes chats by its own template, and the mark is what that puts before an
+answer. A row is the prompt of its last question, that answer and EOT. So where a template writes earlier answers
+without the mark (without their thoughts, for example), only the last answer of a row is trained on.
 """
 
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
+
+from minigpt.huggingface_tokenizer import HuggingFaceTokenizer
 
 # What a message's role means. "tool" is a tool's result, or a call of one.
 MESSAGE_ROLES = {
@@ -79,7 +85,12 @@ def turn_ids(tokenizer, turns):
     """Token ids of `ChatTurn`s for a fine-tuned model, without the EOT of the last answer.
 
     Where the last answer is empty, they end with the answer mark: that is a prompt.
+    Raises UserError where the chat template of a tokenizer of others refuses the turns.
     """
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        *earlier, last = turns
+        asked = [*turn_messages(earlier), *turn_messages([replace(last, answer="")])]
+        return tokenizer.chat_ids(asked, last.answer.lstrip())
     ids = []
     for i, turn in enumerate(turns):
         ids += [tokenizer.eot_id] if i else []
@@ -155,10 +166,10 @@ def join_text_parts(content):
 
 
 def turn_messages(turns):
-    """The messages {"role", "content"} of `ChatTurn`s; the inverse of `prompt_turns`."""
+    """The messages {"role", "content"} of `ChatTurn`s, stripped; the inverse of `prompt_turns`."""
     parts = [
-        part
+        (role, text.strip())
         for turn in turns
-        for part in (("system", turn.system), ("user", turn.question), ("assistant", turn.answer))
+        for role, text in (("system", turn.system), ("user", turn.question), ("assistant", turn.answer))
     ]
-    return [{"role": role, "content": text} for role, text in parts if text]
+    return [{"role": role, "content": text} for role, text in parts if text or role == "user"]

@@ -17,6 +17,7 @@ from minigpt.common.errors import UserError, first_line
 from minigpt.common.streams import TextStream
 from minigpt.corpus.chat import chat_ids
 from minigpt.device import pick_device
+from minigpt.huggingface_tokenizer import HuggingFaceTokenizer
 from minigpt.inference.logprobs import TokenLogprob, pick_logprobs, prompt_logprobs
 from minigpt.inference.model_runner import PASS_KINDS, ModelRunner
 from minigpt.inference.quantize import choose_weight_type
@@ -93,10 +94,10 @@ class Stream(TextStream):
         """Position of the last token, counted from 0 over prompt and answer."""
         return self.prompt_tokens + self.completion_tokens - 1
 
-    def add_token(self, token_id, eot_id, block_size):
+    def add_token(self, token_id, stop_ids, block_size):
         """Add the next token and pass its text to the reader. Finishes the stream where the token ends it."""
         self.first_token = self.first_token or time.perf_counter()
-        if token_id == eot_id:
+        if token_id in stop_ids:
             return self.finish("stop")
         self.completion_tokens += 1
         self.last_id = token_id
@@ -126,13 +127,13 @@ class Stream(TextStream):
 class Engine:
     """Schedules requests into shared steps (continuous batching: Orca, Yu et al. 2022). To be used by one thread.
 
-    eot_id: the token that ends an answer. Sampled are ids below n_vocab, except those in `forbidden`.
+    stop_ids: the tokens that end an answer. Sampled are ids below n_vocab, except those in `forbidden`.
     max_batch: the most requests that run at the same time.
     """
 
-    def __init__(self, model, eot_id, n_vocab, forbidden, max_batch):
+    def __init__(self, model, stop_ids, n_vocab, forbidden, max_batch):
         self.runner = ModelRunner(model, max_batch)
-        self.eot_id = eot_id
+        self.stop_ids = stop_ids
         self.block_size = model.config.block_size
         self.max_batch = max_batch
         self.n_vocab = n_vocab
@@ -225,7 +226,7 @@ class Engine:
             for i, token_id, pair in zip(wanted, ids, picked, strict=True):
                 streams[i].add_logprob(token_id, *pair)
         for stream, token_id in zip(streams, chosen, strict=True):
-            stream.add_token(token_id, self.eot_id, self.block_size)
+            stream.add_token(token_id, self.stop_ids, self.block_size)
 
     def remove_finished(self):
         """Remove finished and cancelled streams from the batch, and cancelled ones from the queue."""
@@ -257,7 +258,8 @@ class Engine:
 class TextGenerator:
     """Generates text from text with a model and its tokenizer.
 
-    Stage "sft": a prompt is a question; the answer mark is appended, and the answer is generated.
+    Stage "sft": a prompt is a question; the answer mark is appended, and the answer is generated. (A tokenizer with a
+    chat template writes the question by it.)
     Stage "pretrain": a prompt is continued.
     `generate` runs the model in the caller's thread. The first `submit` starts a thread, which runs it from then on.
     about: a line that says where the model comes from and what it computes in.
@@ -269,10 +271,12 @@ class TextGenerator:
         self.model = model
         self.tokenizer = tokenizer
         self.stage = stage
-        forbidden = [tokenizer.pad_id]
-        if stage == "sft":  # an answer contains no answer mark
-            forbidden.append(tokenizer.answer_id)
-        self.engine = Engine(model, tokenizer.eot_id, tokenizer.n_vocab, forbidden, max_batch)
+        stop_ids, forbidden = {tokenizer.eot_id}, {tokenizer.pad_id}
+        if isinstance(tokenizer, HuggingFaceTokenizer):
+            stop_ids = set(tokenizer.stop_ids)
+        elif stage == "sft":  # an answer contains no answer mark
+            forbidden.add(tokenizer.answer_id)
+        self.engine = Engine(model, stop_ids, tokenizer.n_vocab, forbidden - stop_ids, max_batch)
         self._thread = None
         self._changed = threading.Condition()  # notified of new requests and of closing
         self._closing = False  # no more requests are taken

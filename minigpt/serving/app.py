@@ -123,7 +123,9 @@ def add_generation(app):
     def chat():
         body = read_body(service)
         model = check_model(service, body.model)
-        return openai_response(service, body, [service.models[model].prompt_ids(body.conversation)], chat=True)
+        with blamed_on("messages"):  # which a chat template of others may refuse
+            ids = service.models[model].prompt_ids(body.conversation)
+        return openai_response(service, body, [ids], chat=True)
 
 
 def add_text_tools(app):

@@ -5,9 +5,10 @@ import base64
 import numpy as np
 
 from minigpt.corpus.chat import write_chat_template
+from minigpt.huggingface_tokenizer import HuggingFaceTokenizer
 from minigpt.inference.params import SamplingParams
 from minigpt.serving.choices import show_token
-from minigpt.serving.errors import ApiError
+from minigpt.serving.errors import ApiError, blamed_on
 
 EMBEDDING = SamplingParams(max_new_tokens=0, embedding=True)
 # For fine-tuned models. `text_ids` gives its text the ids that `chat_ids` gives the chat.
@@ -18,7 +19,8 @@ def text_ids(generator, text):
     """Token ids of a text as evaluation programs need them: the ids of a text's beginning begin the text's ids.
 
     The name of a special token alone, such as <|endoftext|>, is that token. For a fine-tuned model, `##` is the answer
-    mark and <|endoftext|> an EOT wherever they are, so that a chat's text has the ids of training.
+    mark and <|endoftext|> an EOT wherever they are, so that a chat's text has the ids of training; with a tokenizer of
+    others, the names of all its special tokens are these.
     """
     tokenizer = generator.tokenizer
     special_ids = {name: token_id for token_id, name in tokenizer.special_texts.items()}
@@ -29,7 +31,8 @@ def text_ids(generator, text):
 
 def tokenize(generator, body):
     """The answer (dict) of /tokenize to a TokenizeRequest."""
-    ids = text_ids(generator, body.prompt) if body.messages is None else generator.prompt_ids(body.conversation)
+    with blamed_on("messages"):
+        ids = text_ids(generator, body.prompt) if body.messages is None else generator.prompt_ids(body.conversation)
     texts = [show_token(generator.tokenizer, token_id)[0] for token_id in ids] if body.return_token_strs else None
     block_size = generator.model.config.block_size
     return {"count": len(ids), "max_model_len": block_size, "tokens": ids, "token_strs": texts}
@@ -38,17 +41,19 @@ def tokenize(generator, body):
 def describe_tokenizer(generator):
     """The answer (dict) of /tokenizer_info."""
     tokenizer = generator.tokenizer
+    is_ours = not isinstance(tokenizer, HuggingFaceTokenizer)
+    template = PROMPT_TEMPLATE if is_ours else tokenizer.prompt_template
     return {
-        "tokenizer_class": "tiktoken.Encoding",
+        "tokenizer_class": "tiktoken.Encoding" if is_ours else "tokenizers.Tokenizer",
         "name": tokenizer.name,
         "vocab_size": tokenizer.n_vocab,
         "model_max_length": generator.model.config.block_size,
-        "add_bos_token": False,
-        "bos_token": None,
+        "add_bos_token": not is_ours and bool(tokenizer.prefix_ids),
+        "bos_token": None if is_ours else tokenizer.token_names.get("bos_token"),
         "eos_token": tokenizer.special_texts[tokenizer.eot_id],
-        "pad_token": tokenizer.special_texts[tokenizer.pad_id],
+        "pad_token": tokenizer.special_texts.get(tokenizer.pad_id),
         "unk_token": None,
-        "chat_template": PROMPT_TEMPLATE if generator.stage == "sft" else None,
+        "chat_template": template if generator.stage == "sft" else None,
     }
 
 

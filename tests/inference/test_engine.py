@@ -261,7 +261,7 @@ def test_the_last_question_of_a_chat_looks_as_in_training_and_earlier_turns_end_
 
 def test_a_cancelled_request_ends_before_the_next_step_and_the_others_continue():
     made = generator(max_batch=2)
-    made.engine.eot_id = -1
+    made.engine.stop_ids = set()
     release, step = threading.Event(), made.engine.runner.step
     made.engine.runner.step = lambda *values: (release.wait(10), time.sleep(0.01), step(*values))[-1]
     params = SamplingParams(temperature=1.0, max_new_tokens=25, seed=3)
@@ -282,7 +282,7 @@ def test_a_cancelled_request_ends_before_the_next_step_and_the_others_continue()
 def test_closing_finishes_what_runs_within_the_grace_and_cancels_the_rest():
     for grace, reason in ((10, "length"), (0.05, "cancelled")):
         made = generator()
-        made.engine.eot_id = -1
+        made.engine.stop_ids = set()
         step = made.engine.runner.step
         made.engine.runner.step = lambda *values, step=step: (time.sleep(0.02), step(*values))[-1]
         stream = made.submit("河", SamplingParams(max_new_tokens=20))
@@ -306,7 +306,7 @@ def test_a_failing_step_raises_in_its_readers_and_the_next_request_is_served():
 def test_running_requests_get_a_token_between_the_prefill_passes_of_a_burst(monkeypatch):
     monkeypatch.setattr("minigpt.inference.engine.MAX_PREFILL_TOKENS", 20)
     made = generator(max_batch=8)
-    made.engine.eot_id = -1
+    made.engine.stop_ids = set()
     params = SamplingParams(temperature=0, max_new_tokens=20)
     first = made.new_stream([1] * 5, params)
     made.engine.waiting.append(first)

@@ -174,7 +174,7 @@ def test_an_embedding_is_the_normalised_mean_of_the_last_states_alone_and_in_a_b
 def test_running_requests_wait_for_one_pass_of_a_burst_of_embeddings(monkeypatch):
     monkeypatch.setattr("minigpt.inference.engine.MAX_PREFILL_TOKENS", 20)
     made = TextGenerator(tiny_model(), TOKENIZER, "pretrain", max_batch=4)
-    made.engine.eot_id = -1
+    made.engine.stop_ids = set()
     running = made.new_stream([1] * 5, SamplingParams(temperature=0, max_new_tokens=20))
     made.engine.waiting.append(running)
     made.engine.step()
