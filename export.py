@@ -16,10 +16,10 @@ from minigpt.checkpoint import model_names, only_checkpoint, open_model
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError, first_line
 from minigpt.common.files import write_atomic, write_folder_atomic
+from minigpt.formats.exported_tokenizer import explain_inexactness
 from minigpt.formats.gguf_file import MODELFILE_MARK, STAGE_KEY, modelfile, write_gguf
 from minigpt.formats.huggingface import HUGGINGFACE_FILES, MODEL_CARD, write_huggingface
 from minigpt.formats.model_card import CARD_TAG, model_card
-from minigpt.formats.vocabulary import inexact_outside
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import ExportSettings
 
@@ -74,9 +74,9 @@ def export_gguf(settings, target, model, tokenizer, content):
     check_replaceable(target, STAGE_KEY)
     check_replaceable(ollama, MODELFILE_MARK)
     unquantized = write_gguf(target, model, tokenizer, content["stage"], settings.dtype, target.stem)
-    text = modelfile(target.name, content["stage"], model.config)
+    text = modelfile(target.name, tokenizer, content["stage"], model.config)
     write_atomic(ollama, lambda file: file.write(text.encode()))
-    if remark := inexact_outside(tokenizer):
+    if remark := explain_inexactness(tokenizer):
         print(f"note: {remark}")
     if unquantized:
         print(f"note: rows of {', '.join(unquantized)} are no multiple of 32 wide, so these are float16")
