@@ -26,7 +26,7 @@ def ask_llama_cpp(path, requests, n_ctx=256):
 
 
 def reply_tokens(reply):
-    """[(id, {id: log probability} of the likeliest)] of a reply's tokens, without those that are no whole characters."""
+    """[(id, {id: log probability} of the likeliest)] of a reply's tokens, without those of parts of characters."""
     tokens = (reply["choices"][0]["logprobs"] or {"content": []})["content"]
     return [(token["id"], {top["id"]: top["logprob"] for top in token["top_logprobs"]}) for token in tokens]
 
