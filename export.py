@@ -80,9 +80,9 @@ def export_gguf(settings, target, model, tokenizer, content):
         print(f"note: {remark}")
     if unquantized:
         print(f"note: rows of {', '.join(unquantized)} are no multiple of 32 wide, so these are float16")
-    if model.config.is_gpt2:
+    if model.config.is_gpt2 and not model.config.tanh_gelu:
         print("note: llama.cpp computes GPT-2's GELU by tanh and in float16, so its logits differ slightly")
-    print(f"LM Studio: lms import {target}; Ollama: ollama create {target.stem.lower()} -f {ollama}")
+    print(f"LM Studio: lms import --copy {target}; Ollama: ollama create {target.stem.lower()} -f {ollama}")
 
 
 def main():

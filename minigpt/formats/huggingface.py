@@ -59,7 +59,7 @@ def model_json(config, exported, dtype):
     }
     if config.is_gpt2:
         return general | {
-            "activation_function": "gelu",  # exact; GPT-2's own, gelu_new, is an approximation by tanh
+            "activation_function": "gelu_new" if config.tanh_gelu else "gelu",
             "layer_norm_epsilon": config.norm_eps,
             "n_positions": config.block_size,
             "n_ctx": config.block_size,

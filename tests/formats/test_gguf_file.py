@@ -16,7 +16,7 @@ pytest.importorskip("xllamacpp")
 SCALING = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_positions": 32}
 DEMO = {"block_size": 192, "n_head": 3, "n_embd": 192}  # the shape of the demo's model
 MODELS = {
-    "gpt2": DEMO, "gpt2 with biases, untied": {"bias": True, "tied": False}, "qwen3": DEMO,
+    "gpt2": DEMO, "gpt2 of OpenAI, untied": {"bias": True, "tied": False, "tanh_gelu": True}, "qwen3": DEMO,
     "qwen3 with shared keys, untied": {"n_kv_head": 2, "head_dim": 32, "tied": False},
     "qwen2": {"n_kv_head": 1}, "llama 3.1": {"n_kv_head": 2, "rope_scaling": SCALING, "rope_theta": 500_000.0},
 }  # fmt: skip
