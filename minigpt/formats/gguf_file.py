@@ -144,11 +144,10 @@ def interleave_pairs(weight, n_head):
 
 def rope_divisors(config):
     """(D / 2,) what `rope_scaling` divides each rotary frequency by, float32."""
-    plain, scaled = (
-        torch.atan2(sin, cos)  # at position 1 the angles are the frequencies
-        for cos, sin in (rotary_angles(torch.ones(()), c) for c in (replace(config, rope_scaling=None), config))
-    )
-    return plain / scaled
+    plain, scaled = (rotary_angles(torch.ones(()), c) for c in (replace(config, rope_scaling=None), config))
+    # At position 1 the angles are the frequencies. They stand there twice, first with -sin.
+    frequencies = [torch.atan2(sin, cos).flatten()[config.head_dim // 2 :] for cos, sin in (plain, scaled)]
+    return frequencies[0] / frequencies[1]
 
 
 def tensor_type(name, tensor, wanted):
