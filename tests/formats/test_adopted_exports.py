@@ -6,6 +6,7 @@ import pytest
 import torch
 from hugging_folders import write_model, write_tokenizer
 from llama_file import ask_llama_cpp, reply_tokens
+from tiny import confident_model, tiny_tokenizer
 
 from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.errors import UserError
@@ -46,6 +47,20 @@ def test_a_folder_comes_back_as_it_was(architecture, kind, tmp_path):
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
     for name in ("chat_template", "token_names", "stop_ids", "eot_id", "pad_id", "prefix_ids", "n_vocab"):
         assert getattr(their_tokenizer, name) == getattr(tokenizer, name)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen3"])
+def test_our_own_model_comes_back(architecture, tmp_path):
+    """Its chats are then written by the chat template that it left with."""
+    model, tokenizer = confident_model(architecture, tied=False), tiny_tokenizer()
+    write_huggingface(tmp_path, model, tokenizer, "sft", "float32", "a card")
+    content = load_checkpoint(tmp_path)
+    again, its_tokenizer = load_model(content)
+    assert again.config == model.config and content["stage"] == "sft"
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    assert (its_tokenizer.eot_id, its_tokenizer.pad_id) == (tokenizer.eot_id, tokenizer.pad_id)
+    for chat in CHATS:
+        assert chat_ids(its_tokenizer, chat) == chat_ids(tokenizer, chat)
 
 
 @pytest.mark.numeric
