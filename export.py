@@ -19,7 +19,7 @@ from minigpt.common.files import write_atomic, write_folder_atomic
 from minigpt.formats.exported_tokenizer import explain_inexactness
 from minigpt.formats.gguf_file import MODELFILE_MARK, STAGE_KEY, modelfile, write_gguf
 from minigpt.formats.huggingface import HUGGINGFACE_FILES, MODEL_CARD, write_huggingface
-from minigpt.formats.model_card import CARD_TAG, model_card
+from minigpt.formats.model_card import CARD_MARK, model_card
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import ExportSettings
 
@@ -54,8 +54,9 @@ def check_folder_replaceable(folder):
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
     if others := sorted(names - HUGGINGFACE_FILES):
         raise UserError(f"{folder} has files that export.py did not write ({others[0]}); give another --out")
-    if names:
-        check_replaceable(folder / MODEL_CARD, CARD_TAG)
+    card = folder / MODEL_CARD
+    if names and not (card.is_file() and is_marked(card, CARD_MARK)):
+        raise UserError(f"{folder} is there and was not written by export.py; remove it, or give another --out")
 
 
 def export_huggingface(settings, folder, model, tokenizer, content):

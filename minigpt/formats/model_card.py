@@ -3,13 +3,13 @@
 import math
 from pathlib import Path
 
-CARD_TAG = "minigpt"  # by which an earlier export is recognized
+CARD_MARK = "tags: [minigpt]"  # by which an earlier export is recognized
 CARD_HEAD = """\
 ---
 library_name: transformers
 pipeline_tag: text-generation
 language: zh
-tags: [{tag}]
+{mark}
 ---
 
 # {name}
@@ -51,7 +51,7 @@ def model_card(name, model, tokenizer, content):
     what, what_zh = ("question answering", "中文问答模型") if is_chat else ("continuing texts", "中文续写模型")
     rows = [*model_rows(model, tokenizer), *training_rows(content)]
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
-    head = CARD_HEAD.format(tag=CARD_TAG, name=name, what=f"A Chinese model for {what}", what_zh=what_zh, rows=table)
+    head = CARD_HEAD.format(mark=CARD_MARK, name=name, what=f"A Chinese model for {what}", what_zh=what_zh, rows=table)
     return head + (CARD_CHAT_USE if is_chat else CARD_TEXT_USE).format(name=name)
 
 
