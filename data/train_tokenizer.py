@@ -7,8 +7,10 @@ GPT-2's tokenizer takes about 2 tokens for a Chinese character, one of your own 
 also makes a small model's output layer, and so its training, many times faster.
 """
 
+import itertools
 import os
 import sys
+from collections import Counter, deque
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -27,81 +29,67 @@ from minigpt.corpus.sources import cleaned_articles, find_articles
 from minigpt.corpus.splits import read_heldout
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import TokenizerSettings
-from minigpt.tokenizer import (
-    QWEN2_PATTERN,
-    SPECIAL_NAMES,
-    find_last_merge,
-    format_vocabulary,
-    load_tokenizer,
-    map_bytes_to_symbols,
-)
+from minigpt.tokenizer import QWEN2_PATTERN, SPECIAL_NAMES, format_vocabulary, load_tokenizer
 
 BYTE_TOKENS = 256
 SPECIAL_TOKENS = len(SPECIAL_NAMES)
 MAX_VOCAB = 2**16
+MAX_CHARACTERS = 20_000  # that the merges are trained on, the most frequent of a corpus
+MIN_COUNT = 2  # of a character or a pair that becomes a token
 # The pieces of QWEN2_PATTERN are split again before training: runs of Han characters are separate from Latin words, and
 # digits and marks are single, so that a token neither crosses a sentence's end nor joins digits. Encoding needs no such
 # split: no token joins what it separates.
 FINER_PATTERN = r"\p{Han}+| ?[^\s\p{Han}\p{N}\p{P}\p{S}]+|\p{N}|[\p{P}\p{S}]|\s+"
-SPARE_SHARE = 0.25  # of the tokens that are trained; some of them cross characters and are left out
 
 
 def train_ranks(texts, n_ranks, max_token_chars):
-    """{token bytes: rank} of a byte-level BPE trained on an iterator of texts; at most n_ranks tokens."""
+    """{token bytes: rank} of a byte-level BPE trained on an iterator of texts; at most n_ranks tokens.
+
+    Tokens are single bytes, beginnings of one character, and whole characters of one kind. Merges are trained on
+    characters, since merges of bytes would also join parts of two.
+    """
+    counts = Counter()
+
+    def counted():
+        for text in texts:
+            counts.update(text)
+            yield text
+
     bpe = Tokenizer(models.BPE())
     splits = [pre_tokenizers.Split(Regex(p), behavior="isolated") for p in (QWEN2_PATTERN, FINER_PATTERN)]
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    byte_of = {symbol: byte for byte, symbol in map_bytes_to_symbols().items()}
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(splits)
+    max_bytes = 3 * max_token_chars  # a Han character has 3 in UTF-8
     trainer = trainers.BpeTrainer(
-        vocab_size=int(n_ranks * (1 + SPARE_SHARE)),
-        min_frequency=2,
-        initial_alphabet=list(byte_of),
-        max_token_length=3 * max_token_chars,  # in bytes; a Han character has 3 in UTF-8
+        vocab_size=n_ranks + MAX_CHARACTERS,
+        min_frequency=MIN_COUNT,
+        limit_alphabet=MAX_CHARACTERS,
+        max_token_length=max_bytes,
         show_progress=False,
     )
-    bpe.train_from_iterator(texts, trainer)
+    bpe.train_from_iterator(counted(), trainer)
     trained = bpe.get_vocab()
-    return choose_tokens([bytes(byte_of[c] for c in token) for token in sorted(trained, key=trained.get)], n_ranks)
+    merged = [token for token in sorted(trained, key=trained.get) if len(token) > 1]
+    return rank_tokens(counts, [token for token in merged if len(token.encode()) <= max_bytes], n_ranks)
 
 
-def choose_tokens(trained, n_ranks):
-    """{token bytes: rank} of at most n_ranks tokens, the first of `trained` (bytes, in order; the 256 bytes first).
+def rank_tokens(counts, merged, n_ranks):
+    """{token bytes: rank} of the 256 bytes, the characters of `counts` ({character: count}) and the merged tokens.
 
-    Left out are those that contain a part of a character beside another. Where merges reached a token only through
-    such ones, they now reach it through its characters and its beginnings, which are added before it.
+    A merge is at most as frequent as its rarest character, so it comes behind all characters that are as frequent as
+    that. A character comes behind its beginnings: the first two of its bytes, the first three. Merges then reach every
+    token.
     """
-    ranks = {}
-
-    def add(token):
-        if token not in ranks and (len(token) == 1 or find_last_merge(token, ranks)):
-            ranks[token] = len(ranks)
-        return token in ranks
-
-    for token in trained:
-        characters = whole_characters(token)
-        if (characters or is_part_of_character(token)) and not add(token) and characters:
-            encoded = [character.encode() for character in characters]
-            for one in encoded:
-                for n_bytes in range(2, len(one) + 1):
-                    add(one[:n_bytes])
-            for n_characters in range(2, len(encoded) + 1):
-                add(b"".join(encoded[:n_characters]))
-    return {token: rank for token, rank in ranks.items() if rank < n_ranks}
-
-
-def whole_characters(token):
-    """The text of a token's bytes; "" where they are no whole characters."""
-    try:
-        return token.decode()
-    except UnicodeDecodeError:
-        return ""
-
-
-def is_part_of_character(token):
-    """Whether no character begins behind the first byte of a token that is no whole characters."""
-    return all(0x80 <= byte < 0xC0 for byte in token[1:])
+    ranks = {bytes([byte]): byte for byte in range(BYTE_TOKENS)}
+    characters = deque(character for character, count in counts.most_common() if count >= MIN_COUNT)
+    for token in [*merged, ""]:
+        rarest = min((counts[character] for character in token), default=MIN_COUNT)
+        while characters and counts[characters[0]] >= rarest:
+            character = characters.popleft().encode()
+            for n_bytes in range(2, len(character) + 1):
+                ranks.setdefault(character[:n_bytes], len(ranks))
+        if token:
+            ranks.setdefault(token.encode(), len(ranks))
+    return dict(itertools.islice(ranks.items(), n_ranks))
 
 
 class TrainingTexts:

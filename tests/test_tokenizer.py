@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 from corpora import ROOT, byte_tokenizer, made_up_articles, write_jsonl
+from tokenizing import train_on_sample
 
 from minigpt.common.errors import UserError
 from minigpt.tokenizer import (
@@ -138,6 +139,18 @@ def test_a_double_hash_of_the_text_is_two_hashes(tokenizer):
     hash_id = tokenizer.encode("#")[0]
     assert tokenizer.encode("##") == [hash_id, hash_id]
     assert tokenizer.encode("甲##乙") == [*tokenizer.encode("甲"), hash_id, hash_id, *tokenizer.encode("乙")]
+
+
+def test_text_gives_no_token_of_gpt2_that_merges_reach_only_through_a_double_hash():
+    gpt2 = load_tokenizer()
+    unused = {"##": 2235, "###": 21017, "####": 4242, " #####": 46424}
+    unused |= {"#" * 8: 7804, "#" * 16: 14468, "#" * 32: 29113}
+    assert {*bytes_by_id(gpt2)} - {*gpt2.ranks.values()} == {*unused.values(), gpt2.eot_id, gpt2.pad_id}
+    for text, token_id in unused.items():
+        assert token_id not in gpt2.encode(text) and gpt2.decode([token_id]) == text
+    assert gpt2.encode("####") == [2] * 4
+    # Their merges begin with a space and #.
+    assert gpt2.encode(" ##") == [22492] and gpt2.encode(" ###") == [44386]
 
 
 def test_half_a_surrogate_pair_does_not_stop_encoding(tokenizer):
@@ -276,8 +289,8 @@ def test_a_damaged_gpt2_vocabulary_is_not_used_and_the_command_restores_it(tmp_p
 
 
 def test_texts_encoded_by_one_call_are_those_encoded_one_by_one():
-    compared, rng, alphabet = 0, random.Random(3), "东河的ab1 '\n。，“”##😀\u200b"
-    for tokenizer in (load_tokenizer(), byte_tokenizer()):
+    compared, rng, alphabet = 0, random.Random(3), "东河的ab1 '\n\r。，“”##😀\u200b"
+    for tokenizer in (load_tokenizer(), byte_tokenizer(), train_on_sample()):
         for _ in range(200):
             texts = ["".join(rng.choices(alphabet, k=rng.randrange(1, 12))) for _ in range(rng.randrange(1, 5))]
             joined = tokenizer.encode_joined(texts)

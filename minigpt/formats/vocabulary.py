@@ -7,7 +7,7 @@ first. tiktoken has no such list. It merges the pair whose union has the lowest 
 from gguf import TokenType
 
 from minigpt.corpus.chat import write_chat_template
-from minigpt.tokenizer import GPT2_PATTERN, QWEN2_PATTERN, find_last_merge, map_bytes_to_symbols
+from minigpt.tokenizer import GPT2_PATTERN, QWEN2_PATTERN, map_bytes_to_symbols
 
 MARK_NAME = "<|answer|>"  # the answer mark's spelling in exported files, where a `##` of a text is two `#`
 CHAT_TEMPLATE = write_chat_template(MARK_NAME, ends_last_answer=True)
@@ -15,18 +15,9 @@ CHAT_TEMPLATE = write_chat_template(MARK_NAME, ends_last_answer=True)
 LLAMA_CPP_NAMES = {GPT2_PATTERN: "gpt-2", QWEN2_PATTERN: "qwen2"}
 
 
-def list_merges(tokenizer):
-    """[(left bytes, right bytes)] by which others encode as a `Tokenizer` does, in the order of the ids they make.
-
-    A token has one pair, the only one that is ever merged to it. One that merges do not reach has none.
-    """
-    pairs = [find_last_merge(token, tokenizer.ranks) for token in sorted(tokenizer.ranks, key=tokenizer.ranks.get)]
-    return [pair for pair in pairs if pair]
-
-
 def has_tokens_without_merges(tokenizer):
     """Whether a `Tokenizer` has tokens that only encode a piece of text which equals them."""
-    return any(len(token) > 1 and not find_last_merge(token, tokenizer.ranks) for token in tokenizer.ranks)
+    return len(tokenizer.merges) < sum(len(token) > 1 for token in tokenizer.ranks)
 
 
 def special_names(tokenizer):
@@ -43,9 +34,9 @@ def symbols_by_id(tokenizer):
 
 
 def merge_lines(tokenizer):
-    """["left right"] of the `list_merges`, in symbols."""
+    """["left right"] of a `Tokenizer`'s merges, in symbols."""
     symbols = map_bytes_to_symbols()
-    return [" ".join("".join(map(symbols.get, part)) for part in pair) for pair in list_merges(tokenizer)]
+    return [" ".join("".join(map(symbols.get, part)) for part in pair) for pair in tokenizer.merges]
 
 
 def tokenizer_json(tokenizer):

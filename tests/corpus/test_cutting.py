@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from corpora import byte_tokenizer
+from tokenizing import train_on_sample
 
 from minigpt.corpus.cleaning import drop_litter, drop_title
 from minigpt.corpus.cutting import cut_all, cut_text, end_of_text, last_sentence_end
@@ -178,7 +179,10 @@ def random_texts(n, seed):
     return [(text, limit) for text, limit in texts if sentence_ends(text)]
 
 
-TOKENIZERS = {"bytes": byte_tokenizer(), "gpt2": load_tokenizer(), "characters": PerCharacter}
+TOKENIZERS = {
+    "bytes": byte_tokenizer(), "gpt2": load_tokenizer(), "characters": PerCharacter, "trained": train_on_sample(),
+}  # fmt: skip
+ENCODERS = ["bytes", "gpt2", "trained"]
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
@@ -230,7 +234,7 @@ def test_a_run_of_spaces_longer_than_a_row_is_cut_too():
 
 
 @pytest.mark.parametrize("overflow", ["truncate", "split", "whole"])
-@pytest.mark.parametrize("tokenizer", [TOKENIZERS["bytes"], TOKENIZERS["gpt2"]], ids=["bytes", "gpt2"])
+@pytest.mark.parametrize("tokenizer", [TOKENIZERS[name] for name in ENCODERS], ids=ENCODERS)
 def test_texts_cut_together_are_those_cut_one_by_one(tokenizer, overflow):
     texts = [text for text, _ in random_texts(400, seed=4)]
     for limit, some in itertools.product((16, 60, 500), (texts, [text for text in texts if text.endswith("。")], [])):
