@@ -1,7 +1,7 @@
 """Training data: reads row files, makes batches and loss masks, and decides the order of the rows.
 
-A `.bin` file is uint16 of shape (rows, block_size). A row is `tokens EOT PAD PAD …`. The file `meta.json` beside it
-describes the rows. Readers compare it with what they expect; on a mismatch the error names both values.
+A `.bin` file has the shape (rows, block_size), uint16 or uint32. A row is `tokens EOT PAD PAD …`. The file `meta.json`
+beside it describes the rows. Readers compare it with what they expect; on a mismatch the error names both values.
 """
 
 import itertools
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from minigpt.common.errors import UserError
-from minigpt.corpus.row_files import LAYOUT, META, TOKENIZER_FILE
+from minigpt.corpus.row_files import ADOPTED_TOKENIZER_FILE, LAYOUT, META, TOKENIZER_FILE
 from minigpt.tokenizer import GPT2_SHA256, load_tokenizer
 
 LENGTH_MULTIPLE = 8  # tokens; the width of a batch is a multiple of this
@@ -45,7 +45,8 @@ def read_meta(folder):
 
 
 def open_rows(folder, part, block_size=None):
-    """(rows, meta): a read-only memory map, uint16 (rows, block_size), and the content of the folder's meta.json.
+    """(rows, meta): a read-only memory map, uint16 or uint32 (rows, block_size), and the content of the folder's
+    meta.json.
 
     part: "train", "val" or "test". Raises UserError where the part is missing or empty, the file's size is not what
     meta.json says, or the rows are not of width `block_size` (None: any width).
@@ -61,15 +62,14 @@ def open_rows(folder, part, block_size=None):
         raise UserError(f"{folder} has no {part} part (it has {', '.join(meta['parts'])})")
     if not path.exists():
         raise UserError(f"{path} is not there; prepare the data again")
-    n_rows = meta["parts"][part]["rows"]
-    if path.stat().st_size != n_rows * width * 2:
-        raise UserError(
-            f"{path} has {path.stat().st_size} bytes, {META} says {n_rows * width * 2}; prepare the data again"
-        )
+    n_rows, dtype = meta["parts"][part]["rows"], np.dtype(meta.get("dtype", "uint16"))
+    n_bytes = n_rows * width * dtype.itemsize
+    if path.stat().st_size != n_bytes:
+        raise UserError(f"{path} has {path.stat().st_size} bytes, {META} says {n_bytes}; prepare the data again")
     if not n_rows:
         share = "a smaller --val_share" if part == "train" else f"a larger --{part}_share"
         raise UserError(f"the {part} part of {folder} has no rows; prepare more data, or with {share}")
-    return np.memmap(path, dtype=np.uint16, mode="r", shape=(n_rows, width)), meta
+    return np.memmap(path, dtype=dtype, mode="r", shape=(n_rows, width)), meta
 
 
 def check_tokenizer(folder, meta, about, owner):
@@ -83,9 +83,11 @@ def check_tokenizer(folder, meta, about, owner):
 
 
 def load_row_tokenizer(folder, meta):
-    """The `Tokenizer` that a data folder's rows were made with. Raises UserError where it is another."""
+    """The tokenizer that a data folder's rows were made with. Raises UserError where it is another."""
     name, is_gpt2 = meta["tokenizer"]["name"], meta["tokenizer"]["sha256"] == GPT2_SHA256
-    tokenizer = load_tokenizer() if is_gpt2 else load_tokenizer(Path(folder) / TOKENIZER_FILE, name)
+    adopted = Path(folder) / ADOPTED_TOKENIZER_FILE
+    path = adopted if adopted.exists() else Path(folder) / TOKENIZER_FILE
+    tokenizer = load_tokenizer() if is_gpt2 else load_tokenizer(path, name)
     check_tokenizer(folder, meta, {"name": name, "sha256": tokenizer.sha256}, "the tokenizer beside it")
     return tokenizer
 
@@ -93,37 +95,75 @@ def load_row_tokenizer(folder, meta):
 def check_rows(folder, meta, content):
     """Raise UserError unless a data folder has the stage and the tokenizer of a checkpoint (content: its dict)."""
     if meta["stage"] != content["stage"]:
+        own = content["settings"]["data_dir"]  # "" of a model of others
+        example = f", for example --data_dir={own}" if own else ""
         raise UserError(
             f"{folder} holds {meta['stage']} rows, but the checkpoint is of stage {content['stage']}; "
-            f"name a folder with such rows, for example --data_dir={content['settings']['data_dir']}"
+            f"name a folder with such rows{example}"
         )
     check_tokenizer(folder, meta, content["tokenizer"], "the checkpoint's")
 
 
+def answer_mark(special_ids):
+    """The answer mark as a list of ids: one id, but several in a tokenizer of others."""
+    mark = special_ids["answer"]
+    return mark if isinstance(mark, list) else [mark]
+
+
+def find_ids(ids, part, start=0):
+    """The first place from `start` on where the list `part` is in the list ids; None where it is not."""
+    while part and part[0] in ids[start:]:
+        start = ids.index(part[0], start)
+        if ids[start : start + len(part)] == part:
+            return start
+        start += 1
+    return None
+
+
 def turn_places(row, special_ids):
-    """[(start, mark, end)] of each turn of a fine-tuning row, as places in it: `question MARK answer EOT`.
+    """[(start, mark, answer, end)] of each turn of a fine-tuning row, as places in it: `question MARK answer EOT`.
 
     end: of the answer, where its EOT is; the row's length where it has none.
     """
-    ids, start, places = row.tolist(), 0, []
-    while special_ids["answer"] in ids[start:]:
-        mark = ids.index(special_ids["answer"], start)
-        end = ids.index(special_ids["eot"], mark) if special_ids["eot"] in ids[mark:] else len(ids)
-        places.append((start, mark, end))
+    ids, marks, start, places = row.tolist(), answer_mark(special_ids), 0, []
+    while (mark := find_ids(ids, marks, start)) is not None:
+        answer = mark + len(marks)
+        end = ids.index(special_ids["eot"], answer) if special_ids["eot"] in ids[answer:] else len(ids)
+        places.append((start, mark, answer, end))
         start = end + 1
     return places
 
 
 def split_row(row, special_ids):
-    """[(question ids, answer ids)] of each turn of a fine-tuning row, without answer marks and EOT, as lists."""
+    """[(question ids, answer ids)] of each turn of a fine-tuning row, without answer marks and EOT, as lists.
+
+    What the chat template of others puts around a question is left out, and the messages before it.
+    """
     ids = row.tolist()
-    return [(ids[start:mark], ids[mark + 1 : end]) for start, mark, end in turn_places(row, special_ids)]
+    head, tail = special_ids.get("question", ([], []))
+    pairs = []
+    for start, mark, answer, end in turn_places(row, special_ids):
+        question = ids[start:mark]
+        while (place := find_ids(question, head)) is not None:
+            question = question[place + len(head) :]
+        pairs.append((question[: len(question) - len(tail)], ids[answer:end]))
+    return pairs
 
 
 def row_prompts(row, special_ids):
     """[(prompt ids, answer ids)] of each turn of a fine-tuning row. A prompt is all that stands before the answer."""
     ids = row.tolist()
-    return [(ids[: mark + 1], ids[mark + 1 : end]) for _, mark, end in turn_places(row, special_ids)]
+    return [(ids[:answer], ids[answer:end]) for _, _, answer, end in turn_places(row, special_ids)]
+
+
+def mark_ends(rows, special_ids):
+    """bool (B, T): where the last id of an answer mark is in rows (B, T)."""
+    mark = answer_mark(special_ids)
+    found = rows == mark[-1]
+    for back, token_id in enumerate(reversed(mark[:-1]), start=1):
+        found[:, back:] &= rows[:, :-back] == token_id
+        found[:, :back] = False
+    return found
 
 
 def loss_mask(rows, special_ids, stage, train_on_eot=True):
@@ -139,7 +179,8 @@ def loss_mask(rows, special_ids, stage, train_on_eot=True):
     # At each place: where the last mark, and where the last EOT is, counted from 1; 0 where there is none.
     places = np.arange(1, rows.shape[1] + 1)
     last_mark, last_eot = (
-        np.maximum.accumulate(np.where(rows == special_ids[name], places, 0), axis=1) for name in ("answer", "eot")
+        np.maximum.accumulate(np.where(found, places, 0), axis=1)
+        for found in (mark_ends(rows, special_ids), rows == special_ids["eot"])
     )
     return (last_mark > last_eot)[:, :-1] & (y != special_ids["pad"])
 
@@ -156,6 +197,8 @@ def make_batch(rows, meta, train_on_eot=True):
     rows = rows[:, : 1 + -(-targets // LENGTH_MULTIPLE) * LENGTH_MULTIPLE]
     mask = loss_mask(rows, meta["special_ids"], meta["stage"], train_on_eot)
     ids = torch.from_numpy(rows.astype(np.int64))
+    if meta["special_ids"]["pad"] >= meta["tokenizer"]["n_vocab"]:
+        ids[ids == meta["special_ids"]["pad"]] = 0  # the model has no such id; whatever stands there has no effect
     return ids[:, :-1], ids[:, 1:], torch.from_numpy(mask)
 
 

@@ -1,10 +1,12 @@
 """Questions and answers to rows: `question + answer mark + answer + EOT`, in train, val and test parts.
 
-A row of a whole chat (--turns=joined) has these for each of its turns, one behind another.
+A row of a whole chat (--turns=joined) has these for each of its turns, one behind another. With the tokenizer of a
+Hugging Face folder, rows are written by its chat template.
 
     python data/prepare_sft.py                                    # the embedded questions, GPT-2's tokenizer
     python data/prepare_sft.py --qa_files=sft/sft_saves.jsonl     # what sft/sft_generate.py made
     python data/prepare_sft.py --qa_files=my_qa.jsonl --articles=my_wiki
+    python data/prepare_sft.py --tokenizer=models/Qwen3-0.6B      # to fine-tune that model
 
 A row of the input is {"question", "answer", "id"}, where `id` is its article's, or has one of the forms that
 docs/data.md lists; --question_field and --answer_field name the fields of any other. `--help` lists the settings.
@@ -22,7 +24,7 @@ from tqdm import tqdm
 
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
-from minigpt.corpus.chat import turn_ids
+from minigpt.corpus.chat import ChatTurn, turn_ids
 from minigpt.corpus.cleaning import CharacterCleaner
 from minigpt.corpus.losses import Losses, check_losses
 from minigpt.corpus.questions import QuestionCounts, check_question_files, read_questions
@@ -42,6 +44,7 @@ from minigpt.settings.stages import PrepareSftSettings
 from minigpt.tokenizer import load_tokenizer
 
 TOO_LONG, REPEATED, CLEANED_AWAY = "longer than the block", "exact duplicate", "nothing left after cleaning"
+REFUSED = "refused by the tokenizer's chat template"
 
 
 def read_subjects(settings):
@@ -84,7 +87,12 @@ class SftPreparer:
         usable = [turn for turn in turns if turn.question and turn.answer]
         for _ in range(len(turns) - len(usable)):
             self.problems.add(CLEANED_AWAY, qa.source, line)
-        for row in self.divide_turns(usable, qa.source, line):
+        try:
+            rows = list(self.divide_turns(usable, qa.source, line))
+        except UserError:  # a chat template of others raised it
+            self.problems.add(REFUSED, qa.source, line)
+            rows = []
+        for row in rows:
             texts = [text for turn in row for text in (turn.system, turn.question, turn.answer)]
             key = hashlib.blake2b("\0".join(texts).encode(), digest_size=8).digest()
             if key in self.keys:
@@ -131,6 +139,17 @@ class SftPreparer:
         return f"{Path(qa.source).name}:{line if qa.id is None else qa.id}"
 
 
+def check_chat_template(tokenizer, settings):
+    """Raise UserError where a tokenizer of others cannot write the rows: it has no chat template, or no answer mark."""
+    turn_ids(tokenizer, [ChatTurn(question="?", answer="!")])
+    mark = tokenizer.special_ids()["answer"]
+    if settings.thinking == "keep" and isinstance(mark, list) and "<think>" in tokenizer.decode(mark):
+        raise UserError(
+            f"the chat template of {tokenizer.name} begins an answer by empty thoughts, behind which --thinking=keep "
+            "would write other thoughts; leave it out"
+        )
+
+
 def prepare_sft(settings):
     """Writes the rows of all questions; returns (the meta, lines that warn of what was lost).
 
@@ -138,6 +157,7 @@ def prepare_sft(settings):
     """
     tokenizer, files = load_tokenizer(settings.tokenizer), settings.qa_files
     check_question_files(files, "qa_files")
+    check_chat_template(tokenizer, settings)
     with RowWriter(settings.sft_data_dir, ["train", "val", "test"], settings.block_size, tokenizer) as writer:
         preparer = SftPreparer(settings, tokenizer, writer)
         problems = preparer.problems

@@ -102,7 +102,9 @@ class HuggingFaceTokenizer:
         self._tokenizer.encode_special_tokens = True  # in a text, the name of a special token is text
 
         # Special tokens.
-        self.token_names = {key: text for key, text in bundle["tokens"].items() if text is not None}
+        eos_text = next((self._tokenizer.id_to_token(token_id) for token_id in bundle["stop_ids"][:1]), None)
+        tokens = {**bundle["tokens"], "eos_token": bundle["tokens"]["eos_token"] or eos_text}
+        self.token_names = {key: text for key, text in tokens.items() if text is not None}
         known = [text for text in self.token_names.values() if self._tokenizer.token_to_id(text) is not None]
         self._tokenizer.add_special_tokens(known)  # some files do not say that they are special
         self._added = self._tokenizer.get_added_tokens_decoder()
@@ -274,15 +276,17 @@ class HuggingFaceTokenizer:
         mark_ids, behind_ids = self.encode_marked(mark), self.encode_marked(behind)
         if not set(mark_ids) & set(self.special_texts) or behind_ids[len(behind_ids) - len(mark_ids) :] != mark_ids:
             raise UserError(f"the chat template of {self.name} marks an answer by no special token, so it cannot train")
-        # Behind a first question and behind a later one, the same ids stand before it, unless a chat begins with more.
+        # Before a first question and before a later one stand the same ids, unless a chat begins with more.
         before = [self.encode_marked(text.split(QUESTION)[0]) for text in (single, later)]
         same = 0
         while same < min(map(len, before)) and before[0][-same - 1] == before[1][-same - 1]:
             same += 1
-        return {
-            "answer": mark_ids,
-            "question": [before[0][len(before[0]) - same :], behind_ids[: len(behind_ids) - len(mark_ids)]],
-        }
+        head = before[0][len(before[0]) - same :]
+        # The EOT of an earlier answer, and what follows it, are not the question's.
+        for i in [i for i, token_id in enumerate(head) if token_id == self.eot_id][-1:]:
+            head = head[i + 1 :]
+        head = head[next((i for i, token_id in enumerate(head) if token_id in self.special_texts), 0) :]
+        return {"answer": mark_ids, "question": [head, behind_ids[: len(behind_ids) - len(mark_ids)]]}
 
     def special_ids(self):
         """{"eot": id, "pad": id, …, and with a chat template what `marks` has}"""
@@ -301,20 +305,17 @@ def bundle_folder(folder):
         raise UserError(
             f"{path} is not there; a folder with a tokenizer has it (transformers writes it by save_pretrained)"
         )
-    text = path.read_text(encoding="utf-8")
 
-    # Special tokens, by name. Those that only have an id are looked up in tokenizer.json.
     tokens = {key: token_text(config.get(key) or older.get(key)) for key in TOKEN_NAMES}
     stops = generation.get("eos_token_id", model.get("eos_token_id"))
     stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
-    if tokens["eos_token"] is None and stops:
-        tokens["eos_token"] = tokenizers.Tokenizer.from_str(text).id_to_token(stops[0])
 
     template = config.get("chat_template")
     if isinstance(template, list):
         template = {one["name"]: one["template"] for one in template}.get("default")
     if (folder / TEMPLATE_FILE).is_file():
         template = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
+    text = json.dumps(read_json_object(path), ensure_ascii=False)
     bundle = {"tokenizer": text, "tokens": tokens, "stop_ids": stops, "chat_template": template}
     return json.dumps(bundle, ensure_ascii=False).encode()
 

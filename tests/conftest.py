@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from corpora import ROOT
+from tiny import ARCHITECTURE_FIELDS
 
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # a proxy does not lead to this machine
 
@@ -48,3 +49,9 @@ def script(tmp_path):
         )
 
     return run
+
+
+@pytest.fixture(params=ARCHITECTURE_FIELDS)
+def architecture(request):
+    """Each architecture of `tiny_model`."""
+    return request.param

@@ -55,6 +55,7 @@ def test_text_has_the_ids_and_the_text_of_transformers(tmp_path, kind):
     assert ids.tolist() == [i for text in texts for i in ours.encode(text)] and ids.dtype == np.uint16
     assert lengths.tolist() == [len(ours.encode(text)) for text in texts]
     assert ours.encode_prompt("江") == theirs.encode("江")  # with BOS, where text begins with it
+    assert chat_ids(ours, as_messages([("user", "江")]), "pretrain") == theirs.encode("江")
     assert ours.token_lengths[ours.encode(texts[0])].sum() == len(texts[0].encode())
 
 
@@ -100,6 +101,14 @@ def test_special_ids_are_those_of_the_config(tmp_path):
         assert one.token_bytes(one.eot_id) == b"" and one.decode([one.eot_id, *one.encode("江"), one.pad_id]) == "江"
 
 
+def test_the_end_is_found_by_its_id_where_no_config_names_it(tmp_path):
+    folder = write_tokenizer(tmp_path / "base", "base")
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "config.json").write_text('{"eos_token_id": 600}', encoding="utf-8")
+    tokenizer = load_tokenizer(folder)
+    assert (tokenizer.eot_id, tokenizer.stop_ids, tokenizer.special_texts) == (600, [600], {600: "<|endoftext|>"})
+
+
 @pytest.mark.parametrize("kind", CHAT_KINDS)
 def test_a_special_token_s_name_in_a_message_is_text(tmp_path, kind):
     tokenizer = load_tokenizer(write_tokenizer(tmp_path / kind, kind))
@@ -136,6 +145,7 @@ WRONG_FOLDERS = {
     "tokenizer.json is not there": lambda folder: (folder / "tokenizer.json").unlink(),
     "tokenizer.json is damaged": lambda folder: (folder / "tokenizer.json").write_text("{}", encoding="utf-8"),
     "no byte-level BPE": unigram,
+    "tokenizer.json cannot be read": lambda folder: (folder / "tokenizer.json").write_bytes(b"\xff{"),
     "tokenizer_config.json cannot be read": lambda folder: (folder / "tokenizer_config.json").write_text("{"),
     "has no eos_token": lambda folder: change(folder, "tokenizer_config.json", {"eos_token": None}),
     "template cannot be read": lambda folder: (folder / "chat_template.jinja").write_text("{% if %}"),

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from tiny import PAD, VOCAB, padded_rows, random_ids, tiny_meta, tiny_model
+from tiny import ARCHITECTURE_FIELDS, PAD, VOCAB, padded_rows, random_ids, tiny_meta, tiny_model
+from torch.utils.flop_counter import FlopCounterMode
 
 from data_utils import make_batch
 from minigpt.inference.model_runner import ModelRunner
@@ -23,24 +24,26 @@ def test_the_default_model_has_123_59m_parameters():
 
 
 def test_embedding_and_output_layer_share_their_weight():
-    model = tiny_model()
+    model, untied = tiny_model(), tiny_model(architecture="qwen3")
     assert model.wte.weight is model.lm_head.weight
-    assert model.wte.weight.shape == (VOCAB, 32)
+    assert model.wte.weight.shape == untied.lm_head.weight.shape == (VOCAB, 32)
+    assert not torch.equal(untied.wte.weight, untied.lm_head.weight)
+    assert untied.num_params() == sum(p.numel() for p in untied.parameters())
 
 
-def test_an_untrained_model_has_the_loss_of_a_uniform_distribution():
+def test_an_untrained_model_has_the_loss_of_a_uniform_distribution(architecture):
     torch.manual_seed(0)
-    model = GPT(GPTConfig(32, VOCAB, n_layer=2, n_head=4, n_embd=32))
+    model = GPT(GPTConfig(32, VOCAB, n_layer=2, n_embd=32, **{"n_head": 4, **ARCHITECTURE_FIELDS[architecture]}))
     x, y = random_ids(8, 31), random_ids(8, 31, seed=2)
     loss = model.token_losses(x, y, torch.ones_like(x, dtype=torch.bool)).mean().item()
     assert loss == pytest.approx(math.log(VOCAB), abs=0.1)
 
 
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [{}, {"bias": True}, {"architecture": "qwen3"}], ids=str)
 @pytest.mark.parametrize("prompt_length", [1, 5, 31])
 @torch.inference_mode()
-def test_logits_from_the_cache_equal_the_full_forward(bias, prompt_length):
-    model, ids = tiny_model(bias=bias), random_ids(3, 32)
+def test_logits_from_the_cache_equal_the_full_forward(shape, prompt_length):
+    model, ids = tiny_model(**shape), random_ids(3, 32)
     full, runner = model(ids), ModelRunner(model, max_batch=3)
     logits = [runner.prefill(ids[:, :prompt_length].tolist())]
     logits += [runner.step(ids[:, t].tolist(), [t] * 3) for t in range(prompt_length, 32)]
@@ -58,10 +61,10 @@ def batch(lengths=(12, 3, 32, 7)):
     return make_batch(padded_rows(rows, 32), tiny_meta("pretrain"))
 
 
-def test_token_losses_equal_a_plain_loop_over_all_logits():
+def test_token_losses_equal_a_plain_loop_over_all_logits(architecture):
     x, y, mask = batch()
     mask &= random_ids(*mask.shape, below=3) > 0  # holes, so that a wrong order of the losses is noticed
-    fast, plain = tiny_model(), tiny_model()
+    fast, plain = tiny_model(architecture=architecture), tiny_model(architecture=architecture)
     losses = fast.token_losses(x, y, mask)
     expected = []
     logits = plain(x)  # at every position, PAD included
@@ -77,17 +80,26 @@ def test_token_losses_equal_a_plain_loop_over_all_logits():
         torch.testing.assert_close(p.grad, q.grad, atol=1e-5, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_a_batch_without_any_target_has_no_loss_and_no_gradient():
-    model, (x, y, mask) = tiny_model(), batch()
+def test_a_batch_without_any_target_has_no_loss_and_no_gradient(architecture):
+    model, (x, y, mask) = tiny_model(architecture=architecture), batch()
     losses = model.token_losses(x, y, torch.zeros_like(mask))
     assert losses.shape == (0,)
     losses.sum().backward()
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
+def test_training_flops_are_those_that_torch_counts(architecture):
+    """Without attention's scores, of which torch counts the masked half too."""
+    model, x = tiny_model(architecture=architecture), random_ids(4, 32)  # as many targets as a multiple of the padding
+    with FlopCounterMode(display=False) as counter:
+        model.token_losses(x, x, torch.ones_like(x, dtype=torch.bool)).sum().backward()
+    products = {op: n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op)}
+    assert sum(products.values()) == model.training_flops(x.numel(), x.numel(), squares=0)
+
+
 @torch.inference_mode()
-def test_a_later_token_changes_no_earlier_logit():
-    model, ids = tiny_model(), random_ids(2, 32)
+def test_a_later_token_changes_no_earlier_logit(architecture):
+    model, ids = tiny_model(architecture=architecture), random_ids(2, 32)
     before = model(ids)
     for position in (1, 16, 31):
         changed = ids.clone()
@@ -99,14 +111,18 @@ def test_a_later_token_changes_no_earlier_logit():
 
 
 @torch.inference_mode()
-def test_the_logits_depend_on_the_position_of_a_token():
-    logits = tiny_model()(torch.full((1, 32), 5))[0]
-    assert (logits[1:] - logits[:-1]).abs().amax(dim=1).min() > 1e-2
+def test_the_logits_depend_on_the_order_of_the_tokens(architecture):
+    model, ids = tiny_model(architecture=architecture), random_ids(1, 32)
+    model.h = model.h[:1]  # what one block attends to without positions has no order
+    for position in (0, 9, 29):
+        swapped = ids.clone()
+        swapped[0, [position, position + 1]] = ids[0, [position + 1, position]]
+        assert (model(swapped)[0, -1] - model(ids)[0, -1]).abs().max() > 1e-2
 
 
 @torch.inference_mode()
-def test_padding_after_a_row_changes_no_logit_and_no_loss():
-    model, short = tiny_model(), random_ids(1, 9)
+def test_padding_after_a_row_changes_no_logit_and_no_loss(architecture):
+    model, short = tiny_model(architecture=architecture), random_ids(1, 9)
     padded = torch.cat([short, torch.full((1, 20), PAD)], dim=1)
     torch.testing.assert_close(model(padded)[:, :9], model(short), atol=1e-5, rtol=0)
     x, y, mask = batch()
@@ -116,9 +132,9 @@ def test_padding_after_a_row_changes_no_logit_and_no_loss():
 
 
 @torch.inference_mode()
-def test_dropout_acts_in_training_only():
-    model, ids = tiny_model(dropout=0.5), random_ids(1, 8)
+def test_dropout_acts_in_training_only(architecture):
+    model, ids = tiny_model(dropout=0.5, architecture=architecture), random_ids(1, 8)
     assert torch.equal(model(ids), model(ids))
-    assert torch.equal(model(ids), tiny_model(dropout=0.0)(ids))
+    assert torch.equal(model(ids), tiny_model(dropout=0.0, architecture=architecture)(ids))
     model.train()
     assert not torch.allclose(model(ids), model(ids))

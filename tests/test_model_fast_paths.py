@@ -27,8 +27,8 @@ def chunk_sizes(request, monkeypatch):
     monkeypatch.setattr(model_module, "SOFTMAX_CHUNK_BYTES", request.param[1])
 
 
-def test_loss_sum_and_its_gradient_equal_the_plain_implementation(chunk_sizes):
-    fast, simple = tiny_model(), tiny_model()
+def test_loss_sum_and_its_gradient_equal_the_plain_implementation(chunk_sizes, architecture):
+    fast, simple = tiny_model(architecture=architecture), tiny_model(architecture=architecture)
     total = fast.loss_sum(*batch()) / 7
     expected = simple.token_losses(*batch()).sum() / 7
     torch.testing.assert_close(total, expected, rtol=1e-6, atol=0)
@@ -40,12 +40,12 @@ def test_loss_sum_and_its_gradient_equal_the_plain_implementation(chunk_sizes):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_loss_sum_in_16_bits_is_as_exact_as_the_plain_implementation(chunk_sizes, dtype):
-    exact = tiny_model()
+def test_loss_sum_in_16_bits_is_as_exact_as_the_plain_implementation(chunk_sizes, dtype, architecture):
+    exact = tiny_model(architecture=architecture)
     exact.token_losses(*batch()).sum().backward()
     errors = []
     for way in ("token_losses", "loss_sum"):
-        model = tiny_model()
+        model = tiny_model(architecture=architecture)
         with torch.autocast("cpu", dtype):
             total = getattr(model, way)(*batch()).sum()
         total.backward()
@@ -74,8 +74,8 @@ def test_the_gradient_of_tokens_with_high_probability_survives_bfloat16(logit, p
         assert (ours.grad.double() - exact.grad).norm() < 0.04 * exact.grad.norm()
 
 
-def test_without_a_target_the_loss_and_its_gradient_are_zero():
-    model, (x, y, mask) = tiny_model(), batch()
+def test_without_a_target_the_loss_and_its_gradient_are_zero(architecture):
+    model, (x, y, mask) = tiny_model(architecture=architecture), batch()
     total = model.loss_sum(x, y, torch.zeros_like(mask))
     assert total.item() == 0
     total.backward()
@@ -95,13 +95,14 @@ def test_padding_of_the_targets_does_not_change_the_gradient():
     torch.testing.assert_close(weight.grad, alone.grad, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("kv_heads", [6, 2, 1])
 @pytest.mark.parametrize("block", [256, 10])
-def test_plain_attention_equals_torchs(block, monkeypatch):
+def test_plain_attention_equals_torchs(block, kv_heads, monkeypatch):
     monkeypatch.setattr(model_module, "PLAIN_ATTENTION_QUERIES", block)
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 3, 31, 16, requires_grad=True) for _ in range(3))
+    q, k, v = (torch.randn(2, heads, 31, 16, requires_grad=True) for heads in (6, kv_heads, kv_heads))
     ours = plain_attention(q, k, v)
-    theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     weights = torch.randn_like(ours)
     for a, b in zip(
@@ -112,8 +113,8 @@ def test_plain_attention_equals_torchs(block, monkeypatch):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
-def test_a_model_with_plain_attention_has_the_same_logits_and_applies_dropout_in_training():
-    model, ids = tiny_model(dropout=0.5), random_ids(2, 31)
+def test_a_model_with_plain_attention_has_the_same_logits_and_applies_dropout_in_training(architecture):
+    model, ids = tiny_model(dropout=0.5, architecture=architecture), random_ids(2, 31)
     before = model(ids)
     model.use_plain_attention(True)
     torch.testing.assert_close(model(ids), before, rtol=0, atol=1e-5)
@@ -122,12 +123,12 @@ def test_a_model_with_plain_attention_has_the_same_logits_and_applies_dropout_in
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
-def test_on_a_gpu_in_bfloat16_trimmed_batches_give_the_gradients_of_padded_rows():
+def test_on_a_gpu_in_bfloat16_trimmed_batches_give_the_gradients_of_padded_rows(architecture):
     """Within 3% of each gradient's norm, which is the precision of bfloat16."""
     rows = padded_rows([random_ids(n, seed=n).tolist() for n in (5, 9, 14, 12)], 32)
     x, y, mask = (t.cuda() for t in make_batch(rows, tiny_meta("pretrain")))
     ids = torch.from_numpy(rows.astype("int64")).cuda()
-    fast, padded = tiny_model().cuda(), tiny_model().cuda()
+    fast, padded = tiny_model(architecture=architecture).cuda(), tiny_model(architecture=architecture).cuda()
     with torch.autocast("cuda", torch.bfloat16):
         fast.loss_sum(x, y, mask).backward()
     losses = torch.nn.functional.cross_entropy(

@@ -1,4 +1,4 @@
-"""The checkpoints under a folder, and a cache of those that are loaded."""
+"""The checkpoints (and Hugging Face folders) under a folder, and a cache of those that are loaded."""
 
 import gc
 import threading
@@ -11,6 +11,7 @@ from minigpt.arena.problems import Problem, clean_name
 from minigpt.checkpoint import BEST, PREVIOUS, load_checkpoint, number_equal_names
 from minigpt.common.errors import UserError
 from minigpt.common.files import file_stamp
+from minigpt.formats.adoption import CONFIG_FILE, is_model_folder
 from minigpt.inference.engine import open_generator
 from model import GPT, GPTConfig
 
@@ -19,7 +20,8 @@ from model import GPT, GPTConfig
 class CheckpointInfo:
     """What the lists show of a checkpoint.
 
-    name: its run's folder, and its own name unless it is the run's best; parameters: counted as in nanoGPT; val_loss:
+    name: its run's folder, and its own name unless it is the run's best; path: the file, or a Hugging Face folder;
+    parameters: counted as in nanoGPT; val_loss:
     nats per token, None before the first validation; seconds: modification time of the file.
     """
 
@@ -38,7 +40,8 @@ class CheckpointInfo:
 
 
 def read_checkpoint_info(path, name):
-    """The `CheckpointInfo` of a file. The weights are memory-mapped, not read. Raises UserError if it has none."""
+    """The `CheckpointInfo` of a file or a Hugging Face folder, whose weights are not read. Raises UserError if it has
+    none."""
     modified = path.stat().st_mtime
     content = load_checkpoint(path, mmap=True)
     try:
@@ -78,8 +81,9 @@ class ModelCache:
         """([CheckpointInfo], [UserError]): the checkpoints now, in the order of checkpoint.newest_checkpoint, and the
         errors of the broken ones."""
         found = {}
-        for path in sorted(self.root.rglob("*.pt")):
-            stamp = file_stamp(path)
+        folders = [config.parent for config in self.root.rglob(CONFIG_FILE)]
+        for path in sorted([*self.root.rglob("*.pt"), *folders]):
+            stamp = file_stamp(path / CONFIG_FILE if path in folders else path)
             if path.name == PREVIOUS or stamp is None:  # None: replaced since it was listed
                 continue
             known = (path, stamp)
@@ -101,10 +105,11 @@ class ModelCache:
 
     def _read_info(self, path):
         folder = path.parent.relative_to(self.root)
-        parts = (*folder.parts, *(() if path.name == BEST else (path.stem,)))
+        own = path.name if is_model_folder(path) else path.stem
+        parts = (*folder.parts, *(() if path.name == BEST else (own,)))
         try:
             # "@" separates a remote model's name from its peer's.
-            return read_checkpoint_info(path, clean_name("/".join(parts) or path.stem).replace("@", "_"))
+            return read_checkpoint_info(path, clean_name("/".join(parts) or own).replace("@", "_"))
         except (UserError, OSError) as error:
             return UserError(str(error))
 

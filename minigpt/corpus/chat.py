@@ -132,7 +132,8 @@ def chat_ids(tokenizer, messages, stage="sft"):
     if stage == "pretrain":
         texts = [message_text(message) for message in messages]
         lines = [*(f"{text.strip()}\n" for text in texts[:-1]), *texts[-1:]]
-        return [token_id for line in lines for token_id in tokenizer.encode(line)]
+        prefix = tokenizer.prefix_ids if isinstance(tokenizer, HuggingFaceTokenizer) else []
+        return [*prefix, *(token_id for line in lines for token_id in tokenizer.encode(line))]
     return turn_ids(tokenizer, prompt_turns(messages))
 
 

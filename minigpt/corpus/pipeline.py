@@ -168,7 +168,9 @@ class BlockPreparer:
                 kept.append((number, article, text))
         # Cut and encode all texts together, which is faster; drop those of which nothing fits into a row.
         overflows = [overflow_of(article, settings, self.plan) for _, article, _ in kept]
-        cuts = cut_all([text for _, _, text in kept], self.tokenizer, settings.block_size - 1, overflows)
+        prefix = getattr(self.tokenizer, "prefix_ids", [])  # BOS, where texts of a tokenizer of others begin with it
+        limit = settings.block_size - 1 - len(prefix)
+        cuts = add_prefix(cut_all([text for _, _, text in kept], self.tokenizer, limit, overflows), prefix)
         fits = cuts.rows > 0
         for number, article, text in compress(kept, ~fits):
             drop(number, article, SENTENCE_TOO_LONG if end_of_text(text, "truncate") else NO_SENTENCE_END)
@@ -217,6 +219,15 @@ class BlockPreparer:
         if plan.is_small and n_rows > 1:
             return 0 if self.last_is_heldout or not val_share else min(n_rows - 1, max(1, round(n_rows * val_share)))
         return n_rows if self.last_part == "val" else 0
+
+
+def add_prefix(cuts, prefix):
+    """`TextCuts` whose rows begin with the ids of `prefix`, a list."""
+    if not prefix:
+        return cuts
+    starts = np.cumsum(cuts.lengths) - cuts.lengths
+    ids = np.insert(cuts.ids, np.repeat(starts, len(prefix)), np.tile(prefix, len(starts)))
+    return replace(cuts, ids=ids, lengths=cuts.lengths + len(prefix))
 
 
 def mark_last_rows(rows, n_last):

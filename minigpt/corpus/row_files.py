@@ -1,6 +1,7 @@
-"""Row files as they are written: `train.bin` and others, uint16 of shape (rows, block_size), and `meta.json`.
+"""Row files as they are written: `train.bin` and others, of shape (rows, block_size), and `meta.json`.
 
-A row is `tokens EOT PAD PAD …`. Files appear under their final names only when all of them are complete.
+A row is `tokens EOT PAD PAD …`. Its ids are uint16, or uint32 for a vocabulary of more than 65,536 ids, as meta.json
+says. Files appear under their final names only when all of them are complete.
 """
 
 import json
@@ -14,17 +15,20 @@ from filelock import FileLock, Timeout
 
 from minigpt.common.errors import UserError
 from minigpt.common.files import replace_file, write_json
+from minigpt.huggingface_tokenizer import HuggingFaceTokenizer, id_type
 
 LAYOUT = "one_per_row"
 META = "meta.json"
-TOKENIZER_FILE = "tokenizer.tiktoken"  # a trained tokenizer is stored beside its rows
+# A tokenizer other than GPT-2's is stored beside its rows: one of ours, or one of a Hugging Face folder.
+TOKENIZER_FILE, ADOPTED_TOKENIZER_FILE = "tokenizer.tiktoken", "adopted_tokenizer.json"
 UNFINISHED = ".unfinished"  # folder of files that are not complete, perhaps of a preparation that can resume
 MIN_BLOCK_SIZE = 8
 
 
 def padded_rows(ids, lengths, block_size, tokenizer):
-    """uint16 (n, block_size): rows of `lengths` (n,) ids each, taken from the concatenated `ids`, then EOT and PAD."""
-    rows = np.full((len(lengths), block_size), tokenizer.pad_id, dtype=np.uint16)
+    """(n, block_size), of type `id_type`: rows of `lengths` (n,) ids each, taken from the concatenated `ids`, then EOT
+    and PAD."""
+    rows = np.full((len(lengths), block_size), tokenizer.pad_id, dtype=id_type(tokenizer))
     places = np.arange(block_size)
     rows[places < lengths[:, None]] = ids
     rows[np.arange(len(lengths)), lengths] = tokenizer.eot_id
@@ -67,14 +71,13 @@ class RowWriter:
     def __init__(self, folder, parts, block_size, tokenizer, resumable=False):
         if block_size < MIN_BLOCK_SIZE:
             raise UserError(f"block_size is {block_size}; make it at least {MIN_BLOCK_SIZE}")
-        if tokenizer.n_vocab > 2**16:
-            raise UserError(f"tokenizer {tokenizer.name} has {tokenizer.n_vocab} ids; rows of uint16 hold 65536")
         if not str(folder).strip():
             raise UserError("the folder of the rows has no name; name one with --data_dir=…")
         self.folder = Path(folder)
         self.partial = self.folder / UNFINISHED
         self.block_size = block_size
         self.tokenizer = tokenizer
+        self.dtype = np.dtype(id_type(tokenizer))
         self.resumable = resumable  # False: the folder UNFINISHED is deleted at the end, whatever happened
         self.counts = {part: {"rows": 0, "tokens": 0, "characters": 0} for part in parts}
 
@@ -116,12 +119,20 @@ class RowWriter:
         self.add_rows(part, rows, len(ids) + 1, n_chars)
 
     def add_rows(self, part, rows, n_tokens, n_chars):
-        """Writes whole rows, uint16 (n, block_size), that hold so many tokens (EOT among them) and characters."""
+        """Writes rows (n, block_size), as `padded_rows` makes them.
+
+        n_tokens, n_chars: how many tokens (EOT among them) and characters they hold.
+        """
         self.files[part].write(np.ascontiguousarray(rows).data)  # `tofile` takes four times as long
         counts = self.counts[part]
         counts["rows"] += len(rows)
         counts["tokens"] += int(n_tokens)
         counts["characters"] += int(n_chars)
+
+    @property
+    def row_bytes(self):
+        """Bytes of a row."""
+        return self.block_size * self.dtype.itemsize
 
     def flush(self):
         """Hands the rows to the operating system; `sync` puts them on the disk."""
@@ -136,13 +147,13 @@ class RowWriter:
     def has(self, counts):
         """Whether as many rows are written as `counts` says."""
         sizes = {part: os.fstat(file.fileno()).st_size for part, file in self.files.items()}
-        return all(sizes[part] >= counts[part]["rows"] * self.block_size * 2 for part in self.files)
+        return all(sizes[part] >= counts[part]["rows"] * self.row_bytes for part in self.files)
 
     def resume(self, counts):
         """Keeps as many rows as `counts` says, and removes the others."""
         self.counts = {part: dict(counts[part]) for part in self.counts}
         for part, file in self.files.items():
-            file.truncate(self.counts[part]["rows"] * self.block_size * 2)
+            file.truncate(self.counts[part]["rows"] * self.row_bytes)
             file.seek(0, os.SEEK_END)
 
     def finish(self, about):
@@ -154,6 +165,7 @@ class RowWriter:
         meta = {
             "block_size": self.block_size,
             "layout": LAYOUT,
+            "dtype": self.dtype.name,
             "parts": self.counts,
             "tokenizer": {"name": tokenizer.name, "sha256": tokenizer.sha256, "n_vocab": tokenizer.n_vocab},
             "special_ids": tokenizer.special_ids(),
@@ -174,8 +186,11 @@ class RowWriter:
             if not moved and old_meta is not None:
                 old.write_bytes(old_meta)
             raise
-        (self.folder / TOKENIZER_FILE).unlink(missing_ok=True)
-        if not self.tokenizer.is_gpt2:
-            (self.folder / TOKENIZER_FILE).write_bytes(self.tokenizer.vocabulary)
+        for name in (TOKENIZER_FILE, ADOPTED_TOKENIZER_FILE):
+            (self.folder / name).unlink(missing_ok=True)
+        if not tokenizer.is_gpt2:
+            is_adopted = isinstance(tokenizer, HuggingFaceTokenizer)
+            name = ADOPTED_TOKENIZER_FILE if is_adopted else TOKENIZER_FILE
+            (self.folder / name).write_bytes(tokenizer.vocabulary)
         write_json(self.folder / META, meta)
         return meta

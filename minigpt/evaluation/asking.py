@@ -29,7 +29,7 @@ class EvaluatedModel:
         self.contamination = self.remote = self.content = self.step = None
         self.stage = "sft"
         if isinstance(path, Path):
-            content = load_checkpoint(path)
+            content = load_checkpoint(path, mmap=True)
             self.content = {key: value for key, value in content.items() if key not in ("model", "optimizers")}
             self.stage, self.step = content["stage"], content["progress"]["step"]
         else:

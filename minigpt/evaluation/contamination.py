@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from data_utils import load_row_tokenizer, open_rows, read_meta, split_row, turn_places
+from data_utils import answer_mark, load_row_tokenizer, open_rows, read_meta, split_row, turn_places
 from minigpt.checkpoint import load_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.evaluation.prompts import last_question
@@ -132,7 +132,7 @@ def training_folders(content):
         if base in ("scratch", "resume"):
             break
         try:
-            content = load_checkpoint(base)
+            content = load_checkpoint(base, mmap=True)
         except UserError:
             notes.append(f"the training data of {base}, which the run started from, could not be checked")
             break
@@ -166,7 +166,7 @@ def search_folder(texts, is_sft, folder):
         return max(MIN_NGRAM_TOKENS, round(chars * tokens_per_char))
 
     # rows: each text as a row of its stage holds it. keys: rows and answers that are trained on if they occur whole.
-    mark = np.array([special["answer"]], dtype=train.dtype)
+    mark = np.array(ids_between(special), dtype=train.dtype)
     rows = [np.concatenate([parts[0], mark, parts[1]]) if is_sft else parts[0] for parts in ids]
     ngrams = NgramSearch(rows, to_tokens(NGRAM_CHARS), MAX_NGRAMS)
     searches, keys = [ngrams], [[] for _ in rows]
@@ -200,15 +200,24 @@ def scan_rows(train, special, searches, wanted=frozenset()):
             tokens = rows[rows != special["pad"]]
             for search in searches:
                 search.add(tokens)
-            if wanted:
+            if wanted and "question" in special:
+                for question, answer in (turn for row in rows for turn in split_row(row, special)):
+                    whole, alone = [*question, *ids_between(special), *answer], answer
+                    found |= wanted & {np.array(ids, dtype=rows.dtype).tobytes() for ids in (whole, alone)}
+            elif wanted:
                 ends, marks = first_places(rows, special["eot"]), first_places(rows, special["answer"])
                 found |= wanted & {row[:end].tobytes() for row, end in zip(rows, ends, strict=True)}
                 found |= wanted & {row[m + 1 : end].tobytes() for row, m, end in zip(rows, marks, ends, strict=True)}
                 for row in rows[(rows == special["answer"]).sum(axis=1) > 1]:
-                    for start, mark, end in turn_places(row, special):
-                        found |= wanted & {row[start:end].tobytes(), row[mark + 1 : end].tobytes()}
+                    for start, _, answer, end in turn_places(row, special):
+                        found |= wanted & {row[start:end].tobytes(), row[answer:end].tobytes()}
             bar.update(len(rows))
     return found
+
+
+def ids_between(special):
+    """The ids between a question and its answer: the answer mark, and what a template of others puts before it."""
+    return [*special.get("question", ([], []))[1], *answer_mark(special)]
 
 
 def first_places(rows, token):
@@ -218,7 +227,7 @@ def first_places(rows, token):
 
 
 # An n-gram of ids x_0 … x_n-1 has the hash sum of TOKEN_VALUES[x_j] * MULTIPLIER**j, modulo 2**64.
-TOKEN_VALUES = np.random.default_rng(20260101).integers(0, 2**64 - 1, size=2**16, dtype=np.uint64, endpoint=True)
+TOKEN_VALUES = np.random.default_rng(20260101).integers(0, 2**64 - 1, size=2**18, dtype=np.uint64, endpoint=True)
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 PREFIX_SHIFT = np.uint64(64 - 22)
 
@@ -227,7 +236,8 @@ def ngram_hashes(ids, n):
     """(len(ids) - n + 1,) uint64 hashes of all n-grams of a flat array of ids."""
     if len(ids) < n:
         return np.empty(0, dtype=np.uint64)
-    return np.lib.stride_tricks.sliding_window_view(TOKEN_VALUES[ids], n) @ MULTIPLIER ** np.arange(n, dtype=np.uint64)
+    values = TOKEN_VALUES.take(ids, mode="wrap")
+    return np.lib.stride_tricks.sliding_window_view(values, n) @ MULTIPLIER ** np.arange(n, dtype=np.uint64)
 
 
 class NgramSearch:

@@ -9,6 +9,8 @@ from pathlib import Path
 from minigpt.checkpoint import BEST, LAST, PREVIOUS, load_checkpoint, model_names, newest_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.common.net import MINIGPT_OWNER
+from minigpt.evaluation.prompts import RowQuestion
+from minigpt.formats.adoption import is_model_folder
 from minigpt.inference.engine import open_generator
 from minigpt.openai_client import ApiClient, ApiFailure
 
@@ -30,15 +32,18 @@ class LocalModel:
     def __init__(self, path, settings):
         _, _, self.generator = open_generator(str(path), settings, exact=True)
 
+    def _ids(self, prompt):
+        return prompt.ids if isinstance(prompt, RowQuestion) else self.generator.prompt_ids(prompt)
+
     def _stream(self, prompt, params):
-        return self.generator.new_stream(self.generator.prompt_ids(prompt), params)
+        return self.generator.new_stream(self._ids(prompt), params)
 
     def answers(self, prompts, params, progress=None):
         """[text] for prompts, each a text or a chat [{"role", "content"}]. progress(n): n more are answered.
 
         With a seed, the answers are reproducible and do not depend on max_batch.
         """
-        ids = [self.generator.prompt_ids(prompt) for prompt in prompts]
+        ids = [self._ids(prompt) for prompt in prompts]
         return self.generator.generate(ids, [params_of_prompt(params, i) for i in range(len(prompts))], progress)
 
     def cut_prompts(self, prompts, params):
@@ -147,16 +152,17 @@ def is_address(name):
 
 
 def find_models(ckpt, out_root):
-    """[(name, Path or address)] of the setting `ckpt`: checkpoints, runs' folders and addresses.
+    """[(name, Path or address)] of the setting `ckpt`: checkpoints, runs' folders, Hugging Face folders and addresses.
 
     [] means the newest checkpoint under out_root. Raises UserError if one does not exist.
     """
     names = ckpt or [str(newest_checkpoint(out_root))]
     paths = []
     for name in names:
-        paths += [name] if is_address(name) else checkpoints_of(name) if Path(name).is_dir() else [Path(name)]
+        is_run = Path(name).is_dir() and not is_model_folder(name)
+        paths += [name] if is_address(name) else checkpoints_of(name) if is_run else [Path(name)]
     for path in paths:
-        if isinstance(path, Path) and not path.is_file():
+        if isinstance(path, Path) and not (path.is_file() or is_model_folder(path)):
             raise UserError(f"checkpoint {path} is not there; train one first, or name another")
     short_names = iter(model_names([path for path in paths if isinstance(path, Path)]))
     return [(next(short_names) if isinstance(path, Path) else path, path) for path in paths]

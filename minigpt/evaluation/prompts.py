@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from data_utils import check_rows, load_row_tokenizer, open_rows, read_meta, split_row
+from data_utils import check_rows, load_row_tokenizer, open_rows, read_meta, row_prompts, split_row
 from minigpt.common.errors import UserError
 from minigpt.corpus.questions import check_question_files, read_questions
 from minigpt.corpus.records import Problems
@@ -13,14 +13,31 @@ from minigpt.corpus.records import Problems
 PROMPT_END = re.compile(r"[，。；：！？]")  # an article's first clause is the prompt
 
 
+class RowQuestion(str):
+    """A question of a row that a chat template of others wrote. ids: all that stands before its answer in the row."""
+
+    def __new__(cls, text, ids):
+        question = super().__new__(cls, text)
+        question.ids = ids
+        return question
+
+
 def pairs_of_rows(rows, meta, tokenizer):
     """[(prompt, reference)] of prepared rows: question and answer, or an article's first clause and the rest.
 
     A row of several turns gives a pair for each. The prompt of a turn behind others is a chat [{"role", "content"}].
+    Of rows that a chat template of others wrote, a prompt is a `RowQuestion`, since a template is not undone.
     Articles without a clause that ends are left out.
     """
     pairs, special = [], meta["special_ids"]
     for row in rows:
+        if "question" in special:
+            turns = zip(split_row(row, special), row_prompts(row, special), strict=True)
+            pairs += [
+                (RowQuestion(tokenizer.decode(question), ids), tokenizer.decode(answer))
+                for (question, answer), (ids, _) in turns
+            ]
+            continue
         if meta["stage"] == "sft":
             pairs += pairs_of_turns([tuple(map(tokenizer.decode, turn)) for turn in split_row(row, special)])
             continue

@@ -5,7 +5,6 @@ tokenizer.json and, where it is a chat model, a chat template. What a GPT does n
 """
 
 import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,7 +27,7 @@ ONLY_VALUES = {
     "hidden_act": ("silu",), "partial_rotary_factor": (1, None), "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
 }  # fmt: skip
-GELU_APPROXIMATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
+TANH_GELUS = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")  # names of one function
 
 
 def is_model_folder(path):
@@ -43,21 +42,15 @@ def read_model_folder(folder, with_weights=True):
     where the model is none that a GPT computes.
     """
     folder = Path(folder)
-    config, approximation = read_config(folder / CONFIG_FILE)
+    config = read_config(folder / CONFIG_FILE)
     tokenizer = load_tokenizer(folder)
     if tokenizer.n_vocab > config.vocab_size:
         raise UserError(
             f"{folder / CONFIG_FILE} has vocab_size {config.vocab_size}, but the tokenizer beside it has "
             f"{tokenizer.n_vocab} ids"
         )
-    weights = {}
-    if with_weights:
-        if approximation:
-            print(approximation, file=sys.stderr)
-        with torch.no_grad():
-            weights = read_weights(folder, config)
     return {
-        "model": weights,
+        "model": read_weights(folder, config) if with_weights else {},
         "model_args": asdict(config),
         "settings": {"init_from": "scratch", "data_dir": ""},
         "stage": "sft" if tokenizer.chat_template else "pretrain",
@@ -70,7 +63,7 @@ def read_model_folder(folder, with_weights=True):
 
 
 def read_config(path):
-    """(`GPTConfig`, a line about what is computed differently or "") of a config.json. Raises UserError."""
+    """The `GPTConfig` of a config.json. Raises UserError."""
     values = read_json_object(path)
     classes = values.get("architectures") or ["none"]
     architecture = next((name for name, their_name in CLASSES.items() if their_name in classes), None)
@@ -83,8 +76,7 @@ def read_config(path):
         raise UserError(f"{path}: layer_types with sliding_attention are not supported")
     read_shape = read_gpt2_shape if architecture == "gpt2" else read_rotary_shape
     try:
-        shape, approximation = read_shape(values, path)
-        return GPTConfig(architecture=architecture, **shape), approximation
+        return GPTConfig(architecture=architecture, **read_shape(values, path))
     except KeyError as error:
         raise UserError(f"{path} has no {error.args[0]}") from None
     except (TypeError, ValueError) as error:
@@ -92,32 +84,30 @@ def read_config(path):
 
 
 def read_gpt2_shape(values, path):
-    """(fields of a GPTConfig, a line or "") of GPT-2's config."""
+    """Fields of a GPTConfig, of GPT-2's config."""
     activation = values.get("activation_function", "gelu_new")
-    if activation not in ("gelu", *GELU_APPROXIMATIONS):
-        raise UserError(f"{path}: activation_function {activation!r} is not supported; gelu is")
-    shape = {
+    if activation not in ("gelu", *TANH_GELUS):
+        known = ", ".join(("gelu", *TANH_GELUS))
+        raise UserError(f"{path}: activation_function {activation!r} is not supported; {known} are")
+    return {
         "block_size": values["n_positions"], "vocab_size": values["vocab_size"], "n_layer": values["n_layer"],
         "n_head": values["n_head"], "n_embd": values["n_embd"], "n_inner": values.get("n_inner") or 0,
         "norm_eps": values.get("layer_norm_epsilon", 1e-5), "tied": values.get("tie_word_embeddings", True),
-        "bias": True,
+        "bias": True, "tanh_gelu": activation in TANH_GELUS,
     }  # fmt: skip
-    note = f"note: {path.parent} has the activation {activation}, in place of which exact GELU is computed"
-    return shape, "" if activation == "gelu" else note
 
 
 def read_rotary_shape(values, path):
-    """(fields of a GPTConfig, "") of the config of a model with rotary positions."""
+    """Fields of a GPTConfig, of the config of a model with rotary positions."""
     theta, scaling = read_rope(values, path)
     heads = values["num_attention_heads"]
-    shape = {
+    return {
         "block_size": values["max_position_embeddings"], "vocab_size": values["vocab_size"],
         "n_layer": values["num_hidden_layers"], "n_head": heads, "n_embd": values["hidden_size"],
         "n_kv_head": values.get("num_key_value_heads") or heads, "head_dim": values.get("head_dim") or 0,
         "n_inner": values["intermediate_size"], "norm_eps": values.get("rms_norm_eps", 1e-6),
         "tied": values.get("tie_word_embeddings", False), "rope_theta": theta, "rope_scaling": scaling,
     }  # fmt: skip
-    return shape, ""
 
 
 def read_rope(values, path):

@@ -252,7 +252,7 @@ class Engine:
         while self.rows:
             self.rows.pop().finish(reason, error)
         self.cancellations.clear()
-        self.runner.n = 0
+        self.runner.clear()
 
 
 class TextGenerator:

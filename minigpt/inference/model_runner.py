@@ -19,6 +19,9 @@ PASS_KINDS = ("one", "several", "prompt")  # a step of one row, a step of severa
 TRACED_ROWS = 8
 TRACED_POSITIONS = 48  # neither 1 nor block_size: the compiler treats such sizes as constants
 
+FIRST_POSITIONS = 256  # positions that a cache begins with
+MAX_IDLE_CACHE_BYTES = 2**30  # a larger cache is freed when no sequence is left
+
 MIN_COMPILED_PARAMS = 10e6  # the steps of smaller models take a millisecond or two without compiling
 
 
@@ -43,11 +46,21 @@ def should_compile_steps(setting, model):
     return True, "the default for a model of this size"
 
 
+def doubled_size(held, needed, limit):
+    """`held`, doubled until it is at least `needed`, but at most `limit`."""
+    while held < needed:
+        held *= 2
+    return min(held, limit)
+
+
 class ModelRunner:
     """Runs a model on n sequences, whose keys and values are the rows 0 … n - 1 of a cache.
 
     A new sequence takes row n (`prefill`). When one leaves, the last sequence moves into its row (`drop`), so that a
     step always reads the first n rows. max_batch: the most sequences at the same time.
+
+    The cache grows with the sequences, since max_batch rows of block_size positions can take far more memory than the
+    weights.
     """
 
     def __init__(self, model, max_batch):
@@ -59,21 +72,29 @@ class ModelRunner:
         # A step reads the whole cache, so a quantized model stores its keys and values in fewer bits too.
         self.dtype = torch.bfloat16 if quantized else weight.dtype
         self.device = weight.device
-        self.cache = self.new_cache(1)
+        self.cache = self.first_cache()
         self.compiled = {}  # {kind of pass: compiled function}
 
-    def new_cache(self, rows):
-        """An empty `KVCache` of so many rows."""
-        return KVCache(self.model.config, rows, self.model.config.block_size, self.device, self.dtype)
+    def new_cache(self, rows, positions):
+        """An empty `KVCache`, with one position to spare: compiled steps are compiled again for whole tensors."""
+        return KVCache(self.model.config, rows, positions + 1, self.device, self.dtype)
 
-    def reserve(self, rows):
-        """Grow the cache to at least so many rows. It grows by doubling, since a cache of max_batch takes gigabytes."""
-        capacity = len(self.cache.keys[0])
-        if rows > capacity:
-            new = self.new_cache(min(self.max_batch, max(rows, 2 * capacity)))
-            for old, tensor in zip((*self.cache.keys, *self.cache.values), (*new.keys, *new.values), strict=True):
-                tensor[: self.n] = old[: self.n]
-            self.cache = new
+    def first_cache(self):
+        """The empty `KVCache` that all growth begins with."""
+        return self.new_cache(1, min(FIRST_POSITIONS, self.model.config.block_size))
+
+    def reserve(self, rows, positions):
+        """Double the rows and the positions of the cache until it has at least so many of them."""
+        # If memory runs out while the cache grows, its last tensor has the old size, and the next call goes on.
+        held_rows, heads, held_positions, width = self.cache.values[-1].shape
+        if rows <= held_rows and positions < held_positions:
+            return
+        rows = doubled_size(held_rows, rows, self.max_batch)
+        positions = doubled_size(held_positions - 1, positions, self.model.config.block_size) + 1
+        for tensors in (self.cache.keys, self.cache.values):
+            for layer, old in enumerate(tensors):  # one after the other, so that only one is in memory twice
+                tensors[layer] = old.new_zeros(rows, heads, positions, width)
+                tensors[layer][: self.n, :, :held_positions] = old[: self.n, :, :held_positions]
 
     def prefill(self, prompts):
         """Add sequences that begin with `prompts` (lists of ids, none empty); returns logits (len(prompts), V)."""
@@ -85,10 +106,10 @@ class ModelRunner:
 
     def add_prompts(self, prompts, prompt_pass, compiled_kind):
         """Run a pass over prompts and add them to the cache; returns the pass's output."""
-        self.reserve(self.n + len(prompts))
+        lengths = [len(ids) for ids in prompts]
+        self.reserve(self.n + len(prompts), max(lengths))
 
         # Pad the prompts on the right.
-        lengths = [len(ids) for ids in prompts]
         idx = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
         for row, ids in zip(idx, prompts, strict=True):
             row[: len(ids)] = torch.tensor(ids)
@@ -109,6 +130,7 @@ class ModelRunner:
         """Logits (n, V) after one more token per row. ids, positions: lists of n."""
         ids, at = torch.tensor([ids, positions]).to(self.device)
         end = max(positions) + 1
+        self.reserve(self.n, end)
         keys = [k[: self.n, :, :end] for k in self.cache.keys]
         values = [v[: self.n, :, :end] for v in self.cache.values]
         return self.run("several" if self.n > 1 else "one", self.step_pass, ids, at, keys, values)
@@ -142,6 +164,14 @@ class ModelRunner:
         self.n -= 1
         if row != self.n:
             self.cache.move(self.n, row, length)
+        if not self.n:
+            self.clear()
+
+    def clear(self):
+        """Remove all sequences, and free a large cache."""
+        self.n = 0
+        if sum(tensor.nbytes for tensor in (*self.cache.keys, *self.cache.values)) > MAX_IDLE_CACHE_BYTES:
+            self.cache = self.first_cache()
 
     @torch.no_grad()
     def compile(self, kind):
@@ -164,7 +194,7 @@ class ModelRunner:
 
     def compile_step(self, rows, end):
         """The compiled step of one row (rows 1) or of any number above 1; `end`: positions in the traced cache."""
-        cache = self.new_cache(rows)
+        cache = self.new_cache(rows, end)
         ids = torch.zeros(rows, dtype=torch.long, device=self.device)
         at = torch.full_like(ids, end - 1)
         keys, values = ([k[:, :, :end] for k in tensors] for tensors in (cache.keys, cache.values))

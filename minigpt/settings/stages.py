@@ -89,7 +89,7 @@ class HeldoutSubjects:
 
 @dataclass
 class RowSettings:
-    tokenizer: str = setting("gpt2", "gpt2, or the path of a trained .tiktoken file")
+    tokenizer: str = setting("gpt2", "gpt2, the path of a trained .tiktoken file, or a Hugging Face folder")
     block_size: int = setting(512, "longest row, in tokens", low=8)
     val_share: float = share(
         0.05, "share of subjects in the validation part (of each document's rows, where there are fewer than 20)"
@@ -156,8 +156,8 @@ class LocalModels(DeviceChoice):
 class CheckpointChoice:
     ckpt: list[str] = setting(
         [],
-        "checkpoints (sample.py, export.py, bench.py: one); in evaluations also runs' folders (all their checkpoints) "
-        "and APIs' addresses (model@http://…, or http://…); []: the newest under out_root",
+        "checkpoints or Hugging Face folders (sample.py, export.py, bench.py: one); in evaluations also runs' folders "
+        "(all their checkpoints) and APIs' addresses (model@http://…, or http://…); []: the newest under out_root",
     )
 
 
@@ -299,7 +299,9 @@ class CorrectionDataSettings(Seed, CleaningSteps, ArticleFiles, Stage):
 class TrainSettings(DeviceChoice, Seed, Stage):
     SCRIPT = "train.py"
     # The run
-    init_from: str = setting("scratch", "scratch, resume (goes on with out_dir), or a checkpoint's path (fine-tuning)")
+    init_from: str = setting(
+        "scratch", "scratch, resume (goes on with out_dir), or a checkpoint or Hugging Face folder"
+    )
     data_dir: str = same_as(Measuring, "data_dir")
     out_dir: str = setting("out/pretrain", "the run's folder: checkpoints and log.jsonl")
     # Model

@@ -4,7 +4,7 @@ import contextlib
 
 import numpy as np
 
-from data_utils import row_prompts, turn_places
+from data_utils import row_prompts, split_row
 from minigpt.device import explain_out_of_memory
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.likelihood import likelihood
@@ -47,15 +47,15 @@ def generator_of(run, max_batch=32):
 def sample_line(run):
     """A line of text that the model generates now, from sample_prompt or the start of a validation row."""
     data, prompt = run.data, run.settings.sample_prompt
+    shown = prompt
     if not prompt:
-        row = data.val[0][:SAMPLE_PROMPT_TOKENS].tolist()
+        prompt = shown = data.tokenizer.decode(data.val[0][:SAMPLE_PROMPT_TOKENS])
         if data.meta["stage"] == "sft":
-            _, mark, _ = turn_places(data.val[0], data.meta["special_ids"])[0]
-            row = data.val[0][:mark].tolist()
-        prompt = data.tokenizer.decode(row)
+            prompt, _ = row_prompts(data.val[0], data.meta["special_ids"])[0]
+            shown = data.tokenizer.decode(split_row(data.val[0], data.meta["special_ids"])[0][0])
     with generator_of(run, max_batch=1) as generator:
         (text,) = generator.generate([prompt], SAMPLE_PARAMS)
-    return f"{prompt} → {text}".replace("\n", " ")
+    return f"{shown} → {text}".replace("\n", " ")
 
 
 def answered_share_of(run):

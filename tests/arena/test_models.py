@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from arena_fakes import arena_settings, open_fake, write_checkpoint, write_checkpoints
+from hugging_folders import write_model
 from peer_fakes import peer
 from serving_fakes import FakeGenerator
 from tiny import tiny_model, tiny_tokenizer
@@ -36,6 +37,22 @@ def key_of(raised):
 
 
 # Checkpoints
+
+
+def test_a_hugging_face_folder_is_listed_and_loaded(tmp_path):
+    pytest.importorskip("transformers")
+    folder, model = write_model(tmp_path / "out" / "models" / "Qwen3-0.6B")
+    write_checkpoint(tmp_path / "out" / "run" / "ckpt.pt", tiny_model(), tiny_tokenizer())
+    cache = ModelCache(arena_settings(tmp_path, device="cpu", dtype="float32"))
+    found, broken = cache.checkpoints()
+    assert [c.name for c in found] == ["run", "models/Qwen3-0.6B"] and not broken
+    size = sum(p.numel() for p in model.parameters())
+    assert (found[1].stage, found[1].parameters, found[1].val_loss) == ("sft", size, None)
+    generator, _ = cache.acquire("models/Qwen3-0.6B")
+    assert generator.tokenizer.name == "Qwen3-0.6B" and generator.generate(["江？"], SamplingParams(max_new_tokens=2))
+    cache.close()
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    assert "not supported" in str(cache.checkpoints()[1][0])
 
 
 def test_every_checkpoint_is_listed_with_what_it_is_and_broken_ones_cost_no_other(tmp_path):

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 from evaluation_fakes import add_picky, make_project, save_tiny
+from hugging_folders import write_model
 from peer_fakes import peer
 
 from minigpt.common.errors import UserError
 from minigpt.evaluation.asking import EvaluatedModel
 from minigpt.evaluation.models import find_models, is_address, params_of_prompt
+from minigpt.evaluation.prompts import RowQuestion
 from minigpt.inference.params import SamplingParams
 from minigpt.settings.stages import RougeSettings
 
@@ -54,6 +56,18 @@ def test_a_chat_is_asked_as_well_as_a_text(project):
     assert text == chat != shots
     long = [{"role": "user", "content": "河" * 200}]
     assert model.cut_prompts(["a?", long, "河" * 200], greedy) == 2
+
+
+def test_a_hugging_face_folder_is_a_model_and_a_run_s_folder_is_its_checkpoints(tmp_path):
+    pytest.importorskip("transformers")
+    folder, _ = write_model(tmp_path / "Qwen3-0.6B")
+    ((name, path),) = find_models([str(folder)], "out")
+    assert (name, path) == ("Qwen3-0.6B", folder)
+    model = EvaluatedModel(name, path)
+    assert (model.stage, model.step, model.content["tokenizer"]["name"]) == ("sft", 0, "Qwen3-0.6B")
+    opened = model.open(RougeSettings(device="cpu"))
+    ids = opened.generator.prompt_ids("a?")
+    assert opened.answers(["a?"], PARAMS) == opened.answers([RowQuestion("shown", ids)], PARAMS)
 
 
 def test_content_has_no_weights(project):

@@ -17,7 +17,8 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }  # fmt: skip
 MODELS = {
-    "gpt2": ("gpt2", "base", {}),
+    "gpt2": ("gpt2", "base", {}),  # whose GELU is the approximation by tanh
+    "gpt2 with gelu": ("gpt2", "base", {"activation_function": "gelu"}),
     "qwen3": ("qwen3", "thinking", {}),
     "qwen3 untied": ("qwen3", "thinking", {"tie_word_embeddings": False}),
     "qwen3 in files": ("qwen3", "thinking", {"shard": "50KB"}),
@@ -50,6 +51,7 @@ def test_an_adopted_model_has_the_logits_of_transformers(tmp_path, name):
     ids = torch.randint(0, 640, (2, 48), generator=torch.Generator().manual_seed(0))
     expected = logits_of(theirs, ids)
     assert (logits_of(ours, ids) - expected).abs().max() <= 1e-4 * expected.abs().max()
+    assert ours.config.tanh_gelu == (name == "gpt2")
     assert content["stage"] == ("sft" if tokenizer.chat_template else "pretrain") and tokenizer.name == name
     assert len(list(folder.glob("*.safetensors"))) == (1 if "shard" not in changed else pytest.approx(7, abs=6))
     assert ours.config.tied == (ours.wte.weight is ours.lm_head.weight) == changed.get("tie_word_embeddings", True)
@@ -107,6 +109,7 @@ def change_tensor(folder, name, tensor):
     save_file(tensors, folder / "model.safetensors")
 
 
+RELU = {"activation_function": "relu"}
 Q_NORM = "model.layers.0.self_attn.q_norm.weight"
 WRONG_FOLDERS = {
     "MixtralForCausalLM is not supported": lambda f: change_config(f, architectures=["MixtralForCausalLM"]),
@@ -115,6 +118,7 @@ WRONG_FOLDERS = {
     "sliding_attention": lambda f: change_config(f, layer_types=["full_attention", "sliding_attention"]),
     "attention_bias True": lambda f: change_config(f, attention_bias=True),
     "quantization_config": lambda f: change_config(f, quantization_config={"bits": 4}),
+    "activation_function .relu": lambda f: change_config(f, architectures=["GPT2LMHeadModel"], **RELU),
     "has no hidden_size": lambda f: change_config(f, hidden_size=None),
     "vocab_size 300, but the tokenizer": lambda f: change_config(f, vocab_size=300),
     "model.safetensors.* has the shape": lambda f: change_tensor(f, Q_NORM, torch.ones(5)),

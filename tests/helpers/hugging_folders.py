@@ -120,9 +120,7 @@ def random_model(architecture, **changed):
     torch.manual_seed(0)
     shape = {"vocab_size": 640, "tie_word_embeddings": True, **changed}
     if architecture == "gpt2":
-        config = transformers.GPT2Config(
-            n_positions=64, n_embd=32, n_layer=2, n_head=4, activation_function="gelu", **shape
-        )
+        config = transformers.GPT2Config(n_positions=64, n_embd=32, n_layer=2, n_head=4, **shape)
         model = transformers.GPT2LMHeadModel(config)
     else:
         name = {"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama"}[architecture]
@@ -147,3 +145,38 @@ def write_model(folder, architecture="qwen3", kind="thinking", dtype=None, shard
     model = random_model(architecture, **changed)
     model.to(dtype or model.dtype).save_pretrained(folder, **({"max_shard_size": shard} if shard else {}))
     return write_tokenizer(folder, kind), model
+
+
+def widen_tokenizer(kind, ids):
+    """A tokenizer.json of a kind whose vocabulary has so many ids; most of them no text uses."""
+    content = json.loads(tokenizer_json(kind))
+    vocabulary, added = content["model"]["vocab"], content["added_tokens"]
+    first_added = ids - len(added)
+    vocabulary |= {f"unused {i}": i for i in range(len(vocabulary), first_added)}
+    content["added_tokens"] = [{**token, "id": first_added + i} for i, token in enumerate(added)]
+    return json.dumps(content)
+
+
+def write_qwen3_of_600m(folder):
+    """A folder of Qwen3-0.6B's shape with random weights in bfloat16 (1.2 GB), and as many ids."""
+    import torch
+    from safetensors.torch import save_file
+
+    from minigpt.formats.adoption import read_config, their_shapes
+
+    write_tokenizer(folder, text=widen_tokenizer("thinking", 151_669))
+    config = {
+        "architectures": ["Qwen3ForCausalLM"], "vocab_size": 151_936, "hidden_size": 1024, "num_hidden_layers": 28,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 3072,
+        "max_position_embeddings": 40_960, "rms_norm_eps": 1e-6, "rope_theta": 1_000_000, "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+    }  # fmt: skip
+    path = Path(folder) / "config.json"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=generator) * 0.02
+        for name, shape in their_shapes(read_config(path)).items()
+    }
+    save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, Path(folder) / "model.safetensors")
+    return folder

@@ -12,6 +12,9 @@ torch.set_num_threads(1)  # more threads only slow down models of this size
 EOT, PAD, MARK = 260, 261, 262  # special ids of the tiny tokenizer
 VOCAB = 320  # vocab_size of the tiny model: larger than the tokenizer's 263 ids, as with a padded embedding
 
+# Fields of GPTConfig, which are settings too, by architecture. The qwen3 has everything that gpt2 has not.
+ARCHITECTURE_FIELDS = {"gpt2": {}, "qwen3": {"architecture": "qwen3", "n_head": 4, "n_kv_head": 2, "tied": False}}
+
 
 def tiny_tokenizer(name="tiny.tiktoken"):
     """A tokenizer of the 256 bytes, 的 and 河. Every other Chinese character takes three tokens."""
@@ -21,10 +24,11 @@ def tiny_tokenizer(name="tiny.tiktoken"):
     return Tokenizer(name, format_vocabulary(ranks, {"eot": EOT, "pad": PAD, "answer": MARK}, r"\p{Han}+|\P{Han}+"))
 
 
-def tiny_model(seed=0, vocab_size=VOCAB, block_size=32, bias=False, dropout=0.0):
+def tiny_model(seed=0, vocab_size=VOCAB, block_size=32, bias=False, dropout=0.0, architecture="gpt2"):
     """A GPT of 2 layers and width 32 in eval mode. Its weights are so large that every part affects the logits."""
     torch.manual_seed(seed)
-    model = GPT(GPTConfig(block_size, vocab_size, n_layer=2, n_head=4, n_embd=32, dropout=dropout, bias=bias))
+    shape = {"n_layer": 2, "n_head": 4, "n_embd": 32, **ARCHITECTURE_FIELDS[architecture]}
+    model = GPT(GPTConfig(block_size, vocab_size, **shape, dropout=dropout, bias=bias))
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(1.0 if p.dim() == 1 else 0.0, 0.2)
@@ -46,7 +50,8 @@ def padded_rows(lists, block_size):
 
 def tiny_meta(stage):
     """The fields that `make_batch` reads from meta.json, for the tiny tokenizer."""
-    return {"stage": stage, "special_ids": {"eot": EOT, "pad": PAD, "answer": MARK}}
+    special_ids = {"eot": EOT, "pad": PAD, "answer": MARK}
+    return {"stage": stage, "special_ids": special_ids, "tokenizer": {"n_vocab": MARK + 1}}
 
 
 def write_rows(folder, parts, block_size=16, stage="pretrain", tokenizer=None):

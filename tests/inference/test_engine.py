@@ -78,11 +78,11 @@ def run(model, params=GREEDY, prompt=(1,), forbidden=(), **options):
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft"])
-def test_greedy_text_is_that_of_a_plain_loop_alone_and_in_any_batch(stage):
+def test_greedy_text_is_that_of_a_plain_loop_alone_and_in_any_batch(stage, architecture):
     forbidden = [*FORBIDDEN, MARK] if stage == "sft" else FORBIDDEN
     texts = set()
     for seed in range(3):
-        model = tiny_model(seed)
+        model = tiny_model(seed, architecture=architecture)
         expected = []
         for question in QUESTIONS:
             prompt = TOKENIZER.encode(question) + ([MARK] if stage == "sft" else [])
@@ -97,8 +97,8 @@ def test_greedy_text_is_that_of_a_plain_loop_alone_and_in_any_batch(stage):
     assert generator().generate([], GREEDY) == []
 
 
-def test_requests_join_and_leave_a_running_batch_without_changing_other_texts():
-    model = tiny_model()
+def test_requests_join_and_leave_a_running_batch_without_changing_other_texts(architecture):
+    model = tiny_model(architecture=architecture)
     prompts = [random_ids(1 + i % 9, seed=i).tolist() for i in range(24)]
     lengths = [1 + (i * 7) % 20 for i in range(24)]
     made, streams = generator(model, max_batch=5), []

@@ -40,8 +40,8 @@ def lists_of(stage):
 @pytest.mark.parametrize("batch_size", [1, 3, 64, 0])
 @pytest.mark.parametrize("stage", ["pretrain", "sft"])
 @torch.inference_mode()
-def test_likelihood_equals_a_plain_loop_at_any_batch_size(stage, batch_size):
-    model, lists, done = tiny_model(), lists_of(stage), []
+def test_likelihood_equals_a_plain_loop_at_any_batch_size(stage, batch_size, architecture):
+    model, lists, done = tiny_model(architecture=architecture), lists_of(stage), []
     expected = plain_likelihood(model, lists, first_target_of(stage))
     rows = padded_rows(lists, 32)
     figures = likelihood(model, rows, tiny_meta(stage), batch_size, tiny_tokenizer(), progress=done.append)
@@ -170,8 +170,8 @@ def test_characters_are_counted_where_gpt2s_tokens_are_parts_of_them(name):
     assert characters("sft", [[*gpt2.encode("谁？"), gpt2.answer_id, *row]]) == len(text)  # of an answer, all
 
 
-def test_padding_and_row_order_leave_the_figures_as_they_are():
-    model, lists = tiny_model(), lists_of("pretrain")
+def test_padding_and_row_order_leave_the_figures_as_they_are(architecture):
+    model, lists = tiny_model(architecture=architecture), lists_of("pretrain")
     narrow = likelihood(model, padded_rows(lists, 32), tiny_meta("pretrain"), 2, tiny_tokenizer())
     reverse = likelihood(model, padded_rows(lists[::-1], 33), tiny_meta("pretrain"), 5, tiny_tokenizer())
     assert (narrow.tokens, narrow.characters) == (reverse.tokens, reverse.characters)

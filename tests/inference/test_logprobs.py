@@ -57,7 +57,11 @@ def check_tokens(found, ids, log_probs, count, tolerance):
         assert all(value == token.logprob for i, value in token.top if i == token.token_id)  # exactly
 
 
-@pytest.mark.parametrize("model", [tiny_model(), confident_model()], ids=["flat", "confident"])
+@pytest.mark.parametrize(
+    "model",
+    [tiny_model(), confident_model(), confident_model(architecture="qwen3")],
+    ids=["flat", "confident", "qwen3"],
+)
 @pytest.mark.parametrize("stage", ["pretrain", "sft"])
 def test_logprobs_are_those_of_a_plain_pass_whatever_the_sampling(stage, model):
     """Penalties, temperature, candidates, forbidden tokens and other requests of the batch do not change them."""
@@ -87,19 +91,19 @@ def test_a_long_prompt_is_computed_in_parts_and_fills_the_block():
 
 
 @pytest.mark.parametrize("name", TOLERANCE)
-def test_logprobs_of_every_weight_type_are_close_to_float32s(name):
-    model, ids = convert_weights(tiny_model(), name), random_ids(30).tolist()
+def test_logprobs_of_every_weight_type_are_close_to_float32s(name, architecture):
+    model, ids = convert_weights(tiny_model(architecture=architecture), name), random_ids(30).tolist()
     (stream,) = run(model, [ids], ASKED)
     answer = [token.token_id for token in stream.logprobs]
-    for compared, tolerance in ((tiny_model(), TOLERANCE[name]), (model, 1e-3)):
+    for compared, tolerance in ((tiny_model(architecture=architecture), TOLERANCE[name]), (model, 1e-3)):
         expected = plain_log_probs(compared, ids)
         check_tokens(stream.prompt_logprobs[1:], ids[1:], expected[:29], 2, tolerance)
         check_tokens(stream.logprobs[:1], answer[:1], expected[29:], 3, tolerance)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft"])
-def test_the_sum_over_a_rows_targets_is_the_likelihood_of_the_row(stage):
-    model = confident_model()
+def test_the_sum_over_a_rows_targets_is_the_likelihood_of_the_row(stage, architecture):
+    model = confident_model(architecture=architecture)
     rows = [random_ids(n, seed=n).tolist() for n in (6, 31, 14)]
     if stage == "sft":
         rows = [[*ids[:3], MARK, *ids[4:]] for ids in rows]
@@ -155,8 +159,8 @@ def test_a_prompt_whose_every_token_is_asked_about_is_not_cut():
     assert (stream.completion_tokens, len(stream.logprobs), stream.finish_reason) == (1, 1, "length")
 
 
-def test_an_embedding_is_the_normalised_mean_of_the_last_states_alone_and_in_a_batch():
-    model, params = tiny_model(), SamplingParams(max_new_tokens=0, embedding=True)
+def test_an_embedding_is_the_normalised_mean_of_the_last_states_alone_and_in_a_batch(architecture):
+    model, params = tiny_model(architecture=architecture), SamplingParams(max_new_tokens=0, embedding=True)
     prompts = [random_ids(n, seed=n).tolist() for n in (1, 32, 7, 15, 7)]
     together = run(model, prompts, params)
     beside_others = run(model, prompts, [params, ASKED, params, replace(ASKED, max_new_tokens=0), params])

@@ -104,10 +104,10 @@ def test_if_onednns_product_is_wrong_or_missing_torchs_is_used(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "int8"])
-@pytest.mark.parametrize("bias", [False, True])
-def test_perplexity_is_within_1_percent_of_float32s(name, bias):
+@pytest.mark.parametrize("shape", [{}, {"bias": True}, {"architecture": "qwen3"}], ids=str)
+def test_perplexity_is_within_1_percent_of_float32s(name, shape):
     rows = padded_rows([random_ids(32, seed=i).tolist() for i in range(64)], 32)
-    model = tiny_model(bias=bias)
+    model = tiny_model(**shape)
     expected = likelihood(model, rows, tiny_meta("pretrain"), 16).perplexity
     rounded = convert_weights(copy.deepcopy(model), name)
     assert likelihood(rounded, rows, tiny_meta("pretrain"), 16).perplexity == pytest.approx(expected, rel=0.01)
@@ -116,29 +116,30 @@ def test_perplexity_is_within_1_percent_of_float32s(name, bias):
 
 
 @pytest.mark.parametrize("name", ["auto", *WEIGHT_TYPES])
-def test_a_model_of_any_weight_type_generates_text(name):
-    model, picked, why = choose_weight_type(tiny_model(), name)
+def test_a_model_of_any_weight_type_generates_text(name, architecture):
+    model, picked, why = choose_weight_type(tiny_model(architecture=architecture), name)
     assert picked == name if name != "auto" else picked in WEIGHT_TYPES
     assert why == "as set" if name != "auto" else why.startswith("timed")
     questions = ["河的桥", "a", "东河有几座桥？"]
     texts = TextGenerator(model, tiny_tokenizer(), "sft", max_batch=2).generate(questions, GREEDY)
     if picked == "float32":
-        assert texts == TextGenerator(tiny_model(), tiny_tokenizer(), "sft").generate(questions, GREEDY)
+        same = TextGenerator(tiny_model(architecture=architecture), tiny_tokenizer(), "sft")
+        assert texts == same.generate(questions, GREEDY)
     assert any(texts)
 
 
 @pytest.mark.parametrize("name", WEIGHT_TYPES)
 @torch.no_grad()
-def test_logits_of_generation_are_float32(name):
-    runner = ModelRunner(convert_weights(tiny_model(), name), 4)
+def test_logits_of_generation_are_float32(name, architecture):
+    runner = ModelRunner(convert_weights(tiny_model(architecture=architecture), name), 4)
     assert runner.prefill(random_ids(4, 9).tolist()).dtype == torch.float32
     assert runner.step([1, 2, 3, 4], [9] * 4).dtype == torch.float32
 
 
 @torch.no_grad()
-def test_bfloat16_logits_are_float32_products_of_the_states():
+def test_bfloat16_logits_are_float32_products_of_the_states(architecture):
     """At temperature 0.1, an error of 0.03 in a logit is one of 0.3 nats."""
-    model, prompts = tiny_model(), random_ids(4, 9)
+    model, prompts = tiny_model(architecture=architecture), random_ids(4, 9)
     model.lm_head.weight *= 10
     weight = model.lm_head.weight.clone()
     logits = ModelRunner(convert_weights(model, "bfloat16"), 4).prefill(prompts.tolist())
@@ -170,9 +171,9 @@ def test_a_type_that_the_processor_does_not_support_is_not_timed(fast, monkeypat
 
 
 @torch.no_grad()
-def test_only_a_few_layers_are_timed_and_the_model_is_not_changed(monkeypatch):
+def test_only_a_few_layers_are_timed_and_the_model_is_not_changed(monkeypatch, architecture):
     monkeypatch.setattr("minigpt.inference.quantize.TIMED_LAYERS", 1)
-    model = tiny_model()
+    model = tiny_model(architecture=architecture)
     before = {name: (tensor.clone(), tensor.data_ptr()) for name, tensor in model.state_dict().items()}
     part = first_layers(model)
     assert (len(part.h), part.config.n_layer, len(model.h), model.config.n_layer) == (1, 1, 2, 2)
@@ -210,12 +211,13 @@ def forced_perplexity(model, rows):
 
 
 @pytest.mark.parametrize("product", [None, seven_bit, Int8WeightOnly])
-def test_perplexity_by_steps_of_generation_is_within_1_percent_too(product, monkeypatch):
+def test_perplexity_by_steps_of_generation_is_within_1_percent_too(product, monkeypatch, architecture):
     if product:
         monkeypatch.setattr("minigpt.inference.quantize.choose_int8_layer", lambda linear: product)
     rows = random_ids(8, 32)
-    expected = forced_perplexity(tiny_model(), rows)
-    assert forced_perplexity(convert_weights(tiny_model(), "int8"), rows) == pytest.approx(expected, rel=0.01)
+    expected = forced_perplexity(tiny_model(architecture=architecture), rows)
+    rounded = convert_weights(tiny_model(architecture=architecture), "int8")
+    assert forced_perplexity(rounded, rows) == pytest.approx(expected, rel=0.01)
 
 
 def test_a_step_whose_compiled_code_fails_runs_uncompiled(capsys):
@@ -253,34 +255,41 @@ def test_a_missing_or_failing_compiler_is_reported_and_generation_continues(monk
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no compiler for torch.compile")
 @pytest.mark.parametrize(
-    "name",
+    ("architecture", "name"),
     [
-        pytest.param("float32", marks=pytest.mark.soak_only),
-        pytest.param("bfloat16", marks=pytest.mark.soak_only),
-        "int8",
+        pytest.param("gpt2", "float32", marks=pytest.mark.soak_only),
+        pytest.param("gpt2", "bfloat16", marks=pytest.mark.soak_only),
+        pytest.param("gpt2", "int8", marks=pytest.mark.soak_only),
+        pytest.param("qwen3", "float32", marks=pytest.mark.soak_only),
+        ("qwen3", "int8"),
     ],
 )
 @torch.no_grad()
-def test_compiled_steps_equal_uncompiled_ones(name):
-    model = convert_weights(tiny_model(), name)
+def test_compiled_steps_equal_uncompiled_ones_as_the_cache_grows(architecture, name, monkeypatch):
+    # Each batch begins with a small cache.
+    monkeypatch.setattr("minigpt.inference.model_runner.FIRST_POSITIONS", 8)
+    monkeypatch.setattr("minigpt.inference.model_runner.MAX_IDLE_CACHE_BYTES", 0)
+    model = convert_weights(tiny_model(architecture=architecture), name)
     plain, compiled = ModelRunner(model, max_batch=4), ModelRunner(model, max_batch=4)
     for kind in PASS_KINDS:
         compiled.compile(kind)
-    for length in (1, 2, 9, 30):
-        prompt = random_ids(1, length, seed=length).tolist()
-        tolerance = 1e-4 if name == "float32" else 0.05 * plain.prefill(prompt).abs().max().item()
-        torch.testing.assert_close(compiled.prefill(prompt), plain.prefill(prompt), atol=tolerance, rtol=0)
-        for runner in (plain, compiled):
-            runner.n = 0
-    for n in (1, 3, 4):
-        for runner in (plain, compiled):
-            while runner.n:
-                runner.drop(runner.n - 1, 0)
-            runner.prefill(random_ids(n, 5, seed=n).tolist())
-        for t in range(5, 20):
-            ids, positions = random_ids(n, seed=t).tolist(), [t - i % 2 for i in range(n)]
-            expected, logits = plain.step(ids, positions), compiled.step(ids, positions)
-            # A float sum that differs in its last bit may round to another int8 or bfloat16 number.
-            tolerance = 1e-4 if name == "float32" else 0.05 * expected.abs().max().item()
-            torch.testing.assert_close(logits, expected, atol=tolerance, rtol=0)
+
+    def check(logits, expected):
+        # A float sum that differs in its last bit may round to another int8 or bfloat16 number.
+        tolerance = 1e-4 if name == "float32" else 0.05 * expected.abs().max().item()
+        torch.testing.assert_close(logits, expected, atol=tolerance, rtol=0)
+
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for length in (1, 2, 9, 30):
+            prompt = random_ids(1, length, seed=length).tolist()
+            check(compiled.prefill(prompt), plain.prefill(prompt))
+            for runner in (plain, compiled):
+                runner.clear()
+        for n in (1, 3, 4):
+            for runner in (plain, compiled):
+                runner.clear()
+                runner.prefill(random_ids(n, 5, seed=n).tolist())
+            for t in range(5, 32):
+                ids, positions = random_ids(n, seed=t).tolist(), [t - i % 2 for i in range(n)]
+                check(compiled.step(ids, positions), plain.step(ids, positions))
     assert set(compiled.compiled) == set(PASS_KINDS)  # compiled code did run

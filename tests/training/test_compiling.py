@@ -3,7 +3,7 @@
 import pytest
 import torch
 from runs import TINY
-from tiny import random_ids, write_rows
+from tiny import ARCHITECTURE_FIELDS, random_ids, write_rows
 from torch._dynamo.utils import counters
 
 from minigpt.checkpoint import load_checkpoint
@@ -78,8 +78,8 @@ def shapes_of_an_epoch(trainer):
     return shapes
 
 
-def test_all_shapes_of_an_epoch_share_one_graph_without_a_break(settings, backend):
-    trainer = TrainingRun(settings(n_layer=3))
+def test_all_shapes_of_an_epoch_share_one_graph_without_a_break(settings, backend, architecture):
+    trainer = TrainingRun(settings(n_layer=3, **ARCHITECTURE_FIELDS[architecture]))
     assert len(backend.graphs) == 1
     shapes = shapes_of_an_epoch(trainer)
     assert len(shapes) > 15 and not counters["graph_break"]

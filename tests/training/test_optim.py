@@ -11,6 +11,8 @@ pytestmark = pytest.mark.numeric
 
 SETTINGS = {"learning_rate": 0.01, "muon_learning_rate": 0.05, "weight_decay": 0.1, "beta1": 0.8, "beta2": 0.97}
 
+SHAPES = [{}, {"bias": True}, {"architecture": "qwen3"}]
+
 
 def groups_of(model, optimizer):
     """[({parameter names}, optimizer's class, group)]"""
@@ -22,10 +24,10 @@ def groups_of(model, optimizer):
     ]
 
 
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_every_parameter_is_in_exactly_one_group(optimizer, bias):
-    model = tiny_model(bias=bias)
+def test_every_parameter_is_in_exactly_one_group(optimizer, shape):
+    model = tiny_model(**shape)
     placed = [name for names, _, _ in groups_of(model, optimizer) for name in names]
     assert sorted(placed) == sorted(name for name, _ in model.named_parameters())
     held = [
@@ -37,9 +39,9 @@ def test_every_parameter_is_in_exactly_one_group(optimizer, bias):
     assert len(held) == len({id(p) for p in held})  # the tied weight once
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else(bias):
-    model = tiny_model(bias=bias)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else(shape):
+    model = tiny_model(**shape)
     by_muon = set.union(*(names for names, kind, _ in groups_of(model, "muon") if kind == "Muon"))
     layers = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     assert by_muon == {f"h.{i}.{layer}.weight" for i in range(2) for layer in layers}
@@ -53,9 +55,10 @@ def test_optimizers_have_the_rates_and_moments_of_the_settings():
             assert group["betas"] == (0.8, 0.97)
 
 
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_weight_decay_shrinks_matrices_only(optimizer):
-    model = tiny_model(bias=True)
+def test_weight_decay_shrinks_matrices_only(optimizer, shape):
+    model = tiny_model(**shape)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
@@ -68,8 +71,8 @@ def test_weight_decay_shrinks_matrices_only(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_few_steps_lower_the_loss(optimizer):
-    model = tiny_model()
+def test_a_few_steps_lower_the_loss(optimizer, architecture):
+    model = tiny_model(architecture=architecture)
     ids = torch.arange(32).repeat(4, 1)
     optimizers, losses = make_optimizers(model, TrainSettings(optimizer=optimizer, learning_rate=0.01)), []
     for _ in range(10):

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 from runs import arguments, finish, log_of, run_here, start, write_stages
+from tiny import ARCHITECTURE_FIELDS
 
 from minigpt.checkpoint import load_checkpoint, newest_intact
 
@@ -38,11 +39,13 @@ def kill_at(process, log, lines, delay):
 
 @pytest.mark.soak
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-@pytest.mark.parametrize("optimizer", [pytest.param("adamw", marks=pytest.mark.soak_only), "muon"])
-def test_a_run_killed_at_random_moments_logs_what_one_never_stopped_logs(tmp_path, rounds, optimizer):
+@pytest.mark.parametrize(
+    ("optimizer", "architecture"), [pytest.param("adamw", "gpt2", marks=pytest.mark.soak_only), ("muon", "qwen3")]
+)
+def test_a_run_killed_at_random_moments_logs_what_one_never_stopped_logs(tmp_path, rounds, optimizer, architecture):
     data = write_stages(tmp_path)["pretrain"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    flags = arguments(data_dir=data, optimizer=optimizer, **RUN)
+    flags = arguments(data_dir=data, optimizer=optimizer, **RUN, **ARCHITECTURE_FIELDS[architecture])
     finish(start(*flags, f"--out_dir={whole}"))
     kills, chance, resuming = 0, random.Random(optimizer), []
     wanted = rounds(2, 10)
@@ -68,8 +71,10 @@ def test_a_run_killed_at_random_moments_logs_what_one_never_stopped_logs(tmp_pat
 
 
 @pytest.mark.skipif(sys.platform == "win32" or not shutil.which("g++"), reason="no compiler for torch.compile")
-def test_compiled_runs_resume_without_compiling_and_back(tmp_path):
+@pytest.mark.parametrize("architecture", [pytest.param("gpt2", marks=pytest.mark.soak_only), "qwen3"])
+def test_compiled_runs_resume_without_compiling_and_back(tmp_path, architecture):
     common = {"data_dir": write_stages(tmp_path)["pretrain"], "dropout": 0.0, "decay_lr": False, "n_layer": 1}
+    common.update(ARCHITECTURE_FIELDS[architecture])
     whole, folder = tmp_path / "whole", tmp_path / "run"
     run_here(out_dir=str(whole), **{**common, "max_iters": 8})
     run_here(out_dir=str(folder), **{**common, "max_iters": 4})

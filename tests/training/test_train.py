@@ -11,6 +11,7 @@ import pytest
 import torch
 from corpora import ROOT
 from runs import TINY, log_of, write_stages
+from tiny import ARCHITECTURE_FIELDS
 
 import train
 from data_utils import loss_mask
@@ -61,11 +62,12 @@ def assert_same(left, right):
 
 
 @pytest.mark.numeric
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_stopped_and_resumed_run_equals_one_never_stopped(settings, tmp_path, optimizer):
-    whole = settings(out_dir=str(tmp_path / "whole"), optimizer=optimizer)
+@pytest.mark.parametrize(("optimizer", "architecture"), [("adamw", "gpt2"), ("muon", "gpt2"), ("muon", "qwen3")])
+def test_a_stopped_and_resumed_run_equals_one_never_stopped(settings, tmp_path, optimizer, architecture):
+    changes = {"optimizer": optimizer, **ARCHITECTURE_FIELDS[architecture]}
+    whole = settings(out_dir=str(tmp_path / "whole"), **changes)
     finish(TrainingRun(whole))
-    stopped = settings(out_dir=str(tmp_path / "stopped"), optimizer=optimizer)
+    stopped = settings(out_dir=str(tmp_path / "stopped"), **changes)
     trainer = TrainingRun(stopped)
     monitor = Monitor(trainer)
     for _ in range(6):
@@ -94,8 +96,23 @@ def test_accumulated_batches_give_the_step_of_one_large_batch(settings, tmp_path
         torch.testing.assert_close(weights(four)[name], weight, rtol=0, atol=1e-5)
 
 
-def test_loss_falls_and_log_and_checkpoints_are_written(settings, tmp_path):
-    run = settings(max_iters=40, eval_interval=20, learning_rate=3e-3, keep_every=20)
+@pytest.mark.numeric
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_whose_residual_projections_start_at_zero_learns_by_muon_from_its_first_step(settings, dtype):
+    """At that step all other matrices of its blocks have gradients of zero, which Muon leaves as they are."""
+    changes = {"weight_decay": 0.0, "dropout": 0.0, "dtype": dtype}
+    trainer = TrainingRun(settings(optimizer="muon", **changes, **ARCHITECTURE_FIELDS["qwen3"]))
+    matrices = {name: p for name, p in trainer.model.named_parameters() if name.startswith("h.") and p.dim() == 2}
+    for changed in ({"c_proj"}, {"c_proj", "c_attn", "c_fc"}):
+        before = {name: p.detach().clone() for name, p in matrices.items()}
+        train_step(trainer)
+        assert {name.split(".")[3] for name, p in matrices.items() if not torch.equal(p, before[name])} == changed
+    assert trainer.progress.skipped == 0 and all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+def test_loss_falls_and_log_and_checkpoints_are_written(settings, tmp_path, architecture):
+    changes = {"learning_rate": 3e-3, "keep_every": 20, **ARCHITECTURE_FIELDS[architecture]}
+    run = settings(max_iters=40, eval_interval=20, **changes)
     finish(TrainingRun(run))
     log = log_of(run.out_dir)
     assert log[-1]["train_loss"] < log[0]["train_loss"] - 1
@@ -326,8 +343,8 @@ def test_a_disk_that_is_full_at_the_start_is_found_out_before_any_training(setti
     assert trainer.progress.step == 0
 
 
-def test_fine_tuning_starts_from_the_checkpoint_and_keeps_its_shape(settings, folders, tmp_path):
-    base = settings(out_dir=str(tmp_path / "base"))
+def test_fine_tuning_starts_from_the_checkpoint_and_keeps_its_shape(settings, folders, tmp_path, architecture):
+    base = settings(out_dir=str(tmp_path / "base"), **ARCHITECTURE_FIELDS[architecture])
     finish(TrainingRun(base))
     path = f"{base.out_dir}/ckpt.pt"
     tuned = settings(data_dir=folders["sft"], out_dir=str(tmp_path / "sft"), init_from=path, n_layer=7, max_iters=2)
@@ -336,6 +353,7 @@ def test_fine_tuning_starts_from_the_checkpoint_and_keeps_its_shape(settings, fo
     finish(trainer)
     content = load_checkpoint(f"{tuned.out_dir}/ckpt.pt")
     assert content["stage"] == "sft" and content["model_args"]["n_layer"] == 2
+    assert content["model_args"]["architecture"] == content["settings"]["architecture"] == architecture
     model, tokenizer = load_model(content)
     assert tokenizer.name == "bytes" and not model.training
 
@@ -349,6 +367,10 @@ def test_fine_tuning_starts_from_the_checkpoint_and_keeps_its_shape(settings, fo
         ({"init_from": "resume"}, ("last.pt", "not there")),
         ({"vocab_size": 100}, ("100", "259")),
         ({"n_head": 3}, ("n_embd (32)", "n_head (3)")),
+        ({"n_kv_head": 3}, ("n_head (2)", "n_kv_head (3)")),
+        ({"n_kv_head": 4}, ("n_head (2)", "n_kv_head (4)")),
+        ({"architecture": "qwen3", "bias": True}, ("qwen3 has no biases", "gpt2")),
+        ({"architecture": "qwen3", "n_head": 32}, ("n_embd / n_head is 1", "even")),
         ({"device": "cuda:99"}, ("cuda:99",)),
     ],
 )
@@ -458,9 +480,12 @@ def test_another_error_in_a_step_is_not_taken_for_a_lack_of_memory(settings, mon
 @pytest.mark.numeric
 @pytest.mark.parametrize("stage", ["pretrain", "sft"])
 @pytest.mark.parametrize("batch_tokens", [0, 300])
-def test_training_on_trimmed_batches_is_training_on_padded_rows(settings, folders, stage, batch_tokens):
+def test_training_on_trimmed_batches_is_training_on_padded_rows(settings, folders, stage, batch_tokens, architecture):
     """Loss and gradient of a step against whole rows and logits at every position, to 1e-5 in float32."""
-    trainer = TrainingRun(settings(data_dir=folders[stage], batch_tokens=batch_tokens, dropout=0.0))
+    shape = ARCHITECTURE_FIELDS[architecture]
+    trainer = TrainingRun(settings(data_dir=folders[stage], batch_tokens=batch_tokens, dropout=0.0, **shape))
+    for p in trainer.model.parameters():  # the qwen3 starts with gradients of zero
+        torch.nn.init.normal_(p, std=0.05)
     data, step = trainer.data, trainer.data.step((0, 0))
     total = add_gradients(trainer, step.batches, 100)
     ours = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
