@@ -6,6 +6,7 @@
     python bench.py generate                  # generation beside a plain loop and Hugging Face's; the server under load
     python bench.py generate --quick
     python bench.py prepare                   # data/prepare.py on a gigabyte, beside tiktoken alone
+    python bench.py export --ckpt=out/sft/ckpt.pt    # answers to held-out questions, beside llama.cpp's
 
 All figures of a table are from one run on one machine. It is printed and, without --quick, put into
 docs/benchmarks.md.
@@ -14,7 +15,7 @@ docs/benchmarks.md.
 import sys
 import time
 
-from minigpt.bench import generating, preparing, training
+from minigpt.bench import exporting, generating, preparing, training
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
 from minigpt.settings.parse import load_settings
@@ -24,6 +25,7 @@ BENCHES = {
     "prepare": preparing.bench_preparing,
     "train": training.bench_training,
     "generate": generating.bench_generation,
+    "export": exporting.bench_exporting,
 }
 
 

@@ -16,10 +16,10 @@ from minigpt.checkpoint import model_names, only_checkpoint, open_model
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError, first_line
 from minigpt.common.files import write_atomic, write_folder_atomic
+from minigpt.formats.exported_tokenizer import explain_inexactness
 from minigpt.formats.gguf_file import MODELFILE_MARK, STAGE_KEY, modelfile, write_gguf
 from minigpt.formats.huggingface import HUGGINGFACE_FILES, MODEL_CARD, write_huggingface
-from minigpt.formats.model_card import CARD_TAG, model_card
-from minigpt.formats.vocabulary import inexact_outside
+from minigpt.formats.model_card import CARD_MARK, model_card
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import ExportSettings
 
@@ -54,8 +54,9 @@ def check_folder_replaceable(folder):
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
     if others := sorted(names - HUGGINGFACE_FILES):
         raise UserError(f"{folder} has files that export.py did not write ({others[0]}); give another --out")
-    if names:
-        check_replaceable(folder / MODEL_CARD, CARD_TAG)
+    card = folder / MODEL_CARD
+    if names and not (card.is_file() and is_marked(card, CARD_MARK)):
+        raise UserError(f"{folder} is there and was not written by export.py; remove it, or give another --out")
 
 
 def export_huggingface(settings, folder, model, tokenizer, content):
@@ -74,15 +75,15 @@ def export_gguf(settings, target, model, tokenizer, content):
     check_replaceable(target, STAGE_KEY)
     check_replaceable(ollama, MODELFILE_MARK)
     unquantized = write_gguf(target, model, tokenizer, content["stage"], settings.dtype, target.stem)
-    text = modelfile(target.name, content["stage"], model.config)
+    text = modelfile(target.name, tokenizer, content["stage"], model.config)
     write_atomic(ollama, lambda file: file.write(text.encode()))
-    if remark := inexact_outside(tokenizer):
+    if remark := explain_inexactness(tokenizer):
         print(f"note: {remark}")
     if unquantized:
         print(f"note: rows of {', '.join(unquantized)} are no multiple of 32 wide, so these are float16")
-    if model.config.is_gpt2:
+    if model.config.is_gpt2 and not model.config.tanh_gelu:
         print("note: llama.cpp computes GPT-2's GELU by tanh and in float16, so its logits differ slightly")
-    print(f"LM Studio: lms import {target}; Ollama: ollama create {target.stem.lower()} -f {ollama}")
+    print(f"LM Studio: lms import --copy {target}; Ollama: ollama create {target.stem.lower()} -f {ollama}")
 
 
 def main():

@@ -90,12 +90,15 @@ def test_only_an_earlier_export_is_replaced(export, tmp_path):
     (tmp_path / "mine/notes.txt").write_text("mine", encoding="utf-8")
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/README.md").write_text("a model of others", encoding="utf-8")
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain/config.json").write_text("{}", encoding="utf-8")
     (tmp_path / "theirs/model.gguf").write_bytes(b"GGUF of others")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/Modelfile").write_text("FROM ./other.gguf", encoding="utf-8")
     before = contents(tmp_path)
     for flags, named in (
-        (["--out=mine"], "notes.txt"), (["--out=theirs"], "theirs"), (["--out=mine.gguf/x"], "mine.gguf"),
+        (["--out=mine"], "notes.txt"), (["--out=theirs"], "theirs"), (["--out=plain"], "plain"),
+        (["--out=mine.gguf/x"], "mine.gguf"),
         (["--format=gguf", "--out=theirs/model.gguf"], "theirs/model.gguf"),
         (["--format=gguf", "--out=other"], "other/Modelfile"),
     ):  # fmt: skip

@@ -51,7 +51,7 @@ def write_folder_atomic(path, write):
     A folder of that name is removed then. On any exception (OSError, Ctrl-C) it is unchanged, and the temporary one is
     removed.
     """
-    path = Path(path)
+    path = Path(path).absolute()  # "." has no name
     path.parent.mkdir(parents=True, exist_ok=True)
     partial, old = (path.with_name(path.name + ending) for ending in (".partial", ".old"))
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed

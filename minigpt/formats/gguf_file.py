@@ -10,7 +10,8 @@ from gguf import GGMLQuantizationType
 
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic
-from minigpt.formats.vocabulary import CHAT_TEMPLATE, MARK_NAME, gguf_vocabulary
+from minigpt.formats.exported_tokenizer import describe_for_export, list_gguf_tokens
+from minigpt.formats.vocabulary import MARK_NAME
 from minigpt.formats.weights import to_huggingface
 from minigpt.settings.stages import AnswerSampling
 from model import rotary_angles
@@ -95,19 +96,24 @@ def add_sampling(writer):
 
 def add_vocabulary(writer, tokenizer, stage, n_rows):
     """Add the tokenizer, with a token for each of the n_rows rows of the embedding, and the chat template."""
-    tokens, types, merges, splitting = gguf_vocabulary(tokenizer, n_rows)
+    tokens, types, merges, splitting = list_gguf_tokens(tokenizer, n_rows)
+    exported = describe_for_export(tokenizer, stage)
     writer.add_tokenizer_model("gpt2")  # byte-pair encoding
     writer.add_tokenizer_pre(splitting)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(merges)
-    writer.add_bos_token_id(tokenizer.eot_id)
-    writer.add_eos_token_id(tokenizer.eot_id)
-    writer.add_pad_token_id(tokenizer.pad_id)
-    writer.add_add_bos_token(False)
+    if exported.bos_id is not None:
+        writer.add_bos_token_id(exported.bos_id)
+    writer.add_eos_token_id(exported.stop_ids[0])
+    if len(exported.stop_ids) > 1:
+        writer.add_eot_token_id(exported.stop_ids[1])
+    if exported.pad_id < n_rows:
+        writer.add_pad_token_id(exported.pad_id)
+    writer.add_add_bos_token(exported.adds_bos)
     writer.add_add_eos_token(False)
-    if stage == "sft":
-        writer.add_chat_template(CHAT_TEMPLATE)
+    if exported.chat_template:
+        writer.add_chat_template(exported.chat_template)
 
 
 def gguf_weights(model):
@@ -138,11 +144,10 @@ def interleave_pairs(weight, n_head):
 
 def rope_divisors(config):
     """(D / 2,) what `rope_scaling` divides each rotary frequency by, float32."""
-    plain, scaled = (
-        torch.atan2(sin, cos)  # at position 1 the angles are the frequencies
-        for cos, sin in (rotary_angles(torch.ones(()), c) for c in (replace(config, rope_scaling=None), config))
-    )
-    return plain / scaled
+    plain, scaled = (rotary_angles(torch.ones(()), c) for c in (replace(config, rope_scaling=None), config))
+    # At position 1 the angles are the frequencies. They stand there twice, first with -sin.
+    frequencies = [torch.atan2(sin, cos).flatten()[config.head_dim // 2 :] for cos, sin in (plain, scaled)]
+    return frequencies[0] / frequencies[1]
 
 
 def tensor_type(name, tensor, wanted):
@@ -153,6 +158,7 @@ def tensor_type(name, tensor, wanted):
     return wanted if tensor.shape[1] % block == 0 else GGMLQuantizationType.F16
 
 
+OLLAMA_CONTEXT_TOKENS = 4096  # its default; more takes memory
 MODELFILE_MARK = "# Written by MiniGPT's export.py"
 # The chat template in Go's language of templates. Ollama joins messages of one role itself.
 CHAT_TEMPLATE_GO = (
@@ -162,10 +168,16 @@ CHAT_TEMPLATE_GO = (
 )
 
 
-def modelfile(gguf_name, stage, config):
-    """Ollama's Modelfile for a GGUF file beside it: our template and sampling defaults, in place of Ollama's own."""
-    defaults = AnswerSampling()
-    template = CHAT_TEMPLATE_GO if stage == "sft" else "{{ .Prompt }}"
+def modelfile(gguf_name, tokenizer, stage, config):
+    """Ollama's Modelfile for a GGUF file beside it: our template and sampling defaults, in place of Ollama's own.
+
+    Of an adopted model it names no template: Ollama knows those in use by the one in the GGUF file.
+    """
+    exported, defaults = describe_for_export(tokenizer, stage), AnswerSampling()
+    lines = [MODELFILE_MARK, f"FROM ./{gguf_name}"]
+    if exported.is_ours:
+        template = CHAT_TEMPLATE_GO if exported.chat_template else "{{ .Prompt }}"
+        lines.append(f'TEMPLATE """{template}"""')
     parameters = {
         "temperature": defaults.temperature,
         "top_k": defaults.top_k,
@@ -173,8 +185,7 @@ def modelfile(gguf_name, stage, config):
         "min_p": 0.0,
         "repeat_penalty": defaults.repetition_penalty,
         "num_predict": defaults.max_new_tokens,
-        "num_ctx": config.block_size,
-        "stop": '"<|endoftext|>"',
+        "num_ctx": min(config.block_size, OLLAMA_CONTEXT_TOKENS),
+        "stop": f'"{exported.names["eos_token"]}"',
     }
-    lines = [MODELFILE_MARK, f"FROM ./{gguf_name}", f'TEMPLATE """{template}"""']
     return "\n".join([*lines, *(f"PARAMETER {name} {value}" for name, value in parameters.items())]) + "\n"

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from minigpt.common.files import write_json
-from minigpt.formats.vocabulary import CHAT_TEMPLATE, special_names, tokenizer_json
+from minigpt.formats.exported_tokenizer import describe_for_export
 from minigpt.formats.weights import CLASSES, to_huggingface
 from minigpt.settings.stages import AnswerSampling
 
@@ -23,34 +23,43 @@ def write_huggingface(folder, model, tokenizer, stage, dtype, card):
 
     dtype: the weights' type, a name of torch's; card: the text of the model card. Raises OSError or SafetensorError.
     """
+    exported = describe_for_export(tokenizer, stage)
     weights = to_huggingface(model.state_dict(), model.config)
     weights = {name: tensor.to(getattr(torch, dtype)).contiguous() for name, tensor in weights.items()}
-    write_json(folder / "config.json", model_json(model.config, tokenizer, dtype))
+    write_json(folder / "config.json", model_json(model.config, exported, dtype))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors lets only its owner read it
-    write_json(folder / "generation_config.json", generation_json(model.config, tokenizer, stage))
-    write_json(folder / "tokenizer.json", tokenizer_json(tokenizer))
-    write_json(folder / "tokenizer_config.json", tokenizer_config_json(model.config, tokenizer))
-    if stage == "sft":
-        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    write_json(folder / "generation_config.json", generation_json(model.config, exported))
+    write_json(folder / "tokenizer.json", exported.content)
+    write_json(folder / "tokenizer_config.json", tokenizer_config_json(model.config, exported))
+    if exported.chat_template:
+        (folder / "chat_template.jinja").write_text(exported.chat_template, encoding="utf-8")
     (folder / MODEL_CARD).write_text(card, encoding="utf-8")
 
 
-def model_json(config, tokenizer, dtype):
+def special_ids_json(exported):
+    """The fields of special ids that config.json and generation_config.json have."""
+    stops = exported.stop_ids
+    return {
+        "bos_token_id": exported.bos_id,
+        "eos_token_id": stops if len(stops) > 1 else stops[0],
+        "pad_token_id": exported.pad_id,
+    }
+
+
+def model_json(config, exported, dtype):
     """The content of config.json, from which transformers builds the model that a `GPTConfig` describes."""
     general = {
         "architectures": [CLASSES[config.architecture]],
         "model_type": config.architecture,
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": config.tied,
-        "bos_token_id": tokenizer.eot_id,
-        "eos_token_id": tokenizer.eot_id,
-        "pad_token_id": tokenizer.pad_id,
+        **special_ids_json(exported),
         "dtype": dtype,
     }
     if config.is_gpt2:
         return general | {
-            "activation_function": "gelu",  # exact; GPT-2's own, gelu_new, is an approximation by tanh
+            "activation_function": "gelu_new" if config.tanh_gelu else "gelu",
             "layer_norm_epsilon": config.norm_eps,
             "n_positions": config.block_size,
             "n_ctx": config.block_size,
@@ -88,30 +97,24 @@ def rope_json(config):
     return earlier | {"rope_parameters": {"rope_theta": config.rope_theta, **rope}}
 
 
-def generation_json(config, tokenizer, stage):
+def generation_json(config, exported):
     """The content of generation_config.json: how our own engine samples by default, and what it never samples."""
     defaults = AnswerSampling()
-    forbidden = [tokenizer.pad_id, *([tokenizer.answer_id] if stage == "sft" else [])]
     return {
         "do_sample": True,
         "temperature": defaults.temperature,
         "top_k": defaults.top_k,
         "max_new_tokens": defaults.max_new_tokens,
-        "bos_token_id": tokenizer.eot_id,
-        "eos_token_id": tokenizer.eot_id,
-        "pad_token_id": tokenizer.pad_id,
-        "suppress_tokens": sorted({*forbidden, *range(tokenizer.n_vocab, config.vocab_size)}),
+        **special_ids_json(exported),
+        "suppress_tokens": sorted({*exported.forbidden, *range(exported.n_vocab, config.vocab_size)}),
     }
 
 
-def tokenizer_config_json(config, tokenizer):
+def tokenizer_config_json(config, exported):
     """The content of tokenizer_config.json, the chat template excepted, which is a file of its own."""
-    names = special_names(tokenizer)
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",  # whatever the architecture: tokenizer.json says it all
-        "bos_token": names[tokenizer.eot_id],
-        "eos_token": names[tokenizer.eot_id],
-        "pad_token": names[tokenizer.pad_id],
+        **exported.names,
         "padding_side": "left",  # of a batch of prompts
         "model_max_length": config.block_size,
         "clean_up_tokenization_spaces": False,

@@ -3,19 +3,19 @@
 import math
 from pathlib import Path
 
-CARD_TAG = "minigpt"  # by which an earlier export is recognized
+CARD_MARK = "tags: [minigpt]"  # by which an earlier export is recognized
 CARD_HEAD = """\
 ---
 library_name: transformers
 pipeline_tag: text-generation
 language: zh
-tags: [{tag}]
+{mark}
 ---
 
 # {name}
 
 {what}, written by MiniGPT's `export.py`.
-由 MiniGPT 训练、`export.py` 导出的{what_zh}。
+由 MiniGPT 的 `export.py` 导出的{what_zh}。
 
 | | |
 | --- | --- |
@@ -51,7 +51,7 @@ def model_card(name, model, tokenizer, content):
     what, what_zh = ("question answering", "中文问答模型") if is_chat else ("continuing texts", "中文续写模型")
     rows = [*model_rows(model, tokenizer), *training_rows(content)]
     table = "\n".join(f"| {key} | {value} |" for key, value in rows)
-    head = CARD_HEAD.format(tag=CARD_TAG, name=name, what=f"A Chinese model for {what}", what_zh=what_zh, rows=table)
+    head = CARD_HEAD.format(mark=CARD_MARK, name=name, what=f"A Chinese model for {what}", what_zh=what_zh, rows=table)
     return head + (CARD_CHAT_USE if is_chat else CARD_TEXT_USE).format(name=name)
 
 
@@ -70,15 +70,16 @@ def model_rows(model, tokenizer):
 def training_rows(content):
     """[(name, text)] of how the model was trained and what was measured, as far as a checkpoint's dict says."""
     settings, progress = content["settings"], content["progress"]
-    rows = []
-    if start := settings.get("init_from", "scratch"):
-        from_scratch = start in ("scratch", "resume")
-        rows.append(("trained", "from scratch" if from_scratch else f"from {'/'.join(Path(start).parts[-2:])}"))
-    if rows_folder := settings.get("data_dir"):
-        rows.append(("on", Path(rows_folder).name))
-    if progress.get("step"):
-        took = f"{progress['step']:,} steps, {progress['tokens']:,} tokens, {progress['seconds'] / 60:.1f} minutes"
-        rows.append(("for", f"{took}, optimizer {settings['optimizer']}"))
+    if not progress.get("step"):  # adopted, and not trained here
+        return []
+    start = settings.get("init_from", "scratch")
+    origin = "from scratch" if start in ("scratch", "resume") else f"from {'/'.join(Path(start).parts[-2:])}"
+    took = f"{progress['step']:,} steps, {progress['tokens']:,} tokens, {progress['seconds'] / 60:.1f} minutes"
+    rows = [
+        ("trained", origin),
+        ("on", Path(settings["data_dir"]).name),
+        ("for", f"{took}, optimizer {settings['optimizer']}"),
+    ]
     loss = progress.get("best_val_loss", math.inf)
     if math.isfinite(loss):
         rows.append(("validation loss", f"{loss:.4f} nats a token (perplexity {math.exp(loss):.2f})"))

@@ -176,7 +176,7 @@ def check_range(key, value, where, about):
 
 def help_text(stage):
     """The settings of one stage, a paragraph each."""
-    what = " train|generate|prepare" if stage.SCRIPT == "bench.py" else ""
+    what = " train|generate|prepare|export" if stage.SCRIPT == "bench.py" else ""
     lines = [f"python {stage.SCRIPT}{what} [settings file …] [--name=value …]", ""]
     for name, (f, kind) in settings_of(stage).items():
         shown = str(kind) if typing.get_origin(kind) is list else kind.__name__

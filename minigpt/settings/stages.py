@@ -156,8 +156,8 @@ class LocalModels(DeviceChoice):
 class CheckpointChoice:
     ckpt: list[str] = setting(
         [],
-        "checkpoints or Hugging Face folders (sample.py, export.py: one); in evaluations also runs' folders (all their "
-        "checkpoints) and APIs' addresses (model@http://…, or http://…); []: the newest under out_root",
+        "checkpoints or Hugging Face folders (sample.py, export.py, bench.py: one); in evaluations also runs' folders "
+        "(all their checkpoints) and APIs' addresses (model@http://…, or http://…); []: the newest under out_root",
     )
 
 
@@ -479,7 +479,7 @@ class VisualizeSettings(PlotFile, Stage):
 
 
 @dataclass
-class BenchSettings(QuestionFiles, ArticleFiles, DeviceChoice, Stage):
+class BenchSettings(CheckpointChoice, QuestionFiles, ArticleFiles, DeviceChoice, Stage):
     SCRIPT = "bench.py"
     quick: bool = setting(False, "measure in five to ten minutes at most, and leave out what takes longer")
     json: str = same_as(Measuring, "json")

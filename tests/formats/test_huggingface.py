@@ -12,7 +12,7 @@ transformers = pytest.importorskip("transformers")
 
 SCALING = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_positions": 32}
 MODELS = {
-    "gpt2": {}, "gpt2 with biases, untied": {"bias": True, "tied": False},
+    "gpt2": {}, "gpt2 of OpenAI, untied": {"bias": True, "tied": False, "tanh_gelu": True},
     "qwen3": {}, "qwen3 with shared keys, untied": {"n_kv_head": 2, "head_dim": 32, "tied": False},
     "qwen2": {"n_kv_head": 1}, "llama 3.1": {"rope_scaling": SCALING, "rope_theta": 500_000.0},
 }  # fmt: skip
