@@ -197,8 +197,9 @@ def make_batch(rows, meta, train_on_eot=True):
     rows = rows[:, : 1 + -(-targets // LENGTH_MULTIPLE) * LENGTH_MULTIPLE]
     mask = loss_mask(rows, meta["special_ids"], meta["stage"], train_on_eot)
     ids = torch.from_numpy(rows.astype(np.int64))
-    if meta["special_ids"]["pad"] >= meta["tokenizer"]["n_vocab"]:
-        ids[ids == meta["special_ids"]["pad"]] = 0  # the model has no such id; whatever stands there has no effect
+    pad = meta["special_ids"]["pad"]
+    if pad >= meta.get("tokenizer", {}).get("n_vocab", pad + 1):
+        ids[ids == pad] = 0  # the model may have no such id; whatever stands there has no effect
     return ids[:, :-1], ids[:, 1:], torch.from_numpy(mask)
 
 

@@ -44,7 +44,7 @@ from minigpt.settings.stages import PrepareSftSettings
 from minigpt.tokenizer import load_tokenizer
 
 TOO_LONG, REPEATED, CLEANED_AWAY = "longer than the block", "exact duplicate", "nothing left after cleaning"
-REFUSED = "refused by the tokenizer's chat template"
+TEMPLATE_REFUSED = "refused by the tokenizer's chat template"
 
 
 def read_subjects(settings):
@@ -90,7 +90,7 @@ class SftPreparer:
         try:
             rows = list(self.divide_turns(usable, qa.source, line))
         except UserError:  # a chat template of others raised it
-            self.problems.add(REFUSED, qa.source, line)
+            self.problems.add(TEMPLATE_REFUSED, qa.source, line)
             rows = []
         for row in rows:
             texts = [text for turn in row for text in (turn.system, turn.question, turn.answer)]

@@ -77,7 +77,7 @@ def test_a_batch_without_its_empty_columns_is_the_same_batch(stage):
     rows = np.full((len(SFT_ROWS), 24), P, dtype=np.uint16)
     for row, (ids, _) in zip(rows, SFT_ROWS.values(), strict=True):
         row[: len(ids)] = ids
-    x, y, mask = make_batch(rows, {"stage": stage, "special_ids": SPECIAL, "tokenizer": {"n_vocab": P + 1}})
+    x, y, mask = make_batch(rows, {"stage": stage, "special_ids": SPECIAL})
     assert x.shape == y.shape == mask.shape == (len(rows), 8)  # the longest row has 7 targets: up to a multiple of 8
     assert (x.dtype, y.dtype, mask.dtype) == (torch.int64, torch.int64, torch.bool)
     assert x.tolist() == rows[:, :8].tolist()

@@ -50,8 +50,7 @@ def padded_rows(lists, block_size):
 
 def tiny_meta(stage):
     """The fields that `make_batch` reads from meta.json, for the tiny tokenizer."""
-    special_ids = {"eot": EOT, "pad": PAD, "answer": MARK}
-    return {"stage": stage, "special_ids": special_ids, "tokenizer": {"n_vocab": MARK + 1}}
+    return {"stage": stage, "special_ids": {"eot": EOT, "pad": PAD, "answer": MARK}}
 
 
 def write_rows(folder, parts, block_size=16, stage="pretrain", tokenizer=None):
