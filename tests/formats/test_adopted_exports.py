@@ -6,14 +6,16 @@ import pytest
 import torch
 from hugging_folders import write_model, write_tokenizer
 from llama_file import ask_llama_cpp, reply_tokens
-from tiny import confident_model, tiny_tokenizer
+from runs import run_here
+from tiny import MARK, confident_model, tiny_tokenizer
 
 from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.errors import UserError
-from minigpt.corpus.chat import chat_ids
+from minigpt.corpus.chat import ChatTurn, chat_ids, turn_ids
+from minigpt.corpus.row_files import RowWriter
 from minigpt.formats.exported_tokenizer import list_gguf_tokens, name_splitting
 from minigpt.formats.gguf_file import write_gguf
-from minigpt.formats.huggingface import write_huggingface
+from minigpt.formats.huggingface import HUGGINGFACE_FILES, write_huggingface
 from minigpt.formats.vocabulary import tokenizer_json
 from minigpt.tokenizer import load_tokenizer
 
@@ -61,6 +63,33 @@ def test_our_own_model_comes_back(architecture, tmp_path):
     assert (its_tokenizer.eot_id, its_tokenizer.pad_id) == (tokenizer.eot_id, tokenizer.pad_id)
     for chat in CHATS:
         assert chat_ids(its_tokenizer, chat) == chat_ids(tokenizer, chat)
+
+
+def test_ten_steps_of_training_change_the_weights_and_nothing_else(tmp_path):
+    """Export, adopt, train, export. An adopted model is free to sample the answer mark, which is one of its tokens."""
+    first, second, rows = tmp_path / "first", tmp_path / "second", tmp_path / "rows"
+    for folder in (first, second):
+        folder.mkdir()
+    model = confident_model("qwen3")
+    write_huggingface(first, model, tiny_tokenizer(), "sft", "float32", "a card")
+    tokenizer = load_tokenizer(first)
+    with RowWriter(rows, ["train", "val"], 64, tokenizer) as writer:
+        for part in ("train", "val"):
+            writer.add(part, turn_ids(tokenizer, [ChatTurn("", "河", "的")]), 2)
+        writer.finish({"stage": "sft"})
+    length = {"max_iters": 10, "eval_interval": 10, "block_size": 64, "batch_size": 1, "dropout": 0.0}
+    run_here(data_dir=str(rows), out_dir=str(tmp_path / "run"), init_from=str(first), **length)
+    content = load_checkpoint(tmp_path / "run/last.pt")
+    trained, tokenizer = load_model(content)
+    write_huggingface(second, trained, tokenizer, content["stage"], "float32", "a card")
+    generation = [json.loads((folder / "generation_config.json").read_text("utf-8")) for folder in (first, second)]
+    generation[0]["suppress_tokens"].remove(MARK)
+    assert generation[0] == generation[1]
+    for name in HUGGINGFACE_FILES - {"model.safetensors", "generation_config.json"}:
+        assert (first / name).read_text(encoding="utf-8") == (second / name).read_text(encoding="utf-8")
+    again, _ = load_model(load_checkpoint(second))
+    assert not torch.equal(again.h[0].attn.c_attn.weight, model.h[0].attn.c_attn.weight)
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in trained.state_dict().items())
 
 
 @pytest.mark.numeric
