@@ -22,6 +22,7 @@ from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.errors import UserError
 from minigpt.device import pick_device, wait_for
 from minigpt.evaluation.tables import markdown_table
+from minigpt.formats.weights import to_huggingface
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.model_runner import ModelRunner
 from minigpt.inference.params import SamplingParams
@@ -65,13 +66,7 @@ def to_hugging_face(model):
             activation_function="gelu", bos_token_id=None, eos_token_id=None,
         )
     )  # fmt: skip
-    state = {name: torch.zeros_like(tensor) for name, tensor in theirs.state_dict().items()}  # GPT-2's biases stay zero
-    for name, tensor in model.state_dict().items():
-        if not name.startswith("lm_head"):
-            matrix = name.startswith("h.") and tensor.dim() == 2  # GPT-2's are (in, out)
-            state[f"transformer.{name}"] = tensor.T if matrix else tensor
-    state["lm_head.weight"] = model.lm_head.weight
-    theirs.load_state_dict(state)
+    theirs.load_state_dict(to_huggingface(model.state_dict(), c) | {"lm_head.weight": model.lm_head.weight})
     return theirs.eval()
 
 
