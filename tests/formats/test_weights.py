@@ -15,7 +15,7 @@ def their_model(config):
     if config.is_gpt2:
         about = transformers.GPT2Config(
             **shape, n_embd=config.n_embd, n_layer=config.n_layer, n_head=config.n_head, n_inner=config.n_inner,
-            activation_function="gelu", tie_word_embeddings=config.tied,
+            activation_function="gelu_new" if config.tanh_gelu else "gelu", tie_word_embeddings=config.tied,
         )  # fmt: skip
         return transformers.GPT2LMHeadModel(about).eval()
     name = {"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama"}[config.architecture]
@@ -35,6 +35,7 @@ def their_model(config):
 SCALING = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_positions": 32}
 SHAPES = {
     "gpt2": {}, "gpt2 with biases": {"bias": True}, "gpt2 untied": {"tied": False},
+    "OpenAI's": {"bias": True, "tanh_gelu": True},
     "qwen3": {"architecture": "qwen3"}, "qwen3 untied": {"architecture": "qwen3", "tied": False},
     "qwen3 wide heads": {"architecture": "qwen3", "n_kv_head": 2, "head_dim": 32, "n_inner": 80},
     "qwen2": {"architecture": "qwen2", "n_kv_head": 1}, "llama": {"architecture": "llama"},
