@@ -62,10 +62,11 @@ def start_at_random(model):
 
 
 def split_matrices(model):
+    c = model.config
     for block in model.h:
-        heads, inner = [n * block.attn.head_dim for n in block.attn.heads], model.config.n_inner
+        heads = [n * c.head_dim for n in (c.n_head, c.n_kv_head, c.n_kv_head)]
         block.attn.c_attn = JoinedLinear(block.attn.c_attn, heads)
-        block.mlp.c_fc = JoinedLinear(block.mlp.c_fc, [inner, inner])
+        block.mlp.c_fc = JoinedLinear(block.mlp.c_fc, [c.n_inner, c.n_inner])
 
 
 def decay_cautiously(optimizers):

@@ -86,11 +86,11 @@ def test_runs_go_on_after_a_stop(settings, in_threads, monkeypatch, tmp_path):
 
     monkeypatch.setattr(learning, "train_arm", stopped)
     with pytest.raises(KeyboardInterrupt):
-        learning.measure_plan(plan, corpora, learning.Results(path), calibration_seconds=0)
+        learning.measure_plan(plan, corpora, learning.Results(path), rounds=1)
     with open(path, "a", encoding="utf-8") as file:
         file.write('{"corpus": "towns", "arm": "qw')  # a line that a kill has torn
     monkeypatch.setattr(learning, "train_arm", lambda name, *more: trained.append(name) or train_arm(name, *more))
-    learning.measure_plan(plan, corpora, learning.Results(path), calibration_seconds=0)
+    learning.measure_plan(plan, corpora, learning.Results(path), rounds=1)
     assert trained == ["gpt2", "qwen3"]
 
     # The file has the calibration and both runs; each run has its figures, and the table has its line.
