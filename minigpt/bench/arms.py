@@ -106,6 +106,12 @@ class Arm:
     change: object = None
     cautious: bool = False
 
+    @property
+    def work(self):
+        """What a step's time depends on: arms with equal `work` take equal time."""
+        change = None if self.change in (start_at_zero, start_at_random) else self.change
+        return self.settings, change, self.cautious
+
 
 SPLIT = "qwen3, Muon on q, k, v, gate, up"
 GPT2 = Arm({"architecture": "gpt2"})

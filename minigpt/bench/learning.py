@@ -36,18 +36,21 @@ VALIDATIONS = 10  # in a run, evenly spaced
 # setting input_dir, config/demo.py on the embedded corpus.
 PLAN = [
     ("laptop", 450, (1,), ("gpt2", "qwen3")),
+    ("laptop", 100, (1,), ("gpt2", "qwen3", "qwen3, rates x 1.5", "qwen3, linear to zero", "qwen3, ReLU²")),
+    ("demo", 60, (1,), ("gpt2", "qwen3")),
+    ("laptop", 100, (1,), tuple(ARMS)),
 ]
 QUICK_PLAN = [("demo", 60, (1,), ("gpt2", "qwen3"))]
 
 
-def calibrate(names, settings, rounds):
+def calibrate(names, settings, rounds, precision=None):
     """Time the steps of arms on equal batches, interleaved, in `rounds` rounds after one to warm up.
 
-    Returns {"precision": as training chooses it for the first arm, "batch_seconds": {arm: its best CPU time of each
-    batch, in seconds of one thread}}.
+    precision: of all arms, as `Precision.to_dict` gives it; None: as training chooses it for the first arm.
+    Returns {"precision", "batch_seconds": {arm: its best CPU time of each batch, in seconds of one thread}}.
     """
+    precision = precision or build_arm(names[0], settings).precision.to_dict(torch.device("cpu"))
     torch.set_num_threads(1)
-    precision = build_arm(names[0], settings).precision.to_dict(torch.device("cpu"))
     runs = {name: build_arm(name, settings, precision=precision) for name in names}
     best = {name: [float("inf")] * TIMED_BATCHES for name in names}
     for turn in range(rounds + 1):
@@ -122,8 +125,13 @@ class Results:
         return [line for line in self.lines if line["corpus"] == corpus and "batch_seconds" in line]
 
     def step_seconds(self, corpus, arm):
-        """Mean over the timed batches of an arm's best times, in seconds; None where it was not timed."""
-        timed = [line["batch_seconds"][arm] for line in self.calibrations(corpus) if arm in line["batch_seconds"]]
+        """Mean over the timed batches of the best times of an arm and of all with its work; None if not timed."""
+        timed = [
+            seconds
+            for line in self.calibrations(corpus)
+            for name, seconds in line["batch_seconds"].items()
+            if ARMS[name].work == ARMS[arm].work
+        ]
         return statistics.mean(map(min, zip(*timed, strict=True))) if timed else None
 
     def runs(self, corpus, seconds, arm):
@@ -133,29 +141,38 @@ class Results:
         return {line["seed"]: line for line in runs}
 
 
+def planned_runs(plan):
+    """The runs of a plan, each once, in its order, as (settings file, CPU seconds, seed, arm)."""
+    rows = ((file, seconds, seed, name) for file, seconds, seeds, names in plan for seed in seeds for name in names)
+    return list(dict.fromkeys(rows))
+
+
 def measure_plan(plan, settings, results, rounds=TIMING_ROUNDS):
     """Make the runs of a plan that `results` does not have. settings: {settings file: (corpus, `TrainSettings`)}."""
     # Time the steps of all arms of a corpus together.
     for file, (corpus, train_settings) in settings.items():
-        names = list(dict.fromkeys(name for f, _, _, arms in plan if f == file for name in arms))
-        if not all(results.step_seconds(corpus, name) for name in names):
+        names = list(dict.fromkeys(name for of, _, _, name in planned_runs(plan) if of == file))
+        names = [name for name in names if not results.step_seconds(corpus, name)]
+        if names:
             print(f"timing the steps of {len(names)} arms, {corpus} …", flush=True)
-            results.add(corpus=corpus, **call_in_process(calibrate, names, train_settings, rounds))
+            precision = next((line["precision"] for line in results.calibrations(corpus)), None)
+            results.add(corpus=corpus, **call_in_process(calibrate, names, train_settings, rounds, precision))
 
     # Train.
-    pool = ProcessPoolExecutor(count_cores(), get_context("spawn"), torch.set_num_threads, (1,))
-    with pool:
+    with ProcessPoolExecutor(count_cores(), get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         waiting = {}
-        for file, seconds, seeds, names in plan:
+        for file, seconds, seed, name in planned_runs(plan):
             corpus, train_settings = settings[file]
-            for seed, name in ((seed, name) for seed in seeds for name in names):
-                if seed not in results.runs(corpus, seconds, name):
-                    step_seconds = results.step_seconds(corpus, name)
-                    steps = max(1, round(seconds / step_seconds))
-                    precision = results.calibrations(corpus)[0]["precision"]
-                    about = {"corpus": corpus, "arm": name, "seed": seed, "seconds": seconds, "steps": steps}
-                    run = pool.submit(train_arm, name, train_settings, seed, steps, precision)
-                    waiting[run] = {**about, "seconds_a_step": round(step_seconds, 5)}
+            if seed in results.runs(corpus, seconds, name):
+                continue
+            step_seconds = results.step_seconds(corpus, name)
+            steps = max(1, round(seconds / step_seconds))
+            precision = results.calibrations(corpus)[0]["precision"]  # that of all runs
+            run = pool.submit(train_arm, name, train_settings, seed, steps, precision)
+            waiting[run] = {
+                "corpus": corpus, "arm": name, "seed": seed, "seconds": seconds, "steps": steps,
+                "seconds_a_step": round(step_seconds, 5),
+            }  # fmt: skip
         for run in as_completed(waiting):
             results.add(**waiting[run], **run.result())
             print(f"  {json.dumps(results.lines[-1], ensure_ascii=False)}", flush=True)

@@ -113,6 +113,16 @@ def test_step_seconds_are_the_best_of_each_batch(tmp_path):
     assert results.step_seconds("b", "gpt2") is None
 
 
+def test_arms_of_the_same_work_share_their_step_time(tmp_path):
+    results = learning.Results(tmp_path / "results.jsonl")
+    results.add(corpus="a", batch_seconds={"qwen3": [3.0, 1.0], "qwen3, rates x 1.5": [2.0, 2.0], "gpt2": [0.5, 0.5]})
+    assert {name for name in arms.ARMS if results.step_seconds("a", name) == 1.5} == {
+        "qwen3", "qwen3, random start", "qwen3, linear to zero", "qwen3, warm-up, stable, decay",
+        "qwen3, rates x 0.7", "qwen3, rates x 1.5",
+    }  # fmt: skip
+    assert results.step_seconds("a", "gpt2, zero start") == 0.5
+
+
 @pytest.mark.parametrize(
     ("curve", "share"),
     [([[50, 3.0], [100, 2.0]], 0.75), ([[50, 2.5], [100, 2.0]], 0.5), ([[50, 4.0], [100, 2.6]], None)],
