@@ -1,5 +1,6 @@
 """Optimizers, their parameter groups, and the learning-rate schedule."""
 
+import itertools
 import math
 
 import torch
@@ -9,6 +10,7 @@ MUON_MOMENTUM = 0.95
 # Coefficients of the quintic iteration that moves singular values towards 1, and its steps (Jordan et al. 2024).
 QUINTIC = (3.4445, -4.7750, 2.0315)
 QUINTIC_STEPS = 5
+MAX_STACKED_NUMBERS = 2**26  # in the matrices that are orthogonalized together, which limits the memory that it takes
 MIN_GRAM_ASPECT = 2  # columns / rows from which iterating on the Gram matrix takes fewer FLOPs
 
 
@@ -73,7 +75,7 @@ class Muon(torch.optim.Muon):
                     key = id(p) if isinstance(p, DTensor) else tuple(sorted(p.shape))
                     by_shape.setdefault(key, []).append(p)
 
-            for params in by_shape.values():
+            for params in itertools.chain.from_iterable(map(split_for_stacking, by_shape.values())):
                 updates = [self._nesterov(p, group["momentum"]) for p in params]
                 updates = [u.full_tensor() if isinstance(u, DTensor) else u for u in updates]
                 wide = torch.stack([u.mT if u.shape[0] > u.shape[1] else u for u in updates])
@@ -94,6 +96,12 @@ class Muon(torch.optim.Muon):
             state["momentum_buffer"] = torch.zeros_like(p.grad)
         buffer = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
         return p.grad.lerp(buffer, momentum)
+
+
+def split_for_stacking(params):
+    """Lists of a few matrices of one shape each, so that a stack of them has at most MAX_STACKED_NUMBERS."""
+    size = max(1, MAX_STACKED_NUMBERS // params[0].numel())
+    return [params[first : first + size] for first in range(0, len(params), size)]
 
 
 def make_optimizers(model, settings, fused=False, muon_dtype=torch.bfloat16):
