@@ -76,7 +76,7 @@ def train_step(run):
     """
     p = run.progress
 
-    # Learning rate: linear warm-up, then cosine decay.
+    # Learning rate: linear warm-up, then linear decay.
     scale = lr_scale(p.step, p.max_iters, run.settings)
     set_learning_rate(run.optimizers, scale)
     run.lr = scale * run.settings.learning_rate

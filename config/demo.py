@@ -12,11 +12,12 @@ block_size = 192
 val_share = 0.02
 
 # Two blocks: at equal tokens they learn these facts sooner than four do, for three fifths of the operations.
+architecture = "qwen3"
 n_layer = 2
 n_head = 3
 n_embd = 192
 
-max_epochs = 3.75
+max_epochs = 3
 # A machine that would take longer makes fewer passes.
 max_seconds = 780
 # Small batches: at equal tokens, more steps learn more of the facts.

@@ -340,7 +340,7 @@ class TrainSettings(DeviceChoice, Seed, Stage):
     learning_rate: float = setting(4e-3, "AdamW's peak learning rate; with adamw alone take a quarter or less", low=0)
     muon_learning_rate: float = setting(0.02, "Muon's peak learning rate, for the matrices", low=0)
     min_lr_ratio: float = setting(0.1, "learning rate at the end, as a share of the peak", low=0)
-    decay_lr: bool = setting(True, "cosine decay after warm-up; False keeps the peak")
+    decay_lr: bool = setting(True, "linear decay after warm-up; False keeps the peak")
     warmup_iters: int = setting(200, "steps of linear warm-up", low=0)
     weight_decay: float = setting(0.1, "decoupled weight decay of the matrices", low=0)
     beta1: float = setting(0.9, "AdamW's first moment decay", low=0)
