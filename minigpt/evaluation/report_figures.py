@@ -55,6 +55,12 @@ def changed_settings(content):
     }
 
 
+def bytes_of_files(path):
+    """Size of a file, or of all files in a folder, in bytes."""
+    path = Path(path)
+    return sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
+
+
 def describe_checkpoint(content, path):
     """{property: value} of a checkpoint: size, shape, tokenizer, training progress, training data.
 
@@ -66,7 +72,7 @@ def describe_checkpoint(content, path):
         "checkpoint": public_path(path), "stage": content["stage"], "step": progress["step"],
         "planned_steps": progress.get("max_iters"), "epochs": None, "tokens": progress.get("tokens"),
         "seconds": progress.get("seconds"), "parameters": model.num_params(),
-        "table": content["tokenizer"]["name"], "megabytes": round(Path(path).stat().st_size / 1e6, 1),
+        "table": content["tokenizer"]["name"], "megabytes": round(bytes_of_files(path) / 1e6, 1),
         "data_dir": public_path(folder), "init_from": base if base in ("scratch", "resume") else public_path(base),
         "seed": given.get("seed"), **{key: getattr(model.config, key) for key in MODEL_SHAPE},
     }  # fmt: skip
