@@ -14,9 +14,10 @@ tokenizer = "out/laptop.tiktoken"
 data_dir = "data/processed_laptop"
 out_dir = "out/laptop"
 
-# 4 x 256: 4.2 million parameters. A row holds an article of about 300 characters; longer ones become several rows.
+# 4 x 256: 4.3 million parameters. A row holds an article of about 300 characters; longer ones become several rows.
 block_size = 256
 overflow = "split"
+architecture = "qwen3"
 n_layer = 4
 n_head = 4
 n_embd = 256

@@ -25,7 +25,7 @@ optimizer = "muon"
 muon_learning_rate = 0.02
 learning_rate = 2e-3  # of the embeddings, which AdamW keeps; with optimizer = "adamw" take 6e-4
 warmup_iters = 200
-min_lr_ratio = 0.1
+min_lr_ratio = 0.0
 weight_decay = 0.1
 beta2 = 0.95
 grad_clip = 1.0
