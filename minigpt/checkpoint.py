@@ -75,6 +75,11 @@ def load_checkpoint(path, mmap=False):
     if is_model_folder(path):
         return read_model_folder(path, with_weights=not mmap)
     try:
+        if Path(path).is_dir():
+            raise InvalidCheckpointError(
+                f"{path} is a folder without config.json, no model of Hugging Face's; of a run, name a checkpoint: "
+                f"{Path(path) / BEST}"
+            )
         if not Path(path).is_file():
             raise InvalidCheckpointError(f"checkpoint {path} is not there; train one first, or name another")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)

@@ -150,6 +150,11 @@ def test_a_missing_checkpoint_is_a_user_error(tmp_path):
             load_checkpoint(path)
 
 
+def test_the_folder_of_a_run_is_a_user_error_that_names_its_checkpoint(tmp_path):
+    with pytest.raises(UserError, match=r"name a checkpoint: .*ckpt\.pt"):
+        load_checkpoint(tmp_path)
+
+
 def fails_half_written(error):
     def torch_save(content, file):
         file.write(b"half of a checkpoint")
