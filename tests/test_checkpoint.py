@@ -145,9 +145,8 @@ def test_a_checkpoint_that_contains_code_is_refused_and_the_code_not_run(tmp_pat
 
 
 def test_a_missing_checkpoint_is_a_user_error(tmp_path):
-    for path in (tmp_path / "ckpt.pt", tmp_path):
-        with pytest.raises(UserError, match=f"{path.name} is not there"):
-            load_checkpoint(path)
+    with pytest.raises(UserError, match="ckpt.pt is not there"):
+        load_checkpoint(tmp_path / "ckpt.pt")
 
 
 def test_the_folder_of_a_run_is_a_user_error_that_names_its_checkpoint(tmp_path):
