@@ -145,7 +145,7 @@ def test_a_checkpoint_that_contains_code_is_refused_and_the_code_not_run(tmp_pat
 
 
 def test_a_missing_checkpoint_is_a_user_error(tmp_path):
-    with pytest.raises(UserError, match="ckpt.pt is not there"):
+    with pytest.raises(UserError, match=r"ckpt\.pt is not there"):
         load_checkpoint(tmp_path / "ckpt.pt")
 
 
