@@ -216,7 +216,7 @@ def learning_table(plan, settings, results):
                 f"{statistics.mean(ratios):.1%}" if ratios else None,
                 f"{statistics.mean(times):.2f}" if times and None not in times else None,
             ])  # fmt: skip
-        rows.sort(key=lambda row: row[5])
+        rows.sort(key=lambda row: float(row[5].split()[0]))  # the least bits first
         parts.append(f"{corpus}, {seconds} CPU seconds:\n\n{markdown_table(columns, rows)}")
     return "\n\n".join(parts)
 
