@@ -95,8 +95,8 @@ class Arm:
     """How training differs from the settings file of its corpus.
 
     settings: names of `TrainSettings` and values; adamw, muon: factors on the peak learning rates; decay_share: share
-    of the steps, the last ones, in which the learning rate falls to zero in a line (0: the settings' cosine);
-    change(model): changes the new model; cautious: `decay_cautiously`.
+    of the steps, the last ones, in which the learning rate falls to zero in a line (0: a cosine over all of them, as
+    training had when the arms were measured); change(model): changes the new model; cautious: `decay_cautiously`.
     """
 
     settings: dict = field(default_factory=dict)
@@ -155,10 +155,9 @@ def build_arm(name, settings, seed=1, max_iters=10**6, precision=None):
         "learning_rate": settings.learning_rate * arm.adamw,
         "muon_learning_rate": settings.muon_learning_rate * arm.muon,
     }
-    more = {"decay_lr": False} if arm.decay_share else {}
-    if precision:
-        more["dtype"] = precision["dtype"]
-    settings = replace(settings, **rates, **more, **arm.settings, seed=seed, max_iters=max_iters)
+    more = {"dtype": precision["dtype"]} if precision else {}
+    # The schedule is that of learning.py.
+    settings = replace(settings, **rates, **more, **arm.settings, decay_lr=False, seed=seed, max_iters=max_iters)
     run = TrainingRun(settings, say=lambda text: None)
     if precision:
         run.model.use_plain_attention(precision["plain_attention"])

@@ -9,6 +9,7 @@ Every run adds a line to out/bench_learn/results.jsonl when it ends. Started aga
 """
 
 import json
+import math
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -74,10 +75,10 @@ def train_arm(name, settings, seed, steps, precision):
     peaks = [(group, group["peak_lr"]) for optimizer in run.optimizers for group in optimizer.param_groups]
     checks, curve = {round(steps * (i + 1) / VALIDATIONS) for i in range(VALIDATIONS)}, []
     for step in range(steps):
-        if share:
-            left = 1 - max(0, step - warmup) / max(1, steps - warmup)
-            for group, peak in peaks:
-                group["peak_lr"] = peak * min(1.0, left / share)
+        left = 1 - max(0, step - warmup) / max(1, steps - warmup)
+        scale = min(1.0, left / share) if share else 0.5 - 0.5 * math.cos(math.pi * left)
+        for group, peak in peaks:
+            group["peak_lr"] = peak * scale
         train_step(run)
         if step + 1 in checks:
             data = run.data
