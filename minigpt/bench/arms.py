@@ -123,7 +123,6 @@ def with_settings(arm, **settings):
     return replace(arm, settings={**arm.settings, **settings})
 
 
-WIDE = {"n_layer": 2, "n_head": 6, "n_embd": 384}
 ARMS = {
     "gpt2": GPT2,
     "gpt2, zero start": replace(GPT2, change=start_at_zero),
@@ -139,12 +138,8 @@ ARMS = {
     "qwen3, rates x 1.5": replace(QWEN3, adamw=1.5, muon=1.5),
     "qwen3, half the heads of keys": with_settings(QWEN3, n_kv_head=2),
     "qwen3, 8 x 192": with_settings(QWEN3, n_layer=8, n_head=3, n_embd=192),
-    "qwen3, 2 x 384": with_settings(QWEN3, **WIDE),
+    "qwen3, 2 x 384": with_settings(QWEN3, n_layer=2, n_head=6, n_embd=384),
     SPLIT: replace(QWEN3, change=split_matrices),
-    "qwen3, 2 x 384, linear to zero": with_settings(replace(QWEN3, decay_share=1.0), **WIDE),
-    "qwen3, 2 x 384, linear to zero, Muon on q, k, v, gate, up": with_settings(
-        replace(QWEN3, decay_share=1.0, change=split_matrices), **WIDE
-    ),
 }
 
 
