@@ -119,7 +119,8 @@ def test_completions_give_the_same_log_probabilities_whole_and_in_a_stream(clien
         assert all(len(top) in (2, 3) for top in found["top_logprobs"][1 if echo else 0 :])
         with scripted(generators["pretrain"], ids):
             pieces = streamed(client, "/v1/completions", **fields, echo=echo)
-        assert "".join(piece["text"] for piece in pieces) == whole["text"] and len(pieces) > 3
+        # How many pieces there are depends on how soon the reader takes them: at least the text, and the end.
+        assert "".join(piece["text"] for piece in pieces) == whole["text"] and len(pieces) > 1
         parts = [piece["logprobs"] for piece in pieces if piece["logprobs"]]
         assert {key: [*chain.from_iterable(part[key] for part in parts)] for key in found} == found
         if echo:
