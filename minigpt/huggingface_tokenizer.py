@@ -56,14 +56,11 @@ def compile_template(text):
     return environment.from_string(text)
 
 
-def byte_of_character():
-    """{code point: code point of a byte} for `str.translate`: how byte-level BPE writes bytes as characters.
-
-    Printable bytes are themselves, the others are the characters from 256 on (Radford et al. 2019).
-    """
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {**{byte: byte for byte in printable}, **{256 + i: byte for i, byte in enumerate(others)}}
+def map_bytes_to_symbols():
+    """{byte: symbol} of the printable characters by which byte-level BPE writes bytes (GPT-2's encoder.py)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in plain]
+    return {**{b: chr(b) for b in plain}, **{b: chr(256 + i) for i, b in enumerate(others)}}
 
 
 def id_type(tokenizer):
@@ -195,7 +192,8 @@ class HuggingFaceTokenizer:
     @cached_property
     def _bytes(self):
         """[bytes of each id], b"" for special tokens and ids that the vocabulary does not have."""
-        found, table = [b""] * self.n_vocab, byte_of_character()
+        found = [b""] * self.n_vocab
+        table = {ord(symbol): byte for byte, symbol in map_bytes_to_symbols().items()}
         for token, token_id in self._tokenizer.get_vocab(with_added_tokens=True).items():
             if token_id in self._added:
                 found[token_id] = b"" if self._added[token_id].special else token.encode()

@@ -203,13 +203,6 @@ def drop_tokens_through(part, ranks):
     }
 
 
-def map_bytes_to_symbols():
-    """{byte: symbol} of the printable characters by which byte-level BPE writes bytes (GPT-2's encoder.py)."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in plain]
-    return {**{b: chr(b) for b in plain}, **{b: chr(256 + i) for i, b in enumerate(others)}}
-
-
 def parse_vocabulary(vocabulary, name):
     """({bytes: id}, {special name: id}, pattern or None) of a `.tiktoken` file's bytes. Raises UserError.
 

@@ -122,6 +122,13 @@ def write_chat_template(mark, ends_last_answer):
     )
 
 
+def forbidden_ids(tokenizer, stage):
+    """Set of the ids that no answer of a model of a stage has: PAD, and our own answer mark where it is fine-tuned."""
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        return {tokenizer.pad_id} - set(tokenizer.stop_ids)
+    return {tokenizer.pad_id, tokenizer.answer_id} if stage == "sft" else {tokenizer.pad_id}
+
+
 def chat_ids(tokenizer, messages, stage="sft"):
     """Token ids of a prompt that is a list of chat messages {"role", "content"}, for a model of a stage.
 

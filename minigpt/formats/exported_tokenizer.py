@@ -6,6 +6,7 @@ from typing import NamedTuple
 from gguf import TokenType
 
 from minigpt.common.errors import UserError
+from minigpt.corpus.chat import forbidden_ids
 from minigpt.formats.vocabulary import (
     CHAT_TEMPLATE,
     LLAMA_CPP_NAMES,
@@ -59,7 +60,7 @@ def describe_for_export(tokenizer, stage):
             bool(tokenizer.prefix_ids),
             [eos_id, *(token_id for token_id in tokenizer.stop_ids if token_id != eos_id)],
             tokenizer.pad_id,
-            {tokenizer.pad_id} - set(tokenizer.stop_ids),
+            forbidden_ids(tokenizer, stage),
             tokenizer.chat_template,
             False,
             tokenizer.n_vocab,
@@ -73,7 +74,7 @@ def describe_for_export(tokenizer, stage):
         False,
         [tokenizer.eot_id],
         tokenizer.pad_id,
-        {tokenizer.pad_id, *([tokenizer.answer_id] if is_chat else [])},
+        forbidden_ids(tokenizer, stage),
         CHAT_TEMPLATE if is_chat else None,
         True,
         tokenizer.n_vocab,

@@ -7,7 +7,8 @@ first. tiktoken has no such list. It merges the pair whose union has the lowest 
 from gguf import TokenType
 
 from minigpt.corpus.chat import write_chat_template
-from minigpt.tokenizer import GPT2_PATTERN, QWEN2_PATTERN, map_bytes_to_symbols
+from minigpt.huggingface_tokenizer import map_bytes_to_symbols
+from minigpt.tokenizer import GPT2_PATTERN, QWEN2_PATTERN
 
 MARK_NAME = "<|answer|>"  # the answer mark's spelling in exported files, where a `##` of a text is two `#`
 CHAT_TEMPLATE = write_chat_template(MARK_NAME, ends_last_answer=True)

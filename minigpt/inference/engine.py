@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from minigpt.checkpoint import open_model
 from minigpt.common.errors import UserError, first_line
 from minigpt.common.streams import TextStream
-from minigpt.corpus.chat import chat_ids
+from minigpt.corpus.chat import chat_ids, forbidden_ids
 from minigpt.device import pick_device
 from minigpt.huggingface_tokenizer import HuggingFaceTokenizer
 from minigpt.inference.logprobs import TokenLogprob, pick_logprobs, prompt_logprobs
@@ -271,12 +271,9 @@ class TextGenerator:
         self.model = model
         self.tokenizer = tokenizer
         self.stage = stage
-        stop_ids, forbidden = {tokenizer.eot_id}, {tokenizer.pad_id}
-        if isinstance(tokenizer, HuggingFaceTokenizer):
-            stop_ids = set(tokenizer.stop_ids)
-        elif stage == "sft":  # an answer contains no answer mark
-            forbidden.add(tokenizer.answer_id)
-        self.engine = Engine(model, stop_ids, tokenizer.n_vocab, forbidden - stop_ids, max_batch)
+        is_adopted = isinstance(tokenizer, HuggingFaceTokenizer)
+        stop_ids = set(tokenizer.stop_ids) if is_adopted else {tokenizer.eot_id}
+        self.engine = Engine(model, stop_ids, tokenizer.n_vocab, forbidden_ids(tokenizer, stage), max_batch)
         self._thread = None
         self._changed = threading.Condition()  # notified of new requests and of closing
         self._closing = False  # no more requests are taken
