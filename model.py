@@ -110,7 +110,7 @@ class VirtualTokens(NamedTuple):
         return self.keys[0].shape[1]
 
     def before(self, layer, k, v):
-        """(keys, values), each (B, n_kv_head, n + T, D): the virtual ones of a layer before k, v (B, n_kv_head, T, D)."""
+        """(keys, values), each (B, n_kv_head, n + T, D): a layer's virtual ones before k, v (B, n_kv_head, T, D)."""
         own = (t[layer].to(k.dtype).expand(len(k), -1, -1, -1) for t in self)
         return tuple(torch.cat(pair, dim=2) for pair in zip(own, (k, v), strict=True))
 
@@ -125,7 +125,7 @@ class RowsPass:
     def __init__(self, idx, virtual=None, causal=True, dropout=0.0):
         self.virtual, self.dropout = virtual, dropout
         self.n = virtual.n if virtual else 0
-        rows, queries = idx.shape
+        queries = idx.shape[1]
         if causal:
             ones = torch.ones(queries, self.n + queries, dtype=torch.bool, device=idx.device)
             self.mask = ones.tril(self.n)

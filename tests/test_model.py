@@ -140,7 +140,6 @@ def test_dropout_acts_in_training_only(architecture):
     assert not torch.allclose(model(ids), model(ids))
 
 
-
 def test_a_token_attends_in_both_directions_but_not_to_padding(architecture):
     model = tiny_model(architecture=architecture)
     model.config.causal = False
