@@ -16,6 +16,7 @@ Shapes: B rows, T positions, C = n_embd, D = head_dim, V = vocab_size.
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -52,10 +53,13 @@ class GPTConfig:
     norm_eps: float = 0.0  # 0: 1e-5 in gpt2, 1e-6 in the others
     rope_theta: float = 10_000.0  # base of the rotary frequencies
     rope_scaling: dict | None = None  # of Llama 3.1: factor, low_freq_factor, high_freq_factor, original_positions
+    causal: bool = True  # False: each token attends to those after it too, as in BERT (Devlin et al. 2019)
+    n_labels: int = 0  # labels that the output layer tells apart, as a task's head; 0: it gives the next token
 
     def __post_init__(self):
         if self.architecture not in ARCHITECTURES:
             raise ValueError(f"architecture {self.architecture!r} is none of {', '.join(ARCHITECTURES)}")
+        self.tied = self.tied and not self.n_labels
         if not self.head_dim and self.n_embd % self.n_head:
             raise ValueError(f"n_embd ({self.n_embd}) is not a multiple of n_head ({self.n_head})")
         self.n_kv_head = self.n_kv_head or self.n_head
@@ -91,24 +95,79 @@ class KVCache:
             tensor[target, :, :length] = tensor[source, :, :length]
 
 
+class VirtualTokens(NamedTuple):
+    """Keys and values of n virtual tokens, to which all rows attend: those of prompt and prefix tuning.
+
+    keys, values: one tensor per layer, (n_kv_head, n, D). They have the positions 0 to n - 1; real tokens follow.
+    """
+
+    keys: list
+    values: list
+
+    @property
+    def n(self):
+        """Number of virtual tokens."""
+        return self.keys[0].shape[1]
+
+    def before(self, layer, k, v):
+        """(keys, values), each (B, n_kv_head, n + T, D): a layer's virtual ones before k, v (B, n_kv_head, T, D)."""
+        own = (t[layer].to(k.dtype).expand(len(k), -1, -1, -1) for t in self)
+        return tuple(torch.cat(pair, dim=2) for pair in zip(own, (k, v), strict=True))
+
+
+class RowsPass:
+    """Attention over rows that begin behind virtual tokens, or in which tokens attend in both directions.
+
+    idx (B, T): ids; with causal=False, those below 0 are padding, to which no token attends. virtual: `VirtualTokens`
+    or None. dropout: share of attention probabilities dropped.
+    """
+
+    def __init__(self, idx, virtual=None, causal=True, dropout=0.0):
+        self.virtual, self.dropout = virtual, dropout
+        self.n = virtual.n if virtual else 0
+        queries = idx.shape[1]
+        if causal:
+            ones = torch.ones(queries, self.n + queries, dtype=torch.bool, device=idx.device)
+            self.mask = ones.tril(self.n)
+        else:
+            self.mask = F.pad(idx >= 0, (self.n, 0), value=True)[:, None, None]
+
+    def positions(self, idx):
+        """Positions of idx (B, T), as (T,)."""
+        return torch.arange(self.n, self.n + idx.shape[1], device=idx.device)
+
+    def attend(self, layer, q, k, v):
+        """Attention of q (B, n_head, T, D) over the virtual tokens and k, v (B, n_kv_head, T, D)."""
+        if self.virtual:
+            k, v = self.virtual.before(layer, k, v)
+        return attention(q, k, v, attn_mask=self.mask, dropout_p=self.dropout)
+
+
 class PromptPass:
     """Attention over whole prompts (prefill): causal, and it collects the keys and values for a cache.
 
     lengths (B,): length of each prompt. Rows are padded on the right, so causality hides the padding.
-    keys, values: after the pass, one tensor per layer, (B, n_kv_head, T, D).
+    virtual: `VirtualTokens` before the prompts, or None.
+    keys, values: after the pass, one tensor per layer, (B, n_kv_head, T, D), of the prompts alone.
     """
 
-    def __init__(self, lengths):
+    def __init__(self, lengths, virtual=None):
         self.keys, self.values, self.lengths = [], [], lengths
+        self.virtual, self.rows_pass = virtual, None
 
     def positions(self, idx):
         """Positions of idx (B, T), as (T,)."""
-        return torch.arange(idx.shape[1], device=idx.device)
+        if self.virtual is None:
+            return torch.arange(idx.shape[1], device=idx.device)
+        self.rows_pass = RowsPass(idx, self.virtual)
+        return self.rows_pass.positions(idx)
 
     def attend(self, layer, q, k, v):
         """Causal attention of q (B, n_head, T, D) over k, v (B, n_kv_head, T, D); returns the shape of q."""
         self.keys.append(k)
         self.values.append(v)
+        if self.rows_pass is not None:
+            return self.rows_pass.attend(layer, q, k, v)
         return attention(q, k, v, is_causal=True)
 
     def last_states(self, x):
@@ -355,7 +414,8 @@ class OutputLoss(torch.autograd.Function):
         dtype = compute_dtype(states)
         with torch.autocast(states.device.type, enabled=False):
             x, w = states.to(dtype), weight.to(dtype)
-            grad_x, grad_w = torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32)
+            grad_x = torch.empty_like(x)
+            grad_w = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
             logits = x.new_empty(min(MAX_LOGIT_ROWS, len(x)), len(w))
             losses = x.new_zeros(len(x), dtype=torch.float32)
             for first in range(0, len(x), MAX_LOGIT_ROWS):
@@ -364,6 +424,8 @@ class OutputLoss(torch.autograd.Function):
                 OutputLoss.to_gradient(rows, targets[part], losses[part])
                 rows[max(0, n - first) :] = 0
                 torch.mm(rows, w, out=grad_x[part])
+                if grad_w is None:  # the output layer is frozen
+                    continue
                 if dtype == torch.float32:
                     grad_w.addmm_(rows.T, x[part])
                 else:
@@ -389,7 +451,8 @@ class OutputLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         grad_x, grad_w = ctx.saved_tensors
-        return grad_x.to(ctx.types[0]).mul_(grad), grad_w.to(ctx.types[1]).mul_(grad), None, None
+        grad_w = None if grad_w is None else grad_w.to(ctx.types[1]).mul_(grad)
+        return grad_x.to(ctx.types[0]).mul_(grad), grad_w, None, None
 
 
 class GPT(nn.Module):
@@ -400,11 +463,12 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(config.block_size, config.n_embd) if config.is_gpt2 else None
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = make_norm(config, config.n_embd)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.n_embd, config.n_labels or config.vocab_size, bias=False)
         if config.tied:
             self.wte.weight = self.lm_head.weight
         # Training calls trunk, which may be compiled. Generation calls hidden, since its shapes change at each token.
         self.trunk = self.hidden
+        self.virtual = None  # a module of minigpt/adapters/prompts.py, which gives the `VirtualTokens` before each row
         self.apply(self._init_weights)
         for name, p in self.named_parameters():
             if name.endswith("c_proj.weight") and config.is_gpt2:  # the deeper, the smaller the residual updates
@@ -448,12 +512,23 @@ class GPT(nn.Module):
 
     def hidden(self, idx, kv_pass=None):
         """States (B, T, C) before the output layer, from ids idx (B, T). kv_pass: a `PromptPass` or `StepPass` in
-        generation with a KV cache; None in training, where each row of idx starts at position 0."""
-        if idx.shape[1] > self.config.block_size:
-            raise ValueError(f"{idx.shape[1]} positions do not fit block_size {self.config.block_size}")
+        generation with a KV cache; None in training, where each row of idx starts at position 0, or behind the virtual
+        tokens."""
+        config = self.config
+        if kv_pass is None and (self.virtual is not None or not config.causal):
+            virtual = None if self.virtual is None else self.virtual(self)
+            kv_pass = RowsPass(idx, virtual, config.causal, config.dropout if self.training else 0.0)
+            idx = idx.clamp(min=0)
         at = torch.arange(idx.shape[1], device=idx.device) if kv_pass is None else kv_pass.positions(idx)
-        x = self.wte(idx) if self.wpe is None else self.wte(idx) + self.wpe(at)
-        x, angles = F.dropout(x, self.config.dropout, self.training), self.angles(at)
+        return self.states(self.wte(idx), at, kv_pass)
+
+    def states(self, x, at, kv_pass=None):
+        """States (B, T, C) before the output layer, from embeddings x (B, T, C) of tokens at positions `at`: (T,), or
+        (B, T). kv_pass: as in `hidden`; None: causal attention."""
+        if x.shape[1] > self.config.block_size:
+            raise ValueError(f"{x.shape[1]} positions do not fit block_size {self.config.block_size}")
+        x, angles = x if self.wpe is None else x + self.wpe(at), self.angles(at)
+        x = F.dropout(x, self.config.dropout, self.training)
         for layer, block in enumerate(self.h):
             x = block(x, angles, kv_pass, layer)
         return self.ln_f(x)

@@ -138,3 +138,41 @@ def test_dropout_acts_in_training_only(architecture):
     assert torch.equal(model(ids), tiny_model(dropout=0.0, architecture=architecture)(ids))
     model.train()
     assert not torch.allclose(model(ids), model(ids))
+
+
+def test_a_token_attends_in_both_directions_but_not_to_padding(architecture):
+    model = tiny_model(architecture=architecture)
+    model.config.causal = False
+    row, other = random_ids(1, 7), random_ids(1, 12, seed=2)
+    alone = model(row)
+
+    # Beside a longer row it has the same logits: the padding behind it has no effect.
+    padded = torch.cat([torch.nn.functional.pad(row, (0, 5), value=-1), other])
+    torch.testing.assert_close(model(padded)[:1, :7], alone, rtol=1e-4, atol=1e-4)
+
+    # Its first logits depend on its last token.
+    changed = row.clone()
+    changed[0, -1] = (row[0, -1] + 1) % 256
+    assert (model(changed)[0, 0] - alone[0, 0]).abs().max() > 1e-3
+
+
+def test_a_frozen_output_layer_gets_no_gradient_and_changes_no_other():
+    model = tiny_model(architecture="qwen3")
+    x, y, mask = random_ids(2, 9), random_ids(2, 9, seed=2), torch.ones(2, 9, dtype=torch.bool)
+    model.loss_sum(x, y, mask).backward()
+    expected = model.h[0].mlp.c_fc.weight.grad.clone()
+    model.zero_grad()
+    model.lm_head.weight.requires_grad_(False)
+    model.loss_sum(x, y, mask).backward()
+    torch.testing.assert_close(model.h[0].mlp.c_fc.weight.grad, expected)
+    assert model.lm_head.weight.grad is None
+
+
+def test_a_head_of_labels_is_an_output_layer_of_its_own():
+    model = GPT(GPTConfig(32, VOCAB, n_layer=2, n_head=4, n_embd=32, n_labels=3)).eval()
+    assert not model.config.tied and model.lm_head.weight.shape == (3, 32)
+    x, y, mask = random_ids(4, 9), random_ids(4, 9, below=3), torch.zeros(4, 9, dtype=torch.bool)
+    mask[:, -1] = True
+    losses = torch.nn.functional.cross_entropy(model(x)[:, -1], y[:, -1], reduction="none")
+    torch.testing.assert_close(model.token_losses(x, y, mask), losses)
+    torch.testing.assert_close(model.loss_sum(x, y, mask), losses.sum())
