@@ -185,6 +185,11 @@ def loss_mask(rows, special_ids, stage, train_on_eot=True):
     return (last_mark > last_eot)[:, :-1] & (y != special_ids["pad"])
 
 
+def input_width(tokens, block_size):
+    """T of a batch, by the tokens of its longest row without PAD, and the width block_size of the rows."""
+    return min(block_size - 1, -(-max(1, tokens - 1) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+
+
 def make_batch(rows, meta, train_on_eot=True):
     """(x, y, loss_mask), each (B, T), from rows (B, block_size); x, y: int64, loss_mask: bool.
 
@@ -193,8 +198,8 @@ def make_batch(rows, meta, train_on_eot=True):
     """
     rows = np.asarray(rows)
     used = np.flatnonzero((rows != meta["special_ids"]["pad"]).any(axis=0))
-    targets = max(1, used[-1] if used.size else 1)
-    rows = rows[:, : 1 + -(-targets // LENGTH_MULTIPLE) * LENGTH_MULTIPLE]
+    tokens = 1 + used[-1] if used.size else 0
+    rows = rows[:, : 1 + input_width(tokens, rows.shape[1])]
     mask = loss_mask(rows, meta["special_ids"], meta["stage"], train_on_eot)
     ids = torch.from_numpy(rows.astype(np.int64))
     pad = meta["special_ids"]["pad"]
@@ -345,6 +350,11 @@ class TrainingData:
         self.pinned = pinned
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._next = None  # (position, future) of the step that is being prepared
+
+    def longest_input(self):
+        """T of the batch that has the longest row, of training or validation."""
+        validation = row_lengths(self.val, self.meta["special_ids"]["pad"])
+        return input_width(int(max(self.lengths.max(), validation.max())), self.train.shape[1])
 
     def step(self, position):
         """`StepRows` of the step that begins at a position (epoch, batch)."""
