@@ -362,8 +362,16 @@ class TrainSettings(DeviceChoice, Seed, Stage):
     )
     train_on_eot: bool = setting(True, "pretraining: EOT is a target too, so the model learns to stop")
     # Optimizer
-    optimizer: str = setting("muon", "muon (matrices of the blocks; AdamW for the rest), or adamw", ["muon", "adamw"])
-    learning_rate: float = setting(4e-3, "AdamW's peak learning rate; with adamw alone take a quarter or less", low=0)
+    optimizer: str = setting(
+        "muon",
+        "muon (matrices of the blocks; AdamW for the rest) or adamw; in little memory: lomo (SGD within the backward "
+        "pass) or mezo (two forward passes)",
+        ["muon", "adamw", "lomo", "mezo"],
+    )
+    mezo_epsilon: float = setting(1e-3, "mezo: its two losses are at the weights ± this times N(0, 1)", low=1e-6)
+    learning_rate: float = setting(
+        4e-3, "peak learning rate of AdamW (with adamw alone take a quarter or less), lomo or mezo", low=0
+    )
     muon_learning_rate: float = setting(0.02, "Muon's peak learning rate, for the matrices", low=0)
     min_lr_ratio: float = setting(0.1, "learning rate at the end, as a share of the peak", low=0)
     decay_lr: bool = setting(True, "linear decay after warm-up; False keeps the peak")
@@ -371,7 +379,7 @@ class TrainSettings(DeviceChoice, Seed, Stage):
     weight_decay: float = setting(0.1, "decoupled weight decay of the matrices", low=0)
     beta1: float = setting(0.9, "AdamW's first moment decay", low=0)
     beta2: float = setting(0.95, "AdamW's second moment decay", low=0)
-    grad_clip: float = setting(1.0, "largest norm of the gradient; 0: no clipping", low=0)
+    grad_clip: float = setting(1.0, "largest norm of the gradient; 0: no clipping (lomo and mezo: never)", low=0)
     # Watching
     eval_interval: int = setting(500, "steps between validations (and saves)", low=1)
     eval_iters: int = setting(0, "validation batches of full rows each time; 0: the whole part", low=0)
