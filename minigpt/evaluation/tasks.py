@@ -1,9 +1,8 @@
 """Tasks under evaluation: labelled examples, predictors of their labels, and the figures of what they predict.
 
 A predictor is a function that takes a list of `LabelledExample` (of minigpt/corpus/tasks.py) and returns a list of
-`TaskPrediction`, one for each, in the same order. It may look at the texts only, not at `label` and `tags`. A model with
-a head, a language model that is shown examples, and the comparison of the labels' likelihoods are all measured through
-this interface:
+`TaskPrediction`, one for each, in the same order. It may look at the texts only, not at `label` and `tags`. Models with
+a head, language models that are shown examples, and comparisons of labels' likelihoods are measured through it alike:
 
     task = load_task(folder, "test", max_samples=0, seed=1337)   # kind, labels, examples, training (to take shots from)
     predictions = predict(task.examples)
