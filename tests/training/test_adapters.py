@@ -17,8 +17,8 @@ from minigpt.training.setup import TrainingRun
 from minigpt.training.validation import validate
 
 METHODS = {
-    "lora": {"rank": 2},
-    "lora with DoRA": {"rank": 2, "dora": True},
+    "lora": {"rank": 2, "alpha": 4.0},
+    "lora with DoRA": {"rank": 2, "alpha": 4.0, "dora": True},
     "lora by budget": {"rank": 3, "adalora_rank": 2},
     "adapter": {"bottleneck": 4},
     "prompt": {"virtual_tokens": 3},
@@ -31,12 +31,12 @@ METHODS = {
 def base(request, tmp_path):
     """(settings of a trained base's fine-tuning, its last.pt): a function of further settings."""
     folders = write_stages(tmp_path)
-    shape = {**TINY, "dropout": 0.0, "max_iters": 4, **ARCHITECTURE_FIELDS[request.param]}
+    shape = {**TINY, "dropout": 0.0, "max_iters": 12, "learning_rate": 3e-3, **ARCHITECTURE_FIELDS[request.param]}
     finish_run(**shape, data_dir=folders["pretrain"], out_dir=str(tmp_path / "base"))
 
     def tuning(**changes):
         given = {"data_dir": folders["sft"], "out_dir": str(tmp_path / "tuned"), "init_from": str(path)}
-        return {**TINY, "dropout": 0.0, "learning_rate": 3e-3, "block_size": 96, **given, **changes}
+        return {**TINY, "dropout": 0.0, "learning_rate": 2e-3, "max_iters": 24, "block_size": 96, **given, **changes}
 
     path = tmp_path / "base" / "last.pt"
     return tuning, path
