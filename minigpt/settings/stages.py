@@ -66,7 +66,9 @@ class Stage:
 @dataclass
 class ArticleFiles:
     input_dir: list[str] = setting(["data/wiki_sample"], "folders of articles, walked to any depth, or files")
-    text_field: str = setting("text", "the field that an article's text is in, such as content")
+    text_field: str = setting(
+        "text", "the field that a text is in, such as content; tasks: of a pair two (a,b), '' for the known names"
+    )
     plain_text: bool = setting(
         False, "read .txt files, too: documents between blank lines or <|endoftext|>, or one a line"
     )
@@ -92,7 +94,9 @@ class RowSettings:
     tokenizer: str = setting("gpt2", "gpt2, the path of a trained .tiktoken file, or a Hugging Face folder")
     block_size: int = setting(512, "longest row, in tokens", low=8)
     val_share: float = share(
-        0.05, "share of subjects in the validation part (of each document's rows, where there are fewer than 20)"
+        0.05,
+        "share of subjects in the validation part (of each document's rows, where there are fewer than 20; of a task's "
+        "texts, where there are no dev_files)",
     )
 
 
@@ -159,6 +163,7 @@ class CheckpointChoice:
         "checkpoints or Hugging Face folders (sample.py, export.py, bench.py: one); in evaluations also runs' folders "
         "(all their checkpoints) and APIs' addresses (model@http://…, or http://…); []: the newest under out_root",
     )
+    base: str = setting("", "checkpoint or folder that adapters were trained on; '': where it was then")
 
 
 @dataclass
@@ -243,13 +248,35 @@ class PrepareSftSettings(RowSettings, HeldoutSubjects, QuestionFiles, Stage):
     plain_text: bool = same_as(ArticleFiles, "plain_text")
     clean: list[str] = same_as(CleaningSteps, "clean")
     sft_data_dir: str = setting("data/processed_sft", "folder of the fine-tuning rows")
-    test_share: float = share(0.05, "share of subjects in the test part where no heldout file is given")
+    test_share: float = share(
+        0.05, "share of subjects (of a task's texts) in the test part where no heldout file (no test_files) is given"
+    )
     turns: str = setting(
         "each",
         "rows of a chat: each turn alone, the first alone, or joined (all turns in one row)",
         ["each", "first", "joined"],
     )
     system: str = setting("drop", "system messages: drop, or keep them at the head of their rows", ["drop", "keep"])
+
+
+@dataclass
+class PrepareTaskSettings(RowSettings, Stage):
+    SCRIPT = "data/prepare_task.py"
+    task_files: list[str] = setting(
+        ["data/task_sample/field_train.jsonl"],
+        "files of labelled texts (text, label), pairs (text_a, text_b, label) or tagged texts (text, tags)",
+    )
+    dev_files: list[str] = setting([], "files of the validation part; []: a share of task_files (by the texts' hash)")
+    test_files: list[str] = setting([], "files of the test part; []: a share of task_files (by the texts' hash)")
+    text_field: str = same_as(ArticleFiles, "text_field", "")
+    label_field: str = setting("", "the field of the label or the tags; '': the known names")
+    labels: list[str] = setting(
+        [], "all labels in their order; numbers in a file count from 0; []: those found, sorted"
+    )
+    encoding: str = same_as(ArticleFiles, "encoding")
+    task_data_dir: str = setting("data/processed_task", "folder of the task's rows")
+    val_share: float = same_as(RowSettings, "val_share", 0.1)
+    test_share: float = same_as(PrepareSftSettings, "test_share", 0.1)
 
 
 @dataclass
@@ -294,9 +321,49 @@ class CorrectionDataSettings(Seed, CleaningSteps, ArticleFiles, Stage):
 
 # Training.
 
+MATRICES = ["q", "k", "v", "o", "gate", "up", "down"]
+
 
 @dataclass
-class TrainSettings(DeviceChoice, Seed, Stage):
+class Adapting:
+    """What a fine-tuning trains. Checkpoints of adapters contain these settings."""
+
+    method: str = setting(
+        "full",
+        "what trains: full (everything), lora, adapter (bottlenecks), prompt, p-tuning or prefix (virtual tokens), or "
+        "head (a task's output layer alone)",
+        ["full", "lora", "adapter", "prompt", "p-tuning", "prefix", "head"],
+    )
+    rank: int = setting(8, "lora: rank of a matrix's update", low=1)
+    alpha: float = setting(16.0, "lora: the update is scaled by alpha / rank", low=0)
+    lora_dropout: float = share(0.0, "lora: share of the update's inputs dropped in training")
+    matrices: list[str] = setting(
+        MATRICES,
+        "lora: matrices that are updated: queries, keys, values and output of the attention; gate, up and down of the "
+        "MLP (gpt2: q, k and v are one matrix, and there is no gate)",
+        MATRICES,
+    )
+    lora_init: str = setting(
+        "gaussian", "lora: start of A: gaussian (standard deviation 1/√rank), or kaiming, as in peft",
+        ["gaussian", "kaiming"],
+    )  # fmt: skip
+    dora: bool = setting(False, "lora: train each row's length apart from its direction (DoRA)")
+    adalora_rank: int = setting(
+        0, "lora: mean rank that is left at the end, the most important parts of all matrices (AdaLoRA); 0: rank", low=0
+    )
+    bottleneck: int = setting(64, "adapter: width of the bottlenecks", low=1)
+    virtual_tokens: int = setting(20, "prompt, p-tuning, prefix: number of virtual tokens", low=1)
+    prompt_text: str = setting("", "prompt, prefix: text that the virtual tokens begin as; '': random tokens")
+    prefix_width: int = setting(
+        0,
+        "p-tuning, prefix: width of the encoder that makes the virtual tokens; 0: n_embd, in prefix no encoder",
+        low=0,
+    )
+    quantize: str = setting("none", "the base, which is frozen: none, or nf4 (4 bits: QLoRA)", ["none", "nf4"])
+
+
+@dataclass
+class TrainSettings(Adapting, DeviceChoice, Seed, Stage):
     SCRIPT = "train.py"
     # The run
     init_from: str = setting(
@@ -304,6 +371,13 @@ class TrainSettings(DeviceChoice, Seed, Stage):
     )
     data_dir: str = same_as(Measuring, "data_dir")
     out_dir: str = setting("out/pretrain", "the run's folder: checkpoints and log.jsonl")
+    objective: str = setting(
+        "causal",
+        "pretraining: causal (the next token, GPT's), or mlm (masked tokens, which attend in both directions: BERT's)",
+        ["causal", "mlm"],
+    )
+    mask_share: float = setting(0.15, "mlm: share of the tokens that are to be found", low=0.01, high=0.9)
+    both_ways: bool = setting(False, "tasks: attend in both directions, whatever the base has learned")
     # Model
     block_size: int = same_as(RowSettings, "block_size")
     vocab_size: int = setting(0, "rows of the embedding; 0: the tokenizer's ids, rounded up to a multiple of 64", low=0)
@@ -347,6 +421,9 @@ class TrainSettings(DeviceChoice, Seed, Stage):
         4e-3, "peak learning rate of AdamW (with adamw alone take a quarter or less), lomo or mezo", low=0
     )
     muon_learning_rate: float = setting(0.02, "Muon's peak learning rate, for the matrices", low=0)
+    head_learning_rate: float = setting(
+        1e-3, "AdamW's peak learning rate of a task's output layer, which is new", low=0
+    )
     min_lr_ratio: float = setting(0.1, "learning rate at the end, as a share of the peak", low=0)
     decay_lr: bool = setting(True, "linear decay after warm-up; False keeps the peak")
     warmup_iters: int = setting(200, "steps of linear warm-up", low=0)
@@ -460,6 +537,13 @@ class CorrectionSettings(PlotFile, Asking, Stage):
 
 
 @dataclass
+class TasksSettings(LocalModels, Measuring, Stage):
+    SCRIPT = "evaluations-tasks.py"
+    data_dir: str = same_as(Measuring, "data_dir", "data/processed_task")
+    max_samples: int = setting(0, "examples measured (drawn by seed); 0: all", low=0)
+
+
+@dataclass
 class DecodingSettings(PlotFile, Asking, Stage):
     SCRIPT = "evaluations-decoding.py"
     sweep: list[str] = setting(SWEPT, "what is varied, one at a time from the values given", SWEPT)
@@ -526,7 +610,8 @@ class ExperimentSettings(QuestionForm, CleaningSteps, ArticleFiles, Stage):
 
 
 STAGES = [
-    DownloadSettings, TokenizerSettings, PrepareSettings, PrepareSftSettings, GenerateSettings, CorrectionDataSettings,
-    TrainSettings, SampleSettings, ExportSettings, ServerSettings, ArenaSettings, PerplexitySettings, RougeSettings,
-    CorrectionSettings, DecodingSettings, ReportSettings, VisualizeSettings, BenchSettings, ExperimentSettings,
+    DownloadSettings, TokenizerSettings, PrepareSettings, PrepareSftSettings, PrepareTaskSettings, GenerateSettings,
+    CorrectionDataSettings, TrainSettings, SampleSettings, ExportSettings, ServerSettings, ArenaSettings,
+    PerplexitySettings, RougeSettings, CorrectionSettings, TasksSettings, DecodingSettings, ReportSettings,
+    VisualizeSettings, BenchSettings, ExperimentSettings,
 ]  # fmt: skip
