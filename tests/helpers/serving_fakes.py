@@ -97,7 +97,7 @@ class FakeGenerator:
     def __init__(self, stage="sft", max_batch=32, obeys=True):
         self.stage, self.max_batch, self.obeys, self.about = stage, max_batch, obeys, "a fake"
         self.tokenizer = FakeTokenizer()
-        self.model = SimpleNamespace(config=SimpleNamespace(block_size=512, n_embd=3))
+        self.model, self.block_size = SimpleNamespace(config=SimpleNamespace(n_embd=3)), 512
         self.rows, self.queue, self.seen = [], [], []
         threading.Thread(target=self._run, daemon=True).start()
 

@@ -51,7 +51,7 @@ class Scripted:
     """A fake model: in step t, row r gives the highest logit to script[r][t] and the next to `second`."""
 
     def __init__(self, script, second=65):
-        self.script, self.second, self.steps = script, second, -1
+        self.script, self.second, self.steps, self.virtual = script, second, -1, None
         self.config, self.wte = GPTConfig(32, VOCAB, 1, 1, 8), torch.nn.Embedding(1, 1)
         self.lm_head = torch.nn.Linear(1, 1)
 
@@ -69,7 +69,7 @@ class Scripted:
 def run(model, params=GREEDY, prompt=(1,), forbidden=(), **options):
     """Generate from one prompt of ids; returns (text, stream)."""
     made = generator(model, **options)
-    made.engine.forbidden = [token_id for token_id in forbidden if token_id < 263]
+    made.member.forbidden = [token_id for token_id in forbidden if token_id < 263]
     stream = made.new_stream(list(prompt), params)
     made.engine.waiting.append(stream)
     while made.engine.busy:
@@ -328,7 +328,7 @@ def test_cancelling_a_finished_request_has_no_effect():
     assert ["".join(made.submit("a", GREEDY))] == generator().generate(["a"], GREEDY)
     made.close()
     assert stream.finish_reason in ("stop", "length")
-    assert not made._thread.is_alive()
+    assert not made.worker.thread.is_alive()
 
 
 def test_an_error_while_generating_leaves_no_request_behind():
