@@ -1,0 +1,1 @@
+"""What tuning adds to a frozen model, a method a file."""
