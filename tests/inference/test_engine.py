@@ -5,7 +5,8 @@ import time
 
 import pytest
 import torch
-from tiny import EOT, MARK, PAD, VOCAB, random_ids, tiny_model, tiny_tokenizer
+from plain_generation import FORBIDDEN, TOKENIZER, plain_greedy, text_of
+from tiny import EOT, MARK, PAD, VOCAB, random_ids, tiny_model
 
 from minigpt.common.errors import UserError
 from minigpt.inference.engine import StopStringFilter, TextGenerator, compile_in_background
@@ -14,33 +15,8 @@ from model import GPTConfig, PromptPass
 
 pytestmark = pytest.mark.numeric
 
-TOKENIZER = tiny_tokenizer()
-FORBIDDEN = [PAD, *range(263, VOCAB)]
 QUESTIONS = ["河的桥", "东河有几座桥？", "a", "第三镇的河", "它位于哪里", "有河的镇？", "b"]
 GREEDY = SamplingParams(temperature=0, max_new_tokens=12)
-
-
-@torch.inference_mode()
-def plain_greedy(model, prompt, n_new, forbidden=FORBIDDEN, frequency=0.0, repetition=1.0):
-    """The ids that continue a prompt, by greedy decoding."""
-    ids = list(prompt)
-    for _ in range(n_new):
-        if len(ids) == model.config.block_size:
-            break
-        logits = model(torch.tensor([ids]))[0, -1]
-        for token in set(ids):
-            logits[token] = logits[token] / repetition if logits[token] > 0 else logits[token] * repetition
-            logits[token] -= frequency * ids.count(token)
-        logits[forbidden] = -torch.inf
-        token = logits.argmax().item()
-        if token == EOT:
-            break
-        ids.append(token)
-    return ids[len(prompt) :]
-
-
-def text_of(ids):
-    return b"".join(map(TOKENIZER.token_bytes, ids)).decode("utf-8", errors="ignore")
 
 
 def generator(model=None, stage="pretrain", **options):

@@ -1,0 +1,69 @@
+"""Generation with adapters: the texts of plain forward passes, and of each adapter alone."""
+
+import pytest
+import torch
+from plain_generation import FORBIDDEN, TOKENIZER, plain_greedy, text_of
+from tiny import MARK, tiny_model
+
+from minigpt.adapters.prompts import EncodedPrompt, Prefix, PromptTokens, run_embeddings
+from minigpt.inference.engine import TextGenerator
+from minigpt.inference.params import SamplingParams
+
+pytestmark = pytest.mark.numeric
+
+QUESTIONS = ["河的桥", "东河有几座桥？", "a", "第三镇的河", "它位于哪里", "有河的镇？", "b"]
+GREEDY = SamplingParams(temperature=0, max_new_tokens=12)
+N_VIRTUAL = 5
+
+
+def virtual_module(method, model):
+    """Virtual tokens of a method, for a GPT."""
+    torch.manual_seed(5)
+    start = torch.randn(N_VIRTUAL, model.config.n_embd)
+    if method == "prompt":
+        return PromptTokens(start)
+    if method == "p-tuning":
+        return EncodedPrompt(start, 8)
+    return Prefix(run_embeddings(model, start), 8)
+
+
+def plain_texts(model, stage, prompts, n_new):
+    """The text after each prompt, by plain greedy decoding."""
+    mark = [MARK] if stage == "sft" else []
+    return [text_of(plain_greedy(model, TOKENIZER.encode(p) + mark, n_new, FORBIDDEN + mark)) for p in prompts]
+
+
+@pytest.mark.parametrize("method", ["prompt", "p-tuning", "prefix"])
+def test_texts_behind_virtual_tokens_are_those_of_plain_passes(method, architecture):
+    model, params = tiny_model(architecture=architecture), SamplingParams(temperature=0, max_new_tokens=30)
+    bare = plain_texts(model, "sft", QUESTIONS, 30)
+    with torch.no_grad():
+        model.virtual = virtual_module(method, model)
+    expected = plain_texts(model, "sft", QUESTIONS, 30)
+    assert expected != bare and len(set(expected)) > 5
+    for max_batch in (1, 3, 32):
+        assert TextGenerator(model, TOKENIZER, "sft", max_batch).generate(QUESTIONS, params) == expected
+
+
+def test_virtual_tokens_take_positions_of_the_block():
+    model = tiny_model()
+    with torch.no_grad():
+        model.virtual = virtual_module("prefix", model)
+    made = TextGenerator(model, TOKENIZER, "pretrain")
+    made.engine.stop_ids = set()
+    assert made.block_size == 32 - N_VIRTUAL
+    long = made.new_stream([1] * 40, SamplingParams(temperature=0, max_new_tokens=4))
+    assert (long.prompt_cut, long.prompt_tokens) == (True, 32 - N_VIRTUAL - 4)
+    asked = SamplingParams(temperature=0, max_new_tokens=50, prompt_logprobs=0, embedding=True)
+    stream = made.new_stream([7] * 20, asked)
+    made.worker.run(made, [stream, long])
+    assert (stream.finish_reason, stream.completion_tokens) == ("length", 32 - N_VIRTUAL - 20)
+    assert (long.finish_reason, long.completion_tokens) == ("length", 4)
+
+    # What is asked about the prompt is that of a plain pass.
+    with torch.no_grad():
+        states = model.hidden(torch.tensor([[7] * 20]))
+        log_p = model.lm_head(states)[0].log_softmax(dim=1)[:-1, 7]
+    torch.testing.assert_close(torch.tensor([t.logprob for t in stream.prompt_logprobs[1:]]), log_p, atol=1e-5, rtol=0)
+    mean = torch.nn.functional.normalize(states[0].mean(dim=0), dim=0)
+    torch.testing.assert_close(torch.tensor(stream.embedding), mean, atol=1e-5, rtol=0)
