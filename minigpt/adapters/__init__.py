@@ -1,1 +1,1 @@
-"""What tuning adds to a frozen model, a method a file."""
+"""What tuning adds to a frozen GPT: low-rank updates, bottlenecks, virtual tokens; and their files."""
