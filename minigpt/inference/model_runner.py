@@ -2,6 +2,7 @@
 
 import torch
 
+from minigpt.adapters.mixing import AdapterMix
 from minigpt.common.errors import first_line
 from model import KVCache, PromptPass, StepPass
 
@@ -75,7 +76,8 @@ class ModelRunner:
 
     def __init__(self, models, max_batch):
         self.models = models if isinstance(models, list) else [models]
-        self.model = self.models[0]
+        self.mix = AdapterMix(self.models) if len(self.models) > 1 else None
+        self.model = self.mix.model if self.mix else self.models[0]
         self.max_batch = max_batch
         self.n = 0
         self.numbers = []  # of each row, that of its model
@@ -141,6 +143,8 @@ class ModelRunner:
         # Only the pass of a single prompt of several tokens is ever compiled.
         kind = compiled_kind if idx.numel() == max(lengths) > 1 else None
         lengths_tensor = torch.tensor(lengths, device=self.device)
+        if self.mix:
+            self.mix.choose([number] * len(prompts))
         output, keys, values = self.run(kind, prompt_pass, idx.to(self.device), lengths_tensor, virtual)
 
         # Write their keys and values into the next rows of the cache, behind those of the virtual tokens.
@@ -161,6 +165,8 @@ class ModelRunner:
         self.reserve(self.n, end)
         keys = [k[: self.n, :, :end] for k in self.cache.keys]
         values = [v[: self.n, :, :end] for v in self.cache.values]
+        if self.mix:
+            self.mix.choose(self.numbers[: self.n])
         return self.run("several" if self.n > 1 else "one", self.step_pass, ids, at, keys, values)
 
     def run(self, kind, uncompiled, *inputs):

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from adapting import adapting, freeze, randomize
 from plain_generation import FORBIDDEN, TOKENIZER, plain_greedy, text_of
-from tiny import MARK, tiny_model
+from tiny import MARK, random_ids, tiny_model
 
+from minigpt.adapters.lora import add_lora
+from minigpt.adapters.mixing import share_layers
 from minigpt.adapters.prompts import EncodedPrompt, Prefix, PromptTokens, run_embeddings
-from minigpt.inference.engine import TextGenerator
+from minigpt.inference.engine import Engine, EngineWorker, TextGenerator
 from minigpt.inference.params import SamplingParams
 
 pytestmark = pytest.mark.numeric
@@ -67,3 +70,42 @@ def test_virtual_tokens_take_positions_of_the_block():
     torch.testing.assert_close(torch.tensor([t.logprob for t in stream.prompt_logprobs[1:]]), log_p, atol=1e-5, rtol=0)
     mean = torch.nn.functional.normalize(states[0].mean(dim=0), dim=0)
     torch.testing.assert_close(torch.tensor(stream.embedding), mean, atol=1e-5, rtol=0)
+
+
+def adapted(base):
+    """GPTs with the layers of `base`: itself, and eight with adapters of different kinds and ranks."""
+    models = [freeze(base)]
+    kinds = [
+        {"rank": 4},
+        {"rank": 2, "dora": True},
+        {"rank": 8, "matrices": ["q", "k", "v", "down"]},
+        {"adalora_rank": 1},
+    ]
+    for seed, fields in enumerate(kinds * 2, start=1):
+        models.append(share_layers(base))
+        add_lora(models[-1], adapting(**fields))
+        randomize(models[-1], seed)
+    return models
+
+
+def test_adapters_mixed_in_one_batch_give_the_texts_of_each_alone(architecture):
+    models = adapted(tiny_model(architecture=architecture))
+    prompts = [random_ids(1 + i % 9, seed=i).tolist() for i in range(24)]
+    lengths = [1 + (i * 7) % 20 for i in range(24)]
+    worker = EngineWorker(Engine(models, TOKENIZER, 5))
+    made = [TextGenerator(model, TOKENIZER, "pretrain", worker=worker) for model in models]
+    engine, streams = worker.engine, []
+    for i, (prompt, n_new) in enumerate(zip(prompts, lengths, strict=True)):
+        params = SamplingParams(temperature=0, max_new_tokens=n_new)
+        streams.append(made[i % len(made)].new_stream(prompt, params))
+        engine.waiting.append(streams[-1])
+        if i % 3 == 0:
+            engine.step()
+    while engine.busy:
+        engine.step()
+    texts = set()
+    for i, stream in enumerate(streams):
+        expected = text_of(plain_greedy(models[i % len(models)], prompts[i], lengths[i]))
+        assert "".join(stream) == expected
+        texts.add(expected)
+    assert len(texts) > 15
