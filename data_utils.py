@@ -1,7 +1,8 @@
 """Training data: reads row files, makes batches and loss masks, and decides the order of the rows.
 
-A `.bin` file has the shape (rows, block_size), uint16 or uint32. A row is `tokens EOT PAD PAD …`. The file `meta.json`
-beside it describes the rows. Readers compare it with what they expect; on a mismatch the error names both values.
+A `.bin` file has the shape (rows, block_size), uint16 or uint32. A row is `tokens EOT PAD PAD …`. The rows of a task
+have the shape (rows, 2, block_size): tokens, and labels (`minigpt/corpus/task_rows.py`). The file `meta.json` beside it
+describes the rows. Readers compare it with what they expect; on a mismatch the error names both values.
 """
 
 import itertools
@@ -19,8 +20,14 @@ from minigpt.corpus.row_files import ADOPTED_TOKENIZER_FILE, LAYOUT, META, TOKEN
 from minigpt.tokenizer import GPT2_SHA256, load_tokenizer
 
 LENGTH_MULTIPLE = 8  # tokens; the width of a batch is a multiple of this
-DEFAULT_FOLDERS = {"pretrain": "data/processed", "sft": "data/processed_sft"}
-PREPARE_COMMANDS = {"pretrain": "python data/prepare.py", "sft": "python data/prepare_sft.py"}
+# By stage: the setting that names the folder of the rows, its default, and what makes the rows.
+FOLDER_SETTINGS = {"pretrain": "data_dir", "sft": "sft_data_dir", "task": "task_data_dir"}
+DEFAULT_FOLDERS = {"pretrain": "data/processed", "sft": "data/processed_sft", "task": "data/processed_task"}
+PREPARE_COMMANDS = {
+    "pretrain": "python data/prepare.py",
+    "sft": "python data/prepare_sft.py",
+    "task": "python data/prepare_task.py",
+}
 
 
 def read_meta(folder):
@@ -31,9 +38,8 @@ def read_meta(folder):
     try:
         meta = json.loads((Path(folder) / META).read_text(encoding="utf-8"))
     except OSError:
-        stage = "sft" if "sft" in Path(folder).name else "pretrain"
-        name = "sft_data_dir" if stage == "sft" else "data_dir"
-        flag = "" if str(folder) == DEFAULT_FOLDERS[stage] else f" --{name}={folder}"
+        stage = next((stage for stage in ("sft", "task") if stage in Path(folder).name), "pretrain")
+        flag = "" if str(folder) == DEFAULT_FOLDERS[stage] else f" --{FOLDER_SETTINGS[stage]}={folder}"
         raise UserError(f"no prepared data in {folder}; run: {PREPARE_COMMANDS[stage]}{flag}") from None
     except ValueError:
         meta = None
@@ -46,7 +52,7 @@ def read_meta(folder):
 
 def open_rows(folder, part, block_size=None):
     """(rows, meta): a read-only memory map, uint16 or uint32 (rows, block_size), and the content of the folder's
-    meta.json.
+    meta.json. The rows of a task have the shape (rows, 2, block_size).
 
     part: "train", "val" or "test". Raises UserError where the part is missing or empty, the file's size is not what
     meta.json says, or the rows are not of width `block_size` (None: any width).
@@ -63,13 +69,14 @@ def open_rows(folder, part, block_size=None):
     if not path.exists():
         raise UserError(f"{path} is not there; prepare the data again")
     n_rows, dtype = meta["parts"][part]["rows"], np.dtype(meta.get("dtype", "uint16"))
-    n_bytes = n_rows * width * dtype.itemsize
+    shape = (n_rows, 2, width) if meta["stage"] == "task" else (n_rows, width)
+    n_bytes = math.prod(shape) * dtype.itemsize
     if path.stat().st_size != n_bytes:
         raise UserError(f"{path} has {path.stat().st_size} bytes, {META} says {n_bytes}; prepare the data again")
     if not n_rows:
         share = "a smaller --val_share" if part == "train" else f"a larger --{part}_share"
         raise UserError(f"the {part} part of {folder} has no rows; prepare more data, or with {share}")
-    return np.memmap(path, dtype=dtype, mode="r", shape=(n_rows, width)), meta
+    return np.memmap(path, dtype=dtype, mode="r", shape=shape), meta
 
 
 def check_tokenizer(folder, meta, about, owner):
@@ -185,26 +192,51 @@ def loss_mask(rows, special_ids, stage, train_on_eot=True):
     return (last_mark > last_eot)[:, :-1] & (y != special_ids["pad"])
 
 
+def input_width(tokens, block_size):
+    """T of a batch, by the tokens of its longest row without PAD, and the width block_size of the rows."""
+    return min(block_size - 1, -(-max(1, tokens - 1) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+
+
 def make_batch(rows, meta, train_on_eot=True):
     """(x, y, loss_mask), each (B, T), from rows (B, block_size); x, y: int64, loss_mask: bool.
 
     Trailing columns of PAD are cut off. T is a multiple of LENGTH_MULTIPLE, or block_size - 1: this limits the number
-    of shapes, since libraries prepare kernels for each new one.
+    of shapes, since libraries prepare kernels for each new one. Rows of a task: see `make_task_batch`.
     """
     rows = np.asarray(rows)
+    if meta["stage"] == "task":
+        return make_task_batch(rows, meta)
     used = np.flatnonzero((rows != meta["special_ids"]["pad"]).any(axis=0))
-    targets = max(1, used[-1] if used.size else 1)
-    rows = rows[:, : 1 + -(-targets // LENGTH_MULTIPLE) * LENGTH_MULTIPLE]
+    tokens = 1 + used[-1] if used.size else 0
+    rows = rows[:, : 1 + input_width(tokens, rows.shape[1])]
     mask = loss_mask(rows, meta["special_ids"], meta["stage"], train_on_eot)
-    ids = torch.from_numpy(rows.astype(np.int64))
-    pad = meta["special_ids"]["pad"]
-    if pad >= meta.get("tokenizer", {}).get("n_vocab", pad + 1):
-        ids[ids == pad] = 0  # the model may have no such id; whatever stands there has no effect
+    ids = known_ids(rows, meta)
     return ids[:, :-1], ids[:, 1:], torch.from_numpy(mask)
+
+
+def known_ids(rows, meta):
+    """Rows of token ids as an int64 tensor, without ids that the model may not have."""
+    ids, pad = torch.from_numpy(rows.astype(np.int64)), meta["special_ids"]["pad"]
+    if pad >= meta.get("tokenizer", {}).get("n_vocab", pad + 1):
+        ids[ids == pad] = 0  # whatever stands there has no effect
+    return ids
+
+
+def make_task_batch(rows, meta):
+    """As `make_batch`, from rows of a task (B, 2, block_size): x are the tokens, y the indices of their labels.
+
+    y belongs to the token at the same place, not to the next one, so T may be block_size. loss_mask: where a label is;
+    y is 0 elsewhere.
+    """
+    used = np.flatnonzero((rows[:, 0] != meta["special_ids"]["pad"]).any(axis=0))
+    width = -(-(1 + used[-1]) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    labels = torch.from_numpy(rows[:, 1, :width].astype(np.int64))
+    return known_ids(rows[:, 0, :width], meta), (labels - 1).clamp(min=0), labels > 0
 
 
 def row_lengths(rows, pad_id):
     """Number of tokens of each row without PAD, (n,). Reads in chunks, so that the file need not fit in memory."""
+    rows = rows[:, 0] if rows.ndim == 3 else rows  # of a task: its tokens
     return np.concatenate([(rows[i : i + 4096] != pad_id).sum(axis=1) for i in range(0, len(rows), 4096)])
 
 
@@ -345,6 +377,11 @@ class TrainingData:
         self.pinned = pinned
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._next = None  # (position, future) of the step that is being prepared
+
+    def longest_input(self):
+        """T of the batch that has the longest row, of training or validation."""
+        validation = row_lengths(self.val, self.meta["special_ids"]["pad"])
+        return input_width(int(max(self.lengths.max(), validation.max())), self.train.shape[1])
 
     def step(self, position):
         """`StepRows` of the step that begins at a position (epoch, batch)."""

@@ -36,6 +36,7 @@ from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import TrainSettings
 from minigpt.training.compiling import compute_or_undo
 from minigpt.training.distributed import exchange_gradients, full_value
+from minigpt.training.low_memory import LOW_MEMORY_LOSSES
 from minigpt.training.monitor import Monitor
 from minigpt.training.optim import lr_scale, set_learning_rate
 from minigpt.training.setup import TrainingRun
@@ -85,8 +86,9 @@ def train_step(run):
     rows = run.data.step((p.epoch, p.batch))
     kept, stop = run.processes.total(sum(int(mask.sum()) for _, _, mask in rows.batches), run.stop_requested())
     with explain_out_of_memory(run.device):
-        # Forward, loss and backward of each micro-batch.
-        loss_sum = None if stop else compute_or_undo(run, lambda: add_gradients(run, rows.batches, kept))
+        # Forward, loss and backward of each micro-batch. LOMO and MeZO update the weights here, and leave no gradients.
+        compute = LOW_MEMORY_LOSSES.get(run.settings.optimizer, add_gradients)
+        loss_sum = None if stop else compute_or_undo(run, lambda: compute(run, rows.batches, kept))
         if loss_sum is None:
             run.stopped_by = "interrupted"
             return None

@@ -23,6 +23,8 @@ from data_utils import (
 )
 from minigpt.common.errors import UserError
 from minigpt.corpus.row_files import RowWriter
+from minigpt.corpus.task_rows import make_task_row
+from minigpt.corpus.tasks import LabelledExample
 from minigpt.settings.stages import TrainSettings
 from minigpt.tokenizer import load_tokenizer
 
@@ -91,6 +93,45 @@ def test_a_batch_of_full_rows_keeps_every_column():
     x, y, mask = make_batch(padded_rows([[1, 2, 3, 4], [5]], 4), tiny_meta("pretrain"))
     assert (x[0].tolist(), y[0].tolist()) == ([1, 2, 3], [2, 3, 4])
     assert mask.tolist() == [[True] * 3, [False] * 3]
+
+
+@pytest.fixture
+def task_folder(tmp_path):
+    """A folder of tagged rows of 2, 9 and 5 tokens; the label of a token is that of its id."""
+    tokenizer, examples = tiny_tokenizer(), ["a", "bcdefghi", "的的河a"]
+    with RowWriter(tmp_path, ["train", "val"], 16, tokenizer) as writer:
+        for text in examples:
+            tags = ["O" if character.isascii() else "B-P" for character in text]
+            row, n = make_task_row(tokenizer, 16, LabelledExample("a", 1, text, tags=tags), {"O": 0, "B-P": 1})
+            for part in ("train", "val"):
+                writer.add_rows(part, row[None], len(text) + 1, n)
+        writer.finish({"stage": "task", "task": {"kind": "tag", "labels": ["O", "B-P"]}})
+    return tmp_path
+
+
+def test_rows_of_a_task_have_labels_where_their_tokens_are(task_folder):
+    rows, meta = open_rows(task_folder, "train", 16)
+    assert rows.shape == (3, 2, 16) and row_lengths(rows, PAD).tolist() == [2, 9, 5]
+    x, y, mask = make_batch(rows[[0, 2]], meta)
+    assert (x.dtype, y.dtype, mask.dtype) == (torch.int64, torch.int64, torch.bool)
+    assert x.tolist() == rows[[0, 2], 0, :8].tolist()
+    assert mask.tolist() == [[True] + [False] * 7, [True] * 4 + [False] * 4]
+    assert y.tolist() == [[0] * 8, [1, 1, 1, 0, 0, 0, 0, 0]]
+    x, y, mask = make_batch(rows, meta)
+    assert x.shape == y.shape == mask.shape == (3, 16)  # the longest row has 9 tokens, of which EOT has no label
+
+
+def test_training_data_gives_the_batches_of_a_task(task_folder):
+    data = TrainingData(TrainSettings(data_dir=str(task_folder), block_size=16, batch_size=2, eval_iters=1))
+    step = data.step((0, 0))
+    assert (step.rows, len(data.val)) == (2, 2) and step.tokens in (7, 11, 14)
+    (x, y, mask) = step.batches[0]
+    assert x.shape == y.shape == mask.shape and mask.sum() == step.tokens - 2
+
+
+def test_a_folder_of_a_task_that_is_not_there_names_its_script(tmp_path):
+    with pytest.raises(UserError, match=r"run: python data/prepare_task\.py --task_data_dir=.*processed_task"):
+        open_rows(tmp_path / "processed_task", "train")
 
 
 def mask_up_to_the_first_eot(row):
@@ -381,3 +422,11 @@ def test_a_step_prepared_in_advance_equals_the_requested_step(rows_folder):
     again = data.step(ahead[2].position)  # not the one that was prepared
     assert torch.equal(again.batches[0][0], ahead[3].batches[0][0])
     assert ahead[0].tokens == sum(len(row) - row.tolist().count(PAD) for row in data.train[data.order.batches(0)[0]])
+
+
+def test_the_longest_input_is_the_widest_batch_of_both_parts(tmp_path):
+    for train, val, width in ((5, 11, 16), (11, 5, 16), (1, 1, 8), (23, 1, 23)):
+        folder = tmp_path / f"{train}-{val}"
+        write_rows(folder, {"train": [[1] * train], "val": [[1] * val]}, block_size=24)
+        settings = TrainSettings(data_dir=str(folder), block_size=24, batch_size=1)
+        assert TrainingData(settings).longest_input() == width

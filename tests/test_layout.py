@@ -73,7 +73,7 @@ def test_a_chapter_imports_the_lower_rooms_only(name):
 
 
 def test_what_prepares_data_starts_without_torch():
-    scripts = "prepare, prepare_sft, make_correction"
+    scripts = "prepare, prepare_sft, prepare_task, make_correction"
     program = f"import sys; sys.path += ['data', 'sft']; import {scripts}; exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 

@@ -139,9 +139,13 @@ def make_virtual_tokens(model, config, tokenizer):
 
 
 def check_room(n, block_size, longest, folder):
-    """Raise UserError where n virtual tokens and the longest input of the rows in a folder exceed block_size."""
+    """Raise UserError where n virtual tokens and an input of `longest` tokens exceed block_size.
+
+    longest: of the rows in a folder, as `TrainingData.longest_input` gives it.
+    """
     if n + longest > block_size:
         raise UserError(
-            f"{n} virtual tokens and the rows of {folder} ({longest} tokens) need more than the model's {block_size} "
-            f"positions; prepare the rows with --block_size={block_size - n}, or take fewer virtual_tokens"
+            f"virtual_tokens is {n}, and inputs of {folder} have up to {longest} tokens: together more than the "
+            f"model's {block_size} positions; take at most {max(0, block_size - longest)} virtual tokens, or prepare "
+            f"the rows with --block_size={block_size - n}"
         )

@@ -66,7 +66,9 @@ class Stage:
 @dataclass
 class ArticleFiles:
     input_dir: list[str] = setting(["data/wiki_sample"], "folders of articles, walked to any depth, or files")
-    text_field: str = setting("text", "the field that an article's text is in, such as content")
+    text_field: str = setting(
+        "text", "the field that a text is in, such as content; tasks: of a pair two (a,b), '' for the known names"
+    )
     plain_text: bool = setting(
         False, "read .txt files, too: documents between blank lines or <|endoftext|>, or one a line"
     )
@@ -92,7 +94,9 @@ class RowSettings:
     tokenizer: str = setting("gpt2", "gpt2, the path of a trained .tiktoken file, or a Hugging Face folder")
     block_size: int = setting(512, "longest row, in tokens", low=8)
     val_share: float = share(
-        0.05, "share of subjects in the validation part (of each document's rows, where there are fewer than 20)"
+        0.05,
+        "share of subjects in the validation part (of each document's rows, where there are fewer than 20; of a task's "
+        "texts, where there are no dev_files)",
     )
 
 
@@ -243,13 +247,35 @@ class PrepareSftSettings(RowSettings, HeldoutSubjects, QuestionFiles, Stage):
     plain_text: bool = same_as(ArticleFiles, "plain_text")
     clean: list[str] = same_as(CleaningSteps, "clean")
     sft_data_dir: str = setting("data/processed_sft", "folder of the fine-tuning rows")
-    test_share: float = share(0.05, "share of subjects in the test part where no heldout file is given")
+    test_share: float = share(
+        0.05, "share of subjects (of a task's texts) in the test part where no heldout file (no test_files) is given"
+    )
     turns: str = setting(
         "each",
         "rows of a chat: each turn alone, the first alone, or joined (all turns in one row)",
         ["each", "first", "joined"],
     )
     system: str = setting("drop", "system messages: drop, or keep them at the head of their rows", ["drop", "keep"])
+
+
+@dataclass
+class PrepareTaskSettings(RowSettings, Stage):
+    SCRIPT = "data/prepare_task.py"
+    task_files: list[str] = setting(
+        ["data/task_sample/field_train.jsonl"],
+        "files of labelled texts (text, label), pairs (text_a, text_b, label) or tagged texts (text, tags)",
+    )
+    dev_files: list[str] = setting([], "files of the validation part; []: a share of task_files (by the texts' hash)")
+    test_files: list[str] = setting([], "files of the test part; []: a share of task_files (by the texts' hash)")
+    text_field: str = same_as(ArticleFiles, "text_field", "")
+    label_field: str = setting("", "the field of the label or the tags; '': the known names")
+    labels: list[str] = setting(
+        [], "all labels in their order; numbers in a file count from 0; []: those found, sorted"
+    )
+    encoding: str = same_as(ArticleFiles, "encoding")
+    task_data_dir: str = setting("data/processed_task", "folder of the task's rows")
+    val_share: float = same_as(RowSettings, "val_share", 0.1)
+    test_share: float = same_as(PrepareSftSettings, "test_share", 0.1)
 
 
 @dataclass
@@ -336,8 +362,16 @@ class TrainSettings(DeviceChoice, Seed, Stage):
     )
     train_on_eot: bool = setting(True, "pretraining: EOT is a target too, so the model learns to stop")
     # Optimizer
-    optimizer: str = setting("muon", "muon (matrices of the blocks; AdamW for the rest), or adamw", ["muon", "adamw"])
-    learning_rate: float = setting(4e-3, "AdamW's peak learning rate; with adamw alone take a quarter or less", low=0)
+    optimizer: str = setting(
+        "muon",
+        "muon (matrices of the blocks; AdamW for the rest) or adamw; in little memory: lomo (SGD within the backward "
+        "pass) or mezo (two forward passes)",
+        ["muon", "adamw", "lomo", "mezo"],
+    )
+    mezo_epsilon: float = setting(1e-3, "mezo: its two losses are at the weights ± this times N(0, 1)", low=1e-6)
+    learning_rate: float = setting(
+        4e-3, "peak learning rate of AdamW (with adamw alone take a quarter or less), lomo or mezo", low=0
+    )
     muon_learning_rate: float = setting(0.02, "Muon's peak learning rate, for the matrices", low=0)
     min_lr_ratio: float = setting(0.1, "learning rate at the end, as a share of the peak", low=0)
     decay_lr: bool = setting(True, "linear decay after warm-up; False keeps the peak")
@@ -345,7 +379,7 @@ class TrainSettings(DeviceChoice, Seed, Stage):
     weight_decay: float = setting(0.1, "decoupled weight decay of the matrices", low=0)
     beta1: float = setting(0.9, "AdamW's first moment decay", low=0)
     beta2: float = setting(0.95, "AdamW's second moment decay", low=0)
-    grad_clip: float = setting(1.0, "largest norm of the gradient; 0: no clipping", low=0)
+    grad_clip: float = setting(1.0, "largest norm of the gradient; 0: no clipping (lomo and mezo: never)", low=0)
     # Watching
     eval_interval: int = setting(500, "steps between validations (and saves)", low=1)
     eval_iters: int = setting(0, "validation batches of full rows each time; 0: the whole part", low=0)
@@ -518,7 +552,8 @@ class ExperimentSettings(QuestionForm, CleaningSteps, ArticleFiles, Stage):
 
 
 STAGES = [
-    DownloadSettings, TokenizerSettings, PrepareSettings, PrepareSftSettings, GenerateSettings, CorrectionDataSettings,
-    TrainSettings, SampleSettings, ExportSettings, ServerSettings, ArenaSettings, PerplexitySettings, RougeSettings,
-    CorrectionSettings, DecodingSettings, ReportSettings, VisualizeSettings, BenchSettings, ExperimentSettings,
+    DownloadSettings, TokenizerSettings, PrepareSettings, PrepareSftSettings, PrepareTaskSettings, GenerateSettings,
+    CorrectionDataSettings, TrainSettings, SampleSettings, ExportSettings, ServerSettings, ArenaSettings,
+    PerplexitySettings, RougeSettings, CorrectionSettings, DecodingSettings, ReportSettings, VisualizeSettings,
+    BenchSettings, ExperimentSettings,
 ]  # fmt: skip

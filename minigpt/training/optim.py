@@ -6,6 +6,8 @@ import math
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from minigpt.training.low_memory import LOW_MEMORY_LOSSES, make_low_memory_optimizer
+
 MUON_MOMENTUM = 0.95
 # Coefficients of the quintic iteration that moves singular values towards 1, and its steps (Jordan et al. 2024).
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -105,7 +107,7 @@ def split_for_stacking(params):
 
 
 def make_optimizers(model, settings, fused=False, muon_dtype=torch.bfloat16):
-    """The optimizers of a GPT's parameters: [AdamW] or, with the setting optimizer="muon", [AdamW, Muon].
+    """The optimizers of a GPT's parameters: [AdamW], [AdamW, Muon], [Lomo] or [Mezo], by the setting optimizer.
 
     Weight decay applies to matrices only, as in nanoGPT. Muon updates the matrices of the blocks; embeddings, which
     are looked up and not multiplied, stay with AdamW. fused: AdamW's fused kernels; muon_dtype: dtype of the
@@ -119,8 +121,11 @@ def make_optimizers(model, settings, fused=False, muon_dtype=torch.bfloat16):
         {"params": [p for p in rest if p.dim() >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
     ]
-    betas = (settings.beta1, settings.beta2)
-    optimizers = [torch.optim.AdamW(groups, settings.learning_rate, betas, fused=fused)]
+    if settings.optimizer in LOW_MEMORY_LOSSES:
+        optimizers = [make_low_memory_optimizer(groups, settings)]
+    else:
+        betas = (settings.beta1, settings.beta2)
+        optimizers = [torch.optim.AdamW(groups, settings.learning_rate, betas, fused=fused)]
     if by_muon:
         lr = settings.muon_learning_rate
         optimizers.append(Muon(by_muon, muon_dtype, lr, MUON_MOMENTUM, settings.weight_decay))

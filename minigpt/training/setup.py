@@ -27,6 +27,7 @@ from minigpt.device import (
 from minigpt.run_log import LOG
 from minigpt.training.compiling import compile_trunk
 from minigpt.training.distributed import averaging_loss, shard, start_processes
+from minigpt.training.low_memory import check_low_memory
 from minigpt.training.optim import make_optimizers
 from minigpt.training.state import Progress, check_resumable, restore_run
 from model import GPT, GPTConfig
@@ -58,6 +59,7 @@ class TrainingRun:
 
         # Processes and devices.
         self.processes = start_processes(settings.device)
+        check_low_memory(settings, self.processes.count)
         self.say = say if self.processes.is_main else lambda text: None
         self.sharded = settings.fsdp and self.processes.count > 1
         self.device = pick_device(settings.device, self.processes.local_rank if self.processes.count > 1 else None)
@@ -85,12 +87,18 @@ class TrainingRun:
         batch = self.data.step((0, 0)).batches[0]
         self.precision = self.processes.from_main(choose_run_precision(self, resumed, batch[0].shape[1]))
         self.model.use_plain_attention(self.precision.plain_attention)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.dtype == torch.float16)
+        scaled = self.precision.dtype == torch.float16 and settings.optimizer != "mezo"  # which has no gradients
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         compiled, why = compile_trunk(self, batch)
         self.say(speed_text(self, compiled, why))
         if self.sharded:
             shard(self.model, self.device)
-        self.loss = averaging_loss(self.model, self.processes, self.device)
+        # MeZO's processes exchange losses only; DDP would reserve memory for gradients.
+        self.loss = (
+            self.model.loss_sum
+            if settings.optimizer == "mezo"
+            else averaging_loss(self.model, self.processes, self.device)
+        )
 
         # Optimizers.
         self.optimizers = make_optimizers(
@@ -199,9 +207,10 @@ def choose_run_precision(run, resumed, positions):
         before = None  # float16's scaler does not work with sharding
     if before and run.settings.dtype == "auto":
         return before
-    if run.sharded and run.settings.dtype == "auto" and run.device.type == "cuda":
+    unscaled = run.sharded or run.settings.optimizer == "lomo"  # float16 and its loss scaler are left out
+    if unscaled and run.settings.dtype == "auto" and run.device.type == "cuda":
         name, _ = dtype_by_device(run.device) or ("float32", "")
-        return Precision(DTYPES[name], why="what sharding can use here")
+        return Precision(DTYPES[name], why=f"what {'sharding' if run.sharded else 'lomo'} can use here")
     return choose_precision(run.settings.dtype, run.device, run.model, positions, run.say)
 
 
