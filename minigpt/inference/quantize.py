@@ -177,7 +177,7 @@ def convert_weights(model, name, sharing=()):
         return model
     if model.wte.weight.device.type != "cpu":
         raise UserError("int8 is for generation on a CPU; on a GPU take --dtype=bfloat16")
-    make_layer = choose_int8_layer(next(m for m in model.h.modules() if isinstance(m, nn.Linear)))
+    make_layer = choose_int8_layer(next(m for m in model.modules() if isinstance(m, nn.Linear)))
     made = {}  # {layer: its int8 layer}
     for parent in [module for each in models for module in each.modules()]:
         for child, layer in parent.named_children():

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import torch
-from tiny import tiny_model
+from tiny import random_ids, tiny_model
 
 from minigpt.adapters.lora import add_lora
 
@@ -41,3 +41,17 @@ def randomize(model, seed=3):
         if p.requires_grad:
             p += 0.2 * torch.randn(p.shape, generator=generator)
     model.eval()
+
+
+def losses_of_training(model, steps=8, autocast=False):
+    """Train a tiny model on one batch by AdamW; returns the loss of each step."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2, weight_decay=0.0)
+    ids, losses = random_ids(4, 17), []
+    for _ in range(steps):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = model.loss_sum(ids[:, :-1], ids[:, 1:], torch.ones(4, 16, dtype=torch.bool)) / 64
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
