@@ -13,14 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from minigpt.checkpoint import open_model
+from minigpt.adapters.lora import merge_lora
+from minigpt.checkpoint import group_by_base, load_checkpoint, load_models, newest_checkpoint
 from minigpt.common.errors import UserError, first_line
 from minigpt.common.streams import TextStream
 from minigpt.corpus.chat import chat_ids, forbidden_ids
 from minigpt.device import pick_device
 from minigpt.huggingface_tokenizer import HuggingFaceTokenizer
 from minigpt.inference.logprobs import TokenLogprob, pick_logprobs, prompt_logprobs
-from minigpt.inference.model_runner import PASS_KINDS, ModelRunner, count_virtual_tokens
+from minigpt.inference.model_runner import PASS_KINDS, ModelRunner, count_virtual_tokens, should_compile_steps
 from minigpt.inference.quantize import choose_weight_type
 from minigpt.inference.sampling import Sampler, sample_tokens
 from minigpt.tokenizer import StreamDecoder
@@ -444,6 +445,12 @@ class TextGenerator:
         """Refuse new requests, let the present ones run for up to `grace` seconds, and cancel the rest."""
         self.worker.remove_user(self, grace)
 
+    def should_compile(self, setting):
+        """(bool, why), as `should_compile_steps`."""
+        if self.engine.runner.mix:
+            return False, "steps that mix adapters are not compiled"
+        return should_compile_steps(setting, self.model)
+
     @property
     def compiled(self):
         """Whether all kinds of passes are compiled."""
@@ -478,20 +485,53 @@ def compile_in_background(generators):
     return thread
 
 
-def open_generator(ckpt, settings, exact=False):
-    """(path, checkpoint's dict, `TextGenerator`) of a checkpoint; ckpt "": the newest under the setting out_root.
+def open_generators(ckpts, settings, exact=False):
+    """[(path, checkpoint's dict, `TextGenerator`)] of checkpoints; a ckpt "": the newest under the setting out_root.
 
+    Adapters on the same base share it, also with the base itself where it is named, and their requests share steps.
     exact: take dtype "auto" as float32, for evaluation. Raises UserError where there is no such checkpoint.
     """
-    path, content, model, tokenizer = open_model(
-        ckpt, settings.out_root, pick_device(settings.device), getattr(settings, "base", "")
-    )
-    size = model.num_params()  # before int8 weights, which are no parameters
+    paths = [ckpt or newest_checkpoint(settings.out_root) for ckpt in ckpts]
+    contents = [load_checkpoint(path) for path in paths]
+    opened = {}
+    for places in group_by_base(contents):
+        generators = make_generators([paths[i] for i in places], [contents[i] for i in places], settings, exact)
+        opened |= zip(places, generators, strict=True)
+    return [(path, contents[i], opened[i]) for i, path in enumerate(paths)]
+
+
+def open_generator(ckpt, settings, exact=False):
+    """(path, checkpoint's dict, `TextGenerator`) of one checkpoint, as in `open_generators`."""
+    return open_generators([ckpt], settings, exact)[0]
+
+
+def make_generators(paths, contents, settings, exact):
+    """[`TextGenerator`] of the checkpoints at `paths`, whose dicts are one group of `group_by_base`."""
+    models, tokenizer = load_models(contents, pick_device(settings.device), getattr(settings, "base", ""))
+    sizes = [model.num_params() for model in models]  # before int8 weights, which are no parameters
+    if len(models) == 1:
+        merge_lora(models[0])  # it then takes the time of its base
     name = "float32" if exact and settings.dtype == "auto" else settings.dtype
-    model, name, why = choose_weight_type(model, name, say=lambda line: print(line, file=sys.stderr, flush=True))
-    generator = TextGenerator(model, tokenizer, content["stage"], settings.max_batch)
-    generator.about = (
-        f"{path}: {content['stage']}, step {content['progress']['step']}, {size / 1e6:.2f}M parameters, "
-        f"{name} ({why}) on {generator.engine.runner.device}"
+    _, name, why = choose_weight_type(
+        models[0], name, say=lambda line: print(line, file=sys.stderr, flush=True), sharing=models[1:]
     )
-    return path, content, generator
+    worker = EngineWorker(Engine(models, tokenizer, settings.max_batch))
+    generators = []
+    for path, content, model, size in zip(paths, contents, models, sizes, strict=True):
+        generator = TextGenerator(model, tokenizer, content["stage"], worker=worker)
+        generator.about = (
+            f"{path}: {content['stage']}, step {content['progress']['step']}, {describe_size(content, size)}, "
+            f"{name} ({why}) on {worker.engine.runner.device}"
+        )
+        if n := generator.member.virtual_tokens:
+            generator.about += f", {n} virtual tokens of {model.config.block_size} positions"
+        generators.append(generator)
+    return generators
+
+
+def describe_size(content, size):
+    """The parameters of a checkpoint in words; content: its dict; size: of the whole model."""
+    if "adapter" not in content:
+        return f"{size / 1e6:.2f}M parameters"
+    trained = sum(tensor.numel() for tensor in content["model"].values())
+    return f"{content['adapter']['method']} with {trained:,} parameters on {content['base']['path']}"

@@ -113,6 +113,9 @@ class FakeGenerator:
         self.queue.append(stream)
         return stream
 
+    def should_compile(self, setting):
+        return False, "a fake"
+
     running = property(lambda self: len(self.rows))
     waiting = property(lambda self: len(self.queue))
 
@@ -237,9 +240,11 @@ def started(script, *flags, key="", cwd=ROOT, **environment):
         process.wait()
 
 
-def open_fake(ckpt, settings):
-    """As inference.engine.open_generator. A path with "base" in it gives a pretrained model, others an SFT model."""
-    return ckpt or "out/fake/ckpt.pt", {}, FakeGenerator("pretrain" if "base" in ckpt else "sft", settings.max_batch)
+def open_fakes(ckpts, settings):
+    """As inference.engine.open_generators. A path with "base" in it gives a pretrained model, others an SFT model."""
+    stages = ["pretrain" if "base" in ckpt else "sft" for ckpt in ckpts]
+    made = [FakeGenerator(stage, settings.max_batch) for stage in stages]
+    return [(ckpt or "out/fake/ckpt.pt", {}, generator) for ckpt, generator in zip(ckpts, made, strict=True)]
 
 
 if __name__ == "__main__":
@@ -248,4 +253,4 @@ if __name__ == "__main__":
     from minigpt.serving import listener as listening
 
     listening.RECEIVE_SECONDS = 2
-    run_script(lambda: server.main(open_fake))
+    run_script(lambda: server.main(open_fakes))

@@ -2,16 +2,19 @@
 
 import pytest
 import torch
+from adapter_files import write_adapter, write_base
 from adapting import adapting, freeze, randomize
 from plain_generation import FORBIDDEN, TOKENIZER, plain_greedy, text_of
 from tiny import MARK, random_ids, tiny_model
 
+from minigpt.adapters.attach import trained_parameters
 from minigpt.adapters.bottleneck import add_bottlenecks
 from minigpt.adapters.lora import add_lora
 from minigpt.adapters.mixing import share_layers
 from minigpt.adapters.prompts import EncodedPrompt, Prefix, PromptTokens, run_embeddings
-from minigpt.inference.engine import Engine, EngineWorker, TextGenerator
+from minigpt.inference.engine import Engine, EngineWorker, TextGenerator, open_generator, open_generators
 from minigpt.inference.params import SamplingParams
+from minigpt.settings.stages import ServerSettings
 
 pytestmark = pytest.mark.numeric
 
@@ -119,3 +122,73 @@ def test_adapters_mixed_in_one_batch_give_the_texts_of_each_alone(architecture, 
         assert "".join(stream) == expected
         texts.add(expected)
     assert len(texts) > 12
+
+
+ADAPTERS = {
+    "lora": {"method": "lora", "rank": 4},
+    "dora": {"method": "lora", "rank": 2, "dora": True},
+    "prefix": {"method": "prefix", "virtual_tokens": N_VIRTUAL},
+}
+
+
+@pytest.fixture
+def paths(tmp_path, architecture):
+    """Checkpoints: a base, and adapters on it."""
+    base = write_base(tmp_path / "base" / "ckpt.pt", tiny_model(architecture=architecture))
+    written = [write_adapter(tmp_path / name / "ckpt.pt", base, **fields) for name, fields in ADAPTERS.items()]
+    return [base, *written]
+
+
+def settings_of(**changed):
+    return ServerSettings(**{"device": "cpu", "dtype": "float32", "max_batch": 4, **changed})
+
+
+def test_checkpoints_of_adapters_share_their_base_and_answer_as_alone(paths):
+    opened = [generator for _, _, generator in open_generators(paths, settings_of())]
+    assert len({id(generator.worker) for generator in opened}) == 1
+    assert len({id(generator.model.wte.weight) for generator in opened}) == 1
+    assert (
+        f"lora with {sum(p.numel() for p in trained_parameters(opened[1].model).values()):,} parameters on {paths[0]}"
+        in opened[1].about
+    )
+    assert opened[3].about.endswith(f", {N_VIRTUAL} virtual tokens of 32 positions")
+    alone = [open_generator(path, settings_of())[2] for path in paths]
+    expected = [generator.generate(QUESTIONS, GREEDY) for generator in alone]
+    assert len({tuple(texts) for texts in expected}) == len(paths)
+    streams = [[generator.submit(question, GREEDY) for question in QUESTIONS] for generator in opened]
+    assert [["".join(stream) for stream in each] for each in streams] == expected
+
+    # Without the base among them, adapters share it too.
+    fewer = [generator for _, _, generator in open_generators(paths[1:3], settings_of())]
+    assert fewer[0].worker is fewer[1].worker
+    assert [generator.generate(QUESTIONS, GREEDY) for generator in fewer] == expected[1:3]
+
+    # One that is closed lets the others run on.
+    running = opened[1].submit("河", GREEDY)
+    opened[0].close(0)
+    with pytest.raises(RuntimeError, match="closed"):
+        opened[0].submit("河", GREEDY)
+    assert "".join(running) == opened[1].generate(["河"], GREEDY)[0]
+    assert opened[1].worker.thread.is_alive()
+    for generator in opened[1:]:
+        generator.close(1)
+    assert not opened[1].worker.thread.is_alive()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_a_base_of_fewer_bits_is_shared(paths, dtype):
+    opened = [generator for _, _, generator in open_generators(paths, settings_of(dtype=dtype))]
+    layers = {id(getattr(g.model.h[0].mlp.c_fc, "base", g.model.h[0].mlp.c_fc)) for g in opened}
+    assert len(layers) == 1
+    streams = [
+        generator.submit("河", SamplingParams(temperature=0, max_new_tokens=6, logprobs=0)) for generator in opened
+    ]
+    # The log probabilities of the texts, mixed, are those of a plain pass of each model.
+    for stream, generator in zip(streams, opened, strict=True):
+        "".join(stream)
+        ids = [token.token_id for token in stream.logprobs]
+        with torch.no_grad():
+            logits = generator.model(torch.tensor([stream.prompt + ids[:-1]]))[0, -len(ids) :]
+        expected = logits.float().log_softmax(dim=1)[torch.arange(len(ids)), ids]
+        torch.testing.assert_close(torch.tensor([t.logprob for t in stream.logprobs]), expected, atol=0.15, rtol=0)
+        generator.close()
