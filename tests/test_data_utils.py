@@ -114,7 +114,7 @@ def test_rows_of_a_task_have_labels_where_their_tokens_are(task_folder):
     assert rows.shape == (3, 2, 16) and row_lengths(rows, PAD).tolist() == [2, 9, 5]
     x, y, mask = make_batch(rows[[0, 2]], meta)
     assert (x.dtype, y.dtype, mask.dtype) == (torch.int64, torch.int64, torch.bool)
-    assert x.tolist() == rows[[0, 2], 0, :8].tolist()
+    assert x.tolist() == np.where(rows[[0, 2], 0, :8] == PAD, -1, rows[[0, 2], 0, :8].astype(int)).tolist()
     assert mask.tolist() == [[True] + [False] * 7, [True] * 4 + [False] * 4]
     assert y.tolist() == [[0] * 8, [1, 1, 1, 0, 0, 0, 0, 0]]
     x, y, mask = make_batch(rows, meta)
@@ -422,3 +422,11 @@ def test_a_step_prepared_in_advance_equals_the_requested_step(rows_folder):
     again = data.step(ahead[2].position)  # not the one that was prepared
     assert torch.equal(again.batches[0][0], ahead[3].batches[0][0])
     assert ahead[0].tokens == sum(len(row) - row.tolist().count(PAD) for row in data.train[data.order.batches(0)[0]])
+
+
+def test_the_longest_input_is_the_widest_batch_of_both_parts(tmp_path):
+    for train, val, width in ((5, 11, 16), (11, 5, 16), (1, 1, 8), (23, 1, 23)):
+        folder = tmp_path / f"{train}-{val}"
+        write_rows(folder, {"train": [[1] * train], "val": [[1] * val]}, block_size=24)
+        settings = TrainSettings(data_dir=str(folder), block_size=24, batch_size=1)
+        assert TrainingData(settings).longest_input() == width
