@@ -541,7 +541,7 @@ class CorrectionSettings(PlotFile, Asking, Stage):
 class TasksSettings(LocalModels, Measuring, Stage):
     SCRIPT = "evaluations-tasks.py"
     data_dir: str = same_as(Measuring, "data_dir", "data/processed_task")
-    max_samples: int = setting(0, "examples measured (drawn by seed); 0: all", low=0)
+    max_samples: int = same_as(Asking, "max_samples")
 
 
 @dataclass
