@@ -20,6 +20,12 @@ from minigpt.formats.adoption import is_model_folder, read_model_folder
 from minigpt.tokenizer import load_tokenizer, load_vocabulary
 from model import GPT, GPTConfig
 
+# Of the stages whose models generate no text: what these models are for.
+USES_OF_STAGE = {
+    "task": "it labels texts: ask it with sample.py, server.py (/classify, /tag) or the arena, and measure it with "
+    "evaluations-tasks.py",
+    "mlm": "it finds masked tokens: fine-tune it on a task's rows, or let sample.py fill each [MASK] of a text",
+}
 BEST, LAST, PREVIOUS = "ckpt.pt", "last.pt", "last.prev.pt"
 
 
@@ -109,6 +115,12 @@ def load_model(content, device="cpu"):
     about = content["tokenizer"]
     tokenizer = load_tokenizer() if about["table"] is None else load_vocabulary(about["name"], about["table"])
     return model.to(device).eval(), tokenizer
+
+
+def check_generates(stage, owner):
+    """Raise UserError for a stage whose models generate no text. owner: the model, as the message names it."""
+    if stage in USES_OF_STAGE:
+        raise UserError(f"{owner} is of stage {stage} and generates no text; {USES_OF_STAGE[stage]}")
 
 
 def newest_checkpoint(root="out"):
