@@ -183,6 +183,13 @@ class Asking(AnswerSampling, LocalModels, Measuring, QuestionForm):
 
 
 @dataclass
+class WordedTasks:
+    label_words: list[str] = setting(
+        [], "words that stand for labels in prompts and answers: label:word, such as 0:差评,1:好评; []: the labels"
+    )
+
+
+@dataclass
 class PlotFile:
     plot: str = setting("", "file of the plot, a PNG; an SVG is written beside it; '': a file in the run's folder")
 
@@ -316,6 +323,15 @@ class CorrectionDataSettings(Seed, CleaningSteps, ArticleFiles, Stage):
     variants: int = setting(1, "rows made of a sentence, each with another mistake", low=1)
     max_sentences: int = setting(0, "sentences used (drawn by seed), held in memory; 0: all", low=0)
     max_sentence_chars: int = setting(60, "longest sentence used, in characters", low=4)
+
+
+@dataclass
+class InstructionDataSettings(WordedTasks, Seed, Stage):
+    SCRIPT = "sft/make_instructions.py"
+    tasks: list[str] = setting([], "folders of tasks, of data/prepare_task.py, whose train parts are told in words")
+    leave_out: list[str] = setting([], "names of tasks that are left out (a folder's, without processed_)")
+    max_examples: int = setting(0, "examples used of each task (drawn by seed); 0: all", low=0)
+    instructions: str = setting("sft/instructions.jsonl", "file of questions and answers that is written")
 
 
 # Training.
@@ -545,7 +561,7 @@ class ExperimentSettings(QuestionForm, CleaningSteps, ArticleFiles, Stage):
 
 STAGES = [
     DownloadSettings, TokenizerSettings, PrepareSettings, PrepareSftSettings, PrepareTaskSettings, GenerateSettings,
-    CorrectionDataSettings, TrainSettings, SampleSettings, ExportSettings, ServerSettings, ArenaSettings,
-    PerplexitySettings, RougeSettings, CorrectionSettings, DecodingSettings, ReportSettings, VisualizeSettings,
-    BenchSettings, ExperimentSettings,
+    CorrectionDataSettings, InstructionDataSettings, TrainSettings, SampleSettings, ExportSettings, ServerSettings,
+    ArenaSettings, PerplexitySettings, RougeSettings, CorrectionSettings, DecodingSettings, ReportSettings,
+    VisualizeSettings, BenchSettings, ExperimentSettings,
 ]  # fmt: skip
