@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
 from minigpt.evaluation.tables import write_text
-from minigpt.evaluation.task_prompts import parse_label_words, task_name, word_task
+from minigpt.evaluation.task_prompts import check_label_words, parse_label_words, task_name, word_task
 from minigpt.evaluation.tasks import load_task
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import InstructionDataSettings
@@ -41,12 +41,10 @@ def choose_tasks(settings):
     return told
 
 
-def instruction_rows(name, folder, label_words, settings):
-    """The rows (dicts) of a task's train part, or max_examples of them."""
-    data = load_task(folder, "train", settings.max_examples, settings.seed)
-    task = word_task(name, data.kind, data.labels, label_words)
+def instruction_rows(name, task, examples):
+    """The rows (dicts) of a `WordedTask`'s examples."""
     rows = []
-    for number, example in enumerate(data.examples):
+    for number, example in enumerate(examples):
         instruction = task.instructions[number % len(task.instructions)]
         question = f"{instruction}\n{task.ask(example)}"
         rows.append({"question": question, "answer": task.answer(example), "subject": example.text, "task": name})
@@ -55,8 +53,12 @@ def instruction_rows(name, folder, label_words, settings):
 
 def make_instructions(settings):
     """Write the rows of all tasks, mixed, to settings.instructions. Returns the Counter of rows by task."""
-    label_words = parse_label_words(settings.label_words)
-    rows = [row for item in choose_tasks(settings).items() for row in instruction_rows(*item, label_words, settings)]
+    label_words, tasks, rows = parse_label_words(settings.label_words), [], []
+    for name, folder in choose_tasks(settings).items():
+        data = load_task(folder, "train", settings.max_examples, settings.seed)
+        tasks.append(word_task(name, data.kind, data.labels, label_words))
+        rows += instruction_rows(name, tasks[-1], data.examples)
+    check_label_words(label_words, tasks)
     random.Random(settings.seed).shuffle(rows)
     write_text(settings.instructions, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return Counter(row["task"] for row in rows)

@@ -90,6 +90,13 @@ def parse_label_words(settings):
     return words
 
 
+def check_label_words(label_words, tasks):
+    """Raise UserError unless each label of {label: word} is one of some of the `WordedTask`s."""
+    known = [label for task in tasks for label in task.words]
+    if unknown := sorted(set(label_words) - set(known)):
+        raise UserError(f"label_words: {', '.join(unknown)} is no label; the labels are {', '.join(map(repr, known))}")
+
+
 def task_name(folder):
     """The name of a task, by which its wordings are found: its data folder's, without "processed_"."""
     return Path(folder).name.removeprefix("processed_")
@@ -98,15 +105,11 @@ def task_name(folder):
 def word_task(name, kind, labels, label_words=None):
     """The `WordedTask` of a task. name: as `task_name` has it; labels: all labels; label_words: {label: word}.
 
-    Raises UserError for a label_words that names no label, and for two labels of one word.
+    Words of other labels are left out. Raises UserError for two labels of one word.
     """
     wording = {**TASK_WORDINGS[kind], **TASK_WORDINGS.get(name, {})}
     types = sorted({label[2:] for label in labels if label != OUTSIDE}) if kind == TAG else labels
-    given = label_words or {}
-    if unknown := given.keys() - set(types):
-        named = ", ".join(sorted(unknown))
-        raise UserError(f"label_words: {named} is no label of {name}, which has {', '.join(types)}")
-    words = {label: label or UNNAMED_TYPE for label in types} | wording.get("words", {}) | given
+    words = {label: label or UNNAMED_TYPE for label in types} | wording.get("words", {}) | (label_words or {})
     words = {label: words[label] for label in types}
     if twice := [word for word, count in Counter(words.values()).items() if count > 1]:
         raise UserError(f"label_words: two labels of {name} have the word {twice[0]}; give each its own")
@@ -130,10 +133,10 @@ class TaskShots:
     def draw(self, example, count):
         """`count` training examples for an example, always the same; none has its texts. Raises UserError."""
         rng = random.Random(f"{self.seed}:{example.key}")
-        groups = [rng.sample(group, min(len(group), count + 1)) for group in self.groups.values()]
-        rng.shuffle(groups)
-        others = (shot for turn in zip_longest(*groups) for shot in turn if shot and shot.key != example.key)
-        shots = list(islice(others, count))
+        drawn = [rng.sample(group, min(len(group), count + 1)) for group in self.groups.values()]
+        others = [[shot for shot in group if shot.key != example.key] for group in drawn]
+        rng.shuffle(others)
+        shots = list(islice((shot for turn in zip_longest(*others) for shot in turn if shot), count))
         if len(shots) < count:
             raise UserError(f"{count} examples are wanted, and the train part has only {len(shots)}; use fewer --shots")
         return shots
