@@ -8,6 +8,7 @@ describes the rows. Readers compare it with what they expect; on a mismatch the 
 import itertools
 import json
 import math
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,41 +193,67 @@ def loss_mask(rows, special_ids, stage, train_on_eot=True):
     return (last_mark > last_eot)[:, :-1] & (y != special_ids["pad"])
 
 
-def make_batch(rows, meta, train_on_eot=True):
+def mask_tokens(rows, meta, draw=(0, 0)):
+    """(x, y, loss_mask), each (B, T), of masked language modelling (Devlin et al. 2019) from rows (B, T).
+
+    The share meta["mask_share"] of a row's tokens is to be found. In x, 80% of these are the mask, which is the answer
+    mark's id (articles have none), 10% another token of the batch, and 10% themselves. y: the tokens. PAD is -1 in x.
+    draw: two numbers; with each pair other tokens are chosen, and the same ones whatever rows are beside a row.
+    """
+    special_ids = meta["special_ids"]
+    is_pad = rows == special_ids["pad"]
+    is_text = ~is_pad & (rows != special_ids["eot"])
+    generators = [np.random.default_rng([*draw, zlib.crc32(row[~pad])]) for row, pad in zip(rows, is_pad, strict=True)]
+    drawn = np.stack([generator.random((3, rows.shape[1])) for generator in generators], axis=1)
+    chosen = is_text & (drawn[0] < meta["mask_share"])
+    x = np.where(is_pad, -1, rows.astype(np.int64))
+    x[chosen & (drawn[1] < 0.8)] = special_ids["answer"]
+    others = rows[is_text]
+    replaced = chosen & (drawn[1] >= 0.9)
+    x[replaced] = others[(drawn[2][replaced] * len(others)).astype(int)]
+    return torch.from_numpy(x), torch.from_numpy(rows.astype(np.int64)), torch.from_numpy(chosen)
+
+
+def input_width(tokens, block_size):
+    """T of a batch, by the tokens of its longest row without PAD, and the width block_size of the rows."""
+    return min(block_size - 1, -(-max(1, tokens - 1) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+
+
+def make_batch(rows, meta, train_on_eot=True, draw=(0, 0)):
     """(x, y, loss_mask), each (B, T), from rows (B, block_size); x, y: int64, loss_mask: bool.
 
     Trailing columns of PAD are cut off. T is a multiple of LENGTH_MULTIPLE, or block_size - 1: this limits the number
-    of shapes, since libraries prepare kernels for each new one. Rows of a task: see `make_task_batch`.
+    of shapes, since libraries prepare kernels for each new one. Rows of a task: see `make_task_batch`; of stage "mlm",
+    and draw: `mask_tokens`.
     """
     rows = np.asarray(rows)
     if meta["stage"] == "task":
         return make_task_batch(rows, meta)
     used = np.flatnonzero((rows != meta["special_ids"]["pad"]).any(axis=0))
-    targets = max(1, used[-1] if used.size else 1)
-    rows = rows[:, : 1 + -(-targets // LENGTH_MULTIPLE) * LENGTH_MULTIPLE]
+    tokens = 1 + used[-1] if used.size else 0
+    rows = rows[:, : 1 + input_width(tokens, rows.shape[1])]
+    if meta["stage"] == "mlm":
+        return mask_tokens(rows, meta, draw)
     mask = loss_mask(rows, meta["special_ids"], meta["stage"], train_on_eot)
-    ids = known_ids(rows, meta)
-    return ids[:, :-1], ids[:, 1:], torch.from_numpy(mask)
-
-
-def known_ids(rows, meta):
-    """Rows of token ids as an int64 tensor, without ids that the model may not have."""
-    ids, pad = torch.from_numpy(rows.astype(np.int64)), meta["special_ids"]["pad"]
+    ids = torch.from_numpy(rows.astype(np.int64))
+    pad = meta["special_ids"]["pad"]
     if pad >= meta.get("tokenizer", {}).get("n_vocab", pad + 1):
-        ids[ids == pad] = 0  # whatever stands there has no effect
-    return ids
+        ids[ids == pad] = 0  # the model may have no such id; whatever stands there has no effect
+    return ids[:, :-1], ids[:, 1:], torch.from_numpy(mask)
 
 
 def make_task_batch(rows, meta):
     """As `make_batch`, from rows of a task (B, 2, block_size): x are the tokens, y the indices of their labels.
 
     y belongs to the token at the same place, not to the next one, so T may be block_size. loss_mask: where a label is;
-    y is 0 elsewhere.
+    y is 0 elsewhere. PAD is -1 in x, since a model may attend in both directions.
     """
-    used = np.flatnonzero((rows[:, 0] != meta["special_ids"]["pad"]).any(axis=0))
+    tokens, pad = rows[:, 0].astype(np.int64), meta["special_ids"]["pad"]
+    used = np.flatnonzero((tokens != pad).any(axis=0))
     width = -(-(1 + used[-1]) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    tokens = torch.from_numpy(np.where(tokens == pad, -1, tokens)[:, :width])
     labels = torch.from_numpy(rows[:, 1, :width].astype(np.int64))
-    return known_ids(rows[:, 0, :width], meta), (labels - 1).clamp(min=0), labels > 0
+    return tokens, (labels - 1).clamp(min=0), labels > 0
 
 
 def row_lengths(rows, pad_id):
@@ -336,6 +363,21 @@ class BatchOrder:
         return taken, (epoch, batch)
 
 
+def masked_meta(meta, settings):
+    """The content of meta.json with stage "mlm", for masked language modelling of a folder's articles.
+
+    Raises UserError where the folder holds no articles, or where the tokenizer has no single id for the mask.
+    """
+    if meta["stage"] != "pretrain":
+        raise UserError(f"objective mlm is for articles, but {settings.data_dir} holds {meta['stage']} rows")
+    if isinstance(meta["special_ids"]["answer"], list):
+        raise UserError(
+            f"objective mlm writes the answer mark for masked tokens, and {meta['tokenizer']['name']} of "
+            f"{settings.data_dir} has no single id for it; prepare with --tokenizer=gpt2, or with one of your own"
+        )
+    return {**meta, "stage": "mlm", "mask_share": settings.mask_share}
+
+
 @dataclass
 class StepRows:
     """The data of one optimizer step: this process's batches, and totals over all processes."""
@@ -361,17 +403,24 @@ class TrainingData:
             rows = settings.batch_tokens // settings.block_size or settings.batch_size
             n_rows = min(len(self.val), settings.eval_iters * rows)
             self.val = self.val[np.linspace(0, len(self.val) - 1, n_rows).astype(int)]  # spread over all sources
+        if settings.objective == "mlm":
+            self.meta = masked_meta(self.meta, settings)
         self.tokenizer = load_row_tokenizer(settings.data_dir, self.meta)
         self.lengths = row_lengths(self.train, self.meta["special_ids"]["pad"])
         self.order = BatchOrder(
             self.lengths, settings.sampling, settings.seed, settings.batch_size, settings.batch_tokens
         )
         self.batches_a_step = settings.gradient_accumulation_steps
-        self.train_on_eot = settings.train_on_eot
+        self.train_on_eot, self.seed = settings.train_on_eot, settings.seed
         self.rank, self.count = rank, count
         self.pinned = pinned
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._next = None  # (position, future) of the step that is being prepared
+
+    def longest_input(self):
+        """T of the batch that has the longest row, of training or validation."""
+        validation = row_lengths(self.val, self.meta["special_ids"]["pad"])
+        return input_width(int(max(self.lengths.max(), validation.max())), self.train.shape[1])
 
     def step(self, position):
         """`StepRows` of the step that begins at a position (epoch, batch)."""
@@ -383,7 +432,8 @@ class TrainingData:
     def _make(self, position):
         taken, after = self.order.take(*position, self.batches_a_step)
         lengths = self.lengths[np.concatenate(taken)].astype(np.int64)
-        batches = [self._batch(rows) for rows in self._share(taken)]
+        draw = self.seed, 1 + position[0]  # masks of validation have other numbers
+        batches = [self._batch(rows, draw) for rows in self._share(taken)]
         return StepRows(batches, after, len(lengths), int(lengths.sum()), int((lengths**2).sum()))
 
     def _share(self, taken):
@@ -392,8 +442,8 @@ class TrainingData:
             return taken[self.rank :: self.count]
         return [rows[self.rank :: self.count] for rows in taken]
 
-    def _batch(self, rows):
+    def _batch(self, rows, draw):
         # A process without a row must still take part in the gradient exchange: it gets one row without a loss.
-        x, y, mask = make_batch(self.train[np.sort(rows) if len(rows) else [0]], self.meta, self.train_on_eot)
+        x, y, mask = make_batch(self.train[np.sort(rows) if len(rows) else [0]], self.meta, self.train_on_eot, draw)
         batch = x, y, mask if len(rows) else torch.zeros_like(mask)
         return [t.contiguous().pin_memory() for t in batch] if self.pinned else batch

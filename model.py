@@ -469,6 +469,7 @@ class GPT(nn.Module):
         # Training calls trunk, which may be compiled. Generation calls hidden, since its shapes change at each token.
         self.trunk = self.hidden
         self.virtual = None  # a module of minigpt/adapters/prompts.py, which gives the `VirtualTokens` before each row
+        self.adapter = None  # settings of the adapter that is attached (minigpt/adapters/attach.py)
         self.apply(self._init_weights)
         for name, p in self.named_parameters():
             if name.endswith("c_proj.weight") and config.is_gpt2:  # the deeper, the smaller the residual updates
@@ -499,7 +500,9 @@ class GPT(nn.Module):
         output layer is computed for; squares: sum of the rows' squared token counts, for the causal attention scores.
         """
         config = self.config
-        matrices = config.n_layer * self.block_training_flops(tokens) + 6 * config.n_embd * config.vocab_size * kept
+        matrices = (
+            config.n_layer * self.block_training_flops(tokens) + 6 * config.n_embd * len(self.lm_head.weight) * kept
+        )
         return matrices + 6 * config.n_layer * config.n_head * config.head_dim * squares
 
     def block_training_flops(self, tokens):
@@ -511,16 +514,17 @@ class GPT(nn.Module):
         return None if self.config.is_gpt2 else rotary_angles(at, self.config)
 
     def hidden(self, idx, kv_pass=None):
-        """States (B, T, C) before the output layer, from ids idx (B, T). kv_pass: a `PromptPass` or `StepPass` in
-        generation with a KV cache; None in training, where each row of idx starts at position 0, or behind the virtual
-        tokens."""
+        """States (B, T, C) before the output layer, from ids idx (B, T), of which those below 0 are padding.
+
+        kv_pass: a `PromptPass` or `StepPass` in generation with a KV cache; None in training, where each row of idx
+        starts at position 0, or behind the virtual tokens.
+        """
         config = self.config
         if kv_pass is None and (self.virtual is not None or not config.causal):
             virtual = None if self.virtual is None else self.virtual(self)
             kv_pass = RowsPass(idx, virtual, config.causal, config.dropout if self.training else 0.0)
-            idx = idx.clamp(min=0)
         at = torch.arange(idx.shape[1], device=idx.device) if kv_pass is None else kv_pass.positions(idx)
-        return self.states(self.wte(idx), at, kv_pass)
+        return self.states(self.wte(idx.clamp(min=0)), at, kv_pass)
 
     def states(self, x, at, kv_pass=None):
         """States (B, T, C) before the output layer, from embeddings x (B, T, C) of tokens at positions `at`: (T,), or

@@ -1,12 +1,14 @@
-"""Train a GPT: pretraining and fine-tuning, on one device or several.
+"""Train a GPT: pretraining, fine-tuning and adapters, on one device or several.
 
     python train.py config/train_config.py                        # pretrain the 124M model
     python train.py config/train_config.py --init_from=resume     # go on after a stop, or a crash
     python train.py config/train_config_sft.py                    # fine-tune its best checkpoint
+    python train.py config/train_config_sft.py --method=lora      # the same by LoRA; see docs/adapting.md
     torchrun --standalone --nproc_per_node=2 train.py config/train_config.py     # on two GPUs
 
-The data decides which of the two stages it is: rows made by data/prepare.py have a loss on every token, rows made
-by data/prepare_sft.py on the answers only. Ctrl-C saves and stops. `--help` lists the settings.
+The data decides which stage it is: rows made by data/prepare.py have a loss on every token, rows made by
+data/prepare_sft.py on the answers only, rows made by data/prepare_task.py on their labels. Ctrl-C saves and stops.
+`--help` lists the settings.
 
 This file is the loop: learning rate, micro-batches, forward, loss, backward, clipping, optimizer step, log,
 validation, checkpoint. What a run consists of is set up in minigpt/training/setup.py.
@@ -36,6 +38,7 @@ from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import TrainSettings
 from minigpt.training.compiling import compute_or_undo
 from minigpt.training.distributed import exchange_gradients, full_value
+from minigpt.training.low_memory import LOW_MEMORY_LOSSES
 from minigpt.training.monitor import Monitor
 from minigpt.training.optim import lr_scale, set_learning_rate
 from minigpt.training.setup import TrainingRun
@@ -85,8 +88,9 @@ def train_step(run):
     rows = run.data.step((p.epoch, p.batch))
     kept, stop = run.processes.total(sum(int(mask.sum()) for _, _, mask in rows.batches), run.stop_requested())
     with explain_out_of_memory(run.device):
-        # Forward, loss and backward of each micro-batch.
-        loss_sum = None if stop else compute_or_undo(run, lambda: add_gradients(run, rows.batches, kept))
+        # Forward, loss and backward of each micro-batch. LOMO and MeZO update the weights here, and leave no gradients.
+        compute = LOW_MEMORY_LOSSES.get(run.settings.optimizer, add_gradients)
+        loss_sum = None if stop else compute_or_undo(run, lambda: compute(run, rows.batches, kept))
         if loss_sum is None:
             run.stopped_by = "interrupted"
             return None
@@ -94,6 +98,8 @@ def train_step(run):
         # Clip the gradients to the norm grad_clip. In float16 they were scaled, so that small ones are not zero.
         for optimizer in run.optimizers:
             run.scaler.unscale_(optimizer)
+        if run.budget:
+            run.budget.add_penalty_gradients()
         norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.settings.grad_clip or math.inf)
         norm, loss_sum = full_value(norm), full_value(loss_sum)
 
@@ -103,6 +109,8 @@ def train_step(run):
         if finite:
             for optimizer in run.optimizers:
                 run.scaler.step(optimizer)
+            if run.budget:
+                run.budget.allocate(p.step + 1, p.max_iters)
         # In float16 the scale is lowered until gradients fit; only an overflow at the lowest scale counts as skipped.
         overflow = not wrong_losses and run.scaler.is_enabled() and run.scaler.get_scale() > 1
         run.scaler.update()

@@ -2,21 +2,27 @@
 
 A checkpoint is a dict of plain values and tensors:
   model          state dict                  model_args   fields of GPTConfig
-  settings       the settings of train.py    stage        "pretrain" or "sft"
+  settings       the settings of train.py    stage        "pretrain", "mlm", "sft" or "task"
   tokenizer      {"name", "sha256", "table": the tokenizer's `vocabulary` (bytes), or None for GPT-2's}
   progress       {"step", "epoch", "batch", "tokens", "best_val_loss", …}
   optimizers, scaler, random, precision      what resuming a run needs; in last.pt only
+  task           of stage "task": {"kind", "labels"}
+An adapter's checkpoint has the trained parameters alone in "model", and no table in "tokenizer". It also has:
+  adapter        fields of `Adapting`        base         {"path", "sha256": of the base's weights}
 """
 
 import errno
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from minigpt.adapters.attach import attach_adapter, put_adapter_state
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic
 from minigpt.formats.adoption import is_model_folder, read_model_folder
+from minigpt.settings.stages import Adapting
 from minigpt.tokenizer import load_tokenizer, load_vocabulary
 from model import GPT, GPTConfig
 
@@ -33,7 +39,7 @@ def save_checkpoint(path, weights, config, settings, stage, tokenizer, progress,
     """Write a checkpoint to `path`, atomically: a crash or a full disk leaves an older file as it was.
 
     weights: state dict of a GPT; config: its GPTConfig; previous: the name that an older file of this path is moved to
-    once the new one is written; state: what resuming needs besides (optimizers, random, …).
+    once the new one is written; state: further entries (task, adapter, base; optimizers, random, …).
     Raises UserError where the file cannot be written.
     """
     content = {
@@ -44,7 +50,7 @@ def save_checkpoint(path, weights, config, settings, stage, tokenizer, progress,
         "tokenizer": {
             "name": tokenizer.name,
             "sha256": tokenizer.sha256,
-            "table": None if tokenizer.is_gpt2 else tokenizer.vocabulary,
+            "table": None if tokenizer.is_gpt2 or "base" in state else tokenizer.vocabulary,
         },
         "progress": progress,
         **state,
@@ -104,17 +110,69 @@ def load_checkpoint(path, mmap=False):
     return content
 
 
-def load_model(content, device="cpu"):
-    """(GPT in eval mode on `device`, Tokenizer) from a checkpoint's dict. Needs no other file."""
-    # The dict's tensors become the model's, so that a model of gigabytes is in memory once.
+def load_model(content, device="cpu", base=""):
+    """(GPT in eval mode on `device`, Tokenizer) from a checkpoint's dict, which needs no other file.
+
+    An adapter's needs its base, from which it gets the weights: at the path `base`; "": where it was in training.
+    Raises UserError where the base is missing or another.
+    """
+    if "adapter" not in content:
+        return build_model(content["model_args"], content["model"]).to(device).eval(), load_own_tokenizer(content)
+    found = load_base(content["base"], base)
+    model, tokenizer = build_model(content["model_args"], found["model"]), load_own_tokenizer(found)
+    attach_adapter(model, Adapting(**content["adapter"]), tokenizer)
+    put_adapter_state(model, content["model"])
+    return model.to(device).eval(), tokenizer
+
+
+def build_model(model_args, weights):
+    """A GPT of fields of GPTConfig and a state dict, whose tensors become the model's: a model of gigabytes is in
+    memory once. A task's output layer that the weights lack begins at random."""
     with torch.device("meta"):
-        model = GPT(GPTConfig(**content["model_args"]))
-    model.load_state_dict(content["model"], assign=True)
+        model = GPT(GPTConfig(**model_args))
+    if model.config.n_labels and len(weights["lm_head.weight"]) != model.config.n_labels:
+        weights = {**weights, "lm_head.weight": new_output_layer(model.config)}
+    model.load_state_dict(weights, assign=True)
     if model.config.tied:
         model.lm_head.weight = model.wte.weight
+    return model
+
+
+def new_output_layer(config):
+    """The weights (n_labels, C) that a task's output layer begins with."""
+    return torch.randn(config.n_labels, config.n_embd) * 0.02
+
+
+def load_own_tokenizer(content):
+    """The Tokenizer that a checkpoint's dict contains."""
     about = content["tokenizer"]
-    tokenizer = load_tokenizer() if about["table"] is None else load_vocabulary(about["name"], about["table"])
-    return model.to(device).eval(), tokenizer
+    return load_tokenizer() if about["table"] is None else load_vocabulary(about["name"], about["table"])
+
+
+def weights_hash(content):
+    """sha256 of the weights of a checkpoint's dict, by which an adapter recognizes its base."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(content["model"].items()):
+        if name != "lm_head.weight" or not content["model_args"].get("tied", True):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def load_base(about, path=""):
+    """The checkpoint's dict of an adapter's base; about: the adapter's {"path", "sha256"}; path: as in `load_model`.
+    Raises UserError."""
+    path = path or about["path"]
+    try:
+        found = load_checkpoint(path)
+    except InvalidCheckpointError as error:
+        raise UserError(f"the adapter's base cannot be loaded: {error}; say where it is with --base=") from None
+    if "adapter" in found or weights_hash(found) != about["sha256"]:
+        raise UserError(
+            f"{path} is not the base that the adapter was trained on ({about['path']} with sha256 "
+            f"{about['sha256'][:8]}…), or not as it was then; say where that is with --base="
+        )
+    return found
 
 
 def check_generates(stage, owner):
@@ -170,11 +228,12 @@ def only_checkpoint(settings):
     return settings.ckpt[0] if settings.ckpt else ""
 
 
-def open_model(ckpt, out_root, device):
-    """(path, checkpoint's dict, model, tokenizer) of a checkpoint; ckpt "": the newest under out_root."""
+def open_model(ckpt, out_root, device, base=""):
+    """(path, checkpoint's dict, model, tokenizer) of a checkpoint; ckpt "": the newest under out_root; base: as in
+    `load_model`."""
     path = ckpt or newest_checkpoint(out_root)
     content = load_checkpoint(path)
-    return path, content, *load_model(content, device)
+    return path, content, *load_model(content, device, base)
 
 
 def newest_intact(run):

@@ -170,6 +170,7 @@ def choose_precision(name, device, model, positions, say=print):
     # Time them.
     say(f"timing a block in {', '.join(map(precision_text, tried))} …")
     x = torch.randn(max(1, TIMED_TOKENS // positions), positions, model.config.n_embd, device=device)
+    x.requires_grad_()  # as within the model: the gradients go on to the block before
     with explain_out_of_memory(device):
         picked, times = fastest_of(tried, lambda precision: time_block(model, x, precision))
         seconds = time_block(model, x, picked)

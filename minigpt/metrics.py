@@ -1,6 +1,7 @@
-"""Metrics of predicted texts against references, and how certain they are. No model is needed here.
+"""Metrics of predicted texts and labels against references, and how certain they are. No model is needed here.
 
-Rouge-L, exact match, CMRC 2018's F1, number accuracy, repetition; bootstrap intervals and paired comparisons.
+Texts: Rouge-L, exact match, CMRC 2018's F1, number accuracy, repetition. Labels: accuracy, macro F1, confusion table,
+entity F1. Bootstrap intervals and paired comparisons.
 """
 
 import difflib
@@ -8,6 +9,7 @@ import functools
 import logging
 import math
 import re
+from collections import Counter
 
 import numpy as np
 from rapidfuzz.distance import LCSseq
@@ -152,6 +154,83 @@ def mean_scores(scores):
 def score_pairs(predictions, references, words=False):
     """`mean_scores` of `score_each`."""
     return mean_scores(score_each(predictions, references, words))
+
+
+# Labels
+
+
+def label_accuracy(predictions, references):
+    """Share of labels that are predicted right, 0 to 1; nan without labels."""
+    pairs = list(zip(predictions, references, strict=True))
+    return sum(a == b for a, b in pairs) / len(pairs) if pairs else math.nan
+
+
+def confusion_table(predictions, references, labels):
+    """int64 (n, n) counts for n labels: row i, column j holds how often labels[i] was predicted as labels[j]."""
+    places = {label: i for i, label in enumerate(labels)}
+    table = np.zeros((len(labels), len(labels)), dtype=np.int64)
+    for predicted, actual in zip(predictions, references, strict=True):
+        table[places[actual], places[predicted]] += 1
+    return table
+
+
+def count_scores(correct, predicted, actual):
+    """{"precision", "recall", "f1", "count" (of the references)} from counts; a share of nothing is 0."""
+    return {
+        "precision": correct / predicted if predicted else 0.0,
+        "recall": correct / actual if actual else 0.0,
+        "f1": 2 * correct / (predicted + actual) if predicted + actual else 0.0,
+        "count": actual,
+    }
+
+
+def label_scores(predictions, references):
+    """{label: scores as `count_scores` gives them} of the labels that are predicted or occur, sorted."""
+    correct = Counter(a for a, b in zip(predictions, references, strict=True) if a == b)
+    predicted, actual = Counter(predictions), Counter(references)
+    return {
+        label: count_scores(correct[label], predicted[label], actual[label]) for label in sorted(predicted | actual)
+    }
+
+
+def macro_f1(predictions, references):
+    """Mean of the labels' F1, 0 to 1; nan without labels. Labels that neither occur nor are predicted do not count."""
+    scores = label_scores(predictions, references)
+    return sum(score["f1"] for score in scores.values()) / len(scores) if scores else math.nan
+
+
+def find_entities(tags):
+    """[(type, start, end)] of the entities in a sequence of BIO tags; `end` is the place behind the last tag.
+
+    An entity begins at B-type, and also at I-type where no entity of that type goes on, as in conlleval and by default
+    in seqeval. The type of a plain B or I is "".
+    """
+    entities, start, kind = [], None, None
+    for place, tag in enumerate([*tags, "O"]):
+        goes_on = tag[0] == "I" and start is not None and tag[2:] == kind
+        if start is not None and not goes_on:
+            entities.append((kind, start, place))
+            start = None
+        if tag[0] != "O" and not goes_on:
+            start, kind = place, tag[2:]
+    return entities
+
+
+def entity_scores(predictions, references):
+    """Scores of tagged texts, as `count_scores` gives them, over all entities (micro), and "by_type": {type: scores}.
+
+    predictions, references: lists of sequences of BIO tags, one per text. An entity is right if its type, start and
+    end are.
+    """
+    correct, predicted, actual = Counter(), Counter(), Counter()
+    for found, wanted in zip(predictions, references, strict=True):
+        if len(found) != len(wanted):
+            raise ValueError(f"{len(found)} tags are predicted for {len(wanted)} characters")
+        found, wanted = set(find_entities(found)), set(find_entities(wanted))
+        for counter, entities in ((correct, found & wanted), (predicted, found), (actual, wanted)):
+            counter.update(kind for kind, _, _ in entities)
+    by_type = {kind: count_scores(correct[kind], predicted[kind], actual[kind]) for kind in sorted(predicted | actual)}
+    return {**count_scores(correct.total(), predicted.total(), actual.total()), "by_type": by_type}
 
 
 # Bootstrap

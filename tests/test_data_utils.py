@@ -422,3 +422,11 @@ def test_a_step_prepared_in_advance_equals_the_requested_step(rows_folder):
     again = data.step(ahead[2].position)  # not the one that was prepared
     assert torch.equal(again.batches[0][0], ahead[3].batches[0][0])
     assert ahead[0].tokens == sum(len(row) - row.tolist().count(PAD) for row in data.train[data.order.batches(0)[0]])
+
+
+def test_the_longest_input_is_the_widest_batch_of_both_parts(tmp_path):
+    for train, val, width in ((5, 11, 16), (11, 5, 16), (1, 1, 8), (23, 1, 23)):
+        folder = tmp_path / f"{train}-{val}"
+        write_rows(folder, {"train": [[1] * train], "val": [[1] * val]}, block_size=24)
+        settings = TrainSettings(data_dir=str(folder), block_size=24, batch_size=1)
+        assert TrainingData(settings).longest_input() == width

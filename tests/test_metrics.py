@@ -13,12 +13,18 @@ from minigpt.metrics import (
     FEWEST_ROWS,
     char_f1,
     compare,
+    confusion_table,
     cut_words,
     distinct,
+    entity_scores,
     exact_match,
     extract_numbers,
+    find_entities,
     has_same_numbers,
     interval,
+    label_accuracy,
+    label_scores,
+    macro_f1,
     mean_scores,
     repetition,
     rouge_l,
@@ -336,3 +342,47 @@ def test_resampling_in_chunks_gives_the_same_interval(monkeypatch):
     monkeypatch.setattr(np.random, "default_rng", Watched)
     assert interval(rows, resamples=100, seed=1) == whole
     assert {size[0] for size in drawn} == {1, 3} and sum(size[0] for size in drawn) == 100
+
+
+def test_accuracy_macro_f1_and_confusions_are_those_counted_by_hand():
+    wanted, found = list("aaaabbc"), list("aaabbcb")
+    assert label_accuracy(found, wanted) == 4 / 7
+    assert confusion_table(found, wanted, list("abcd")).tolist() == [[3, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 0], [0] * 4]
+    expected = {"a": (1.0, 3 / 4, 6 / 7, 4), "b": (1 / 3, 1 / 2, 2 / 5, 2), "c": (0.0, 0.0, 0.0, 1)}
+    assert {label: tuple(score.values()) for label, score in label_scores(found, wanted).items()} == expected
+    assert macro_f1(found, wanted) == pytest.approx((6 / 7 + 2 / 5 + 0) / 3)
+    assert macro_f1(["a"], ["a"]) == 1.0  # labels that are in neither do not count
+    assert macro_f1(["a", "b"], ["a", "a"]) == pytest.approx((2 / 3 + 0) / 2)  # one that is predicted only does
+    assert math.isnan(macro_f1([], [])) and math.isnan(label_accuracy([], []))
+
+
+@pytest.mark.parametrize(
+    ("tags", "entities"),
+    [
+        ("O O", []),
+        ("B-P I-P O B-Q", [("P", 0, 2), ("Q", 3, 4)]),
+        ("B-P B-P I-P", [("P", 0, 1), ("P", 1, 3)]),
+        ("O I-P I-P", [("P", 1, 3)]),
+        ("B-P I-Q I-Q", [("P", 0, 1), ("Q", 1, 3)]),
+        ("I-P O I-P", [("P", 0, 1), ("P", 2, 3)]),
+        ("B I O I B", [("", 0, 2), ("", 3, 4), ("", 4, 5)]),
+        ("B-a-b I-a-b", [("a-b", 0, 2)]),
+    ],
+)
+def test_entities_are_found_also_where_they_begin_with_i(tags, entities):
+    assert find_entities(tags.split()) == entities
+
+
+def test_an_entity_is_right_if_its_type_and_both_ends_are():
+    wanted = [["O", "O", "O", "B-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
+    found = [["O", "O", "B-MISC", "I-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
+    scores = entity_scores(found, wanted)  # the example of seqeval's documentation
+    assert (scores["precision"], scores["recall"], scores["f1"], scores["count"]) == (0.5, 0.5, 0.5, 2)
+    assert {kind: score["f1"] for kind, score in scores["by_type"].items()} == {"MISC": 0.0, "PER": 1.0}
+    scores = entity_scores([["B-Q", "O", "B-P"]], [["B-P", "O", "O"]])
+    assert (scores["precision"], scores["recall"], scores["f1"], scores["count"]) == (0.0, 0.0, 0.0, 1)
+    scores = entity_scores([["B-P", "O", "B-P"]], [["B-P", "O", "O"]])
+    assert (scores["precision"], scores["recall"], scores["f1"]) == (0.5, 1.0, pytest.approx(2 / 3))
+    assert entity_scores([["O"]], [["O"]])["f1"] == 0.0
+    with pytest.raises(ValueError, match="1 tags are predicted for 2"):
+        entity_scores([["O"]], [["O", "O"]])

@@ -169,7 +169,7 @@ def convert_weights(model, name):
     if model.wte.weight.device.type != "cpu":
         raise UserError("int8 is for generation on a CPU; on a GPU take --dtype=bfloat16")
     model.float()
-    make_layer = choose_int8_layer(model.h[0].mlp.c_fc)
+    make_layer = choose_int8_layer(next(m for m in model.modules() if isinstance(m, nn.Linear)))
     for parent in list(model.modules()):
         for child, layer in parent.named_children():
             if isinstance(layer, nn.Linear):

@@ -163,6 +163,7 @@ class CheckpointChoice:
         "checkpoints or Hugging Face folders (sample.py, export.py, bench.py: one); in evaluations also runs' folders "
         "(all their checkpoints) and APIs' addresses (model@http://…, or http://…); []: the newest under out_root",
     )
+    base: str = setting("", "checkpoint or folder that adapters were trained on; '': where it was then")
 
 
 @dataclass
@@ -336,9 +337,49 @@ class InstructionDataSettings(WordedTasks, Seed, Stage):
 
 # Training.
 
+MATRICES = ["q", "k", "v", "o", "gate", "up", "down"]
+
 
 @dataclass
-class TrainSettings(DeviceChoice, Seed, Stage):
+class Adapting:
+    """What a fine-tuning trains. Checkpoints of adapters contain these settings."""
+
+    method: str = setting(
+        "full",
+        "what trains: full (everything), lora, adapter (bottlenecks), prompt, p-tuning or prefix (virtual tokens), or "
+        "head (a task's output layer alone)",
+        ["full", "lora", "adapter", "prompt", "p-tuning", "prefix", "head"],
+    )
+    rank: int = setting(8, "lora: rank of a matrix's update", low=1)
+    alpha: float = setting(16.0, "lora: the update is scaled by alpha / rank", low=0)
+    lora_dropout: float = share(0.0, "lora: share of the update's inputs dropped in training")
+    matrices: list[str] = setting(
+        MATRICES,
+        "lora: matrices that are updated: queries, keys, values and output of the attention; gate, up and down of the "
+        "MLP (gpt2: q, k and v are one matrix, and there is no gate)",
+        MATRICES,
+    )
+    lora_init: str = setting(
+        "gaussian", "lora: start of A: gaussian (standard deviation 1/√rank), or kaiming, as in peft",
+        ["gaussian", "kaiming"],
+    )  # fmt: skip
+    dora: bool = setting(False, "lora: train each row's length apart from its direction (DoRA)")
+    adalora_rank: int = setting(
+        0, "lora: mean rank that is left at the end, the most important parts of all matrices (AdaLoRA); 0: rank", low=0
+    )
+    bottleneck: int = setting(64, "adapter: width of the bottlenecks", low=1)
+    virtual_tokens: int = setting(20, "prompt, p-tuning, prefix: number of virtual tokens", low=1)
+    prompt_text: str = setting("", "prompt, prefix: text that the virtual tokens begin as; '': random tokens")
+    prefix_width: int = setting(
+        0,
+        "p-tuning, prefix: width of the encoder that makes the virtual tokens; 0: n_embd, in prefix no encoder",
+        low=0,
+    )
+    quantize: str = setting("none", "the base, which is frozen: none, or nf4 (4 bits: QLoRA)", ["none", "nf4"])
+
+
+@dataclass
+class TrainSettings(Adapting, DeviceChoice, Seed, Stage):
     SCRIPT = "train.py"
     # The run
     init_from: str = setting(
@@ -346,6 +387,13 @@ class TrainSettings(DeviceChoice, Seed, Stage):
     )
     data_dir: str = same_as(Measuring, "data_dir")
     out_dir: str = setting("out/pretrain", "the run's folder: checkpoints and log.jsonl")
+    objective: str = setting(
+        "causal",
+        "pretraining: causal (the next token, GPT's), or mlm (masked tokens, which attend in both directions: BERT's)",
+        ["causal", "mlm"],
+    )
+    mask_share: float = setting(0.15, "mlm: share of the tokens that are to be found", low=0.01, high=0.9)
+    both_ways: bool = setting(False, "tasks: attend in both directions, whatever the base has learned")
     # Model
     block_size: int = same_as(RowSettings, "block_size")
     vocab_size: int = setting(0, "rows of the embedding; 0: the tokenizer's ids, rounded up to a multiple of 64", low=0)
@@ -378,16 +426,27 @@ class TrainSettings(DeviceChoice, Seed, Stage):
     )
     train_on_eot: bool = setting(True, "pretraining: EOT is a target too, so the model learns to stop")
     # Optimizer
-    optimizer: str = setting("muon", "muon (matrices of the blocks; AdamW for the rest), or adamw", ["muon", "adamw"])
-    learning_rate: float = setting(4e-3, "AdamW's peak learning rate; with adamw alone take a quarter or less", low=0)
+    optimizer: str = setting(
+        "muon",
+        "muon (matrices of the blocks; AdamW for the rest) or adamw; in little memory: lomo (SGD within the backward "
+        "pass) or mezo (two forward passes)",
+        ["muon", "adamw", "lomo", "mezo"],
+    )
+    mezo_epsilon: float = setting(1e-3, "mezo: its two losses are at the weights ± this times N(0, 1)", low=1e-6)
+    learning_rate: float = setting(
+        4e-3, "peak learning rate of AdamW (with adamw alone take a quarter or less), lomo or mezo", low=0
+    )
     muon_learning_rate: float = setting(0.02, "Muon's peak learning rate, for the matrices", low=0)
+    head_learning_rate: float = setting(
+        1e-3, "AdamW's peak learning rate of a task's output layer, which is new", low=0
+    )
     min_lr_ratio: float = setting(0.1, "learning rate at the end, as a share of the peak", low=0)
     decay_lr: bool = setting(True, "linear decay after warm-up; False keeps the peak")
     warmup_iters: int = setting(200, "steps of linear warm-up", low=0)
     weight_decay: float = setting(0.1, "decoupled weight decay of the matrices", low=0)
     beta1: float = setting(0.9, "AdamW's first moment decay", low=0)
     beta2: float = setting(0.95, "AdamW's second moment decay", low=0)
-    grad_clip: float = setting(1.0, "largest norm of the gradient; 0: no clipping", low=0)
+    grad_clip: float = setting(1.0, "largest norm of the gradient; 0: no clipping (lomo and mezo: never)", low=0)
     # Watching
     eval_interval: int = setting(500, "steps between validations (and saves)", low=1)
     eval_iters: int = setting(0, "validation batches of full rows each time; 0: the whole part", low=0)

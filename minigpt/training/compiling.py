@@ -45,8 +45,8 @@ def compile_trunk(run, batch):
     batch: (x, y, loss_mask), each (B, T). Returns (whether the trunk is compiled, why).
     """
     compiling, why = should_compile(run.settings.compile, run.device)
-    if run.sharded and run.settings.compile == "auto":
-        compiling, why = False, "the default with fsdp"
+    if (run.sharded or run.settings.optimizer == "lomo") and run.settings.compile == "auto":
+        compiling, why = False, f"the default with {'fsdp' if run.sharded else 'lomo'}"
     if not compiling:
         return False, why
     # Only the trunk: the number of positions with a loss differs between batches.
@@ -57,9 +57,10 @@ def compile_trunk(run, batch):
         x, y, loss_mask = (t[:rows].to(run.device) for t in batch)
         with explain_out_of_memory(run.device):
             try:
-                with run.precision.context(run.device):
+                with run.precision.context(run.device), torch.set_grad_enabled(run.settings.optimizer != "mezo"):
                     loss = run.model.loss_sum(x, y, loss_mask)
-                run.scaler.scale(loss).backward()
+                if loss.requires_grad:
+                    run.scaler.scale(loss).backward()
             except Exception as error:
                 if not run.model.trunk.give_up(error):
                     raise

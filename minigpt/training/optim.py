@@ -6,6 +6,8 @@ import math
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from minigpt.training.low_memory import LOW_MEMORY_LOSSES, make_low_memory_optimizer
+
 MUON_MOMENTUM = 0.95
 # Coefficients of the quintic iteration that moves singular values towards 1, and its steps (Jordan et al. 2024).
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -105,22 +107,30 @@ def split_for_stacking(params):
 
 
 def make_optimizers(model, settings, fused=False, muon_dtype=torch.bfloat16):
-    """The optimizers of a GPT's parameters: [AdamW] or, with the setting optimizer="muon", [AdamW, Muon].
+    """The optimizers of a GPT's parameters: [AdamW], [AdamW, Muon], [Lomo] or [Mezo], by the setting optimizer.
 
     Weight decay applies to matrices only, as in nanoGPT. Muon updates the matrices of the blocks; embeddings, which
-    are looked up and not multiplied, stay with AdamW. fused: AdamW's fused kernels; muon_dtype: dtype of the
+    are looked up and not multiplied, stay with AdamW, and so does a task's output layer, at a rate of its own. Where
+    nothing is left for AdamW, there is none. fused: AdamW's fused kernels; muon_dtype: dtype of the
     orthogonalization. Each parameter group has the entry "peak_lr", which `set_learning_rate` scales.
     """
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     by_muon = [p for n, p in named if p.dim() == 2 and n.startswith("h.")] if settings.optimizer == "muon" else []
-    muon_ids = {id(p) for p in by_muon}
-    rest = [p for _, p in named if id(p) not in muon_ids]
+    heads = [model.lm_head.weight] if model.config.n_labels else []
+    apart = {id(p) for p in by_muon + heads}
+    rest = [p for _, p in named if id(p) not in apart]
     groups = [
         {"params": [p for p in rest if p.dim() >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
     ]
-    betas = (settings.beta1, settings.beta2)
-    optimizers = [torch.optim.AdamW(groups, settings.learning_rate, betas, fused=fused)]
+    if heads:
+        groups.append({"params": heads, "weight_decay": settings.weight_decay, "lr": settings.head_learning_rate})
+    optimizers = []
+    if settings.optimizer in LOW_MEMORY_LOSSES:
+        optimizers = [make_low_memory_optimizer(groups, settings)]
+    elif rest or heads:
+        betas = (settings.beta1, settings.beta2)
+        optimizers = [torch.optim.AdamW(groups, settings.learning_rate, betas, fused=fused)]
     if by_muon:
         lr = settings.muon_learning_rate
         optimizers.append(Muon(by_muon, muon_dtype, lr, MUON_MOMENTUM, settings.weight_decay))

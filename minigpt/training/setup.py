@@ -10,8 +10,11 @@ from pathlib import Path
 
 import torch
 
-from data_utils import TrainingData, check_tokenizer
-from minigpt.checkpoint import LAST, load_checkpoint, load_model, newest_intact
+from data_utils import TrainingData, check_tokenizer, row_lengths
+from minigpt.adapters.adalora import AdaLoRABudget
+from minigpt.adapters.attach import adapting_of, attach_adapter, trained_parameters
+from minigpt.adapters.prompts import check_room
+from minigpt.checkpoint import LAST, load_checkpoint, load_model, new_output_layer, newest_intact, weights_hash
 from minigpt.common.errors import UserError
 from minigpt.common.files import replace_file
 from minigpt.device import (
@@ -27,6 +30,7 @@ from minigpt.device import (
 from minigpt.run_log import LOG
 from minigpt.training.compiling import compile_trunk
 from minigpt.training.distributed import averaging_loss, shard, start_processes
+from minigpt.training.low_memory import LOW_MEMORY_LOSSES, check_low_memory
 from minigpt.training.optim import make_optimizers
 from minigpt.training.state import Progress, check_resumable, restore_run
 from model import GPT, GPTConfig
@@ -44,8 +48,9 @@ class TrainingRun:
     """The parts of one training run, and where it stands.
 
     device, precision, data, model, loss (a callable: x, y, loss_mask -> summed loss), optimizers, scaler: what a step
-    needs; progress: a `Progress`; processes: a `Processes`; out: the run's folder; say(text): prints a line, in the
-    main process only; sharded: whether the model is sharded (FSDP2).
+    needs; base: of an adapter {"path", "sha256"} of the model that it is trained on, else None; progress: a
+    `Progress`; processes: a `Processes`; out: the run's folder; say(text): prints a line, in the main process only;
+    sharded: whether the model is sharded (FSDP2).
     """
 
     def __init__(self, settings, say=print):
@@ -58,6 +63,7 @@ class TrainingRun:
 
         # Processes and devices.
         self.processes = start_processes(settings.device)
+        check_low_memory(settings, self.processes.count)
         self.say = say if self.processes.is_main else lambda text: None
         self.sharded = settings.fsdp and self.processes.count > 1
         self.device = pick_device(settings.device, self.processes.local_rank if self.processes.count > 1 else None)
@@ -75,7 +81,7 @@ class TrainingRun:
         # Model. One that is sharded may be too large for one GPU, so it goes there in shards only.
         torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
         torch.manual_seed(settings.seed)
-        self.model, resumed = make_model(settings, self.data)
+        self.model, self.base, resumed = make_model(settings, self.data)
         if not self.sharded:
             with explain_out_of_memory(self.device):
                 self.model.to(self.device)
@@ -85,12 +91,18 @@ class TrainingRun:
         batch = self.data.step((0, 0)).batches[0]
         self.precision = self.processes.from_main(choose_run_precision(self, resumed, batch[0].shape[1]))
         self.model.use_plain_attention(self.precision.plain_attention)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.dtype == torch.float16)
+        scaled = self.precision.dtype == torch.float16 and settings.optimizer != "mezo"  # which has no gradients
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         compiled, why = compile_trunk(self, batch)
         self.say(speed_text(self, compiled, why))
         if self.sharded:
             shard(self.model, self.device)
-        self.loss = averaging_loss(self.model, self.processes, self.device)
+        # MeZO's processes exchange losses only; DDP would reserve memory for gradients.
+        self.loss = (
+            self.model.loss_sum
+            if settings.optimizer == "mezo"
+            else averaging_loss(self.model, self.processes, self.device)
+        )
 
         # Optimizers.
         self.optimizers = make_optimizers(
@@ -99,6 +111,7 @@ class TrainingRun:
             fused=self.device.type in ("cuda", "cpu"),
             muon_dtype=torch.bfloat16 if self.precision.dtype == torch.bfloat16 else torch.float32,
         )
+        self.budget = AdaLoRABudget(self.model, settings) if settings.adalora_rank else None
         self.lr = 0.0  # AdamW's learning rate of the last step
 
         # What the loop asks and sets.
@@ -149,13 +162,27 @@ def check_settings(settings):
         )
     if 0 < settings.batch_tokens < settings.block_size:
         raise UserError(f"batch_tokens ({settings.batch_tokens}) must hold a row of block_size ({settings.block_size})")
+    if settings.adalora_rank and (
+        settings.method != "lora" or settings.optimizer in LOW_MEMORY_LOSSES or settings.fsdp
+    ):
+        raise UserError("adalora_rank is for method lora with optimizer muon or adamw, without fsdp")
+    if settings.method == "full" and settings.quantize != "none":
+        raise UserError(f"quantize {settings.quantize} freezes the base; give a method that trains beside it: lora")
+    if settings.fsdp and settings.quantize != "none":
+        raise UserError("fsdp does not go with a quantized base, which is small; leave one out")
+    if settings.both_ways and settings.objective == "mlm":
+        raise UserError("objective mlm attends in both directions by itself; leave out both_ways")
     if settings.fsdp and settings.dtype == "float16":
         raise UserError("fsdp does not go with float16 and its loss scaler; take --dtype=bfloat16 or float32")
 
 
 def make_model(settings, data):
-    """(model, the checkpoint's dict where the run is resumed, else None), by the setting init_from."""
+    """(model, base, checkpoint's dict) by the setting init_from. base: {"path", "sha256"} of what an adapter stands on,
+    else None; the dict: of the run that is resumed, else None."""
+    labels = len(data.meta["task"]["labels"]) if "task" in data.meta else 0
     if settings.init_from == "scratch":
+        if settings.method != "full":
+            raise UserError(f"method {settings.method} tunes a model that is there: name it with --init_from=")
         padded = -(-data.tokenizer.n_vocab // 64) * 64
         vocab_size = settings.vocab_size or padded
         if vocab_size < data.tokenizer.n_vocab:
@@ -163,7 +190,8 @@ def make_model(settings, data):
                 f"vocab_size is {vocab_size}, tokenizer {data.tokenizer.name} has {data.tokenizer.n_vocab} ids"
             )
         shape = {name: getattr(settings, name) for name in (*SHAPE, "block_size", "dropout")}
-        return GPT(GPTConfig(**{**shape, "vocab_size": vocab_size})), None
+        causal = data.meta["stage"] != "mlm" and not settings.both_ways
+        return GPT(GPTConfig(**{**shape, "vocab_size": vocab_size, "causal": causal, "n_labels": labels})), None, None
 
     # From a checkpoint: it must fit the data.
     resume = settings.init_from == "resume"
@@ -172,21 +200,48 @@ def make_model(settings, data):
     check_tokenizer(settings.data_dir, data.meta, content["tokenizer"], f"the tokenizer of {path}")
     if resume:
         check_resumable(content, path, settings, data.meta["stage"])
-    block_size = content["model_args"]["block_size"]
-    if block_size < settings.block_size:
+    elif "adapter" in content:
+        raise UserError(f"{path} is an adapter's file; merge it with its base first: python export.py --format=ckpt")
+    args = content["model_args"]
+    if args["block_size"] < settings.block_size:
         raise UserError(
-            f"block_size is {settings.block_size}, but the checkpoint {path} has {block_size}; prepare with that"
+            f"block_size is {settings.block_size}, but the checkpoint {path} has {args['block_size']}; "
+            "prepare with that"
         )
 
     # The model has the checkpoint's shape, and the settings are made to say so.
-    content["model_args"]["dropout"] = settings.dropout
-    config = GPTConfig(**content["model_args"])
+    base = content.get("base")
+    if not resume and settings.method != "full":
+        base = {"path": str(path), "sha256": weights_hash(content)}
+    args |= {"dropout": settings.dropout, "causal": is_causal(settings, data.meta, args), "n_labels": labels}
+    config = GPTConfig(**args)
     for name in SHAPE:
         setattr(settings, name, getattr(config, name))
     if resume:
+        model, _ = load_model(content)
         settings.init_from = content["settings"]["init_from"]
-    model, _ = load_model(content)
-    return model, content if resume else None
+        return model, base, content
+
+    # A task's output layer is new, unless the checkpoint has been trained for the same task.
+    task = content.get("task")
+    if task and not labels:
+        raise UserError(f"{path} tells {len(task['labels'])} labels apart and writes no text; take the model before it")
+    if labels and task != data.meta["task"]:
+        content["model"]["lm_head.weight"] = new_output_layer(config)
+    model, tokenizer = load_model(content)
+    if base:
+        attach_adapter(model, adapting_of(settings), tokenizer)
+        if model.virtual is not None:
+            longest = max(data.lengths.max(), row_lengths(data.val, data.meta["special_ids"]["pad"]).max())
+            check_room(settings.virtual_tokens, config.block_size, int(longest), settings.data_dir)
+    return model, base, None
+
+
+def is_causal(settings, meta, args):
+    """Whether a model attends to earlier tokens only, by the rows' stage. args: the checkpoint's `model_args`."""
+    if meta["stage"] == "task":
+        return args.get("causal", True) and not settings.both_ways
+    return meta["stage"] != "mlm"
 
 
 def choose_run_precision(run, resumed, positions):
@@ -199,9 +254,10 @@ def choose_run_precision(run, resumed, positions):
         before = None  # float16's scaler does not work with sharding
     if before and run.settings.dtype == "auto":
         return before
-    if run.sharded and run.settings.dtype == "auto" and run.device.type == "cuda":
+    unscaled = run.sharded or run.settings.optimizer == "lomo"  # float16 and its loss scaler are left out
+    if unscaled and run.settings.dtype == "auto" and run.device.type == "cuda":
         name, _ = dtype_by_device(run.device) or ("float32", "")
-        return Precision(DTYPES[name], why="what sharding can use here")
+        return Precision(DTYPES[name], why=f"what {'sharding' if run.sharded else 'lomo'} can use here")
     return choose_precision(run.settings.dtype, run.device, run.model, positions, run.say)
 
 
@@ -210,8 +266,12 @@ def speed_text(run, compiled, why):
     processes = ""
     if run.processes.count > 1:
         processes = f" x {run.processes.count} processes ({'FSDP2' if run.sharded else 'DDP'})"
+    trained = ""
+    if run.base:
+        n = sum(p.numel() for p in trained_parameters(run.model).values())
+        trained = f", of which {n:,} train"
     return (
-        f"number of parameters: {run.model.num_params() / 1e6:.2f}M; {run.device}{processes}, "
+        f"number of parameters: {run.model.num_params() / 1e6:.2f}M{trained}; {run.device}{processes}, "
         f"{precision_text(run.precision)} ({run.precision.why}), compile {compiled} ({why})"
     )
 

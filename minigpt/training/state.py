@@ -5,6 +5,7 @@ import math
 
 import torch
 
+from minigpt.adapters.attach import adapting_of, trained_parameters
 from minigpt.checkpoint import LAST, save_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.run_log import cut_log
@@ -45,6 +46,10 @@ def check_resumable(content, path, settings, stage):
     before = content["settings"]["optimizer"]
     if before != settings.optimizer:
         raise UserError(f"{path} was trained with optimizer={before}, whose state {settings.optimizer} cannot use")
+    now, before = dataclasses.asdict(adapting_of(settings)), content["settings"]
+    differs = [f"{name}={before[name]}" for name, value in now.items() if before.get(name, value) != value]
+    if differs:
+        raise UserError(f"{path} was trained with {', '.join(differs)}; give that again to go on with it")
 
 
 def save_run(run, name, resumable=False, previous=None):
@@ -70,17 +75,23 @@ def save_run(run, name, resumable=False, previous=None):
             "scaler": run.scaler.state_dict(),
             "random": run.processes.gather(random_states(run.device)),
             "precision": run.precision.to_dict(run.device),
+            **({"budget": run.budget.state_dict()} if run.budget else {}),
         }
-    weights = gather_tensors(run.model.state_dict(), run.processes)
-    if run.model.config.tied:
-        weights["wte.weight"] = weights["lm_head.weight"]  # gathering copied the shared matrix
+    more = {"task": run.data.meta["task"]} if "task" in run.data.meta else {}
+    if run.base:
+        weights = gather_tensors({n: p.detach() for n, p in trained_parameters(run.model).items()}, run.processes)
+        more |= {"adapter": dataclasses.asdict(run.model.adapter), "base": run.base}
+    else:
+        weights = gather_tensors(run.model.state_dict(), run.processes)
+        if run.model.config.tied:
+            weights["wte.weight"] = weights["lm_head.weight"]  # gathering copied the shared matrix
 
     # Only the main process writes. All processes must learn whether it failed.
     failure = None
     if run.processes.is_main:
         about = run.model.config, run.settings, run.data.meta["stage"], run.data.tokenizer, progress
         try:
-            save_checkpoint(run.out / name, weights, *about, previous, **state)
+            save_checkpoint(run.out / name, weights, *about, previous, **more, **state)
         except UserError as error:
             failure = str(error)
     if failure := run.processes.from_main(failure):
@@ -121,6 +132,8 @@ def restore_run(run, content):
         )
 
     restore_optimizers(run.optimizers, content["optimizers"])
+    if run.budget:
+        run.budget.load_state_dict(content["budget"])
     if content["scaler"] and run.scaler.is_enabled():
         run.scaler.load_state_dict(content["scaler"])
     if len(content["random"]) == run.processes.count:

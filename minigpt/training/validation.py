@@ -47,6 +47,8 @@ def generator_of(run, max_batch=32):
 def sample_line(run):
     """A line of text that the model generates now, from sample_prompt or the start of a validation row."""
     data, prompt = run.data, run.settings.sample_prompt
+    if data.meta["stage"] in ("task", "mlm"):
+        return "no sample"
     shown = prompt
     if not prompt:
         prompt = shown = data.tokenizer.decode(data.val[0][:SAMPLE_PROMPT_TOKENS])

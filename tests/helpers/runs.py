@@ -95,3 +95,10 @@ def log_of(folder):
     """Lines of a run's log without the clock times."""
     lines = map(json.loads, Path(folder, "log.jsonl").read_text(encoding="utf-8").splitlines())
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def finish_run(**settings):
+    """A `TrainingRun` of these settings, trained to its end in this process without a word."""
+    run = TrainingRun(TrainSettings(**settings), say=lambda line: None)
+    train.train(run)
+    return run

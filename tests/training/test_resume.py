@@ -38,7 +38,9 @@ def kill_at(process, log, lines, delay):
 
 @pytest.mark.soak
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-@pytest.mark.parametrize("optimizer", [pytest.param("adamw", marks=pytest.mark.soak_only), "muon"])
+@pytest.mark.parametrize(
+    "optimizer", ["muon", *(pytest.param(name, marks=pytest.mark.soak_only) for name in ("adamw", "lomo", "mezo"))]
+)
 def test_a_run_killed_at_random_moments_logs_what_one_never_stopped_logs(tmp_path, rounds, optimizer):
     data = write_stages(tmp_path)["pretrain"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -1,0 +1,95 @@
+"""Virtual tokens have the outputs that peft computes on the exported model, and go there and come back."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import confident_model, random_ids, tiny_tokenizer
+
+from minigpt.adapters.peft_prompts import virtual_from_peft, virtual_to_peft
+from minigpt.adapters.prompts import EncodedPrompt, Prefix, PromptTokens, run_embeddings
+from minigpt.common.errors import UserError
+from minigpt.formats.huggingface import write_huggingface
+
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+N = 5
+# peft's configuration of each type, where it has an encoder and where it has none.
+KINDS = {
+    "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=N, task_type="CAUSAL_LM"),
+    "p-tuning": lambda: peft.PromptEncoderConfig(num_virtual_tokens=N, encoder_hidden_size=24, task_type="CAUSAL_LM"),
+    "prefix": lambda: peft.PrefixTuningConfig(num_virtual_tokens=N, task_type="CAUSAL_LM"),
+    "encoded prefix": lambda: peft.PrefixTuningConfig(
+        num_virtual_tokens=N, prefix_projection=True, encoder_hidden_size=24, task_type="CAUSAL_LM"
+    ),
+}  # fmt: skip
+
+
+def exported(folder, architecture):
+    """(a tiny model, the same model as transformers loads it)."""
+    shape = {"n_kv_head": 2, "tied": False} if architecture == "qwen3" else {}
+    model = confident_model(architecture, **shape)
+    write_huggingface(folder, model, tiny_tokenizer(), "sft", "float32", "a card")
+    return model, transformers.AutoModelForCausalLM.from_pretrained(folder)
+
+
+def make_virtual(name, model):
+    """The virtual tokens of a method, away from where they begin."""
+    torch.manual_seed(1)
+    start = 0.3 * torch.randn(N, model.config.n_embd)
+    keys_values = run_embeddings(model, start)
+    virtual = {
+        "prompt": lambda: PromptTokens(start),
+        "p-tuning": lambda: EncodedPrompt(start, 24),
+        "prefix": lambda: Prefix(keys_values),
+        "encoded prefix": lambda: Prefix(keys_values, 24),
+    }[name]()
+    with torch.no_grad():
+        for p in virtual.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return virtual
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("name", KINDS)
+@torch.no_grad()
+def test_peft_computes_our_outputs_from_what_we_write(name, architecture, tmp_path):
+    model, theirs = exported(tmp_path / "model", architecture)
+    model.virtual = make_virtual(name, model)
+    tensors, fields = virtual_to_peft(model)
+    (tmp_path / "adapter").mkdir()
+    save_file({key: t.contiguous() for key, t in tensors.items()}, tmp_path / "adapter" / "adapter_model.safetensors")
+    general = {"task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": str(tmp_path / "model")}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(general | fields), encoding="utf-8")
+    adapted, ids = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval(), random_ids(3, 12)
+    torch.testing.assert_close(adapted(ids).logits[:, -12:], model(ids), rtol=0, atol=1e-5)
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("name", KINDS)
+@torch.no_grad()
+def test_we_compute_the_outputs_of_what_peft_writes(name, architecture, tmp_path):
+    model, theirs = exported(tmp_path / "model", architecture)
+    torch.manual_seed(2)
+    adapted = peft.get_peft_model(theirs, KINDS[name]()).eval()
+    ids = random_ids(3, 12)
+    expected = adapted(ids).logits[:, -12:]
+    adapted.save_pretrained(tmp_path / "adapter")
+    fields = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    settings, state = virtual_from_peft(
+        load_file(tmp_path / "adapter" / "adapter_model.safetensors"), fields, model.config
+    )
+    assert settings == {"method": "prefix" if "prefix" in name else "prompt", "virtual_tokens": N}
+    model.virtual = make_virtual(settings["method"], model)
+    model.load_state_dict(state, strict=False)
+    torch.testing.assert_close(model(ids), expected, rtol=0, atol=1e-5)
+
+
+def test_virtual_tokens_of_another_shape_are_refused():
+    config = confident_model("gpt2").config
+    for tensors in ({}, {"prompt_embeddings": torch.zeros(N, 32)}, {"prompt_embeddings": torch.zeros(32)}):
+        for kind, width in (("P_TUNING", 64), ("PREFIX_TUNING", 2 * 2 * 64)):
+            with pytest.raises(UserError, match=rf"this model needs \[virtual tokens, {width}\]"):
+                virtual_from_peft(tensors, {"peft_type": kind}, config)

@@ -1,0 +1,57 @@
+"""Models with an adapter, small enough to check against plain formulas."""
+
+from types import SimpleNamespace
+
+import torch
+from tiny import random_ids, tiny_model
+
+from minigpt.adapters.lora import add_lora
+
+MATRICES = ["q", "k", "v", "o", "gate", "up", "down"]
+
+
+def adapting(**changed):
+    """The settings of an adapter: LoRA's defaults, rank 4, with some of them changed."""
+    defaults = {
+        "method": "lora", "rank": 4, "alpha": 8.0, "lora_dropout": 0.0, "matrices": MATRICES, "lora_init": "gaussian",
+        "dora": False, "adalora_rank": 0, "bottleneck": 8, "quantize": "none",
+    }  # fmt: skip
+    return SimpleNamespace(**{**defaults, **changed})
+
+
+def freeze(model):
+    """Let no parameter of a model train; returns the model."""
+    return model.requires_grad_(False)
+
+
+def with_lora(architecture, trained=True, bias=False, **changed):
+    """A tiny GPT in eval mode with LoRA. trained: its parameters are random, not those at the start."""
+    model = freeze(tiny_model(architecture=architecture, bias=bias))
+    add_lora(model, adapting(**changed))
+    if trained:
+        randomize(model)
+    return model
+
+
+@torch.no_grad()
+def randomize(model, seed=3):
+    """Change the trained parameters of a model at random, so much that all of them affect its logits."""
+    generator = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        if p.requires_grad:
+            p += 0.2 * torch.randn(p.shape, generator=generator)
+    model.eval()
+
+
+def losses_of_training(model, steps=8, autocast=False):
+    """Train a tiny model on one batch by AdamW; returns the loss of each step."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2, weight_decay=0.0)
+    ids, losses = random_ids(4, 17), []
+    for _ in range(steps):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = model.loss_sum(ids[:, :-1], ids[:, 1:], torch.ones(4, 16, dtype=torch.bool)) / 64
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
