@@ -7,10 +7,11 @@ import numpy as np
 import torch
 
 from data_utils import fill_batches
+from minigpt.checkpoint import load_checkpoint, newest_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.corpus.task_rows import encode_characters, encode_texts
 from minigpt.corpus.tasks import CLASSIFY, PAIR, TAG
-from minigpt.inference.engine import open_converted
+from minigpt.inference.engine import open_converted, open_generator
 from minigpt.inference.likelihood import starting_batch_tokens
 
 OUTSIDE = "O"  # the tag of characters that are part of no entity
@@ -72,7 +73,7 @@ class Classifier:
         self.model, self.tokenizer = model, tokenizer
         self.kind, self.labels = task["kind"], task["labels"]
         virtual = model.virtual.n if model.virtual is not None else 0
-        self.room = model.config.block_size - virtual  # tokens of a text, EOT included
+        self.block_size = model.config.block_size - virtual  # tokens of a text, EOT included
         self._lock, self._callers = threading.Lock(), set()
 
     @property
@@ -93,7 +94,7 @@ class Classifier:
         pairs = [not isinstance(text, str) for text in texts]
         if self.kind == TAG or any(is_pair != (self.kind == PAIR) for is_pair in pairs):
             raise UserError(f"this model {WORK_OF_KIND[self.kind]}")
-        encoded = [encode_texts(self.tokenizer, self.room, *([t] if isinstance(t, str) else t)) for t in texts]
+        encoded = [encode_texts(self.tokenizer, self.block_size, *([t] if isinstance(t, str) else t)) for t in texts]
         found = self._probabilities([(ids, [len(ids) - 1]) for ids, _ in encoded], progress)
         results = []
         for (p,), (ids, left_out) in zip(found, encoded, strict=True):
@@ -105,7 +106,7 @@ class Classifier:
         """[`Tagged`] of texts. progress(n): n more are done. Raises UserError for a model of another kind of task."""
         if self.kind != TAG:
             raise UserError(f"this model {WORK_OF_KIND[self.kind]}")
-        encoded = [encode_characters(self.tokenizer, self.room, text) for text in texts]
+        encoded = [encode_characters(self.tokenizer, self.block_size, text) for text in texts]
         results = []
         found = self._probabilities(encoded, progress)
         for text, (ids, _), p in zip(texts, encoded, found, strict=True):
@@ -152,6 +153,18 @@ class Classifier:
 
     def close(self, grace=0.0):
         """Nothing: requests run in the threads of their callers. (The server closes all its models.)"""
+
+
+def find_stage(ckpt, out_root):
+    """(path, stage) of a checkpoint, without its weights; ckpt "": the newest under out_root. Raises UserError."""
+    path = ckpt or newest_checkpoint(out_root)
+    return path, load_checkpoint(path, mmap=True)["stage"]
+
+
+def open_served(ckpt, settings):
+    """A checkpoint for a server: what `open_classifier` returns for one with a task's head, else `open_generator`."""
+    path, stage = find_stage(ckpt, settings.out_root)
+    return (open_classifier if stage == "task" else open_generator)(path, settings)
 
 
 def open_classifier(ckpt, settings, exact=False):
