@@ -15,7 +15,8 @@ from pathlib import Path
 from minigpt.common.errors import UserError
 from minigpt.corpus.task_rows import cut_middle
 from minigpt.corpus.tasks import TAG
-from minigpt.inference.classify import OUTSIDE, find_entities
+from minigpt.inference.classify import OUTSIDE
+from minigpt.metrics import find_entities
 
 TASK_WORDINGS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 NO_ENTITY = "无"

@@ -19,9 +19,9 @@ from minigpt.inference.engine import TextGenerator
 from minigpt.inference.label_likelihood import label_logprobs
 from minigpt.inference.params import SamplingParams
 
-FIELD = word_task("field", "classify", ["河", "河流", "山"])
+FIELD = word_task("landforms", "classify", ["河", "河流", "山"])
 REVIEWS = word_task("reviews", "classify", ["0", "1"], parse_label_words(["0:差评", "1:好评"]))
-NAMES = word_task("names", "tag", ["O", "B-人", "I-人", "B-地", "I-地"])
+NAMES = word_task("places", "tag", ["O", "B-人", "I-人", "B-地", "I-地"])
 BARE = word_task("bare", "tag", ["B", "I", "O"])
 
 
