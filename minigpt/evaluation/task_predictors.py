@@ -18,20 +18,21 @@ MARGIN_TOKENS_OF_ANSWER = 8  # beyond the longest answer to a training example: 
 class LikelihoodPredictor:
     """Takes the label whose word is likeliest behind the prompt.
 
-    model, tokenizer, stage: a causal language model, or a masked one. label_score:
+    generator: a `TextGenerator` with a causal language model, or with a masked one. label_score:
       sum         log p(word | prompt), the sum over its tokens. Behind the answer of a fine-tuned model, EOT is counted
       mean        the mean over these tokens, so that long words are not at a disadvantage
       calibrated  sum, minus that of the same prompt with an empty text, which shows what the examples and the words
                   alone make likely (Zhao et al. 2021, "Calibrate Before Use", section 5: W = diag(p)^-1, b = 0)
-    prompter: a `TaskPrompter` whose `ids_of` and `room` are set here.
+    prompter: a `TaskPrompter`, whose `ids_of` and `room` are set here.
     """
 
-    def __init__(self, model, tokenizer, prompter, ids_of, label_score):
-        self.model, self.tokenizer, self.prompter, self.label_score = model, tokenizer, prompter, label_score
-        end = [tokenizer.eot_id] if prompter.stage == "sft" else []
+    def __init__(self, generator, prompter, label_score):
+        self.model, self.tokenizer = generator.model, generator.tokenizer
+        self.prompter, self.label_score = prompter, label_score
+        end = [self.tokenizer.eot_id] if prompter.stage == "sft" else []
         self.labels = list(prompter.task.words)
-        self.words = [[*tokenizer.encode(word), *end] for word in prompter.task.words.values()]
-        prompter.ids_of, prompter.room = ids_of, prompt_room(model, self.words)
+        self.words = [[*self.tokenizer.encode(word), *end] for word in prompter.task.words.values()]
+        prompter.ids_of, prompter.room = generator.prompt_ids, prompt_room(self.model, self.words)
 
     def __call__(self, examples, progress=None):
         """[`TaskPrediction`] of examples. progress(n): n more are done."""
@@ -84,14 +85,13 @@ class AnswerPredictor:
         return [TaskPrediction(task.parse(answer or "", example)) for answer, example in pairs]
 
 
-def ways_of(task_kind, stage, causal, wanted=()):
-    """The ways in which a language model can be asked, of BY_LIKELIHOOD and BY_ANSWER.
+def ways_of(kind, stage, is_remote=False, wanted=()):
+    """The ways in which a model of a stage can be asked about a task of a kind: some of BY_LIKELIHOOD and BY_ANSWER.
 
-    wanted: the setting `ways`; [] stands for the labels' likelihood, and of fine-tuned models the answers, too. A task
-    of tags can only be answered, and a masked model only fills masks.
+    wanted: the setting `ways`; [] stands for the labels' likelihood, and of fine-tuned models the answers, too. Tags can
+    only be told in an answer, a masked model only fills masks, and an API gives no likelihoods of a text.
     """
-    able = [BY_ANSWER] if task_kind == TAG else [BY_LIKELIHOOD, BY_ANSWER]
-    able = [way for way in able if causal or way == BY_LIKELIHOOD]
-    if not wanted and task_kind != TAG and stage == "pretrain":
-        return [way for way in able if way == BY_LIKELIHOOD]
-    return [way for way in able if not wanted or way in wanted]
+    able = set() if kind == TAG or is_remote else {BY_LIKELIHOOD}
+    able |= set() if stage == "mlm" else {BY_ANSWER}
+    usual = {BY_LIKELIHOOD} if stage == "pretrain" and BY_LIKELIHOOD in able else able
+    return [way for way in (BY_LIKELIHOOD, BY_ANSWER) if way in (able & set(wanted) if wanted else usual)]

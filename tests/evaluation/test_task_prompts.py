@@ -142,7 +142,7 @@ def likelihood_predictor(stage, label_score, count=1):
     model, tokenizer = tiny_model(block_size=128), tiny_tokenizer()
     prompter = TaskPrompter(FIELD, TaskShots(TRAINING, 0), count, "分类。", stage)
     generator = TextGenerator(model, tokenizer, stage)
-    return LikelihoodPredictor(model, tokenizer, prompter, generator.prompt_ids, label_score)
+    return LikelihoodPredictor(generator, prompter, label_score)
 
 
 @pytest.mark.numeric
