@@ -5,10 +5,12 @@ A predictor is a function that takes a list of `LabelledExample` (of minigpt/cor
 a head, language models that are shown examples, and comparisons of labels' likelihoods are measured through it alike:
 
     task = load_task(folder, "test", max_samples=0, seed=1337)   # kind, labels, examples, training (to take shots from)
-    predictions = predict(task.examples)
-    figures = task_figures(task, predictions, resamples, seed)   # plain values for the JSON
+    result = measure_predictor({"name": "my way"}, predict, task, settings)   # `TaskResult`: predictions and figures
+
+evaluations-tasks.py makes its tables, JSON and CSV of a list of `TaskResult`.
 """
 
+import math
 import random
 from collections import Counter
 from dataclasses import dataclass
@@ -19,6 +21,21 @@ import numpy as np
 from data_utils import load_row_tokenizer, open_rows, read_meta
 from minigpt.common.errors import UserError
 from minigpt.corpus.tasks import TAG, LabelledExample
+from minigpt.metrics import (
+    compare,
+    confusion_table,
+    entity_scores,
+    find_entities,
+    interval,
+    label_accuracy,
+    label_scores,
+    macro_f1_interval,
+)
+
+# The figures of a table, of texts and pairs with labels, and of tagged texts.
+LABEL_FIGURES = ("accuracy", "macro_f1")
+TAG_FIGURES = ("precision", "recall", "f1", "tag_accuracy")  # of entities, but the last
+NO_ANSWER_LABEL = ""  # in the confusion table, of predictions that name no label
 
 
 class TaskPrediction(NamedTuple):
@@ -94,3 +111,142 @@ def most_common_predictor(training):
         return [TaskPrediction(each, share) for each in labels]
 
     return predict
+
+
+def head_predictor(classifier, progress=None):
+    """The predictor that is a `Classifier`. progress(n): n more examples are labelled."""
+
+    def predict(examples):
+        if classifier.kind == TAG:
+            found = classifier.tag([example.text for example in examples], progress)
+            means = [[p for p in each.probabilities if p is not None] for each in found]
+            return [
+                TaskPrediction(each.tags, sum(p) / len(p) if p else None) for each, p in zip(found, means, strict=True)
+            ]
+        texts = [e.text if e.text_b is None else (e.text, e.text_b) for e in examples]
+        found = classifier.classify(texts, progress)
+        return [TaskPrediction(each.label, each.probabilities[each.label]) for each in found]
+
+    return predict
+
+
+# Figures
+
+
+def task_figures(task, predictions, resamples=1000, seed=0):
+    """Plain values of [`TaskPrediction`] for the examples of a `TaskData`, with 95% bootstrap intervals over the texts.
+
+    Labels: {"kind", "examples", "accuracy", "macro_f1", "no_answer" (predictions that name no label: these are wrong),
+    "by_label" {label: scores}, "confusion" {"labels", "predicted", "counts"}, "intervals"}.
+    Tags: {"kind", "examples", "precision", "recall", "f1" (of entities), "tag_accuracy", "by_type" {type: scores},
+    "intervals"}. The scores are those of `metrics.count_scores`.
+    """
+    compute = tag_figures if task.kind == TAG else label_figures
+    figures, intervals = compute(task, [each.label for each in predictions], resamples, seed)
+    intervals = {name: edges and list(edges) for name, edges in intervals.items()}
+    return {"kind": task.kind, "examples": len(predictions), **figures, "intervals": intervals}
+
+
+def label_figures(task, predicted, resamples, seed):
+    """(figures, intervals) of predicted labels, as `task_figures` has them."""
+    actual = [example.label for example in task.examples]
+    predicted = [NO_ANSWER_LABEL if label is None else label for label in predicted]
+    no_answer = predicted.count(NO_ANSWER_LABEL)
+    columns = [*task.labels, *([NO_ANSWER_LABEL] if no_answer else [])]
+    by_label = {label: scores for label, scores in label_scores(predicted, actual).items() if label != NO_ANSWER_LABEL}
+    counts = confusion_table(predicted, actual, columns)[: len(task.labels)]
+    figures = {
+        "accuracy": label_accuracy(predicted, actual),
+        "macro_f1": sum(scores["f1"] for scores in by_label.values()) / len(by_label),
+        "no_answer": no_answer,
+        "by_label": by_label,
+        "confusion": {"labels": task.labels, "predicted": columns, "counts": counts.tolist()},
+    }
+    intervals = {
+        "accuracy": interval(right_labels(task, predicted)[0], resamples=resamples, seed=seed),
+        "macro_f1": macro_f1_interval(predicted, actual, task.labels, resamples, seed),
+    }
+    return figures, intervals
+
+
+def tag_figures(task, predicted, resamples, seed):
+    """(figures, intervals) of predicted lists of tags, as `task_figures` has them."""
+    actual = [example.tags for example in task.examples]
+    scores = entity_scores(predicted, actual)
+    right, counts = right_labels(task, predicted)
+    figures = {name: scores[name] for name in ("precision", "recall", "f1")}
+    figures["tag_accuracy"] = float(right.sum() / counts.sum()) if counts.sum() else math.nan
+    figures["by_type"] = scores["by_type"]
+
+    # Each text's numbers of entities: those that are right, that are predicted, that are there.
+    found, wanted = ([set(find_entities(tags)) for tags in lists] for lists in (predicted, actual))
+    hits = np.array([len(a & b) for a, b in zip(found, wanted, strict=True)])
+    n_found, n_wanted = (np.array([len(each) for each in sets]) for sets in (found, wanted))
+    ratios = {"precision": (hits, n_found), "recall": (hits, n_wanted), "f1": (2 * hits, n_found + n_wanted)}
+    ratios["tag_accuracy"] = right, counts
+    intervals = {name: interval(*sums, resamples, seed) if sums[1].sum() else None for name, sums in ratios.items()}
+    return figures, intervals
+
+
+def right_labels(task, predicted):
+    """((n,) numbers of right labels, (n,) numbers of labels) of n examples; a tagged text has one a character."""
+    names = [label if isinstance(label, list) else [label] for label in predicted]
+    pairs = list(zip(names, (example.names for example in task.examples), strict=True))
+    right = [sum(a == b for a, b in zip(found, wanted, strict=True)) for found, wanted in pairs]
+    return np.array(right), np.array([len(wanted) for _, wanted in pairs])
+
+
+@dataclass
+class TaskResult:
+    """What a model, or another predictor, gave for a task. about: plain values that say what it is, "name" among them;
+    figures: as `task_figures` returns them."""
+
+    about: dict
+    predictions: list
+    figures: dict
+
+    @property
+    def name(self):
+        return self.about["name"]
+
+
+def measure_predictor(about, predict, task, settings):
+    """The `TaskResult` of a predictor. about: {"name": …, more}; settings: resamples and seed are used."""
+    predictions = predict(task.examples)
+    return TaskResult(about, predictions, task_figures(task, predictions, settings.resamples, settings.seed))
+
+
+def compare_results(results, task, resamples=1000, seed=0):
+    """[{"a": the result with the highest accuracy, "b": another, "figure", …}], as `metrics.compare` has it.
+
+    results: [`TaskResult`]. The figure is the accuracy, of tags the tag accuracy.
+    """
+    figure = "tag_accuracy" if task.kind == TAG else "accuracy"
+    best = max(results, key=lambda result: result.figures[figure])
+    right = {id(each): right_labels(task, [one.label for one in each.predictions]) for each in results}
+    comparisons = []
+    for other in results:
+        above, counts = right[id(best)]
+        found = other is not best and compare(above, right[id(other)][0], resamples, seed, counts)
+        if found:
+            comparisons.append({"a": best.name, "b": other.name, "figure": figure, **found})
+    return comparisons
+
+
+def count_repeated(examples, training):
+    """How many examples have texts that are among the training examples' texts."""
+    known = {example.key for example in training}
+    return sum(example.key in known for example in examples)
+
+
+PREDICTION_COLUMNS = ("model", "text", "text_b", "label", "predicted", "probability")
+
+
+def prediction_rows(results, task):
+    """Yield rows of a CSV with PREDICTION_COLUMNS: each example of a task with what each [`TaskResult`] has for it."""
+    for result in results:
+        for example, (label, probability) in zip(task.examples, result.predictions, strict=True):
+            labels = (
+                " ".join(each) if isinstance(each, list) else each for each in (example.tags or example.label, label)
+            )
+            yield [result.name, example.text, example.text_b, *labels, probability]

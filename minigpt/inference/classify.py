@@ -13,25 +13,10 @@ from minigpt.corpus.task_rows import encode_characters, encode_texts
 from minigpt.corpus.tasks import CLASSIFY, PAIR, TAG
 from minigpt.inference.engine import open_converted, open_generator
 from minigpt.inference.likelihood import starting_batch_tokens
+from minigpt.metrics import find_entities
 
 OUTSIDE = "O"  # the tag of characters that are part of no entity
 WORK_OF_KIND = {CLASSIFY: "labels one text", PAIR: "labels two texts together", TAG: "tags the characters of a text"}
-
-
-def find_entities(tags):
-    """[(type, start, end)] of the entities in a list of BIO tags, end exclusive.
-
-    As in conlleval (Tjong Kim Sang and De Meulder 2003), an I-type that follows no tag of its type begins an entity.
-    """
-    entities, start, kind = [], 0, None
-    for i, tag in enumerate([*tags, OUTSIDE]):
-        mark, _, of = tag.partition("-")
-        if kind is not None and (mark != "I" or of != kind):
-            entities.append((kind, start, i))
-            kind = None
-        if mark != OUTSIDE and kind is None:
-            start, kind = i, of
-    return entities
 
 
 class Classified(NamedTuple):

@@ -5,8 +5,8 @@ import torch
 from tiny import EOT, TAGS, tiny_classifier
 
 from minigpt.common.errors import UserError
-from minigpt.inference.classify import find_entities
 from minigpt.inference.quantize import choose_weight_type
+from minigpt.metrics import find_entities
 
 TEXTS = ["河的", "a", "", "b河的c桥", "一二三", "ab" * 5]
 PAIRS = [("河", "的"), ("a", ""), ("桥桥", "b河")]
@@ -80,20 +80,6 @@ def test_texts_longer_than_the_block_are_cut_and_say_so():
 def test_a_model_of_another_kind_of_task_is_refused(kind, ask, wanted):
     with pytest.raises(UserError, match=wanted):
         ask(tiny_classifier(kind))
-
-
-@pytest.mark.parametrize(
-    ("tags", "entities"),
-    [
-        ("O O", []),
-        ("B-a I-a O", [("a", 0, 2)]),
-        ("B-a B-a I-b", [("a", 0, 1), ("a", 1, 2), ("b", 2, 3)]),
-        ("I-a I-a B-b", [("a", 0, 2), ("b", 2, 3)]),
-        ("B I O B", [("", 0, 2), ("", 3, 4)]),
-    ],
-)
-def test_entities_of_tags(tags, entities):
-    assert find_entities(tags.split()) == entities
 
 
 @pytest.mark.numeric
