@@ -1,9 +1,9 @@
 """Instruct tuning: one model on the embedded tasks told in words, but one, from the demo's base (config/demo.py).
 
-    python sft/make_instructions.py config/instruct_sft.py
-    python data/prepare_sft.py config/instruct_sft.py
-    python train.py config/instruct_sft.py
-    python evaluations-tasks.py --ckpt=out/instruct/ckpt.pt --data_dir=data/processed_names --shots=0,1,4
+python sft/make_instructions.py config/instruct_sft.py
+python data/prepare_sft.py config/instruct_sft.py
+python train.py config/instruct_sft.py
+python evaluations-tasks.py --ckpt=out/instruct/ckpt.pt --data_dir=data/processed_names --shots=0,1,4
 """
 
 tasks = ["data/processed_field", "data/processed_same_subject", "data/processed_names"]

@@ -88,8 +88,8 @@ class AnswerPredictor:
 def ways_of(kind, stage, is_remote=False, wanted=()):
     """The ways in which a model of a stage can be asked about a task of a kind: some of BY_LIKELIHOOD and BY_ANSWER.
 
-    wanted: the setting `ways`; [] stands for the labels' likelihood, and of fine-tuned models the answers, too. Tags can
-    only be told in an answer, a masked model only fills masks, and an API gives no likelihoods of a text.
+    wanted: the setting `ways`; [] stands for the labels' likelihood, and of fine-tuned models the answers, too. Tags
+    can only be told in an answer, a masked model only fills masks, and an API gives no likelihoods of a text.
     """
     able = set() if kind == TAG or is_remote else {BY_LIKELIHOOD}
     able |= set() if stage == "mlm" else {BY_ANSWER}

@@ -553,10 +553,27 @@ class CorrectionSettings(PlotFile, Asking, Stage):
 
 
 @dataclass
-class TasksSettings(LocalModels, Measuring, Stage):
+class TasksSettings(WordedTasks, LocalModels, Measuring, Stage):
     SCRIPT = "evaluations-tasks.py"
     data_dir: str = same_as(Measuring, "data_dir", "data/processed_task")
     max_samples: int = setting(0, "examples measured (drawn by seed); 0: all", low=0)
+    page: str = setting("", "Markdown file that the table is written to")
+    # Language models, which are told the task in words.
+    shots: list[int] = setting([0], "numbers of examples in the prompt, such as 0,1,4", low=0)
+    systems: list[str] = setting(
+        [], "system prompts: none, task (the task's instruction), texts, or files, a line each; []: none and task"
+    )
+    ways: list[str] = setting(
+        [],
+        "likelihood: the label whose word is likeliest behind the prompt; answer: the label in the model's answer; []: "
+        "likelihood, of fine-tuned models both; of tags answer",
+        ["likelihood", "answer"],
+    )
+    label_score: str = setting(
+        "calibrated",
+        "likelihood: sum over a label's tokens, mean over them, or calibrated: sum less that without the text",
+        ["sum", "mean", "calibrated"],
+    )
 
 
 @dataclass
@@ -630,5 +647,4 @@ STAGES = [
     CorrectionDataSettings, InstructionDataSettings, TrainSettings, SampleSettings, ExportSettings, ServerSettings,
     ArenaSettings, PerplexitySettings, RougeSettings, CorrectionSettings, TasksSettings, DecodingSettings,
     ReportSettings, VisualizeSettings, BenchSettings, ExperimentSettings,
-    VisualizeSettings, BenchSettings, ExperimentSettings,
 ]  # fmt: skip
