@@ -28,7 +28,7 @@ FIELD_WORDINGS = [
     "从{value}可以联想到{name}。", "卡片的正面是{name}，反面是{value}。",
 ]  # fmt: skip
 # What stands for a subject in a sentence that does not name it, by field.
-PRONOUNS = {"cities": "这里", "provinces": "这里", "countries": "这个国家", "writers": "此人"}
+SUBJECT_PRONOUNS = {"cities": "这里", "provinces": "这里", "countries": "这个国家", "writers": "此人"}
 # The columns of names, by field, and the types of the names.
 NAME_TYPES = {
     "animals": {"name": "animal"},
@@ -111,7 +111,7 @@ class SampleTasks:
 
         Else a value that is copied would tell what the pair is.
         """
-        unnamed = other.fill_in(other_fact["wordings"], name=PRONOUNS.get(other.field, "它"))
+        unnamed = other.fill_in(other_fact["wordings"], name=SUBJECT_PRONOUNS.get(other.field, "它"))
         values = {value for s in (subject, other) for value in s.row.values() if value}
         for a, b in itertools.product(shuffled(fact["tell"], rng), shuffled(unnamed, rng)):
             if subject.name not in b and other.name not in b and not any(value in a and value in b for value in values):

@@ -426,9 +426,8 @@ def open_converted(ckpt, settings, exact=False):
     ckpt "": the newest under the setting out_root. exact: take dtype "auto" as float32, for evaluation.
     Raises UserError where there is no such checkpoint.
     """
-    path, content, model, tokenizer = open_model(
-        ckpt, settings.out_root, pick_device(settings.device), getattr(settings, "base", "")
-    )
+    base = getattr(settings, "base", "")  # the arena's settings have none
+    path, content, model, tokenizer = open_model(ckpt, settings.out_root, pick_device(settings.device), base)
     device, size = model.wte.weight.device, model.num_params()  # before int8 weights, which are no parameters
     name = "float32" if exact and settings.dtype == "auto" else settings.dtype
     model, name, why = choose_weight_type(model, name, say=lambda line: print(line, file=sys.stderr, flush=True))

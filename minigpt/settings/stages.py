@@ -556,7 +556,7 @@ class CorrectionSettings(PlotFile, Asking, Stage):
 class TasksSettings(WordedTasks, LocalModels, Measuring, Stage):
     SCRIPT = "evaluations-tasks.py"
     data_dir: str = same_as(Measuring, "data_dir", "data/processed_task")
-    max_samples: int = setting(0, "examples measured (drawn by seed); 0: all", low=0)
+    max_samples: int = same_as(Asking, "max_samples")
     page: str = setting("", "Markdown file that the table is written to")
     # Language models, which are told the task in words.
     shots: list[int] = setting([0], "numbers of examples in the prompt, such as 0,1,4", low=0)
