@@ -246,7 +246,5 @@ def prediction_rows(results, task):
     """Yield rows of a CSV with PREDICTION_COLUMNS: each example of a task with what each [`TaskResult`] has for it."""
     for result in results:
         for example, (label, probability) in zip(task.examples, result.predictions, strict=True):
-            labels = (
-                " ".join(each) if isinstance(each, list) else each for each in (example.tags or example.label, label)
-            )
+            labels = [example.label, label] if example.tags is None else [" ".join(example.tags), " ".join(label)]
             yield [result.name, example.text, example.text_b, *labels, probability]

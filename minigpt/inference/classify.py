@@ -7,11 +7,12 @@ import numpy as np
 import torch
 
 from data_utils import fill_batches
-from minigpt.checkpoint import load_checkpoint, newest_checkpoint
+from minigpt.checkpoint import load_checkpoint, newest_checkpoint, open_model
 from minigpt.common.errors import UserError
 from minigpt.corpus.task_rows import encode_characters, encode_texts
 from minigpt.corpus.tasks import CLASSIFY, PAIR, TAG
-from minigpt.inference.engine import open_converted, open_generator
+from minigpt.device import pick_device
+from minigpt.inference.engine import convert_models, describe_models, open_generators
 from minigpt.inference.likelihood import starting_batch_tokens
 from minigpt.metrics import find_entities
 
@@ -146,10 +147,13 @@ def find_stage(ckpt, out_root):
     return path, load_checkpoint(path, mmap=True)["stage"]
 
 
-def open_served(ckpt, settings):
-    """A checkpoint for a server: what `open_classifier` returns for one with a task's head, else `open_generator`."""
-    path, stage = find_stage(ckpt, settings.out_root)
-    return (open_classifier if stage == "task" else open_generator)(path, settings)
+def open_served(ckpts, settings):
+    """[(path, checkpoint's dict, model)] of checkpoints for a server: a `Classifier` of one with a task's head, else a
+    `TextGenerator`. A ckpt "": the newest under the setting out_root."""
+    paths = [ckpt or newest_checkpoint(settings.out_root) for ckpt in ckpts]
+    heads = {path for path in paths if load_checkpoint(path, mmap=True)["stage"] == "task"}
+    generators = iter(open_generators([path for path in paths if path not in heads], settings))
+    return [open_classifier(path, settings) if path in heads else next(generators) for path in paths]
 
 
 def open_classifier(ckpt, settings, exact=False):
@@ -157,9 +161,12 @@ def open_classifier(ckpt, settings, exact=False):
 
     Raises UserError where there is no such checkpoint, or for one without a task.
     """
-    path, content, model, tokenizer, about = open_converted(ckpt, settings, exact)
+    device = pick_device(settings.device)
+    path, content, model, tokenizer = open_model(ckpt, settings.out_root, device, settings.base)
     if content["stage"] != "task":
         raise UserError(f"{path} is of stage {content['stage']} and has no task's head; train one on a task's rows")
+    (about,) = describe_models([path], [content], [model])
+    about += f", {convert_models([model], settings, exact)}"
     classifier = Classifier(model, tokenizer, content["task"])
     classifier.about = f"{about}; {classifier.kind}, {len(classifier.labels)} labels"
     return path, content, classifier
