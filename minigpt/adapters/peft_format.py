@@ -20,10 +20,11 @@ from minigpt.adapters.peft_prompts import VIRTUAL_TYPES, virtual_from_peft, virt
 from minigpt.adapters.prompts import METHODS
 from minigpt.common.errors import UserError, first_line
 from minigpt.common.files import write_json
+from minigpt.formats.adoption import PEFT_CONFIG
 from minigpt.huggingface_tokenizer import read_json_object
 from minigpt.settings.stages import Adapting
 
-PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."  # before the names of a model's modules
 A_ENDING, B_ENDING, MAGNITUDE_ENDING = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"
 # Fields of adapter_config.json that change what is computed, and that are not computed here.
@@ -31,11 +32,6 @@ UNSUPPORTED_FIELDS = (
     "modules_to_save", "trainable_token_indices", "alora_invocation_tokens", "layer_replication", "use_qalora",
     "use_bdlora", "lora_bias", "target_parameters", "arrow_config", "kasa_config", "velora_config", "monteclora_config",
 )  # fmt: skip
-
-
-def is_peft_folder(path):
-    """Whether a path is a folder of peft's."""
-    return (Path(path) / PEFT_CONFIG).is_file()
 
 
 def write_peft(folder, model, base):
