@@ -58,8 +58,7 @@ class Classifier:
     def __init__(self, model, tokenizer, task):
         self.model, self.tokenizer = model, tokenizer
         self.kind, self.labels = task["kind"], task["labels"]
-        virtual = model.virtual.n if model.virtual is not None else 0
-        self.block_size = model.config.block_size - virtual  # tokens of a text, EOT included
+        self.block_size = model.row_positions  # tokens of a text, EOT included
         self._lock, self._callers = threading.Lock(), set()
 
     @property

@@ -21,7 +21,7 @@ from minigpt.corpus.chat import chat_ids, forbidden_ids
 from minigpt.device import pick_device
 from minigpt.huggingface_tokenizer import HuggingFaceTokenizer
 from minigpt.inference.logprobs import TokenLogprob, pick_logprobs, prompt_logprobs
-from minigpt.inference.model_runner import PASS_KINDS, ModelRunner, count_virtual_tokens, should_compile_steps
+from minigpt.inference.model_runner import PASS_KINDS, ModelRunner, should_compile_steps
 from minigpt.inference.quantize import choose_weight_type
 from minigpt.inference.sampling import Sampler, sample_tokens
 from minigpt.tokenizer import StreamDecoder
@@ -382,10 +382,9 @@ class TextGenerator:
         self.stage = stage
         self.worker = worker or EngineWorker(Engine(model, tokenizer, max_batch))
         self.engine = self.worker.engine
-        n_virtual = count_virtual_tokens(model)
         forbidden = [token_id for token_id in forbidden_ids(tokenizer, stage) if token_id < tokenizer.n_vocab]
-        self.member = EngineMember(self.engine.runner.models.index(model), n_virtual, tokenizer, forbidden)
-        self.block_size = model.config.block_size - n_virtual
+        self.member = EngineMember(self.engine.runner.models.index(model), model.n_virtual, tokenizer, forbidden)
+        self.block_size = model.row_positions
         self.worker.users.append(self)
 
     def prompt_ids(self, prompt):
@@ -538,7 +537,7 @@ def convert_models(models, settings, exact=False):
 
 
 def describe_models(paths, contents, models):
-    """A text for each checkpoint at `paths`, which says what it is. contents: their dicts; models: not yet converted."""
+    """A text for each checkpoint at `paths` that says what it is. contents: their dicts; models: not yet converted."""
     sizes = [describe_size(*pair) for pair in zip(contents, models, strict=True)]
     return [
         f"{path}: {content['stage']}, step {content['progress']['step']}, {size}"
