@@ -491,7 +491,10 @@ class ExportSettings(CheckpointChoice, Stage):
     SCRIPT = "export.py"
     out_root: str = same_as(LocalModels, "out_root")
     format: str = setting(
-        "hf", "hf: a folder for transformers and vLLM; gguf: a file for llama.cpp, LM Studio and Ollama", ["hf", "gguf"]
+        "hf",
+        "hf: a folder for transformers and vLLM; gguf: a file for llama.cpp, LM Studio and Ollama; ckpt: a checkpoint "
+        "(these three merge an adapter into its base); peft: a folder of an adapter alone, for Hugging Face's peft",
+        ["hf", "gguf", "ckpt", "peft"],
     )
     dtype: str = setting(
         "float32",
@@ -499,7 +502,9 @@ class ExportSettings(CheckpointChoice, Stage):
         ["float32", "bfloat16", "float16", "q8_0", "q4_0"],
     )
     out: str = setting(
-        "", "hf: the folder that is written; gguf: the .gguf file, or the folder that it is put into; '': beside ckpt"
+        "",
+        "hf, peft: the folder that is written; gguf: the .gguf file, or the folder that it is put into; ckpt: the .pt "
+        "file, or a run's folder; '': beside ckpt",
     )
 
 
