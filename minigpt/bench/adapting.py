@@ -1,9 +1,9 @@
 """What it takes to adapt the 124M model in each way: trained parameters, memory, speed. Base and rows are random.
 
-Each way is a `TrainingRun` in a process of its own, so the peak of that process's memory is its own. The process of full
-tuning with AdamW stays alive, the others come one after the other. The two that are alive take turns, step by step, while
-the other one waits: so whatever else the machine does slows both alike, and their ratio, the median over the rounds,
-compares ways that never ran together. The tokens a second themselves are those of each way's own minutes.
+Each way is a `TrainingRun` in a process of its own, so the peak of that process's memory is its own. The process of
+full tuning with AdamW stays alive, the others come one after the other. The two that are alive take turns, step by
+step, each while the other waits: so whatever else the machine does slows both alike. Their ratio, the median over the
+rounds, is therefore what compares two ways; tokens a second also depend on what else ran in a way's own minutes.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ ADAPTED_SHAPE = PROJECT / "config" / "train_config.py"
 BATCH_ROWS = 4
 RANDOM_ROWS = 64
 VIRTUAL_TOKENS = 20
-UNTIMED_STEPS, ROUNDS, QUICK_ROUNDS = 1, 5, 2
+UNTIMED_STEPS, ROUNDS, QUICK_ROUNDS = 1, 3, 1
 RATE = 1e-6  # of every optimizer: what is learned does not matter, and nothing diverges
 FULL = "full, AdamW"
 # Settings of each way.
