@@ -97,7 +97,7 @@ class FakeGenerator:
     def __init__(self, stage="sft", max_batch=32, obeys=True):
         self.stage, self.max_batch, self.obeys, self.about = stage, max_batch, obeys, "a fake"
         self.tokenizer = FakeTokenizer()
-        self.model = SimpleNamespace(config=SimpleNamespace(block_size=512, n_embd=3))
+        self.model, self.block_size = SimpleNamespace(config=SimpleNamespace(n_embd=3)), 512
         self.rows, self.queue, self.seen = [], [], []
         threading.Thread(target=self._run, daemon=True).start()
 
@@ -112,6 +112,9 @@ class FakeGenerator:
         self.seen.append(params)
         self.queue.append(stream)
         return stream
+
+    def should_compile(self, setting):
+        return False, "a fake"
 
     running = property(lambda self: len(self.rows))
     waiting = property(lambda self: len(self.queue))
@@ -237,9 +240,56 @@ def started(script, *flags, key="", cwd=ROOT, **environment):
         process.wait()
 
 
-def open_fake(ckpt, settings):
-    """As inference.engine.open_generator. A path with "base" in it gives a pretrained model, others an SFT model."""
-    return ckpt or "out/fake/ckpt.pt", {}, FakeGenerator("pretrain" if "base" in ckpt else "sft", settings.max_batch)
+class FakeClassifier:
+    """As inference.classify.Classifier: even numbers of characters are 双, odd ones 单; each 河 is tagged B-地.
+
+    Texts of more than 512 characters are cut. "slow" in a text waits 50 ms.
+    """
+
+    stage, about, running, waiting, labels = "task", "a fake", 0, 0, ["双", "单"]
+    tokenizer, model = FakeTokenizer(), SimpleNamespace(config=SimpleNamespace(block_size=512))
+
+    def __init__(self, kind="classify"):
+        self.kind = kind
+
+    def classify(self, texts, progress):
+        found = []
+        for text in texts:
+            length = len("".join(text))
+            time.sleep(0.05 * ("slow" in text))
+            progress(1)
+            probabilities = {"双": 0.25, "单": 0.75} if length % 2 else {"双": 1.0, "单": 0.0}
+            label = max(probabilities, key=probabilities.get)
+            found.append(SimpleNamespace(label=label, probabilities=probabilities, tokens=length, cut=length > 512))
+        return found
+
+    def tag(self, texts, progress):
+        found = []
+        for text in texts:
+            progress(1)
+            places = [i for i, character in enumerate(text) if character == "河"]
+            entities = [{"type": "地", "start": i, "end": i + 1, "text": "河"} for i in places]
+            tags = ["B-地" if character == "河" else "O" for character in text]
+            found.append(SimpleNamespace(entities=entities, tags=tags, tokens=len(text), cut=len(text) > 512))
+        return found
+
+    def close(self, grace=0.0):
+        pass
+
+
+def open_fakes(ckpts, settings):
+    """As inference.classify.open_served.
+
+    A path with "base" in it gives a pretrained model; with "classify", "pair" or "tag", a model with such a task's
+    head; others give an SFT model.
+    """
+    return [(ckpt or "out/fake/ckpt.pt", {}, make_fake(ckpt, settings)) for ckpt in ckpts]
+
+
+def make_fake(ckpt, settings):
+    """The fake model of a path."""
+    kind = next((kind for kind in ("classify", "pair", "tag") if kind in ckpt), None)
+    return FakeClassifier(kind) if kind else FakeGenerator("pretrain" if "base" in ckpt else "sft", settings.max_batch)
 
 
 if __name__ == "__main__":
@@ -248,4 +298,4 @@ if __name__ == "__main__":
     from minigpt.serving import listener as listening
 
     listening.RECEIVE_SECONDS = 2
-    run_script(lambda: server.main(open_fake))
+    run_script(lambda: server.main(open_fakes))
