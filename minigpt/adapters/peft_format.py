@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from minigpt.adapters.lora import LoRALinear, add_lora, block_matrices, matrix_names
+from minigpt.adapters.peft_prompts import VIRTUAL_TYPES, virtual_from_peft, virtual_to_peft
+from minigpt.adapters.prompts import METHODS
 from minigpt.common.errors import UserError, first_line
 from minigpt.common.files import write_json
 from minigpt.huggingface_tokenizer import read_json_object
@@ -162,5 +164,5 @@ def scale_of(module, rank, values):
 
 
 # By method, and by peft_type.
-PEFT_WRITERS = {"lora": lora_to_peft}
-PEFT_READERS = {"LORA": lora_from_peft}
+PEFT_WRITERS = {"lora": lora_to_peft, **dict.fromkeys(METHODS, virtual_to_peft)}
+PEFT_READERS = {"LORA": lora_from_peft, **dict.fromkeys(VIRTUAL_TYPES, virtual_from_peft)}
