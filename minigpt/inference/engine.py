@@ -12,7 +12,7 @@ from collections import deque
 import torch
 from torch.nn import functional as F
 
-from minigpt.checkpoint import open_model
+from minigpt.checkpoint import check_generates, open_model
 from minigpt.common.errors import UserError, first_line
 from minigpt.common.streams import TextStream
 from minigpt.corpus.chat import chat_ids, forbidden_ids
@@ -260,7 +260,7 @@ class TextGenerator:
 
     Stage "sft": a prompt is a question; the answer mark is appended, and the answer is generated. (A tokenizer with a
     chat template writes the question by it.)
-    Stage "pretrain": a prompt is continued.
+    Stage "pretrain": a prompt is continued. Other stages generate no text: a UserError.
     `generate` runs the model in the caller's thread. The first `submit` starts a thread, which runs it from then on.
     about: a line that says where the model comes from and what it computes in.
     """
@@ -268,6 +268,7 @@ class TextGenerator:
     about = ""
 
     def __init__(self, model, tokenizer, stage, max_batch=32):
+        check_generates(stage, "this model")
         self.model = model
         self.tokenizer = tokenizer
         self.stage = stage
@@ -419,20 +420,28 @@ def compile_in_background(generators):
     return thread
 
 
-def open_generator(ckpt, settings, exact=False):
-    """(path, checkpoint's dict, `TextGenerator`) of a checkpoint; ckpt "": the newest under the setting out_root.
+def open_converted(ckpt, settings, exact=False):
+    """(path, checkpoint's dict, GPT, tokenizer, a line about them) of a checkpoint, in the type that dtype names.
 
-    exact: take dtype "auto" as float32, for evaluation. Raises UserError where there is no such checkpoint.
+    ckpt "": the newest under the setting out_root. exact: take dtype "auto" as float32, for evaluation.
+    Raises UserError where there is no such checkpoint.
     """
-    path, content, model, tokenizer = open_model(
-        ckpt, settings.out_root, pick_device(settings.device), getattr(settings, "base", "")
-    )
-    size = model.num_params()  # before int8 weights, which are no parameters
+    base = getattr(settings, "base", "")  # the arena's settings have none
+    path, content, model, tokenizer = open_model(ckpt, settings.out_root, pick_device(settings.device), base)
+    device, size = model.wte.weight.device, model.num_params()  # before int8 weights, which are no parameters
     name = "float32" if exact and settings.dtype == "auto" else settings.dtype
     model, name, why = choose_weight_type(model, name, say=lambda line: print(line, file=sys.stderr, flush=True))
+    about = f"{path}: {content['stage']}, step {content['progress']['step']}, {size / 1e6:.2f}M parameters, "
+    return path, content, model, tokenizer, about + f"{name} ({why}) on {device}"
+
+
+def open_generator(ckpt, settings, exact=False):
+    """(path, checkpoint's dict, `TextGenerator`) of a checkpoint; arguments as of `open_converted`.
+
+    Raises UserError where there is no such checkpoint, or for one that does not generate text.
+    """
+    path, content, model, tokenizer, about = open_converted(ckpt, settings, exact)
+    check_generates(content["stage"], path)
     generator = TextGenerator(model, tokenizer, content["stage"], settings.max_batch)
-    generator.about = (
-        f"{path}: {content['stage']}, step {content['progress']['step']}, {size / 1e6:.2f}M parameters, "
-        f"{name} ({why}) on {generator.engine.runner.device}"
-    )
+    generator.about = about
     return path, content, generator
