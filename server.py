@@ -1,5 +1,7 @@
 """Serve checkpoints over HTTP on port 5000: a web page, POST /generate (streams text), and OpenAI's API.
 
+Models with a task's head, which may be among them, answer POST /classify and /tag.
+
     python server.py                                     # the newest run under out/
     python server.py --ckpt=out/demo_sft/ckpt.pt,out/demo/ckpt.pt
     python server.py --ckpt=out/demo/ckpt.pt,out/lora/ckpt.pt   # an adapter's file: a model that shares its base
@@ -17,7 +19,8 @@ from minigpt.checkpoint import model_names
 from minigpt.common.cli import Signals, run_script
 from minigpt.common.errors import UserError
 from minigpt.common.net import announce_server, listening_socket
-from minigpt.inference.engine import compile_in_background, open_generators
+from minigpt.inference.classify import open_served
+from minigpt.inference.engine import compile_in_background
 from minigpt.serving import Listener, create_app
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import ServerSettings
@@ -38,11 +41,11 @@ def stop(settings, app, listener, generators):
     print("stopped" if finished else "stopped; some answers were cut short", flush=True)
 
 
-def main(open_generators=open_generators):
+def main(open_models=open_served):
     settings = load_settings(ServerSettings)
     signals = Signals()
     sock = listening_socket(settings.host, settings.port)  # before the models, so that a taken port is reported at once
-    paths, _, generators = zip(*open_generators(settings.ckpt or [""], settings), strict=True)
+    paths, _, generators = zip(*open_models(settings.ckpt or [""], settings), strict=True)
     for generator in generators:
         print(generator.about, flush=True)
     models = dict(zip(model_names(paths), generators, strict=True))
@@ -54,7 +57,7 @@ def main(open_generators=open_generators):
     title = f"serving {', '.join(models)}"
     announce_server(title, settings.host, listener.port, bool(key), f"a key with --api_key= or {KEY_VARIABLE}")
     to_compile = []
-    for generator in generators:
+    for generator in (each for each in generators if each.stage != "task"):  # a head has no steps
         compiling, why = generator.should_compile(settings.compile)
         print(f"compile {compiling} ({why})", flush=True)
         if compiling:

@@ -8,6 +8,8 @@ for each fact several wordings, questions and one answer). Writes
   data/wiki_sample/SOURCES.md      the sources of each table's facts
   sft/sample_qa.jsonl              {"question", "answer", "id"}
   sft/sample_heldout.txt           the subjects whose questions are in the test part only
+  data/task_sample/<task>_<part>.jsonl   labelled texts for data/prepare_task.py (minigpt/corpus/sample_tasks.py); the
+                                   test part is about the subjects of sample_heldout.txt
 
 A subject has many articles because a model that has read a fact in only one wording can recite it, but not answer
 questions about it (Allen-Zhu and Li 2023, "Physics of Language Models: Part 3.1"). To add a field, add its two files
@@ -15,6 +17,7 @@ and run this script.
 """
 
 import csv
+import itertools
 import json
 import random
 import sys
@@ -27,17 +30,19 @@ sys.path.insert(0, str(ROOT))
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic
+from minigpt.corpus.sample_tasks import SampleTasks, shuffled
 from minigpt.corpus.splits import hash_share
 
 FACTS = ROOT / "data" / "sample_facts"
 ARTICLES = ROOT / "data" / "wiki_sample"
 QUESTIONS = ROOT / "sft" / "sample_qa.jsonl"
 HELDOUT = ROOT / "sft" / "sample_heldout.txt"
+TASKS = ROOT / "data" / "task_sample"
 
 ARTICLES_PER_SUBJECT = 20
 MIN_SENTENCES = 3  # of an article
 QUESTIONS_PER_FACT = 2
-HELDOUT_SHARE = 0.1
+HELDOUT_SHARE = 0.1  # of a field's subjects; as many are the dev part of the tasks
 LITTER_SHARE = 0.1
 CORPUS_LITTER = ["（）", "()", "「」", "（；）", "（，）", "《》", "“”", "-{}-", "<div>", "（《》）"]
 
@@ -52,11 +57,12 @@ class Subject:
             tell, ask = self.fill_in(fact["tell"]), self.fill_in(fact.get("ask", []))
             answer = self.fill_in([fact["answer"]]) if "answer" in fact else []
             if tell:
-                self.facts.append({"key": fact["key"], "tell": tell, "ask": ask if answer else [], "answer": answer})
+                filled = {"tell": tell, "ask": ask if answer else [], "answer": answer}
+                self.facts.append({"key": fact["key"], "wordings": fact["tell"], **filled})
 
-    def fill_in(self, wordings):
-        """The wordings with the subject's values; those that need an empty column are left out."""
-        known = {k: v for k, v in self.row.items() if v}
+    def fill_in(self, wordings, **others):
+        """The wordings with the subject's values, or `others`; those that need an empty column are left out."""
+        known = {k: v for k, v in self.row.items() if v} | others
         filled = []
         for wording in wordings:
             try:
@@ -88,13 +94,8 @@ class Subject:
                 yield question, fact["answer"][0]
 
 
-def shuffled(items, rng):
-    """The items in a random order. Only rng.random() is used: its numbers are the same in all versions of Python."""
-    return [items[i] for _, i in sorted((rng.random(), i) for i in range(len(items)))]
-
-
 def read_fields():
-    """{field: (source line, [Subject])} of all fact tables."""
+    """{field: (its name, its source, [Subject])} of all fact tables."""
     fields = {}
     for path in sorted(FACTS.glob("*.toml")):
         about = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -103,14 +104,16 @@ def read_fields():
         for subject in subjects:
             if len(subject.facts) < MIN_SENTENCES:
                 raise UserError(f"{path.stem}.csv: {subject.name} has fewer than {MIN_SENTENCES} facts")
-        fields[path.stem] = (f"{about['field']}: {about['source']}", subjects)
+        fields[path.stem] = about["field"], about["source"], subjects
     return fields
 
 
-def heldout_of(subjects):
-    """HELDOUT_SHARE of a field's subjects: those whose names have the lowest hashes."""
+def split_subjects(subjects):
+    """{part: names of a field's subjects}. Those with the lowest hashes are the part "test", the next ones "dev"."""
     ranked = sorted(subjects, key=lambda s: hash_share("heldout:" + s.name))
-    return {s.name for s in ranked[: max(1, round(HELDOUT_SHARE * len(subjects)))]}
+    n = max(1, round(HELDOUT_SHARE * len(subjects)))
+    parts = {"test": ranked[:n], "dev": ranked[n : 2 * n], "train": ranked[2 * n :]}
+    return {part: {s.name for s in some} for part, some in parts.items()}
 
 
 def write_lines(path, lines):
@@ -120,11 +123,12 @@ def write_lines(path, lines):
 
 def main():
     fields = read_fields()
-    next_id, qa, heldout = 0, [], set()
-    titles = [s.name for _, subjects in fields.values() for s in subjects]
+    next_id, qa = 0, []
+    everyone = [s for _, _, subjects in fields.values() for s in subjects]
+    titles = [s.name for s in everyone]
     if repeated := {t for t in titles if titles.count(t) > 1}:
         raise UserError(f"subjects named twice: {', '.join(sorted(repeated))}")
-    for field, (_, subjects) in fields.items():
+    for field, (_, _, subjects) in fields.items():
         rows = []
         for subject in subjects:
             # Ids are unique over all files. A subject's questions have the id of its first article.
@@ -133,15 +137,21 @@ def main():
             for number in range(ARTICLES_PER_SUBJECT):
                 rows.append({"id": next_id, "title": subject.name, "text": subject.article(number)})
                 next_id += 1
-        heldout |= heldout_of(subjects)
         write_lines(ARTICLES / f"{field}.jsonl", (json.dumps(row, ensure_ascii=False) for row in rows))
         print(f"{field}: {len(subjects)} subjects, {len(rows)} articles")
-    write_lines(
-        ARTICLES / "SOURCES.md", ["# Where the facts are from", "", *(f"- {source}" for source, _ in fields.values())]
-    )
+    sources = [f"- {name}: {source}" for name, source, _ in fields.values()]
+    write_lines(ARTICLES / "SOURCES.md", ["# Where the facts are from", "", *sources])
     write_lines(QUESTIONS, (json.dumps(row, ensure_ascii=False) for row in qa))
-    write_lines(HELDOUT, sorted(heldout))
-    print(f"{len(titles)} subjects, {next_id} articles, {len(qa)} questions, {len(heldout)} subjects held out")
+    splits = [split_subjects(subjects) for _, _, subjects in fields.values()]
+    parts = {part: set().union(*(split[part] for split in splits)) for part in ("train", "dev", "test")}
+    write_lines(HELDOUT, sorted(parts["test"]))
+    print(f"{len(titles)} subjects, {next_id} articles, {len(qa)} questions, {len(parts['test'])} subjects held out")
+
+    tasks = SampleTasks({name: subjects for name, _, subjects in fields.values()})
+    for task, part in itertools.product(("field", "same_subject", "names"), parts):
+        rows = list(tasks.rows(task, [s for s in everyone if s.name in parts[part]]))
+        write_lines(TASKS / f"{task}_{part}.jsonl", (json.dumps(row, ensure_ascii=False) for row in rows))
+        print(f"task {task}, {part}: {len(rows)} rows")
 
 
 if __name__ == "__main__":

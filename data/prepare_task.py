@@ -1,8 +1,9 @@
-"""Labelled texts to rows of a task: classification of texts or of pairs, or tagging of characters.
+r"""Labelled texts to rows of a task: classification of texts or of pairs, or tagging of characters.
 
-    python data/prepare_task.py                                   # the embedded task: which field a text belongs to
-    python data/prepare_task.py --task_files=train.csv --dev_files=dev.csv --tokenizer=data/tokenizer.tiktoken
-    python data/prepare_task.py --task_files=names.jsonl --task_data_dir=data/processed_names
+    python data/prepare_task.py                  # an embedded task: which field a text belongs to
+    python data/prepare_task.py --task_files=data/task_sample/names_train.jsonl \
+        --dev_files=data/task_sample/names_dev.jsonl --test_files=data/task_sample/names_test.jsonl
+    python data/prepare_task.py --task_files=my.csv --tokenizer=data/tokenizer.tiktoken --task_data_dir=data/my_task
 
 A row of the input is {"text", "label"}, {"text_a", "text_b", "label"} or {"text", "tags"}; minigpt/corpus/tasks.py
 lists the other forms and names, minigpt/corpus/task_rows.py says what is written. Where no files are given for

@@ -27,6 +27,12 @@ from minigpt.settings.stages import Adapting
 from minigpt.tokenizer import load_tokenizer, load_vocabulary
 from model import GPT, GPTConfig
 
+# Of the stages whose models generate no text: what these models are for.
+USES_OF_STAGE = {
+    "task": "it labels texts: ask it with sample.py, server.py (/classify, /tag) or the arena, and measure it with "
+    "evaluations-tasks.py",
+    "mlm": "it finds masked tokens: fine-tune it on a task's rows, or let sample.py fill each [MASK] of a text",
+}
 BEST, LAST, PREVIOUS = "ckpt.pt", "last.pt", "last.prev.pt"
 
 
@@ -194,6 +200,12 @@ def load_base(about, path=""):
             f"{about['sha256'][:8]}…), or not as it was then; say where that is with --base="
         )
     return found
+
+
+def check_generates(stage, owner):
+    """Raise UserError for a stage whose models generate no text. owner: the model, as the message names it."""
+    if stage in USES_OF_STAGE:
+        raise UserError(f"{owner} is of stage {stage} and generates no text; {USES_OF_STAGE[stage]}")
 
 
 def newest_checkpoint(root="out"):

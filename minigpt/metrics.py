@@ -278,6 +278,27 @@ def interval(numerators, denominators=None, resamples=1000, seed=0):
     return tuple(float(v) for v in np.nanquantile(values, [tail, 1 - tail]))
 
 
+def macro_f1_interval(predictions, references, labels, resamples=1000, seed=0):
+    """(low, high): the 95% bootstrap interval of `macro_f1` over rows, of which each has one label.
+
+    labels: those that occur, over which F1 is averaged; other predictions count as misses only. Returns None for fewer
+    than FEWEST_ROWS rows or resamples=0.
+    """
+    if too_few(len(references)) or not resamples:
+        return None
+    places, n = {label: i for i, label in enumerate(labels)}, len(labels) + 1  # the last place: other predictions
+    pairs = zip(predictions, references, strict=True)
+    cells = np.array([places[actual] * n + places.get(found, n - 1) for found, actual in pairs])
+    rng, values = np.random.default_rng(seed), []
+    for _ in range(resamples):
+        drawn = cells[rng.integers(len(cells), size=len(cells))]
+        table = np.bincount(drawn, minlength=n * n).reshape(n, n)
+        counts = (table.sum(axis=0) + table.sum(axis=1))[:-1]
+        values.append((2 * table.diagonal()[:-1][counts > 0] / counts[counts > 0]).mean())
+    tail = (1 - INTERVAL_LEVEL) / 2
+    return tuple(float(v) for v in np.quantile(values, [tail, 1 - tail]))
+
+
 def compare(a, b, resamples=1000, seed=0, denominators=None):
     """Paired bootstrap (Koehn 2004): is model A better than model B on the same rows?
 

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from minigpt.common.errors import UserError
-from minigpt.common.net import retry_after_seconds
+from minigpt.common.net import MINIGPT_OWNER, retry_after_seconds
 from minigpt.common.streams import TextStream
 
 MAX_LIST_BYTES = 1 << 20  # of a list of models
@@ -260,13 +260,17 @@ class ApiClient:
             await self._close_if_idle()
 
     def models(self, seconds=3.0):
-        """(the server's models [{"id", "owned_by"}], seconds that the request took). Raises ApiFailure."""
+        """(the server's models that generate text [{"id", "owned_by"}], seconds that the request took).
+
+        Raises ApiFailure.
+        """
         started = time.perf_counter()
         listing = asyncio.run_coroutine_threadsafe(self._listed(seconds), event_loop())
         owners = {}
         try:
             for entry in json.loads(listing.result())["data"]:
-                if isinstance(entry["id"], str) and 0 < len(entry["id"]) <= MAX_NAME_CHARS:
+                generates = not (entry.get("owned_by") == MINIGPT_OWNER and "task" in entry)
+                if generates and isinstance(entry["id"], str) and 0 < len(entry["id"]) <= MAX_NAME_CHARS:
                     owners.setdefault(entry["id"], entry.get("owned_by"))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise ApiFailure("not_openai", address=self.base, detail="/models does not return a list") from None

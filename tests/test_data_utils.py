@@ -114,7 +114,7 @@ def test_rows_of_a_task_have_labels_where_their_tokens_are(task_folder):
     assert rows.shape == (3, 2, 16) and row_lengths(rows, PAD).tolist() == [2, 9, 5]
     x, y, mask = make_batch(rows[[0, 2]], meta)
     assert (x.dtype, y.dtype, mask.dtype) == (torch.int64, torch.int64, torch.bool)
-    assert x.tolist() == rows[[0, 2], 0, :8].tolist()
+    assert x.tolist() == np.where(rows[[0, 2], 0, :8] == PAD, -1, rows[[0, 2], 0, :8].astype(int)).tolist()
     assert mask.tolist() == [[True] + [False] * 7, [True] * 4 + [False] * 4]
     assert y.tolist() == [[0] * 8, [1, 1, 1, 0, 0, 0, 0, 0]]
     x, y, mask = make_batch(rows, meta)

@@ -6,9 +6,10 @@ part of it.
 
 from dataclasses import fields
 
+from minigpt.adapters.bottleneck import add_bottlenecks
 from minigpt.adapters.lora import add_lora
-from minigpt.adapters.prompts import METHODS as VIRTUAL_METHODS
-from minigpt.adapters.prompts import make_virtual_tokens
+from minigpt.adapters.nf4 import quantize_base
+from minigpt.adapters.prompts import METHODS, make_virtual_tokens
 from minigpt.common.errors import UserError
 from minigpt.settings.stages import Adapting
 
@@ -22,9 +23,13 @@ def attach_adapter(model, config, tokenizer):
     """Freeze a GPT and add what the method of `config`, an `Adapting`, trains, in place. The model remembers it as
     `adapter`. Raises UserError for settings that do not go with the model."""
     model.requires_grad_(False)
+    if config.quantize == "nf4":
+        quantize_base(model)
     if config.method == "lora":
         add_lora(model, config)
-    elif config.method in VIRTUAL_METHODS:
+    elif config.method == "adapter":
+        add_bottlenecks(model, config)
+    elif config.method in METHODS:
         model.virtual = make_virtual_tokens(model, config, tokenizer)
     if model.config.n_labels:
         model.lm_head.requires_grad_(True)

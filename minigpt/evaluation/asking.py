@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from minigpt.checkpoint import load_checkpoint
+from minigpt.checkpoint import check_generates, load_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.evaluation.models import LocalModel, RemoteModel, find_models
 from minigpt.evaluation.prompts import check_fit, load_pairs
@@ -20,9 +20,12 @@ CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 class EvaluatedModel:
     """A model under evaluation, before it is loaded: a checkpoint without its weights, or a model behind an API.
 
-    content: the checkpoint's dict without its weights; None for a model behind an API, which is treated as fine-tuned.
+    STAGES: those of the checkpoints that it may be, else a UserError. content: the checkpoint's dict without its
+    weights; None for a model behind an API, which is treated as fine-tuned.
     contamination: what `check_models` found, as a dict, or None.
     """
+
+    STAGES = ("pretrain", "sft")
 
     def __init__(self, name, path):
         self.name, self.path = name, path
@@ -32,6 +35,9 @@ class EvaluatedModel:
             content = load_checkpoint(path, mmap=True)
             self.content = {key: value for key, value in content.items() if key not in ("model", "optimizers")}
             self.stage, self.step = content["stage"], content["progress"]["step"]
+            if self.stage not in self.STAGES:
+                check_generates(self.stage, path)
+                raise UserError(f"{path} is of stage {self.stage}, not of {' or '.join(self.STAGES)}; name another")
         else:
             self.remote = RemoteModel(path, name)
 

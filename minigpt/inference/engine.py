@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from minigpt.adapters.lora import merge_lora
-from minigpt.checkpoint import group_by_base, load_checkpoint, load_models, newest_checkpoint
+from minigpt.checkpoint import check_generates, group_by_base, load_checkpoint, load_models, newest_checkpoint
 from minigpt.common.errors import UserError, first_line
 from minigpt.common.streams import TextStream
 from minigpt.corpus.chat import chat_ids, forbidden_ids
@@ -366,7 +366,7 @@ class TextGenerator:
 
     Stage "sft": a prompt is a question; the answer mark is appended, and the answer is generated. (A tokenizer with a
     chat template writes the question by it.)
-    Stage "pretrain": a prompt is continued.
+    Stage "pretrain": a prompt is continued. Other stages generate no text: a UserError.
     `generate` runs the model in the caller's thread. The first `submit` starts a thread, which runs it from then on.
     worker: that of several generators, whose models it runs together; `model` is one of them. None: one of its own.
     about: a line that says where the model comes from and what it computes in.
@@ -376,6 +376,7 @@ class TextGenerator:
     about = ""
 
     def __init__(self, model, tokenizer, stage, max_batch=32, worker=None):
+        check_generates(stage, "this model")
         self.model = model
         self.tokenizer = tokenizer
         self.stage = stage
@@ -489,15 +490,22 @@ def open_generators(ckpts, settings, exact=False):
     """[(path, checkpoint's dict, `TextGenerator`)] of checkpoints; a ckpt "": the newest under the setting out_root.
 
     Adapters on the same base share it, also with the base itself where it is named, and their requests share steps.
-    exact: take dtype "auto" as float32, for evaluation. Raises UserError where there is no such checkpoint.
+    exact: take dtype "auto" as float32, for evaluation.
+    Raises UserError where there is no such checkpoint, or for one that does not generate text.
     """
     paths = [ckpt or newest_checkpoint(settings.out_root) for ckpt in ckpts]
     contents = [load_checkpoint(path) for path in paths]
+    for path, content in zip(paths, contents, strict=True):
+        check_generates(content["stage"], path)
     opened = {}
     for places in group_by_base(contents):
-        generators = make_generators([paths[i] for i in places], [contents[i] for i in places], settings, exact)
-        opened |= zip(places, generators, strict=True)
-    return [(path, contents[i], opened[i]) for i, path in enumerate(paths)]
+        own = [contents[place] for place in places]
+        models, tokenizer, about = convert_models([paths[place] for place in places], own, settings, exact)
+        worker = EngineWorker(Engine(models, tokenizer, settings.max_batch))
+        for place, model, line in zip(places, models, about, strict=True):
+            opened[place] = TextGenerator(model, tokenizer, contents[place]["stage"], worker=worker)
+            opened[place].about = line
+    return [(path, contents[place], opened[place]) for place, path in enumerate(paths)]
 
 
 def open_generator(ckpt, settings, exact=False):
@@ -505,33 +513,44 @@ def open_generator(ckpt, settings, exact=False):
     return open_generators([ckpt], settings, exact)[0]
 
 
-def make_generators(paths, contents, settings, exact):
-    """[`TextGenerator`] of the checkpoints at `paths`, whose dicts are one group of `group_by_base`."""
-    models, tokenizer = load_models(contents, pick_device(settings.device), getattr(settings, "base", ""))
+def open_converted(ckpt, settings, exact=False):
+    """(path, checkpoint's dict, GPT, tokenizer, a line about them) of a checkpoint, in the type that dtype names.
+
+    Arguments as of `open_generators`. Raises UserError where there is no such checkpoint.
+    """
+    path = ckpt or newest_checkpoint(settings.out_root)
+    content = load_checkpoint(path)
+    (model,), tokenizer, (about,) = convert_models([path], [content], settings, exact)
+    return path, content, model, tokenizer, about
+
+
+def convert_models(paths, contents, settings, exact):
+    """([GPT], tokenizer, [a line about each]) of checkpoints of one base, in the type that the setting dtype names.
+
+    contents: their dicts, as in `load_models`.
+    """
+    base = getattr(settings, "base", "")  # the arena's settings have none
+    models, tokenizer = load_models(contents, pick_device(settings.device), base)
     sizes = [model.num_params() for model in models]  # before int8 weights, which are no parameters
     if len(models) == 1:
-        merge_lora(models[0])  # it then takes the time of its base
+        merge_lora(models[0])  # then a step takes the time of the base's
     name = "float32" if exact and settings.dtype == "auto" else settings.dtype
     _, name, why = choose_weight_type(
         models[0], name, say=lambda line: print(line, file=sys.stderr, flush=True), sharing=models[1:]
     )
-    worker = EngineWorker(Engine(models, tokenizer, settings.max_batch))
-    generators = []
-    for path, content, model, size in zip(paths, contents, models, sizes, strict=True):
-        generator = TextGenerator(model, tokenizer, content["stage"], worker=worker)
-        generator.about = (
-            f"{path}: {content['stage']}, step {content['progress']['step']}, {describe_size(content, size)}, "
-            f"{name} ({why}) on {worker.engine.runner.device}"
-        )
-        if n := generator.member.virtual_tokens:
-            generator.about += f", {n} virtual tokens of {model.config.block_size} positions"
-        generators.append(generator)
-    return generators
+    about = [
+        f"{path}: {content['stage']}, step {content['progress']['step']}, {describe_parameters(content, model, size)}, "
+        f"{name} ({why}) on {model.wte.weight.device}"
+        for path, content, model, size in zip(paths, contents, models, sizes, strict=True)
+    ]
+    return models, tokenizer, about
 
 
-def describe_size(content, size):
-    """The parameters of a checkpoint in words; content: its dict; size: of the whole model."""
+def describe_parameters(content, model, size):
+    """What a model consists of, in words; content: its checkpoint's dict; size: number of its parameters."""
     if "adapter" not in content:
         return f"{size / 1e6:.2f}M parameters"
     trained = sum(tensor.numel() for tensor in content["model"].values())
-    return f"{content['adapter']['method']} with {trained:,} parameters on {content['base']['path']}"
+    text = f"{content['adapter']['method']} with {trained:,} parameters on {content['base']['path']}"
+    n = count_virtual_tokens(model)
+    return f"{text}, {n} virtual tokens of {model.config.block_size} positions" if n else text

@@ -11,6 +11,14 @@ from werkzeug.exceptions import HTTPException
 from minigpt.common.net import LOCAL_HOST_NAMES, LOOPBACK_HOSTS, host_name
 from minigpt.serving.counters import Counters
 from minigpt.serving.errors import ApiError, blamed_on, read_json, to_event, to_json
+from minigpt.serving.labelling import (
+    GENERATE,
+    classified_answer,
+    label_texts,
+    labelling_examples,
+    pick_model,
+    tagged_answer,
+)
 from minigpt.serving.openai_api import OpenAIAnswer, list_models, model_entry
 from minigpt.serving.openapi import describe_api
 from minigpt.serving.request import Admission, ClientGone, RunningRequest
@@ -61,6 +69,7 @@ def create_app(models, settings, api_key=""):
     add_pages(app, bool(api_key))
     add_generation(app)
     add_text_tools(app)
+    add_labelling(app)
     return app
 
 
@@ -73,7 +82,9 @@ def add_pages(app, with_key):
     def page():
         generators = service.models.items()
         models = [(name, each.stage, each.block_size) for name, each in generators]
-        return render_template("index.html", models=models, base=request.host_url.rstrip("/"), with_key=with_key)
+        labelling = labelling_examples(service.models)
+        base = request.host_url.rstrip("/")
+        return render_template("index.html", models=models, labelling=labelling, base=base, with_key=with_key)
 
     @app.get("/health")
     def health():
@@ -97,7 +108,7 @@ def add_pages(app, with_key):
 
     @app.get("/v1/models/<path:name>")
     def model(name):
-        return json_response(model_entry(check_model(service, name), created))
+        return json_response(model_entry(check_model(service, name), service.models[name], created))
 
 
 def add_generation(app):
@@ -107,7 +118,7 @@ def add_generation(app):
     @app.post("/generate")
     def generate():
         body = read_body(service)
-        model = check_model(service, body.model or next(iter(service.models)))
+        model = pick_model(service.models, body.model and check_model(service, body.model), GENERATE)
         running = start_request(service, model, [body.prompt], [body.sampling_params])
         if body.stream:
             return stream_response(service, running, text_chunks(running), "text/plain; charset=utf-8")
@@ -116,13 +127,13 @@ def add_generation(app):
     @app.post("/v1/completions")
     def completions():
         body = read_body(service)
-        model = check_model(service, body.model)
+        model = pick_model(service.models, check_model(service, body.model), GENERATE)
         return openai_response(service, body, body.prompts(service.models[model].tokenizer.n_vocab), chat=False)
 
     @app.post("/v1/chat/completions")
     def chat():
         body = read_body(service)
-        model = check_model(service, body.model)
+        model = pick_model(service.models, check_model(service, body.model), GENERATE)
         with blamed_on("messages"):  # which a chat template of others may refuse
             ids = service.models[model].prompt_ids(body.conversation)
         return openai_response(service, body, [ids], chat=True)
@@ -153,11 +164,34 @@ def add_text_tools(app):
     @app.post("/v1/embeddings")
     def embeddings():
         body = read_body(service)
+        model = pick_model(service.models, check_model(service, body.model), GENERATE)
 
         def start(prompts):
-            return start_request(service, body.model, prompts, [EMBEDDING])
+            return start_request(service, model, prompts, [EMBEDDING])
 
-        return json_response(embed(generator_of(body.model), body, start, service.admission.max_batch))
+        return json_response(embed(service.models[model], body, start, service.admission.max_batch))
+
+
+def add_labelling(app):
+    """Add the routes of models with a task's head."""
+    service = app.service
+
+    def respond(kind, write):
+        body = read_body(service)
+        kind = "pair" if isinstance(body.inputs[0], tuple) else kind
+        model = pick_model(service.models, body.model and check_model(service, body.model), kind)
+        found = label_texts(service, model, body.inputs, client_gone())
+        answers = [{"model": model, **write(each)} for each in found]
+        headers = {"X-Prompt-Cut": "true"} if any(each.cut for each in found) else {}
+        return json_response(answers[0] if body.texts is None else answers, headers=headers)
+
+    @app.post("/classify")
+    def classify():
+        return respond("classify", classified_answer)
+
+    @app.post("/tag")
+    def tag():
+        return respond("tag", tagged_answer)
 
 
 def openai_response(service, body, prompts, chat):
@@ -199,13 +233,17 @@ def read_body(service):
     return body
 
 
+def client_gone():
+    """A function that says whether the client of the present request has disconnected."""
+    return request.environ.get("waitress.client_disconnected", lambda: False)
+
+
 def start_request(service, model, prompts, params):
     """A RunningRequest whose first text has been generated.
 
     prompts: list of text or ids; params: the SamplingParams of each choice.
     """
-    client_gone = request.environ.get("waitress.client_disconnected", lambda: False)
-    running = RunningRequest(service, model, prompts, params, client_gone)
+    running = RunningRequest(service, model, prompts, params, client_gone())
     try:
         running.wait_for_first()
     except BaseException:

@@ -83,11 +83,12 @@ def count_usage(running):
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def list_models(names, created):
-    """The answer of /v1/models. created: Unix seconds."""
-    return {"object": "list", "data": [model_entry(name, created) for name in names]}
+def list_models(models, created):
+    """The answer of /v1/models. models: {name: generator}; created: Unix seconds."""
+    return {"object": "list", "data": [model_entry(*each, created) for each in models.items()]}
 
 
-def model_entry(name, created):
-    """The answer of /v1/models/<name>."""
-    return {"id": name, "object": "model", "created": created, "owned_by": MINIGPT_OWNER}
+def model_entry(name, generator, created):
+    """The answer of /v1/models/<name>. "task" tells clients that the model generates no text."""
+    entry = {"id": name, "object": "model", "created": created, "owned_by": MINIGPT_OWNER}
+    return entry | ({"task": generator.kind} if generator.stage == "task" else {})

@@ -10,6 +10,8 @@ SUMMARIES = {
     "/v1/embeddings": "OpenAI's embeddings",
     "/tokenize": "Token ids of a text or a chat, in vLLM's form",
     "/detokenize": "Text of token ids, in vLLM's form",
+    "/classify": "Label of a text or a pair of texts, with all labels' probabilities",
+    "/tag": "Tags of a text's characters, and the entities that they mark",
 }
 OPENAI_ANSWER_TYPES = ["application/json", "text/event-stream"]
 ANSWER_TYPES = {

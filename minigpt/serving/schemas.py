@@ -30,7 +30,7 @@ DEFAULTS = SamplingParams()
 N_SEEDS = 2**63  # SamplingParams takes 0 to N_SEEDS - 1
 MAX_MESSAGES = 4096
 MAX_STOP_STRINGS = 16
-MAX_EMBEDDED_TEXTS = 2048  # of one request, as OpenAI's
+MAX_TEXTS = 2048  # of one request for embeddings, labels or tags; as OpenAI's
 MAX_SHOWN_CHARS = 64  # of a client's value or field name in an error message
 MAX_IGNORED_FIELDS = 100  # of a body; beyond these, unknown fields are neither named nor compared with known ones
 # A name of at least so many letters and digits may have so many mistakes to be taken for a misspelt one.
@@ -430,10 +430,10 @@ def request_models(settings):
         input: one_of(
             "text, a list of token ids, or a list of either",
             text=Text,
-            list=array(Text, 1, MAX_EMBEDDED_TEXTS),
+            list=array(Text, 1, MAX_TEXTS),
             ids=TokenIds,
-            lists=array(TokenIds, 1, MAX_EMBEDDED_TEXTS),
-        ) = Field(description=f"text, token ids, or a list of up to {MAX_EMBEDDED_TEXTS} of either")
+            lists=array(TokenIds, 1, MAX_TEXTS),
+        ) = Field(description=f"text, token ids, or a list of up to {MAX_TEXTS} of either")
         encoding_format: Literal["float", "base64"] | None = Field("float", description="base64: float32 numbers")
         dimensions: integer(1, 2**31 - 1) | None = Field(None, description="only the model's own width")
 
@@ -469,6 +469,42 @@ def request_models(settings):
             """The ids. Raises ApiError where one is unknown."""
             return one_or_several("tokens", self.tokens, n_vocab)[0] if self.tokens else []
 
+    class TagRequest(RequestObject):
+        """Body of POST /tag: a text or several."""
+
+        FORMS: ClassVar[tuple] = (("text",), ("texts",))
+        model: ModelName | None = Field(None, description="a model's id; the first model of this kind if left out")
+        text: Text | None = None
+        texts: array(Text, 1, MAX_TEXTS) | None = Field(None, description=f"up to {MAX_TEXTS} texts")
+
+        @model_validator(mode="after")
+        def check_form(self):
+            forms = [form for form in self.FORMS if any(getattr(self, name) is not None for name in form)]
+            if len(forms) != 1:
+                names = ", or ".join(" and ".join(form) for form in self.FORMS)
+                raise ApiError(400, f"give one of these: {names}", "text", "missing_field" if not forms else None)
+            for name in forms[0]:
+                if getattr(self, name) is None:
+                    raise ApiError(400, "missing", name, "missing_field")
+            return self
+
+        @property
+        def inputs(self):
+            """What is labelled: a list of texts."""
+            return [self.text] if self.texts is None else self.texts
+
+    class ClassifyRequest(TagRequest):
+        """Body of POST /classify: a text, two texts together, or several texts."""
+
+        FORMS: ClassVar[tuple] = (("text",), ("text_a", "text_b"), ("texts",))
+        text_a: Text | None = Field(None, description="the first of two texts that have a label together")
+        text_b: Text | None = Field(None, description="the second of them")
+
+        @property
+        def inputs(self):
+            """What is labelled: a list of texts, or of one pair of texts."""
+            return super().inputs if self.text_a is None else [(self.text_a, self.text_b)]
+
     return {
         "/generate": GenerateRequest,
         "/v1/completions": CompletionRequest,
@@ -476,6 +512,8 @@ def request_models(settings):
         "/v1/embeddings": EmbeddingRequest,
         "/tokenize": TokenizeRequest,
         "/detokenize": DetokenizeRequest,
+        "/classify": ClassifyRequest,
+        "/tag": TagRequest,
     }
 
 

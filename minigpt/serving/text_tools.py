@@ -30,7 +30,9 @@ def text_ids(generator, text):
 
 
 def tokenize(generator, body):
-    """The answer (dict) of /tokenize to a TokenizeRequest."""
+    """The answer (dict) of /tokenize to a TokenizeRequest. Raises ApiError for a chat with a model that has none."""
+    if body.messages is not None and generator.stage == "task":
+        raise ApiError(400, "this model reads no chats; send a text as prompt", "messages")
     with blamed_on("messages"):
         ids = text_ids(generator, body.prompt) if body.messages is None else generator.prompt_ids(body.conversation)
     texts = [show_token(generator.tokenizer, token_id)[0] for token_id in ids] if body.return_token_strs else None

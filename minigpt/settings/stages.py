@@ -537,6 +537,13 @@ class CorrectionSettings(PlotFile, Asking, Stage):
 
 
 @dataclass
+class TasksSettings(LocalModels, Measuring, Stage):
+    SCRIPT = "evaluations-tasks.py"
+    data_dir: str = same_as(Measuring, "data_dir", "data/processed_task")
+    max_samples: int = setting(0, "examples measured (drawn by seed); 0: all", low=0)
+
+
+@dataclass
 class DecodingSettings(PlotFile, Asking, Stage):
     SCRIPT = "evaluations-decoding.py"
     sweep: list[str] = setting(SWEPT, "what is varied, one at a time from the values given", SWEPT)
@@ -605,6 +612,6 @@ class ExperimentSettings(QuestionForm, CleaningSteps, ArticleFiles, Stage):
 STAGES = [
     DownloadSettings, TokenizerSettings, PrepareSettings, PrepareSftSettings, PrepareTaskSettings, GenerateSettings,
     CorrectionDataSettings, TrainSettings, SampleSettings, ExportSettings, ServerSettings, ArenaSettings,
-    PerplexitySettings, RougeSettings, CorrectionSettings, DecodingSettings, ReportSettings, VisualizeSettings,
-    BenchSettings, ExperimentSettings,
+    PerplexitySettings, RougeSettings, CorrectionSettings, TasksSettings, DecodingSettings, ReportSettings,
+    VisualizeSettings, BenchSettings, ExperimentSettings,
 ]  # fmt: skip

@@ -180,6 +180,8 @@ def make_model(settings, data):
     """(model, base, checkpoint's dict) by the setting init_from. base: {"path", "sha256"} of what an adapter stands on,
     else None; the dict: of the run that is resumed, else None."""
     labels = len(data.meta["task"]["labels"]) if "task" in data.meta else 0
+    if settings.method == "head" and not labels:
+        raise UserError(f"method head is for tasks, and {settings.data_dir} holds no task; see data/prepare_task.py")
     if settings.init_from == "scratch":
         if settings.method != "full":
             raise UserError(f"method {settings.method} tunes a model that is there: name it with --init_from=")

@@ -3,12 +3,17 @@
 import collections
 import importlib.util
 import json
+import re
 
 import pytest
 from corpora import ROOT
 
 from minigpt.corpus.cleaning import LITTER, SENTENCE_END, drop_title
+from minigpt.corpus.records import Problems
+from minigpt.corpus.tasks import ExampleReader
+from minigpt.metrics import find_entities
 
+TASKS = ROOT / "data" / "task_sample"
 ARTICLES = sorted((ROOT / "data" / "wiki_sample").glob("*.jsonl"))
 
 
@@ -33,7 +38,10 @@ def test_the_generator_gives_the_bytes_that_are_committed(tmp_path, monkeypatch)
     monkeypatch.setattr(make_sample, "ARTICLES", tmp_path / "wiki")
     monkeypatch.setattr(make_sample, "QUESTIONS", tmp_path / "qa.jsonl")
     monkeypatch.setattr(make_sample, "HELDOUT", tmp_path / "heldout.txt")
+    monkeypatch.setattr(make_sample, "TASKS", tmp_path / "tasks")
     make_sample.main()
+    tasks = {path.name: path.read_bytes() for path in TASKS.iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "tasks").iterdir()} == tasks
     committed = {path.name: path.read_bytes() for path in (ROOT / "data" / "wiki_sample").iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "wiki").iterdir()} == committed
     assert (tmp_path / "qa.jsonl").read_bytes() == (ROOT / "sft" / "sample_qa.jsonl").read_bytes()
@@ -84,3 +92,62 @@ def test_at_least_60_subjects_are_held_out_and_all_are_subjects(articles):
     heldout = (ROOT / "sft" / "sample_heldout.txt").read_text(encoding="utf-8").split()
     assert len(heldout) >= 60
     assert set(heldout) <= {row["title"] for row in articles}
+
+
+# The tasks
+
+KINDS = {"field": "classify", "same_subject": "pair", "names": "tag"}
+
+
+@pytest.fixture(scope="module")
+def heldout():
+    return set((ROOT / "sft" / "sample_heldout.txt").read_text(encoding="utf-8").split())
+
+
+def examples_of(task, part):
+    """All examples of a part of a task; each row of the file is one."""
+    path, problems = TASKS / f"{task}_{part}.jsonl", Problems()
+    examples = list(ExampleReader(problems).read(str(path)))
+    assert not problems.counts and len(examples) == len(rows_of(path)) and path.stat().st_size < 1e6
+    return examples
+
+
+@pytest.mark.parametrize("task", KINDS)
+def test_a_task_has_a_few_thousand_rows_of_its_kind_and_each_part_has_all_labels(task):
+    parts = [examples_of(task, part) for part in ("train", "dev", "test")]
+    assert 2500 < sum(map(len, parts)) < 5000 and min(map(len, parts)) > 200
+    assert {example.kind for part in parts for example in part} == {KINDS[task]}
+    labels = [{name for example in part for name in example.names} for part in parts]
+    assert labels[1] <= labels[0] and labels[2] <= labels[0]
+    if task != "names":
+        assert labels[0] == labels[1] == labels[2]
+    texts = [{example.key for example in part} for part in parts]
+    assert not texts[0] & texts[1] and not texts[0] & texts[2] and not texts[1] & texts[2]
+
+
+def test_the_test_parts_are_about_the_subjects_that_are_held_out(heldout):
+    for task in KINDS:
+        assert all(any(name in example.text for name in heldout) for example in examples_of(task, "test"))
+        trained = [any(name in example.text for name in heldout) for example in examples_of(task, "train")]
+        assert sum(trained) < 0.1 * len(trained)  # as a value, or as a part of a word
+
+
+def test_half_of_the_pairs_tell_of_one_subject_and_none_by_a_name_or_a_number():
+    for example in examples_of("same_subject", "train"):
+        numbers = [set(re.findall("[0-9]{3,}", text)) for text in (example.text, example.text_b)]
+        assert not numbers[0] & numbers[1] or example.label == "否"
+    counts = collections.Counter(example.label for example in examples_of("same_subject", "train"))
+    assert abs(counts["是"] - counts["否"]) < 0.02 * counts.total()
+
+
+def test_names_are_tagged_wherever_they_stand():
+    kinds, examples = collections.defaultdict(set), examples_of("names", "train")
+    for example in examples:
+        for kind, start, end in find_entities(example.tags):
+            kinds[example.text[start:end]].add(kind)
+    long_names = [name for name, found in kinds.items() if len(name) > 2 and len(found) == 1]
+    assert len(long_names) > 200
+    for example in examples:
+        for name in long_names:
+            place = example.text.find(name)
+            assert place < 0 or example.tags[place] != "O", (example.text, name)

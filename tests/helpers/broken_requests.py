@@ -15,7 +15,11 @@ VALID = {
     "/v1/embeddings": {"model": "fake", "input": ["从", "b"], "dimensions": 3},
     "/tokenize": {"model": "fake", "prompt": "从", "return_token_strs": True},
     "/detokenize": {"model": "fake", "tokens": [65, 2]},
+    "/classify": {"model": "classify", "text": "从"},
+    "/tag": {"model": "tag", "text": "从"},
 }
+# Fields that a valid body needs though the schema does not say so: there are others in place of them.
+NEEDED = {"/tokenize": ["prompt"], "/classify": ["text"], "/tag": ["text"]}
 LIMIT_FLAGS = [
     f"--max_prompt_chars={LIMITS.max_prompt_chars}",
     f"--max_tokens_limit={LIMITS.max_tokens_limit}",
@@ -57,7 +61,7 @@ def wrong_field(chance, path):
         name = known[:at] + chance.choice(MISSPELT) + known[at:]
         body[name] = chance.choice([1, "a", None, [], {}])
     elif kind < 0.25:
-        name = chance.choice(schema.get("required", ["prompt"]))
+        name = chance.choice(NEEDED.get(path) or schema["required"])
         body.pop(name)
     elif kind < 0.35 and "messages" in body:
         name = "messages"

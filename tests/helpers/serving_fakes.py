@@ -240,11 +240,56 @@ def started(script, *flags, key="", cwd=ROOT, **environment):
         process.wait()
 
 
+class FakeClassifier:
+    """As inference.classify.Classifier: even numbers of characters are 双, odd ones 单; each 河 is tagged B-地.
+
+    Texts of more than 512 characters are cut. "slow" in a text waits 50 ms.
+    """
+
+    stage, about, running, waiting, labels = "task", "a fake", 0, 0, ["双", "单"]
+    tokenizer, block_size = FakeTokenizer(), 512
+
+    def __init__(self, kind="classify"):
+        self.kind = kind
+
+    def classify(self, texts, progress):
+        found = []
+        for text in texts:
+            length = len("".join(text))
+            time.sleep(0.05 * ("slow" in text))
+            progress(1)
+            probabilities = {"双": 0.25, "单": 0.75} if length % 2 else {"双": 1.0, "单": 0.0}
+            label = max(probabilities, key=probabilities.get)
+            found.append(SimpleNamespace(label=label, probabilities=probabilities, tokens=length, cut=length > 512))
+        return found
+
+    def tag(self, texts, progress):
+        found = []
+        for text in texts:
+            progress(1)
+            places = [i for i, character in enumerate(text) if character == "河"]
+            entities = [{"type": "地", "start": i, "end": i + 1, "text": "河"} for i in places]
+            tags = ["B-地" if character == "河" else "O" for character in text]
+            found.append(SimpleNamespace(entities=entities, tags=tags, tokens=len(text), cut=len(text) > 512))
+        return found
+
+    def close(self, grace=0.0):
+        pass
+
+
 def open_fakes(ckpts, settings):
-    """As inference.engine.open_generators. A path with "base" in it gives a pretrained model, others an SFT model."""
-    stages = ["pretrain" if "base" in ckpt else "sft" for ckpt in ckpts]
-    made = [FakeGenerator(stage, settings.max_batch) for stage in stages]
-    return [(ckpt or "out/fake/ckpt.pt", {}, generator) for ckpt, generator in zip(ckpts, made, strict=True)]
+    """As inference.classify.open_served.
+
+    A path with "base" in it gives a pretrained model; with "classify", "pair" or "tag", a model with such a task's
+    head; others give an SFT model.
+    """
+    opened = []
+    for ckpt in ckpts:
+        kind = next((kind for kind in ("classify", "pair", "tag") if kind in ckpt), None)
+        stage = "pretrain" if "base" in ckpt else "sft"
+        made = FakeClassifier(kind) if kind else FakeGenerator(stage, settings.max_batch)
+        opened.append((ckpt or "out/fake/ckpt.pt", {}, made))
+    return opened
 
 
 if __name__ == "__main__":

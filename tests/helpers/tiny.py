@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from minigpt.corpus.row_files import RowWriter
+from minigpt.inference.classify import Classifier
 from minigpt.tokenizer import Tokenizer, format_vocabulary
 from model import GPT, GPTConfig
 
@@ -24,15 +25,28 @@ def tiny_tokenizer(name="tiny.tiktoken"):
     return Tokenizer(name, format_vocabulary(ranks, {"eot": EOT, "pad": PAD, "answer": MARK}, r"\p{Han}+|\P{Han}+"))
 
 
-def tiny_model(seed=0, vocab_size=VOCAB, block_size=32, bias=False, dropout=0.0, architecture="gpt2"):
-    """A GPT of 2 layers and width 32 in eval mode. Its weights are so large that every part affects the logits."""
+def tiny_model(seed=0, vocab_size=VOCAB, block_size=32, bias=False, dropout=0.0, architecture="gpt2", **more):
+    """A GPT of 2 layers and width 32 in eval mode. Its weights are so large that every part affects the logits.
+
+    more: further fields of GPTConfig.
+    """
     torch.manual_seed(seed)
     shape = {"n_layer": 2, "n_head": 4, "n_embd": 32, **ARCHITECTURE_FIELDS[architecture]}
-    model = GPT(GPTConfig(block_size, vocab_size, **shape, dropout=dropout, bias=bias))
+    model = GPT(GPTConfig(block_size, vocab_size, **shape, dropout=dropout, bias=bias, **more))
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(1.0 if p.dim() == 1 else 0.0, 0.2)
     return model.eval()
+
+
+TAGS = ["B-人", "I-人", "B-地", "O"]
+
+
+def tiny_classifier(kind="classify", labels=("正", "反", "无"), **more):
+    """A `Classifier` of a tiny model, whose labels depend on all of a text. more: arguments of `tiny_model`."""
+    labels = TAGS if kind == "tag" else list(labels)
+    model = tiny_model(n_labels=len(labels), **more)
+    return Classifier(model, tiny_tokenizer(), {"kind": kind, "labels": labels})
 
 
 def random_ids(*shape, below=256, seed=1):

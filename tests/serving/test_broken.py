@@ -13,19 +13,20 @@ from broken_requests import LIMIT_FLAGS, VALID, below, reaching
 from hypothesis import HealthCheck, given, seed
 from hypothesis import settings as hypothesis_settings
 from schemathesis import GenerationMode
-from serving_fakes import FakeGenerator, serving
+from serving_fakes import FakeClassifier, FakeGenerator, serving
 from serving_fakes import __file__ as fake
 
 from minigpt.serving import create_app
 from minigpt.settings.stages import ServerSettings
 
 SEED = 4
+MODELS = ("fake", "classify", "tag")
 MAX_CLOSE_SECONDS = 30  # the fake server gives a request 2 s to arrive
 
 
 @pytest.fixture(scope="module")
 def server():
-    with serving(fake, "--ckpt=out/fake/ckpt.pt", *LIMIT_FLAGS) as server:
+    with serving(fake, f"--ckpt={','.join(f'out/{name}/ckpt.pt' for name in MODELS)}", *LIMIT_FLAGS) as server:
         yield server
 
 
@@ -112,7 +113,8 @@ def test_malformed_requests_are_refused_and_leave_the_server_as_it_was(server, r
 def described():
     """The app's API as schemathesis reads it from /openapi.json."""
     limits = ServerSettings(max_batch=4, max_prompt_chars=200, max_tokens_limit=5)
-    return schemathesis.openapi.from_wsgi("/openapi.json", create_app({"fake": FakeGenerator(obeys=False)}, limits))
+    models = {"fake": FakeGenerator(obeys=False), "classify": FakeClassifier(), "tag": FakeClassifier("tag")}
+    return schemathesis.openapi.from_wsgi("/openapi.json", create_app(models, limits))
 
 
 @pytest.mark.soak
@@ -128,15 +130,19 @@ def test_requests_that_fit_the_description_are_served_and_others_refused(describ
     @given(described[path]["POST"].as_strategy(mode))
     def ask(case):
         if isinstance(case.body, dict) and "model" in case.body and mode is GenerationMode.POSITIVE:
-            case.body["model"] = "fake"  # names of models are not in the description
+            case.body["model"] = VALID[path].get("model", "fake")  # names of models are not in the description
+        if mode is GenerationMode.POSITIVE and case.body.get("text") is not None:
+            for other in ("text_a", "text_b", "texts"):  # as alternatives they are not in the description
+                case.body.pop(other, None)
         response = case.call()
         refusals.append(response.status_code)
         if mode is GenerationMode.POSITIVE:
             # A description cannot express: the length and number of all prompts together, which roles need a text,
-            # log probabilities of chats, dimensions and texts that fit the model, ids that are in the vocabulary, and
-            # names that are taken for misspelt ones.
+            # log probabilities of chats, dimensions and texts that fit the model, ids that are in the vocabulary,
+            # alternatives of texts to label, and names that are taken for misspelt ones.
             error = {} if response.status_code == 200 else response.json()["error"]
             fields = ("prompt", "messages", "n", "best_of", "top_logprobs", "dimensions", "input", "tokens")
+            fields += ("text", "text_a", "text_b", "model")
             not_described = re.split(r"\W", error["param"])[0] in fields if error else True
             assert not_described or error["code"] == "unknown_field", response.text
         else:
