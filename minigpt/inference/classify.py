@@ -147,16 +147,14 @@ def find_stage(ckpt, out_root):
 
 
 def open_served(ckpts, settings):
-    """[(path, checkpoint's dict, model)] of checkpoints for a server: a `Classifier` of one with a task's head, else a
-    `TextGenerator`. A ckpt "": the newest under the setting out_root."""
-    paths = [ckpt or newest_checkpoint(settings.out_root) for ckpt in ckpts]
-    heads = {path for path in paths if load_checkpoint(path, mmap=True)["stage"] == "task"}
-    generators = iter(open_generators([path for path in paths if path not in heads], settings))
-    return [open_classifier(path, settings) if path in heads else next(generators) for path in paths]
+    """Checkpoints for a server: what `open_classifier` returns for those with a task's head, else `open_generators`."""
+    found = [find_stage(ckpt, settings.out_root) for ckpt in ckpts]
+    generators = iter(open_generators([path for path, stage in found if stage != "task"], settings))
+    return [open_classifier(path, settings) if stage == "task" else next(generators) for path, stage in found]
 
 
 def open_classifier(ckpt, settings, exact=False):
-    """(path, checkpoint's dict, `Classifier`) of a checkpoint of stage "task"; arguments as of `open_generator`.
+    """(path, checkpoint's dict, `Classifier`) of a checkpoint of stage "task"; arguments as of `open_converted`.
 
     Raises UserError where there is no such checkpoint, or for one without a task.
     """

@@ -72,6 +72,10 @@ class EngineMember:
     tokenizer: object
     forbidden: list
 
+    def shares_prefill(self, other):
+        """Whether prompts of this model and of another may be in one prefill pass."""
+        return other is self or not (self.virtual_tokens or other.virtual_tokens)
+
 
 class Stream(TextStream):
     """One request to a model in this process: its prompt, its state, and the text generated so far.
@@ -189,13 +193,13 @@ class Engine:
     def pop_waiting(self):
         """Remove from the queue the next streams that fit into one prefill pass; returns their list, [] for none.
 
-        A pass has streams of one model, that of the first; others keep their places in the queue.
+        Streams of a model with virtual tokens have passes of their own; the others keep their places in the queue.
         """
         group, longest = [], 0
         for stream in list(self.waiting):
             if len(self.rows) + len(group) >= self.max_batch:
                 break
-            if group and stream.member is not group[0].member:
+            if group and not stream.member.shares_prefill(group[0].member):
                 continue
             longest = max(longest, stream.prompt_tokens)
             if group and longest * (len(group) + 1) > MAX_PREFILL_TOKENS:
@@ -212,10 +216,10 @@ class Engine:
 
         Returns the n streams that generate text, and logits (n, V) after their prompts, None if n is 0.
         """
-        prompts, number = [stream.prompt for stream in streams], streams[0].member.number
+        prompts, numbers = zip(*((stream.prompt, stream.member.number) for stream in streams), strict=True)
         if not any(stream.params.needs_whole_prompt for stream in streams):
-            return streams, self.runner.prefill(prompts, number)
-        states = self.runner.prefill_states(prompts, number)
+            return streams, self.runner.prefill(prompts, numbers)
+        states = self.runner.prefill_states(prompts, numbers)
         for stream, row in zip(streams, states, strict=True):
             self.read_prompt(stream, row[: stream.prompt_tokens])
             if stream.params.max_new_tokens < 1:
@@ -498,9 +502,13 @@ def open_generators(ckpts, settings, exact=False):
         check_generates(content["stage"], path)
     opened = {}
     for places in group_by_base(contents):
-        generators = make_generators([paths[i] for i in places], [contents[i] for i in places], settings, exact)
-        opened |= zip(places, generators, strict=True)
-    return [(path, contents[i], opened[i]) for i, path in enumerate(paths)]
+        own = [contents[place] for place in places]
+        models, tokenizer, about = convert_models([paths[place] for place in places], own, settings, exact)
+        worker = EngineWorker(Engine(models, tokenizer, settings.max_batch))
+        for place, model, line in zip(places, models, about, strict=True):
+            opened[place] = TextGenerator(model, tokenizer, contents[place]["stage"], worker=worker)
+            opened[place].about = line
+    return [(path, contents[place], opened[place]) for place, path in enumerate(paths)]
 
 
 def open_generator(ckpt, settings, exact=False):
