@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from minigpt.checkpoint import model_names, only_checkpoint, open_model
+from minigpt.checkpoint import check_generates, model_names, only_checkpoint, open_model
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError, first_line
 from minigpt.common.files import write_atomic, write_folder_atomic
@@ -91,6 +91,7 @@ def main():
     check_export_settings(settings)
     started = time.perf_counter()
     path, content, model, tokenizer = open_model(only_checkpoint(settings), settings.out_root, "cpu")
+    check_generates(content["stage"], path)
     name = f"{model_names([path])[0].replace('/', '-')}-{settings.dtype}"
     target = Path(settings.out or Path(path).parent)
     if settings.format == "gguf":

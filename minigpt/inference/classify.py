@@ -14,6 +14,7 @@ from minigpt.corpus.tasks import CLASSIFY, PAIR, TAG
 from minigpt.inference.engine import open_converted, open_generator
 from minigpt.inference.likelihood import starting_batch_tokens
 from minigpt.metrics import find_entities
+from minigpt.tokenizer import ANSWER_TEXT
 
 OUTSIDE = "O"  # the tag of characters that are part of no entity
 WORK_OF_KIND = {CLASSIFY: "labels one text", PAIR: "labels two texts together", TAG: "tags the characters of a text"}
@@ -126,18 +127,33 @@ class Classifier:
 
     def _batch_probabilities(self, rows):
         """As `_probabilities`, by one forward pass."""
-        # Where attention is causal, padding behind a text has no effect; else ids below 0 tell the model what it is.
-        padding = 0 if self.model.config.causal else -1
-        idx = torch.full((len(rows), max(len(ids) for ids, _ in rows)), padding)
+        idx = torch.full((len(rows), max(len(ids) for ids, _ in rows)), -1)  # padding
         for row, (ids, _) in zip(idx, rows, strict=True):
             row[: len(ids)] = torch.tensor(ids)
-        states = self.model.hidden(idx.to(self.model.wte.weight.device))
-        kept = torch.cat([row[places] for row, (_, places) in zip(states, rows, strict=True)])
-        p = self.model.lm_head(kept).float().softmax(dim=-1).cpu()
-        return [part.numpy() for part in p.split([len(places) for _, places in rows])]
+        p = self.model(idx.to(self.model.wte.weight.device)).float().softmax(dim=-1).cpu()
+        return [row[places].numpy() for row, (_, places) in zip(p, rows, strict=True)]
 
     def close(self, grace=0.0):
         """Nothing: requests run in the threads of their callers. (The server closes all its models.)"""
+
+
+def label_line(classifier, text):
+    """The label of a text in one line with its probability, or its entities.
+
+    Two texts are a pair, or one text with `##` between them. Raises UserError where the model labels two, and one is
+    given.
+    """
+    if classifier.kind == TAG:
+        (found,) = classifier.tag([text])
+        line = "  ".join(f"{entity['type']}: {entity['text']}" for entity in found.entities) or "no entity"
+    else:
+        if classifier.kind == PAIR and isinstance(text, str):
+            text = tuple(text.split(ANSWER_TEXT, 1))
+            if len(text) < 2:
+                raise UserError(f"this model {WORK_OF_KIND[PAIR]}: write them as text{ANSWER_TEXT}text")
+        (found,) = classifier.classify([text])
+        line = f"{found.label} ({found.probabilities[found.label]:.3f})"
+    return line + (" (the text is too long for the model, and was cut)" if found.cut else "")
 
 
 def find_stage(ckpt, out_root):
@@ -147,7 +163,7 @@ def find_stage(ckpt, out_root):
 
 
 def open_served(ckpt, settings):
-    """A checkpoint for a server: what `open_classifier` returns for one with a task's head, else `open_generator`."""
+    """What `open_classifier` returns for a checkpoint with a task's head, else what `open_generator` returns."""
     path, stage = find_stage(ckpt, settings.out_root)
     return (open_classifier if stage == "task" else open_generator)(path, settings)
 
