@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from minigpt.adapters.attach import attach_adapter, put_adapter_state
+from minigpt.adapters.mixing import share_layers
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic
 from minigpt.formats.adoption import is_model_folder, read_model_folder
@@ -116,13 +117,39 @@ def load_model(content, device="cpu", base=""):
     An adapter's needs its base, from which it gets the weights: at the path `base`; "": where it was in training.
     Raises UserError where the base is missing or another.
     """
-    if "adapter" not in content:
-        return build_model(content["model_args"], content["model"]).to(device).eval(), load_own_tokenizer(content)
-    found = load_base(content["base"], base)
-    model, tokenizer = build_model(content["model_args"], found["model"]), load_own_tokenizer(found)
-    attach_adapter(model, Adapting(**content["adapter"]), tokenizer)
-    put_adapter_state(model, content["model"])
-    return model.to(device).eval(), tokenizer
+    (model,), tokenizer = load_models([content], device, base)
+    return model, tokenizer
+
+
+def load_models(contents, device="cpu", base=""):
+    """([GPT in eval mode on `device`], Tokenizer) from the dicts of a base, of adapters on it, or of both.
+
+    The GPTs share the layers of the base, which is in memory once. base, errors: as in `load_model`.
+    """
+    found = next((each for each in contents if "adapter" not in each), None) or load_base(contents[0]["base"], base)
+    whole, tokenizer = build_model(contents[0]["model_args"], found["model"]).to(device), load_own_tokenizer(found)
+    models = []
+    for content in contents:
+        model = share_layers(whole) if len(contents) > 1 else whole
+        if "adapter" in content:
+            attach_adapter(model, Adapting(**content["adapter"]), tokenizer)
+            put_adapter_state(model, content["model"])
+        models.append(model.to(device).eval())
+    return models, tokenizer
+
+
+def group_by_base(contents):
+    """[[place in `contents`]]: checkpoints' dicts that `load_models` may load together, in groups; each is in one."""
+    has_adapters = any("adapter" in content for content in contents)
+    groups = {}
+    for place, content in enumerate(contents):
+        key = place
+        has_own_layers = content.get("adapter", {}).get("quantize", "none") != "none" or "task" in content
+        if has_adapters and not has_own_layers:
+            weights = content["base"]["sha256"] if "base" in content else weights_hash(content)
+            key = weights, str(GPTConfig(**content["model_args"]))
+        groups.setdefault(key, []).append(place)
+    return list(groups.values())
 
 
 def build_model(model_args, weights):

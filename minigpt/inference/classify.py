@@ -11,7 +11,7 @@ from minigpt.checkpoint import load_checkpoint, newest_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.corpus.task_rows import encode_characters, encode_texts
 from minigpt.corpus.tasks import CLASSIFY, PAIR, TAG
-from minigpt.inference.engine import open_converted, open_generator
+from minigpt.inference.engine import open_converted, open_generators
 from minigpt.inference.likelihood import starting_batch_tokens
 from minigpt.metrics import find_entities
 from minigpt.tokenizer import ANSWER_TEXT
@@ -162,10 +162,13 @@ def find_stage(ckpt, out_root):
     return path, load_checkpoint(path, mmap=True)["stage"]
 
 
-def open_served(ckpt, settings):
-    """What `open_classifier` returns for a checkpoint with a task's head, else what `open_generator` returns."""
-    path, stage = find_stage(ckpt, settings.out_root)
-    return (open_classifier if stage == "task" else open_generator)(path, settings)
+def open_served(ckpts, settings):
+    """[(path, checkpoint's dict, model)] of checkpoints for a server: a `Classifier` of one with a task's head, else a
+    `TextGenerator`. A ckpt "": the newest under the setting out_root."""
+    paths = [ckpt or newest_checkpoint(settings.out_root) for ckpt in ckpts]
+    heads = {path for path in paths if find_stage(path, settings.out_root)[1] == "task"}
+    generators = iter(open_generators([path for path in paths if path not in heads], settings))
+    return [open_classifier(path, settings) if path in heads else next(generators) for path in paths]
 
 
 def open_classifier(ckpt, settings, exact=False):
@@ -173,9 +176,10 @@ def open_classifier(ckpt, settings, exact=False):
 
     Raises UserError where there is no such checkpoint, or for one without a task.
     """
-    path, content, model, tokenizer, about = open_converted(ckpt, settings, exact)
-    if content["stage"] != "task":
-        raise UserError(f"{path} is of stage {content['stage']} and has no task's head; train one on a task's rows")
+    path, stage = find_stage(ckpt, settings.out_root)
+    if stage != "task":
+        raise UserError(f"{path} is of stage {stage} and has no task's head; train one on a task's rows")
+    path, content, model, tokenizer, about = open_converted(path, settings, exact)
     classifier = Classifier(model, tokenizer, content["task"])
     classifier.about = f"{about}; {classifier.kind}, {len(classifier.labels)} labels"
     return path, content, classifier

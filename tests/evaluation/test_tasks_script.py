@@ -135,7 +135,7 @@ def test_tags_are_measured_by_entities_and_by_characters(project, measure):
     ("flags", "message"),
     [
         (["--ckpt=out/classify0/ckpt.pt", "--data_dir=data/tag"], "has the task classify with the labels 正"),
-        (["--ckpt=out/chat/ckpt.pt", "--data_dir=data/tag"], "is of stage sft"),
+        (["--ckpt=out/chat/ckpt.pt", "--data_dir=data/tag", "--ways=likelihood"], "see --ways"),
         (["--ckpt=out/tag0/ckpt.pt", "--data_dir=data/none"], "no prepared data"),
     ],
 )
