@@ -516,6 +516,17 @@ def open_generator(ckpt, settings, exact=False):
     return open_generators([ckpt], settings, exact)[0]
 
 
+def open_converted(ckpt, settings, exact=False):
+    """(path, checkpoint's dict, GPT, tokenizer, a line about them) of a checkpoint of any stage, in the type that dtype
+    names. Arguments and errors: as in `open_generators`."""
+    path = ckpt or newest_checkpoint(settings.out_root)
+    content = load_checkpoint(path)
+    (model,), tokenizer = load_models([content], pick_device(settings.device), settings.base)
+    (about,) = describe_models([path], [content], [model])
+    merge_lora(model)  # it then takes the time of its base
+    return path, content, model, tokenizer, f"{about}, {convert_models([model], settings, exact)}"
+
+
 def make_generators(paths, contents, settings, exact):
     """[`TextGenerator`] of the checkpoints at `paths`, whose dicts are one group of `group_by_base`."""
     models, tokenizer = load_models(contents, pick_device(settings.device), settings.base)
