@@ -30,6 +30,8 @@ from minigpt.settings.stages import InstructionDataSettings
 
 def choose_tasks(settings):
     """{name: folder} of the tasks that are told. Raises UserError for a name to leave out that no task has."""
+    if not settings.tasks:
+        raise UserError("no task is named: name the folders of data/prepare_task.py with --tasks=…")
     folders = {task_name(folder): folder for folder in settings.tasks}
     if len(folders) < len(settings.tasks):
         raise UserError(f"two of the tasks have one name; the names are {', '.join(map(task_name, settings.tasks))}")

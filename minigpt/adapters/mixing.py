@@ -53,7 +53,7 @@ class AdapterMix:
         number = numbers[0] if len(set(numbers)) == 1 else None
         for layer in self.layers:
             layer.number = number
-        if number is None and numbers != self.numbers:
+        if number is None and list(numbers) != self.numbers:
             self.numbers = list(numbers)
             rows = torch.tensor(numbers, device=self.model.wte.weight.device)
             for layer in self.layers:

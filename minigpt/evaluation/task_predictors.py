@@ -71,7 +71,6 @@ class AnswerPredictor:
             self.params = replace(params, max_new_tokens=new_tokens)
             prompter.ids_of = generator.prompt_ids
             prompter.room = prompt_room(generator.model, [[0] * new_tokens])
-        self.answers = []  # to the examples of the last call, None for no answer
 
     def __call__(self, examples, progress=None):
         """[`TaskPrediction`] of examples. progress(n): n more are answered."""
@@ -80,9 +79,8 @@ class AnswerPredictor:
         answers = self.opened.answers(chats, self.params, progress)
         if self.prompter.stage == "pretrain":  # it goes on after its answer: keep the first line
             answers = [(text.strip().splitlines() or [""])[0] for text in answers]
-        self.answers = answers
         pairs = zip(answers, examples, strict=True)
-        return [TaskPrediction(task.parse(answer or "", example)) for answer, example in pairs]
+        return [TaskPrediction(task.parse(answer or "", example), answer=answer) for answer, example in pairs]
 
 
 def ways_of(kind, stage, is_remote=False, wanted=()):

@@ -21,7 +21,7 @@ from minigpt.corpus.chat import chat_ids, forbidden_ids
 from minigpt.device import pick_device
 from minigpt.huggingface_tokenizer import HuggingFaceTokenizer
 from minigpt.inference.logprobs import TokenLogprob, pick_logprobs, prompt_logprobs
-from minigpt.inference.model_runner import PASS_KINDS, ModelRunner, count_virtual_tokens, should_compile_steps
+from minigpt.inference.model_runner import PASS_KINDS, ModelRunner, should_compile_steps
 from minigpt.inference.quantize import choose_weight_type
 from minigpt.inference.sampling import Sampler, sample_tokens
 from minigpt.tokenizer import StreamDecoder
@@ -71,6 +71,10 @@ class EngineMember:
     virtual_tokens: int
     tokenizer: object
     forbidden: list
+
+    def shares_prefill(self, other):
+        """Whether prompts of this model and of another may be in one prefill pass."""
+        return other is self or not (self.virtual_tokens or other.virtual_tokens)
 
 
 class Stream(TextStream):
@@ -189,13 +193,13 @@ class Engine:
     def pop_waiting(self):
         """Remove from the queue the next streams that fit into one prefill pass; returns their list, [] for none.
 
-        A pass has streams of one model, that of the first; others keep their places in the queue.
+        Streams of a model with virtual tokens have passes of their own; the others keep their places in the queue.
         """
         group, longest = [], 0
         for stream in list(self.waiting):
             if len(self.rows) + len(group) >= self.max_batch:
                 break
-            if group and stream.member is not group[0].member:
+            if group and not stream.member.shares_prefill(group[0].member):
                 continue
             longest = max(longest, stream.prompt_tokens)
             if group and longest * (len(group) + 1) > MAX_PREFILL_TOKENS:
@@ -212,10 +216,10 @@ class Engine:
 
         Returns the n streams that generate text, and logits (n, V) after their prompts, None if n is 0.
         """
-        prompts, number = [stream.prompt for stream in streams], streams[0].member.number
+        prompts, numbers = zip(*((stream.prompt, stream.member.number) for stream in streams), strict=True)
         if not any(stream.params.needs_whole_prompt for stream in streams):
-            return streams, self.runner.prefill(prompts, number)
-        states = self.runner.prefill_states(prompts, number)
+            return streams, self.runner.prefill(prompts, numbers)
+        states = self.runner.prefill_states(prompts, numbers)
         for stream, row in zip(streams, states, strict=True):
             self.read_prompt(stream, row[: stream.prompt_tokens])
             if stream.params.max_new_tokens < 1:
@@ -382,10 +386,9 @@ class TextGenerator:
         self.stage = stage
         self.worker = worker or EngineWorker(Engine(model, tokenizer, max_batch))
         self.engine = self.worker.engine
-        n_virtual = count_virtual_tokens(model)
         forbidden = [token_id for token_id in forbidden_ids(tokenizer, stage) if token_id < tokenizer.n_vocab]
-        self.member = EngineMember(self.engine.runner.models.index(model), n_virtual, tokenizer, forbidden)
-        self.block_size = model.config.block_size - n_virtual
+        self.member = EngineMember(self.engine.runner.models.index(model), model.n_virtual, tokenizer, forbidden)
+        self.block_size = model.row_positions
         self.worker.users.append(self)
 
     def prompt_ids(self, prompt):
@@ -499,14 +502,29 @@ def open_generators(ckpts, settings, exact=False):
         check_generates(content["stage"], path)
     opened = {}
     for places in group_by_base(contents):
-        generators = make_generators([paths[i] for i in places], [contents[i] for i in places], settings, exact)
-        opened |= zip(places, generators, strict=True)
-    return [(path, contents[i], opened[i]) for i, path in enumerate(paths)]
+        own = [contents[place] for place in places]
+        models, tokenizer, about = convert_models([paths[place] for place in places], own, settings, exact)
+        worker = EngineWorker(Engine(models, tokenizer, settings.max_batch))
+        for place, model, line in zip(places, models, about, strict=True):
+            opened[place] = TextGenerator(model, tokenizer, contents[place]["stage"], worker=worker)
+            opened[place].about = line
+    return [(path, contents[place], opened[place]) for place, path in enumerate(paths)]
 
 
 def open_generator(ckpt, settings, exact=False):
     """(path, checkpoint's dict, `TextGenerator`) of one checkpoint, as in `open_generators`."""
     return open_generators([ckpt], settings, exact)[0]
+
+
+def open_converted(ckpt, settings, exact=False):
+    """(path, checkpoint's dict, GPT, tokenizer, a line about them) of a checkpoint of any stage, in the type that dtype
+    names. Arguments and errors: as in `open_generators`."""
+    path = ckpt or newest_checkpoint(settings.out_root)
+    content = load_checkpoint(path)
+    (model,), tokenizer = load_models([content], pick_device(settings.device), settings.base)
+    (about,) = describe_models([path], [content], [model])
+    merge_lora(model)  # it then takes the time of its base
+    return path, content, model, tokenizer, f"{about}, {convert_models([model], settings, exact)}"
 
 
 def make_generators(paths, contents, settings, exact):
@@ -538,7 +556,7 @@ def convert_models(models, settings, exact=False):
 
 
 def describe_models(paths, contents, models):
-    """A text for each checkpoint at `paths`, which says what it is. contents: their dicts; models: not yet converted."""
+    """A text for each checkpoint at `paths` that says what it is. contents: their dicts; models: not yet converted."""
     sizes = [describe_size(*pair) for pair in zip(contents, models, strict=True)]
     return [
         f"{path}: {content['stage']}, step {content['progress']['step']}, {size}"

@@ -54,11 +54,6 @@ def doubled_size(held, needed, limit):
     return min(held, limit)
 
 
-def count_virtual_tokens(model):
-    """Number of virtual tokens that a GPT has before each row."""
-    return 0 if model.virtual is None else len(model.virtual.embeddings)
-
-
 class ModelRunner:
     """Runs a model on n sequences, whose keys and values are the rows 0 … n - 1 of a cache.
 
@@ -118,19 +113,22 @@ class ModelRunner:
             self.virtual[number] = None if model.virtual is None else model.virtual(model)
         return self.virtual[number]
 
-    def prefill(self, prompts, number=0):
-        """Add sequences of the model of that number, which begin with `prompts` (lists of ids, none empty); returns
-        logits (len(prompts), V)."""
-        return self.add_prompts(prompts, number, self.prefill_pass, "prompt")
+    def prefill(self, prompts, numbers=None):
+        """Add sequences that begin with `prompts` (lists of ids, none empty); returns logits (len(prompts), V).
 
-    def prefill_states(self, prompts, number=0):
+        numbers: those of the prompts' models, which must be one model where it has virtual tokens; None: all 0.
+        """
+        return self.add_prompts(prompts, numbers, self.prefill_pass, "prompt")
+
+    def prefill_states(self, prompts, numbers=None):
         """As `prefill`, but returns the states (len(prompts), T, C) before the output layer, of all positions."""
-        return self.add_prompts(prompts, number, self.states_pass, None)
+        return self.add_prompts(prompts, numbers, self.states_pass, None)
 
-    def add_prompts(self, prompts, number, prompt_pass, compiled_kind):
+    def add_prompts(self, prompts, numbers, prompt_pass, compiled_kind):
         """Run a pass over prompts and add them to the cache; returns the pass's output."""
         lengths = [len(ids) for ids in prompts]
-        virtual = self.virtual_tokens(number)
+        numbers = numbers or [0] * len(prompts)
+        virtual = self.virtual_tokens(numbers[0])
         start = virtual.n if virtual else 0
         end = start + max(lengths)
         self.reserve(self.n + len(prompts), end)
@@ -144,7 +142,7 @@ class ModelRunner:
         kind = compiled_kind if idx.numel() == max(lengths) > 1 else None
         lengths_tensor = torch.tensor(lengths, device=self.device)
         if self.mix:
-            self.mix.choose([number] * len(prompts))
+            self.mix.choose(numbers)
         output, keys, values = self.run(kind, prompt_pass, idx.to(self.device), lengths_tensor, virtual)
 
         # Write their keys and values into the next rows of the cache, behind those of the virtual tokens.
@@ -154,7 +152,7 @@ class ModelRunner:
             cached[rows, :, start:end] = new
         for cached, new in zip(cache, (*virtual.keys, *virtual.values), strict=True) if virtual else ():
             cached[rows, :, :start] = new
-        self.numbers[self.n :] = [number] * len(prompts)
+        self.numbers[self.n :] = numbers
         self.n += len(prompts)
         return output
 
@@ -212,7 +210,7 @@ class ModelRunner:
     @torch.no_grad()
     def compile(self, kind):
         """Compile the pass of a kind (one of PASS_KINDS), which is used from then on. Takes up to minutes."""
-        end = min(TRACED_POSITIONS, self.model.config.block_size - 1 - count_virtual_tokens(self.model))
+        end = min(TRACED_POSITIONS, self.model.config.block_size - 1 - self.model.n_virtual)
         limit = torch._dynamo.config.patch(recompile_limit=MAX_COMPILED_MODELS * len(PASS_KINDS))
         with torch._inductor.config.patch(COMPILE_CONFIG), limit:
             if kind == "prompt":

@@ -434,7 +434,10 @@ class TrainSettings(Adapting, DeviceChoice, Seed, Stage):
     )
     mezo_epsilon: float = setting(1e-3, "mezo: its two losses are at the weights ± this times N(0, 1)", low=1e-6)
     learning_rate: float = setting(
-        4e-3, "peak learning rate of AdamW (with adamw alone take a quarter or less), lomo or mezo", low=0
+        4e-3,
+        "peak learning rate of AdamW (with adamw alone take a quarter or less), of lomo (its authors: 3e-2) or of mezo "
+        "(1e-7 for 13B weights, more for fewer; LoRA 5e-5, prefixes 1e-3)",
+        low=0,
     )
     muon_learning_rate: float = setting(0.02, "Muon's peak learning rate, for the matrices", low=0)
     head_learning_rate: float = setting(

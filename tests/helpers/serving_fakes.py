@@ -247,7 +247,7 @@ class FakeClassifier:
     """
 
     stage, about, running, waiting, labels = "task", "a fake", 0, 0, ["双", "单"]
-    tokenizer, model = FakeTokenizer(), SimpleNamespace(config=SimpleNamespace(block_size=512))
+    tokenizer, block_size = FakeTokenizer(), 512
 
     def __init__(self, kind="classify"):
         self.kind = kind
