@@ -157,7 +157,8 @@ def task_lines(meta):
 
 def main():
     settings = load_settings(PrepareTaskSettings)
-    refuse_to_replace(settings, "task_data_dir", "task_files", settings.task_files)
+    files = [*settings.task_files, *settings.dev_files, *settings.test_files]
+    refuse_to_replace(settings, "task_data_dir", "task_files", files)
     meta, warnings = prepare_task(settings)
     for line in [dropped_text(meta), *task_lines(meta), *warnings]:
         print(line)

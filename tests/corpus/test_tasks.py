@@ -228,6 +228,8 @@ def test_given_parts_stay_as_they_are_and_shared_texts_are_told(script, tmp_path
     assert meta["task"] == {"kind": "tag", "labels": ["O", "B-P", "I-P"]}
     assert meta["parts"]["val"]["labels"] == {"O": 7, "B-P": 7, "I-P": 0}
     assert "2 of 7 texts of val are in train, too" in said and "no row of train has the label I-P" in said
+    # Without task_files the embedded task would replace these rows.
+    assert "holds rows made of train.jsonl" in error_of(script("data/prepare_task.py", "--task_data_dir=out"))
 
 
 MISTAKES = {
