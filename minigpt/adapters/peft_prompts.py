@@ -5,48 +5,46 @@ with embeddings (n, C) or a prefix (n, 2 n_layer n_kv_head D), in which a layer'
 `Prefix`. So what had an encoder comes back from there without one.
 """
 
-from minigpt.adapters.prompts import Prefix, PromptTokens
+from minigpt.adapters.prompts import Prefix
 from minigpt.common.errors import UserError
 
 PROMPT_TENSOR = "prompt_embeddings"
-VIRTUAL_TYPES = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")  # of peft
+# peft's types, and the method that each is here.
+VIRTUAL_TYPES = {"PROMPT_TUNING": "prompt", "P_TUNING": "prompt", "PREFIX_TUNING": "prefix"}
 
 
-def virtual_to_peft(model, config):
-    """(fields of adapter_config.json, {their name: tensor}) of a GPT's virtual tokens.
+def virtual_to_peft(model):
+    """({name: tensor}, fields of adapter_config.json) of a GPT's virtual tokens.
 
     Those of P-tuning are written as prompt tuning's, since without its encoder they are the same thing.
     """
-    shape, finished = model.config, model.virtual.finished()
-    kind, width, heads = "PROMPT_TUNING", shape.n_embd, shape.n_head
+    config, finished = model.config, model.virtual.finished().detach()
+    kind, width, heads = "PROMPT_TUNING", config.n_embd, config.n_head
     if isinstance(model.virtual, Prefix):  # peft splits token_dim among these heads
-        kind, width, heads = "PREFIX_TUNING", shape.n_kv_head * shape.head_dim, shape.n_kv_head
-    fields = {
+        kind, width, heads = "PREFIX_TUNING", config.n_kv_head * config.head_dim, config.n_kv_head
+    return {PROMPT_TENSOR: finished}, {
         "peft_type": kind,
         "num_virtual_tokens": len(finished),
-        "num_layers": shape.n_layer,
+        "num_layers": config.n_layer,
         "num_attention_heads": heads,
         "token_dim": width,
         "num_transformer_submodules": 1,
     }
-    return fields, {PROMPT_TENSOR: finished}
 
 
-def virtual_from_peft(folder, model, defaults, values, tensors):
-    """Attach peft's virtual tokens to a GPT; returns its `Adapting`, which is `defaults` for what peft does not tell.
+def virtual_from_peft(tensors, peft_fields, config):
+    """(fields of `Adapting`, {name in the GPT: tensor}) of a folder of peft's that has one of VIRTUAL_TYPES.
 
-    values: the fields of adapter_config.json; tensors: those of adapter_model.safetensors. Raises UserError where they
-    are for a model of another shape.
+    tensors: of adapter_model.safetensors; peft_fields: of adapter_config.json; config: the model's GPTConfig.
+    Raises UserError where they are for a model of another shape.
     """
-    kind, shape, finished = values["peft_type"], model.config, tensors.get(PROMPT_TENSOR)
-    is_prefix = kind == "PREFIX_TUNING"
-    width = 2 * shape.n_layer * shape.n_kv_head * shape.head_dim if is_prefix else shape.n_embd
+    kind = peft_fields["peft_type"]
+    method, finished = VIRTUAL_TYPES[kind], tensors.get(PROMPT_TENSOR)
+    width = 2 * config.n_layer * config.n_kv_head * config.head_dim if method == "prefix" else config.n_embd
     if finished is None or finished.dim() != 2 or finished.shape[1] != width:
-        found = "missing" if finished is None else f"of shape {tuple(finished.shape)}"
+        shape = "none" if finished is None else list(finished.shape)
         raise UserError(
-            f"{folder}: {PROMPT_TENSOR} is {found}, and this model needs (virtual tokens, {width}); take the model "
-            "that it was trained on"
+            f"the adapter's {PROMPT_TENSOR} ({kind}) is {shape}, and this model needs [virtual tokens, {width}]; "
+            "take the model that it was trained on"
         )
-    model.virtual = (Prefix if is_prefix else PromptTokens)(finished)
-    changes = {"method": "prefix" if is_prefix else "prompt", "virtual_tokens": len(finished), "prefix_width": 0}
-    return type(defaults)(**{**vars(defaults), **changes})
+    return {"method": method, "virtual_tokens": len(finished)}, {"virtual.embeddings": finished.float()}

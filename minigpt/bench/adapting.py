@@ -1,9 +1,9 @@
 """What it takes to adapt the 124M model in each way: trained parameters, memory, speed. Base and rows are random.
 
-Each way is a `TrainingRun` in a process of its own, so the peak of that process's memory is its own. The process of full
-tuning with AdamW stays alive, the others come one after the other. The two that are alive take turns, step by step, while
-the other one waits: so whatever else the machine does slows both alike, and their ratio, the median over the rounds,
-compares ways that never ran together. The tokens a second themselves are those of each way's own minutes.
+Each way is a `TrainingRun` in a process of its own, so the peak of that process's memory is its own. The process of
+full tuning with AdamW stays alive, the others come one after the other. The two that are alive take turns, step by
+step, each while the other waits: so whatever else the machine does slows both alike. Their ratio, the median over the
+rounds, is therefore what compares two ways; tokens a second also depend on what else ran in a way's own minutes.
 """
 
 import contextlib
@@ -34,10 +34,10 @@ from model import GPT, GPTConfig
 from train import train_step
 
 ADAPTED_SHAPE = PROJECT / "config" / "train_config.py"
-BATCH_ROWS = 4
+STEP_ROWS = 4
 RANDOM_ROWS = 64
 VIRTUAL_TOKENS = 20
-UNTIMED_STEPS, ROUNDS, QUICK_ROUNDS = 1, 5, 2
+UNTIMED_TURNS, ROUNDS, QUICK_ROUNDS = 1, 3, 1
 RATE = 1e-6  # of every optimizer: what is learned does not matter, and nothing diverges
 FULL = "full, AdamW"
 # Settings of each way.
@@ -94,7 +94,7 @@ def open_way(name, folder, settings, precision):
     run = RUNS[name] = TrainingRun(
         replace(
             settings, data_dir=f"{folder}/rows", out_dir=f"{folder}/{len(os.listdir(folder))}",
-            init_from=f"{folder}/base.pt", dtype=precision["dtype"], batch_size=BATCH_ROWS, batch_tokens=0,
+            init_from=f"{folder}/base.pt", dtype=precision["dtype"], batch_size=STEP_ROWS, batch_tokens=0,
             gradient_accumulation_steps=1, max_epochs=0.0, max_iters=10**6, learning_rate=RATE,
             muon_learning_rate=RATE, **{"optimizer": "adamw", **ADAPTED_WAYS[name]},
         ),
@@ -164,7 +164,7 @@ def started_way(name, folder, settings, precision):
     """Context manager: (function that returns the seconds of a step, function that returns the figures so far)."""
     with fresh_process() as call:
         about = call(open_way, name, folder, settings, precision)
-        for _ in range(UNTIMED_STEPS):
+        for _ in range(UNTIMED_TURNS):
             call(time_step, name)
         steps = []
 
@@ -181,15 +181,7 @@ def started_way(name, folder, settings, precision):
 
 def adapting_table(figures):
     """Markdown of the figures of `measure_ways`."""
-    names = [
-        "way",
-        "trained parameters",
-        "share",
-        "memory before, MB",
-        "peak memory, MB",
-        "tokens/s",
-        "× full AdamW's",
-    ]
+    names = ["way", "trained parameters", "share", "memory before, MB", "peak memory, MB", "tokens/s", "× AdamW's"]
     measured = {name: f for name, f in figures.items() if isinstance(f, dict)}
     every = measured[FULL]["trained"]
     rows = [
@@ -216,6 +208,6 @@ def bench_adapting(settings):
     print(name, flush=True)
     with tempfile.TemporaryDirectory(prefix="minigpt-bench-") as folder:
         figures = measure_ways(folder, shape, QUICK_ROUNDS if settings.quick else ROUNDS)
-    about = f"Batches of {BATCH_ROWS} x {shape.block_size} tokens, {figures[FULL]['dtype']}."
+    about = f"Batches of {STEP_ROWS} x {shape.block_size} tokens, {figures[FULL]['dtype']}."
     table = f"{about}\n\n{adapting_table(figures)}"
     publish_results(settings, f"Adapting the 124M model: {name}", table, {"machine": name, "ways": figures})

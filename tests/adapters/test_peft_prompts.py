@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny import confident_model, random_ids, tiny_tokenizer
 
-from minigpt.adapters.peft_format import load_peft, write_peft
+from minigpt.adapters.attach import attach_adapter, put_adapter_state
+from minigpt.adapters.peft_format import read_peft, write_peft
 from minigpt.adapters.peft_prompts import virtual_from_peft
 from minigpt.adapters.prompts import EncodedPrompt, Prefix, PromptTokens, flatten_virtual, run_embeddings
 from minigpt.common.errors import UserError
@@ -58,8 +59,8 @@ def test_peft_computes_our_outputs_from_what_we_write(name, architecture, tmp_pa
     model, theirs = exported(tmp_path / "model", architecture)
     model.virtual = make_virtual(name, model)
     (tmp_path / "adapter").mkdir()
-    method = name.removeprefix("encoded ")
-    write_peft(tmp_path / "adapter", model, Adapting(method=method), tmp_path / "model")
+    model.adapter = Adapting(method=name.removeprefix("encoded "))
+    write_peft(tmp_path / "adapter", model, tmp_path / "model")
     adapted, ids = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval(), random_ids(3, 12)
     torch.testing.assert_close(adapted(ids).logits[:, -12:], model(ids), rtol=0, atol=1e-5)
 
@@ -74,7 +75,9 @@ def test_we_compute_the_outputs_of_what_peft_writes(name, architecture, tmp_path
     ids = random_ids(3, 12)
     expected = adapted(ids).logits[:, -12:]
     adapted.save_pretrained(tmp_path / "adapter")
-    config = load_peft(tmp_path / "adapter", model, Adapting())
+    config, state = read_peft(tmp_path / "adapter", model)
+    attach_adapter(model, config, tiny_tokenizer())
+    put_adapter_state(model, state)
     assert config == Adapting(method="prefix" if "prefix" in name else "prompt", virtual_tokens=N)
     torch.testing.assert_close(model(ids), expected, rtol=0, atol=1e-5)
 
@@ -83,5 +86,5 @@ def test_virtual_tokens_of_another_shape_are_refused():
     model = confident_model("gpt2")
     for tensors in ({}, {"prompt_embeddings": torch.zeros(N, 32)}, {"prompt_embeddings": torch.zeros(32)}):
         for kind, width in (("P_TUNING", 64), ("PREFIX_TUNING", 2 * 2 * 64)):
-            with pytest.raises(UserError, match=rf"this model needs \(virtual tokens, {width}\)"):
-                virtual_from_peft("adapter", model, Adapting(), {"peft_type": kind}, tensors)
+            with pytest.raises(UserError, match=rf"this model needs \[virtual tokens, {width}\]"):
+                virtual_from_peft(tensors, {"peft_type": kind}, model.config)
