@@ -4,6 +4,10 @@
     python evaluations-tasks.py --ckpt=out/causal,out/mlm/ckpt.pt --data_dir=data/processed_task --split=val
     python evaluations-tasks.py --ckpt=out/task --json=tasks.json --csv=examples.csv     # every checkpoint of a run
 
+Language models are told the task in words: the table of system prompt × model × number of examples in the prompt.
+
+    python evaluations-tasks.py --ckpt=out/demo/last.pt,out/instruct/ckpt.pt --data_dir=… --shots=0,1,4 --page=table.md
+
 Beside the models stands the majority class, which gives every text the most common label of the train part. Intervals
 are 95% bootstrap intervals over texts; the best model is compared with the others by the paired bootstrap.
 """
@@ -16,7 +20,9 @@ from minigpt.common.files import write_json
 from minigpt.corpus.tasks import TAG
 from minigpt.evaluation.asking import EvaluatedModel, combine_entries, measure_in_turn, print_comparisons
 from minigpt.evaluation.models import find_models
-from minigpt.evaluation.tables import rows_with_intervals, text_table, write_csv
+from minigpt.evaluation.tables import markdown_table, rows_with_intervals, text_table, write_csv, write_text
+from minigpt.evaluation.task_prompts import check_label_words, parse_label_words, task_name, word_task
+from minigpt.evaluation.task_table import WORDED_HEADS, check_trained_texts, measure_in_words, task_systems, worded_rows
 from minigpt.evaluation.tasks import (
     LABEL_FIGURES,
     PREDICTION_COLUMNS,
@@ -40,13 +46,13 @@ TASK_HEADS = {
     "tag_accuracy": "tag accuracy",
 }  # fmt: skip
 MAJORITY = "majority class"
-MAX_SHOWN_LABELS = 12  # a larger confusion table stands in the JSON only
+MAX_TABLE_LABELS = 12  # a larger confusion table stands in the JSON only
 
 
 class TaskModel(EvaluatedModel):
-    """A model under evaluation on a task: with a head."""
+    """A model under evaluation on a task: with a head, or a language model."""
 
-    STAGES = ("task",)
+    STAGES = ("task", "sft", "pretrain", "mlm")
 
     def check_task(self, task, folder):
         """Raise UserError where the model was trained on another task than that of a data folder."""
@@ -88,13 +94,25 @@ def print_task_figures(results, task):
         print("below each figure: its 95% bootstrap interval over texts")
 
 
+def print_worded_table(results, task, page):
+    """Print the table of `TaskResult`s of language models and others; page: a Markdown file for it, or ""."""
+    names = TAG_FIGURES if task.kind == TAG else LABEL_FIGURES
+    rows, systems = worded_rows(results, names)
+    heads = [*WORDED_HEADS, *(TASK_HEADS[name] for name in names)]
+    about = [f"system prompt {number}: {system}" for number, system in enumerate(systems, start=1)]
+    about.append(f"{len(task.examples)} texts; in brackets: 95% bootstrap intervals over texts")
+    print("\n" + "\n".join([text_table(heads, rows), *about]))
+    if page:
+        write_text(page, "\n\n".join([markdown_table(heads, rows), *about]) + "\n")
+
+
 def print_details(result, task):
     """Print the figures of each label and the confusion table, or those of each type of entity, of a `TaskResult`."""
     key, head = ("by_type", "type") if task.kind == TAG else ("by_label", "label")
     scores = result.figures[key]
     rows = [[name, *(each[part] for part in ("precision", "recall", "f1", "count"))] for name, each in scores.items()]
     print(f"\n{result.name}\n" + text_table([head, "precision", "recall", "F1", "there"], rows))
-    if task.kind != TAG and len(task.labels) <= MAX_SHOWN_LABELS:
+    if task.kind != TAG and len(task.labels) <= MAX_TABLE_LABELS:
         table = result.figures["confusion"]
         rows = [[label, *counts] for label, counts in zip(table["labels"], table["counts"], strict=True)]
         print("\n" + text_table(["is ↓ predicted →", *(label or "none" for label in table["predicted"])], rows))
@@ -105,19 +123,36 @@ def main():
     part = settings.split or "test"
     models = [TaskModel(*found) for found in find_models(settings.ckpt, settings.out_root)]
     task = load_task(settings.data_dir, part, settings.max_samples, settings.seed)
-    for model in models:
+    words = parse_label_words(settings.label_words)
+    told = word_task(task_name(settings.data_dir), task.kind, task.labels, words)
+    check_label_words(words, [told])
+    task_systems(told, settings.systems)  # errors in them come before the slow work
+    worded = [model for model in models if model.stage != "task"]
+    for model in (model for model in models if model.stage == "task"):
         model.check_task(task, settings.data_dir)
         note = model.find_repeated(task, settings.data_dir) if settings.check_leak else None
         if note:
             print(f"note: {note}")
+    if settings.check_leak:
+        check_trained_texts(worded, task, told)
 
     # The models, and the majority class beside them.
-    results, stopped = measure_in_turn(models, lambda model: measure_head(model, task, settings))
+    def measure(model):
+        if model.stage == "task":
+            return [measure_head(model, task, settings)]
+        return measure_in_words(model, task, told, settings)
+
+    measured, stopped = measure_in_turn(models, measure)
+    results = [result for each in measured for result in each]
     about = {"name": MAJORITY, "step": None, "way": MAJORITY}
     majority = measure_predictor(about, most_common_predictor(task.training or task.examples), task, settings)
     for result in results:
-        print_details(result, task)
-    print_task_figures([*results, majority], task)
+        if result.about["way"] == "head":
+            print_details(result, task)
+    if worded or settings.page:
+        print_worded_table([majority, *results], task, settings.page)
+    else:
+        print_task_figures([*results, majority], task)
     comparisons = compare_results([*results, majority], task, settings.resamples, settings.seed)
     print_comparisons(comparisons, ">", "A - B", TASK_HEADS)
     for note in too_few_notes({"intervals and comparisons": len(task.examples)}) if settings.resamples else ():

@@ -20,9 +20,10 @@ import torch
 
 from minigpt.adapters.attach import attach_adapter, put_adapter_state
 from minigpt.adapters.mixing import share_layers
+from minigpt.adapters.peft_format import read_peft, read_peft_config
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic
-from minigpt.formats.adoption import is_model_folder, read_model_folder
+from minigpt.formats.adoption import is_model_folder, is_peft_folder, read_model_folder
 from minigpt.settings.stages import Adapting
 from minigpt.tokenizer import load_tokenizer, load_vocabulary
 from model import GPT, GPTConfig
@@ -79,12 +80,15 @@ def system_reason(error):
 
 
 def load_checkpoint(path, mmap=False):
-    """A checkpoint's dict, on the CPU. path: a checkpoint, or a Hugging Face folder, which is read as one.
+    """A checkpoint's dict, on the CPU. path: a checkpoint, or a Hugging Face folder of a model or of an adapter, which
+    is read as one.
 
     mmap: for what needs no weights: they are mapped into memory instead of read, and left out of a folder's dict.
     Raises InvalidCheckpointError where the file is missing, truncated or not one of ours. Raises another UserError
     where the system cannot read it; the file itself may be intact then.
     """
+    if is_peft_folder(path):
+        return read_peft_folder(path, with_weights=not mmap)
     if is_model_folder(path):
         return read_model_folder(path, with_weights=not mmap)
     try:
@@ -108,6 +112,35 @@ def load_checkpoint(path, mmap=False):
     missing = required - set(content if isinstance(content, dict) else ())
     if missing:
         raise InvalidCheckpointError(f"{path} is not a MiniGPT checkpoint: it has no {', '.join(sorted(missing))}")
+    return content
+
+
+def read_peft_folder(folder, with_weights=True):
+    """A folder of peft's as an adapter's dict. Its base is where base_model_name_or_path in adapter_config.json says: a
+    Hugging Face folder on this machine, or a checkpoint.
+
+    with_weights: False leaves the weights out, as in `read_model_folder`. Raises UserError.
+    """
+    path = read_peft_config(folder).get("base_model_name_or_path") or ""
+    try:
+        found = load_checkpoint(path, mmap=not with_weights)
+    except InvalidCheckpointError as error:
+        raise UserError(f"base_model_name_or_path in {folder} does not name a base on this machine: {error}") from None
+    content = {
+        "model": {},
+        "model_args": found["model_args"],
+        "settings": {"init_from": path, "data_dir": ""},
+        "stage": found["stage"],
+        "tokenizer": {**found["tokenizer"], "table": None},
+        "progress": {"step": 0},
+        "adapter": {},
+        "base": {"path": path, "sha256": ""},
+    }
+    if with_weights:
+        config, state = read_peft(folder, build_model(found["model_args"], found["model"]))
+        content["model"] = {name: tensor.detach() for name, tensor in state.items()}
+        content["adapter"] = asdict(config)
+        content["base"]["sha256"] = weights_hash(found)
     return content
 
 

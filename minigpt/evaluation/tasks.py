@@ -44,10 +44,12 @@ class TaskPrediction(NamedTuple):
     label: of a text or a pair, the name of a label; None for an answer that names none. Of a tagged text, the list of
     its characters' tags, one for each character.
     probability: of the label, 0 to 1; of tags the mean over the characters; None where the predictor gives none.
+    answer: the text that a language model answered, if it was asked for one.
     """
 
     label: str | list | None
     probability: float | None = None
+    answer: str | None = None
 
 
 @dataclass
@@ -239,14 +241,12 @@ def count_repeated(examples, training):
     return sum(example.key in known for example in examples)
 
 
-PREDICTION_COLUMNS = ("model", "text", "text_b", "label", "predicted", "probability")
+PREDICTION_COLUMNS = ("model", "text", "text_b", "label", "predicted", "probability", "answer")
 
 
 def prediction_rows(results, task):
     """Yield rows of a CSV with PREDICTION_COLUMNS: each example of a task with what each [`TaskResult`] has for it."""
     for result in results:
-        for example, (label, probability) in zip(task.examples, result.predictions, strict=True):
-            labels = (
-                " ".join(each) if isinstance(each, list) else each for each in (example.tags or example.label, label)
-            )
-            yield [result.name, example.text, example.text_b, *labels, probability]
+        for example, (label, *more) in zip(task.examples, result.predictions, strict=True):
+            labels = [example.label, label] if example.tags is None else [" ".join(example.tags), " ".join(label)]
+            yield [result.name, example.text, example.text_b, *labels, *more]

@@ -21,7 +21,7 @@ from minigpt.corpus.chat import chat_ids, forbidden_ids
 from minigpt.device import pick_device
 from minigpt.huggingface_tokenizer import HuggingFaceTokenizer
 from minigpt.inference.logprobs import TokenLogprob, pick_logprobs, prompt_logprobs
-from minigpt.inference.model_runner import PASS_KINDS, ModelRunner, count_virtual_tokens, should_compile_steps
+from minigpt.inference.model_runner import PASS_KINDS, ModelRunner, should_compile_steps
 from minigpt.inference.quantize import choose_weight_type
 from minigpt.inference.sampling import Sampler, sample_tokens
 from minigpt.tokenizer import StreamDecoder
@@ -386,10 +386,9 @@ class TextGenerator:
         self.stage = stage
         self.worker = worker or EngineWorker(Engine(model, tokenizer, max_batch))
         self.engine = self.worker.engine
-        n_virtual = count_virtual_tokens(model)
         forbidden = [token_id for token_id in forbidden_ids(tokenizer, stage) if token_id < tokenizer.n_vocab]
-        self.member = EngineMember(self.engine.runner.models.index(model), n_virtual, tokenizer, forbidden)
-        self.block_size = model.config.block_size - n_virtual
+        self.member = EngineMember(self.engine.runner.models.index(model), model.n_virtual, tokenizer, forbidden)
+        self.block_size = model.row_positions
         self.worker.users.append(self)
 
     def prompt_ids(self, prompt):
@@ -494,8 +493,8 @@ def open_generators(ckpts, settings, exact=False):
     """[(path, checkpoint's dict, `TextGenerator`)] of checkpoints; a ckpt "": the newest under the setting out_root.
 
     Adapters on the same base share it, also with the base itself where it is named, and their requests share steps.
-    exact: take dtype "auto" as float32, for evaluation.
-    Raises UserError where there is no such checkpoint, or for one that does not generate text.
+    exact: take dtype "auto" as float32, for evaluation. Raises UserError where there is no such checkpoint, or where
+    one generates no text.
     """
     paths = [ckpt or newest_checkpoint(settings.out_root) for ckpt in ckpts]
     contents = [load_checkpoint(path) for path in paths]
@@ -518,43 +517,56 @@ def open_generator(ckpt, settings, exact=False):
 
 
 def open_converted(ckpt, settings, exact=False):
-    """(path, checkpoint's dict, GPT, tokenizer, a line about them) of a checkpoint, in the type that dtype names.
-
-    Arguments as of `open_generators`. Raises UserError where there is no such checkpoint.
-    """
+    """(path, checkpoint's dict, GPT, tokenizer, a line about them) of a checkpoint of any stage, in the type that dtype
+    names. Arguments and errors: as in `open_generators`."""
     path = ckpt or newest_checkpoint(settings.out_root)
     content = load_checkpoint(path)
-    (model,), tokenizer, (about,) = convert_models([path], [content], settings, exact)
-    return path, content, model, tokenizer, about
+    (model,), tokenizer = load_models([content], pick_device(settings.device), settings.base)
+    (about,) = describe_models([path], [content], [model])
+    merge_lora(model)  # it then takes the time of its base
+    return path, content, model, tokenizer, f"{about}, {convert_models([model], settings, exact)}"
 
 
-def convert_models(paths, contents, settings, exact):
-    """([GPT], tokenizer, [a line about each]) of checkpoints of one base, in the type that the setting dtype names.
-
-    contents: their dicts, as in `load_models`.
-    """
-    base = getattr(settings, "base", "")  # the arena's settings have none
-    models, tokenizer = load_models(contents, pick_device(settings.device), base)
-    sizes = [model.num_params() for model in models]  # before int8 weights, which are no parameters
+def make_generators(paths, contents, settings, exact):
+    """[`TextGenerator`] of the checkpoints at `paths`, whose dicts are one group of `group_by_base`."""
+    models, tokenizer = load_models(contents, pick_device(settings.device), settings.base)
+    about = describe_models(paths, contents, models)
     if len(models) == 1:
-        merge_lora(models[0])  # then a step takes the time of the base's
+        merge_lora(models[0])  # it then takes the time of its base
+    converted = convert_models(models, settings, exact)
+    worker = EngineWorker(Engine(models, tokenizer, settings.max_batch))
+    generators = []
+    for model, content, line in zip(models, contents, about, strict=True):
+        generator = TextGenerator(model, tokenizer, content["stage"], worker=worker)
+        generator.about = f"{line}, {converted}"
+        if n := generator.member.virtual_tokens:
+            generator.about += f", {n} virtual tokens of {model.config.block_size} positions"
+        generators.append(generator)
+    return generators
+
+
+def convert_models(models, settings, exact=False):
+    """Convert GPTs that share their layers to the type that the setting dtype names; returns a text that says which.
+    exact: as in `open_generators`."""
     name = "float32" if exact and settings.dtype == "auto" else settings.dtype
     _, name, why = choose_weight_type(
         models[0], name, say=lambda line: print(line, file=sys.stderr, flush=True), sharing=models[1:]
     )
-    about = [
-        f"{path}: {content['stage']}, step {content['progress']['step']}, {describe_parameters(content, model, size)}, "
-        f"{name} ({why}) on {model.wte.weight.device}"
-        for path, content, model, size in zip(paths, contents, models, sizes, strict=True)
+    return f"{name} ({why}) on {models[0].wte.weight.device}"
+
+
+def describe_models(paths, contents, models):
+    """A text for each checkpoint at `paths` that says what it is. contents: their dicts; models: not yet converted."""
+    sizes = [describe_size(*pair) for pair in zip(contents, models, strict=True)]
+    return [
+        f"{path}: {content['stage']}, step {content['progress']['step']}, {size}"
+        for path, content, size in zip(paths, contents, sizes, strict=True)
     ]
-    return models, tokenizer, about
 
 
-def describe_parameters(content, model, size):
-    """What a model consists of, in words; content: its checkpoint's dict; size: number of its parameters."""
+def describe_size(content, model):
+    """The parameters of a GPT in words; content: its checkpoint's dict."""
     if "adapter" not in content:
-        return f"{size / 1e6:.2f}M parameters"
+        return f"{model.num_params() / 1e6:.2f}M parameters"
     trained = sum(tensor.numel() for tensor in content["model"].values())
-    text = f"{content['adapter']['method']} with {trained:,} parameters on {content['base']['path']}"
-    n = count_virtual_tokens(model)
-    return f"{text}, {n} virtual tokens of {model.config.block_size} positions" if n else text
+    return f"{content['adapter']['method']} with {trained:,} parameters on {content['base']['path']}"

@@ -54,11 +54,6 @@ def doubled_size(held, needed, limit):
     return min(held, limit)
 
 
-def count_virtual_tokens(model):
-    """Number of virtual tokens that a GPT has before each row."""
-    return 0 if model.virtual is None else len(model.virtual.embeddings)
-
-
 class ModelRunner:
     """Runs a model on n sequences, whose keys and values are the rows 0 … n - 1 of a cache.
 
@@ -215,7 +210,7 @@ class ModelRunner:
     @torch.no_grad()
     def compile(self, kind):
         """Compile the pass of a kind (one of PASS_KINDS), which is used from then on. Takes up to minutes."""
-        end = min(TRACED_POSITIONS, self.model.config.block_size - 1 - count_virtual_tokens(self.model))
+        end = min(TRACED_POSITIONS, self.model.config.block_size - 1 - self.model.n_virtual)
         limit = torch._dynamo.config.patch(recompile_limit=MAX_COMPILED_MODELS * len(PASS_KINDS))
         with torch._inductor.config.patch(COMPILE_CONFIG), limit:
             if kind == "prompt":

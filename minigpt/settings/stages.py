@@ -184,6 +184,13 @@ class Asking(AnswerSampling, LocalModels, Measuring, QuestionForm):
 
 
 @dataclass
+class WordedTasks:
+    label_words: list[str] = setting(
+        [], "words that stand for labels in prompts and answers: label:word, such as 0:差评,1:好评; []: the labels"
+    )
+
+
+@dataclass
 class PlotFile:
     plot: str = setting("", "file of the plot, a PNG; an SVG is written beside it; '': a file in the run's folder")
 
@@ -319,6 +326,15 @@ class CorrectionDataSettings(Seed, CleaningSteps, ArticleFiles, Stage):
     max_sentence_chars: int = setting(60, "longest sentence used, in characters", low=4)
 
 
+@dataclass
+class InstructionDataSettings(WordedTasks, Seed, Stage):
+    SCRIPT = "sft/make_instructions.py"
+    tasks: list[str] = setting([], "folders of tasks, of data/prepare_task.py, whose train parts are told in words")
+    leave_out: list[str] = setting([], "names of tasks that are left out (a folder's, without processed_)")
+    max_examples: int = setting(0, "examples used of each task (drawn by seed); 0: all", low=0)
+    instructions: str = setting("sft/instructions.jsonl", "file of questions and answers that is written")
+
+
 # Training.
 
 MATRICES = ["q", "k", "v", "o", "gate", "up", "down"]
@@ -418,7 +434,10 @@ class TrainSettings(Adapting, DeviceChoice, Seed, Stage):
     )
     mezo_epsilon: float = setting(1e-3, "mezo: its two losses are at the weights ± this times N(0, 1)", low=1e-6)
     learning_rate: float = setting(
-        4e-3, "peak learning rate of AdamW (with adamw alone take a quarter or less), lomo or mezo", low=0
+        4e-3,
+        "peak learning rate of AdamW (with adamw alone take a quarter or less), of lomo (its authors: 3e-2) or of mezo "
+        "(1e-7 for 13B weights, more for fewer; LoRA 5e-5, prefixes 1e-3)",
+        low=0,
     )
     muon_learning_rate: float = setting(0.02, "Muon's peak learning rate, for the matrices", low=0)
     head_learning_rate: float = setting(
@@ -475,7 +494,10 @@ class ExportSettings(CheckpointChoice, Stage):
     SCRIPT = "export.py"
     out_root: str = same_as(LocalModels, "out_root")
     format: str = setting(
-        "hf", "hf: a folder for transformers and vLLM; gguf: a file for llama.cpp, LM Studio and Ollama", ["hf", "gguf"]
+        "hf",
+        "hf: a folder for transformers and vLLM; gguf: a file for llama.cpp, LM Studio and Ollama; ckpt: a checkpoint "
+        "(these three merge an adapter into its base); peft: a folder of an adapter alone, for Hugging Face's peft",
+        ["hf", "gguf", "ckpt", "peft"],
     )
     dtype: str = setting(
         "float32",
@@ -483,7 +505,9 @@ class ExportSettings(CheckpointChoice, Stage):
         ["float32", "bfloat16", "float16", "q8_0", "q4_0"],
     )
     out: str = setting(
-        "", "hf: the folder that is written; gguf: the .gguf file, or the folder that it is put into; '': beside ckpt"
+        "",
+        "hf, peft: the folder that is written; gguf: the .gguf file, or the folder that it is put into; ckpt: the .pt "
+        "file, or a run's folder; '': beside ckpt",
     )
 
 
@@ -505,6 +529,7 @@ class ArenaSettings(Listening, LocalModels, Stage):
     port: int = same_as(Listening, "port", 7860)
     auth: str = setting("", "user:password that the page asks for; '': the environment's MINIGPT_AUTH, if set, or none")
     peers: str = setting("config/arena_peers.json", "file of the remote models: name, address, perhaps a key")
+    base: str = same_as(CheckpointChoice, "base")
     arena_dir: str = setting("arena", "folder of votes.jsonl and flagged.csv")
     loaded_models: int = setting(3, "checkpoints in memory at once; the least recently used one is dropped", low=1)
     answer_chars: int = setting(32768, "longest answer that is taken from a peer, in characters", low=1)
@@ -537,10 +562,27 @@ class CorrectionSettings(PlotFile, Asking, Stage):
 
 
 @dataclass
-class TasksSettings(LocalModels, Measuring, Stage):
+class TasksSettings(WordedTasks, LocalModels, Measuring, Stage):
     SCRIPT = "evaluations-tasks.py"
     data_dir: str = same_as(Measuring, "data_dir", "data/processed_task")
-    max_samples: int = setting(0, "examples measured (drawn by seed); 0: all", low=0)
+    max_samples: int = same_as(Asking, "max_samples")
+    page: str = setting("", "Markdown file that the table is written to")
+    # Language models, which are told the task in words.
+    shots: list[int] = setting([0], "numbers of examples in the prompt, such as 0,1,4", low=0)
+    systems: list[str] = setting(
+        [], "system prompts: none, task (the task's instruction), texts, or files, a line each; []: none and task"
+    )
+    ways: list[str] = setting(
+        [],
+        "likelihood: the label whose word is likeliest behind the prompt; answer: the label in the model's answer; []: "
+        "likelihood, of fine-tuned models both; of tags answer",
+        ["likelihood", "answer"],
+    )
+    label_score: str = setting(
+        "calibrated",
+        "likelihood: sum over a label's tokens, mean over them, or calibrated: sum less that without the text",
+        ["sum", "mean", "calibrated"],
+    )
 
 
 @dataclass
@@ -611,7 +653,7 @@ class ExperimentSettings(QuestionForm, CleaningSteps, ArticleFiles, Stage):
 
 STAGES = [
     DownloadSettings, TokenizerSettings, PrepareSettings, PrepareSftSettings, PrepareTaskSettings, GenerateSettings,
-    CorrectionDataSettings, TrainSettings, SampleSettings, ExportSettings, ServerSettings, ArenaSettings,
-    PerplexitySettings, RougeSettings, CorrectionSettings, TasksSettings, DecodingSettings, ReportSettings,
-    VisualizeSettings, BenchSettings, ExperimentSettings,
+    CorrectionDataSettings, InstructionDataSettings, TrainSettings, SampleSettings, ExportSettings, ServerSettings,
+    ArenaSettings, PerplexitySettings, RougeSettings, CorrectionSettings, TasksSettings, DecodingSettings,
+    ReportSettings, VisualizeSettings, BenchSettings, ExperimentSettings,
 ]  # fmt: skip

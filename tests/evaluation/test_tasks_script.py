@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from evaluation_fakes import load_script, run_here, save_tiny
+from evaluation_fakes import load_script, run_here
 from tiny import TAGS, tiny_model, tiny_tokenizer
 
 from minigpt.checkpoint import load_checkpoint, load_model, save_checkpoint
@@ -52,6 +52,15 @@ def save_head(path, kind, labels, seed=0):
     save_checkpoint(path, model.state_dict(), model.config, settings, "task", tiny_tokenizer(), progress, task=task)
 
 
+def save_language_model(path, stage):
+    """A checkpoint of an untrained language model whose block has room for a task told in words."""
+    model = tiny_model(block_size=512)
+    model.config.causal = stage != "mlm"
+    path.parent.mkdir(parents=True)
+    settings, progress = TrainSettings(data_dir="data/none"), {"step": 3}
+    save_checkpoint(path, model.state_dict(), model.config, settings, stage, tiny_tokenizer(), progress)
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
@@ -60,7 +69,8 @@ def project(tmp_path_factory):
         write_task(folder / "data" / kind, kind, labels)
         for seed in (0, 1):
             save_head(folder / f"out/{kind}{seed}/ckpt.pt", kind, labels, seed)
-    save_tiny(folder / "out/chat/ckpt.pt")
+    for stage in ("pretrain", "sft", "mlm"):
+        save_language_model(folder / f"out/{stage}/ckpt.pt", stage)
     return folder
 
 
@@ -135,7 +145,7 @@ def test_tags_are_measured_by_entities_and_by_characters(project, measure):
     ("flags", "message"),
     [
         (["--ckpt=out/classify0/ckpt.pt", "--data_dir=data/tag"], "has the task classify with the labels 正"),
-        (["--ckpt=out/chat/ckpt.pt", "--data_dir=data/tag"], "is of stage sft"),
+        (["--ckpt=out/sft/ckpt.pt", "--data_dir=data/tag", "--ways=likelihood"], "see --ways"),
         (["--ckpt=out/tag0/ckpt.pt", "--data_dir=data/none"], "no prepared data"),
     ],
 )
@@ -150,7 +160,7 @@ def test_answers_that_name_no_label_are_wrong():
     figures = task_figures(task, answers, resamples=50)
     share = sum(example.label != "无" for example in task.examples) / len(answers)
     assert figures["accuracy"] == pytest.approx(share) and figures["macro_f1"] == pytest.approx(2 / 3)
-    assert figures["no_answer"] == 6 and 0 < figures["intervals"]["macro_f1"][0] < figures["intervals"]["macro_f1"][1]
+    assert figures["no_answer"] == 6 and figures["intervals"]["macro_f1"] == pytest.approx([2 / 3, 2 / 3])
     assert figures["confusion"]["predicted"] == [*LABELS, ""]
 
 
@@ -168,3 +178,34 @@ def test_the_interval_of_macro_f1_is_that_of_resampled_rows():
         values.append(sum(f1) / 3)
     assert (low, high) == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.03)
     assert macro_f1_interval(predicted[:10], actual[:10], LABELS) is None
+
+
+BY_LIKELIHOOD = [("likelihood", system, shots) for system in ("none", "1") for shots in ("0", "2")]
+WORDED_CELLS = {
+    "pretrain": BY_LIKELIHOOD,
+    "mlm": BY_LIKELIHOOD,
+    "sft": BY_LIKELIHOOD + [("answer", *more) for _, *more in BY_LIKELIHOOD],
+}
+
+
+@pytest.mark.parametrize("stage", WORDED_CELLS)
+def test_a_language_model_is_told_the_task_in_words(project, measure, monkeypatch, stage):
+    monkeypatch.setattr("minigpt.evaluation.task_predictors.MARGIN_TOKENS_OF_ANSWER", 0)
+    out, figures, rows = measure("classify", f"--ckpt=out/{stage}/ckpt.pt", "--shots=0,2", "--page=table.md")
+    page = (project / "table.md").read_text(encoding="utf-8")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    assert [tuple(row[2:5]) for row in cells[3:]] == WORDED_CELLS[stage] and cells[2][0] == "majority class"
+    assert "可选的类别：正、反、无" in page and "可选的类别：正、反、无" in out
+    assert [(m["way"], m["shots"]) for m in figures["models"]] == [(way, int(n)) for way, _, n in WORDED_CELLS[stage]]
+    for model in figures["models"]:
+        mine = [row for row in rows if row["model"] == model["name"]]
+        right = [row["label"] == row["predicted"] for row in mine]
+        assert len(mine) == 30 and model["accuracy"] == pytest.approx(np.mean(right))
+        assert (model["no_answer"] == 0) == all(row["predicted"] for row in mine)
+
+
+def test_heads_and_language_models_stand_in_one_table(measure):
+    flags = "--ckpt=out/tag0/ckpt.pt,out/sft/ckpt.pt", "--systems=none", "--max_samples=3"
+    out, figures, rows = measure("tag", *flags)
+    assert [model["way"] for model in figures["models"]] == ["head", "answer"]
+    assert "head" in out and "answer" in out and len(rows) == 9  # with the majority class

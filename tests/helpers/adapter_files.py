@@ -32,6 +32,6 @@ def write_adapter(path, base, seed=3, stage="sft", **fields):
     about = {"path": str(base), "sha256": weights_hash(content)}
     save_checkpoint(
         path, trained_parameters(model), model.config, TrainSettings(), stage, tokenizer,
-        {"step": 7, "best_val_loss": 1.5}, adapter=asdict(model.adapter), base=about,
+        {"step": 7, "tokens": 700, "seconds": 9.0, "best_val_loss": 1.5}, adapter=asdict(model.adapter), base=about,
     )  # fmt: skip
     return path

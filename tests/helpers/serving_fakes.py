@@ -283,13 +283,13 @@ def open_fakes(ckpts, settings):
     A path with "base" in it gives a pretrained model; with "classify", "pair" or "tag", a model with such a task's
     head; others give an SFT model.
     """
-    opened = []
-    for ckpt in ckpts:
-        kind = next((kind for kind in ("classify", "pair", "tag") if kind in ckpt), None)
-        stage = "pretrain" if "base" in ckpt else "sft"
-        made = FakeClassifier(kind) if kind else FakeGenerator(stage, settings.max_batch)
-        opened.append((ckpt or "out/fake/ckpt.pt", {}, made))
-    return opened
+    return [(ckpt or "out/fake/ckpt.pt", {}, make_fake(ckpt, settings)) for ckpt in ckpts]
+
+
+def make_fake(ckpt, settings):
+    """The fake model of a path."""
+    kind = next((kind for kind in ("classify", "pair", "tag") if kind in ckpt), None)
+    return FakeClassifier(kind) if kind else FakeGenerator("pretrain" if "base" in ckpt else "sft", settings.max_batch)
 
 
 if __name__ == "__main__":

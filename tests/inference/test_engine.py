@@ -27,9 +27,9 @@ class Scripted:
     """A fake model: in step t, row r gives the highest logit to script[r][t] and the next to `second`."""
 
     def __init__(self, script, second=65):
-        self.script, self.second, self.steps, self.virtual = script, second, -1, None
+        self.script, self.second, self.steps, self.virtual, self.n_virtual = script, second, -1, None, 0
         self.config, self.wte = GPTConfig(32, VOCAB, 1, 1, 8), torch.nn.Embedding(1, 1)
-        self.lm_head = torch.nn.Linear(1, 1)
+        self.lm_head, self.row_positions = torch.nn.Linear(1, 1), self.config.block_size
 
     def __call__(self, idx, kv_pass):
         self.steps += 1
