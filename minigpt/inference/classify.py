@@ -13,6 +13,7 @@ from minigpt.corpus.task_rows import encode_characters, encode_texts
 from minigpt.corpus.tasks import CLASSIFY, PAIR, TAG
 from minigpt.inference.engine import open_converted, open_generators
 from minigpt.inference.likelihood import starting_batch_tokens
+from minigpt.inference.model_runner import count_virtual_tokens
 from minigpt.metrics import find_entities
 from minigpt.tokenizer import ANSWER_TEXT
 
@@ -58,8 +59,7 @@ class Classifier:
     def __init__(self, model, tokenizer, task):
         self.model, self.tokenizer = model, tokenizer
         self.kind, self.labels = task["kind"], task["labels"]
-        virtual = model.virtual.n if model.virtual is not None else 0
-        self.block_size = model.config.block_size - virtual  # tokens of a text, EOT included
+        self.block_size = model.config.block_size - count_virtual_tokens(model)  # tokens of a text, EOT included
         self._lock, self._callers = threading.Lock(), set()
 
     @property
