@@ -1,4 +1,5 @@
-"""Measures the project beside others on the same machine: training, generation, preparation of data, what learns best.
+"""Measures the project beside others on the same machine: training, generation, preparation of data, what learns best,
+and what it takes to adapt a model in each way.
 
     python bench.py train                     # training beside nanoGPT's: up to 30 minutes on two cores
     python bench.py train --quick             # five minutes; the time to a given quality is left out
@@ -8,6 +9,7 @@
     python bench.py prepare                   # data/prepare.py on a gigabyte, beside tiktoken alone
     python bench.py export --ckpt=out/sft/ckpt.pt    # answers to held-out questions, beside llama.cpp's
     python bench.py learn --input_dir=my_wiki # architectures, schedules, optimizers at equal time; goes on after a stop
+    python bench.py adapt                     # memory and speed of every way to adapt the 124M model, on random ids
 
 All figures of a table are from one run on one machine. It is printed and, without --quick, put into
 docs/benchmarks.md.
@@ -16,7 +18,7 @@ docs/benchmarks.md.
 import sys
 import time
 
-from minigpt.bench import exporting, generating, learning, preparing, training
+from minigpt.bench import adapting, exporting, generating, learning, preparing, training
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
 from minigpt.settings.parse import load_settings
@@ -28,6 +30,7 @@ BENCHES = {
     "generate": generating.bench_generation,
     "export": exporting.bench_exporting,
     "learn": learning.bench_learning,
+    "adapt": adapting.bench_adapting,
 }
 
 

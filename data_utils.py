@@ -250,7 +250,7 @@ def make_task_batch(rows, meta):
     """
     tokens, pad = rows[:, 0].astype(np.int64), meta["special_ids"]["pad"]
     used = np.flatnonzero((tokens != pad).any(axis=0))
-    width = -(-(1 + used[-1]) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    width = input_width(used[-1] + 2, tokens.shape[1] + 1)
     tokens = torch.from_numpy(np.where(tokens == pad, -1, tokens)[:, :width])
     labels = torch.from_numpy(rows[:, 1, :width].astype(np.int64))
     return tokens, (labels - 1).clamp(min=0), labels > 0
@@ -419,8 +419,11 @@ class TrainingData:
 
     def longest_input(self):
         """T of the batch that has the longest row, of training or validation."""
-        validation = row_lengths(self.val, self.meta["special_ids"]["pad"])
-        return input_width(int(max(self.lengths.max(), validation.max())), self.train.shape[1])
+        stage, width = self.meta["stage"], self.meta["block_size"]
+        tokens = int(max(self.lengths.max(), row_lengths(self.val, self.meta["special_ids"]["pad"]).max()))
+        if stage == "task":  # its last token is an input, too
+            return input_width(tokens + 1, width + 1)
+        return input_width(tokens, width) + (stage == "mlm")
 
     def step(self, position):
         """`StepRows` of the step that begins at a position (epoch, batch)."""

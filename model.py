@@ -489,6 +489,16 @@ class GPT(nn.Module):
         for block in self.h:
             block.attn.plain = plain
 
+    @property
+    def n_virtual(self):
+        """Number of virtual tokens before each row, which take positions of the block."""
+        return 0 if self.virtual is None else len(self.virtual.embeddings)
+
+    @property
+    def row_positions(self):
+        """Positions of the block that virtual tokens leave for a row."""
+        return self.config.block_size - self.n_virtual
+
     def num_params(self):
         """Number of parameters without the position embedding, as nanoGPT counts."""
         return sum(p.numel() for name, p in self.named_parameters() if name != "wpe.weight")

@@ -5,7 +5,8 @@
     echo 地球是 | python sample.py --ckpt=out/pretrain/ckpt.pt
 
 With a fine-tuned checkpoint a prompt is a question, to which the answer mark is appended automatically. With a
-pretrained one, the prompt is continued.
+pretrained one, the prompt is continued. With a task's head, the prompt gets its label (two texts: `text##text`) or its
+entities. A model of masked tokens fills each [MASK] of the prompt.
 """
 
 import queue
@@ -14,7 +15,10 @@ import threading
 
 from minigpt.checkpoint import only_checkpoint
 from minigpt.common.cli import run_script
+from minigpt.common.errors import UserError
+from minigpt.inference.classify import find_stage, label_line, open_classifier
 from minigpt.inference.engine import open_generator
+from minigpt.inference.masks import filled_line, open_mask_filler
 from minigpt.inference.params import SamplingParams
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import SampleSettings
@@ -27,7 +31,7 @@ def read_prompts(settings, stage):
     elif not sys.stdin.isatty():
         yield from (line.strip("\n") for line in sys.stdin if line.strip())
     else:
-        label = "问题 question> " if stage == "sft" else "开头 prompt> "
+        label = {"sft": "问题 question> ", "pretrain": "开头 prompt> "}.get(stage, "文本 text> ")
         while True:
             try:
                 prompt = input(label).strip()
@@ -61,9 +65,28 @@ def submit_prompts(prompts, generator, params, settings):
     yield from iter(submitted.get, None)
 
 
+def answer_each(opened, settings, answer):
+    """Print the line `answer(prompt)` for each prompt; opened: a `Classifier` or a `MaskFiller`."""
+    print(f"{opened.about}. Ctrl-C ends.", file=sys.stderr)
+    for prompt in read_prompts(settings, opened.stage):
+        try:
+            print(answer(prompt), flush=True)
+        except UserError as error:
+            if settings.prompt:
+                raise
+            print(f"note: {error}", file=sys.stderr)
+
+
 def main():
     settings = load_settings(SampleSettings)
-    _, _, generator = open_generator(only_checkpoint(settings), settings)
+    path, stage = find_stage(only_checkpoint(settings), settings.out_root)
+    if stage == "task":
+        _, _, classifier = open_classifier(path, settings)
+        return answer_each(classifier, settings, lambda prompt: label_line(classifier, prompt))
+    if stage == "mlm":
+        _, _, filler = open_mask_filler(path, settings)
+        return answer_each(filler, settings, lambda prompt: filled_line(filler.fill(prompt)))
+    _, _, generator = open_generator(path, settings)
     print(f"{generator.about}. Ctrl-C ends.", file=sys.stderr)
     params = SamplingParams.from_settings(settings)
     for prompt, stream in submit_prompts(read_prompts(settings, generator.stage), generator, params, settings):

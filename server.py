@@ -4,6 +4,7 @@ Models with a task's head, which may be among them, answer POST /classify and /t
 
     python server.py                                     # the newest run under out/
     python server.py --ckpt=out/demo_sft/ckpt.pt,out/demo/ckpt.pt
+    python server.py --ckpt=out/demo/ckpt.pt,out/lora/ckpt.pt   # an adapter's file: a model that shares its base
     python server.py --host=0.0.0.0                      # accept requests from other machines
 
 Ctrl-C or SIGTERM stops the server: it refuses new requests, finishes those that run (within --stop_seconds), and exits
@@ -20,7 +21,6 @@ from minigpt.common.errors import UserError
 from minigpt.common.net import announce_server, listening_socket
 from minigpt.inference.classify import open_served
 from minigpt.inference.engine import compile_in_background
-from minigpt.inference.model_runner import should_compile_steps
 from minigpt.serving import Listener, create_app
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import ServerSettings
@@ -41,12 +41,11 @@ def stop(settings, app, listener, generators):
     print("stopped" if finished else "stopped; some answers were cut short", flush=True)
 
 
-def main(open_model=open_served):
+def main(open_models=open_served):
     settings = load_settings(ServerSettings)
     signals = Signals()
     sock = listening_socket(settings.host, settings.port)  # before the models, so that a taken port is reported at once
-    opened = [open_model(checkpoint, settings) for checkpoint in settings.ckpt or [""]]
-    paths, _, generators = zip(*opened, strict=True)
+    paths, _, generators = zip(*open_models(settings.ckpt or [""], settings), strict=True)
     for generator in generators:
         print(generator.about, flush=True)
     models = dict(zip(model_names(paths), generators, strict=True))
@@ -59,7 +58,7 @@ def main(open_model=open_served):
     announce_server(title, settings.host, listener.port, bool(key), f"a key with --api_key= or {KEY_VARIABLE}")
     to_compile = []
     for generator in (each for each in generators if each.stage != "task"):  # a head has no steps
-        compiling, why = should_compile_steps(settings.compile, generator.model)
+        compiling, why = generator.should_compile(settings.compile)
         print(f"compile {compiling} ({why})", flush=True)
         if compiling:
             to_compile.append(generator)

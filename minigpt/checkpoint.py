@@ -19,9 +19,11 @@ from pathlib import Path
 import torch
 
 from minigpt.adapters.attach import attach_adapter, put_adapter_state
+from minigpt.adapters.mixing import share_layers
+from minigpt.adapters.peft_format import read_peft, read_peft_config
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic
-from minigpt.formats.adoption import is_model_folder, read_model_folder
+from minigpt.formats.adoption import is_model_folder, is_peft_folder, read_model_folder
 from minigpt.settings.stages import Adapting
 from minigpt.tokenizer import load_tokenizer, load_vocabulary
 from model import GPT, GPTConfig
@@ -78,12 +80,15 @@ def system_reason(error):
 
 
 def load_checkpoint(path, mmap=False):
-    """A checkpoint's dict, on the CPU. path: a checkpoint, or a Hugging Face folder, which is read as one.
+    """A checkpoint's dict, on the CPU. path: a checkpoint, or a Hugging Face folder of a model or of an adapter, which
+    is read as one.
 
     mmap: for what needs no weights: they are mapped into memory instead of read, and left out of a folder's dict.
     Raises InvalidCheckpointError where the file is missing, truncated or not one of ours. Raises another UserError
     where the system cannot read it; the file itself may be intact then.
     """
+    if is_peft_folder(path):
+        return read_peft_folder(path, with_weights=not mmap)
     if is_model_folder(path):
         return read_model_folder(path, with_weights=not mmap)
     try:
@@ -110,19 +115,74 @@ def load_checkpoint(path, mmap=False):
     return content
 
 
+def read_peft_folder(folder, with_weights=True):
+    """A folder of peft's as an adapter's dict. Its base is where base_model_name_or_path in adapter_config.json says: a
+    Hugging Face folder on this machine, or a checkpoint.
+
+    with_weights: False leaves the weights out, as in `read_model_folder`. Raises UserError.
+    """
+    path = read_peft_config(folder).get("base_model_name_or_path") or ""
+    try:
+        found = load_checkpoint(path, mmap=not with_weights)
+    except InvalidCheckpointError as error:
+        raise UserError(f"base_model_name_or_path in {folder} does not name a base on this machine: {error}") from None
+    content = {
+        "model": {},
+        "model_args": found["model_args"],
+        "settings": {"init_from": path, "data_dir": ""},
+        "stage": found["stage"],
+        "tokenizer": {**found["tokenizer"], "table": None},
+        "progress": {"step": 0},
+        "adapter": {},
+        "base": {"path": path, "sha256": ""},
+    }
+    if with_weights:
+        config, state = read_peft(folder, build_model(found["model_args"], found["model"]))
+        content["model"] = {name: tensor.detach() for name, tensor in state.items()}
+        content["adapter"] = asdict(config)
+        content["base"]["sha256"] = weights_hash(found)
+    return content
+
+
 def load_model(content, device="cpu", base=""):
     """(GPT in eval mode on `device`, Tokenizer) from a checkpoint's dict, which needs no other file.
 
     An adapter's needs its base, from which it gets the weights: at the path `base`; "": where it was in training.
     Raises UserError where the base is missing or another.
     """
-    if "adapter" not in content:
-        return build_model(content["model_args"], content["model"]).to(device).eval(), load_own_tokenizer(content)
-    found = load_base(content["base"], base)
-    model, tokenizer = build_model(content["model_args"], found["model"]), load_own_tokenizer(found)
-    attach_adapter(model, Adapting(**content["adapter"]), tokenizer)
-    put_adapter_state(model, content["model"])
-    return model.to(device).eval(), tokenizer
+    (model,), tokenizer = load_models([content], device, base)
+    return model, tokenizer
+
+
+def load_models(contents, device="cpu", base=""):
+    """([GPT in eval mode on `device`], Tokenizer) from the dicts of a base, of adapters on it, or of both.
+
+    The GPTs share the layers of the base, which is in memory once. base, errors: as in `load_model`.
+    """
+    found = next((each for each in contents if "adapter" not in each), None) or load_base(contents[0]["base"], base)
+    whole, tokenizer = build_model(contents[0]["model_args"], found["model"]).to(device), load_own_tokenizer(found)
+    models = []
+    for content in contents:
+        model = share_layers(whole) if len(contents) > 1 else whole
+        if "adapter" in content:
+            attach_adapter(model, Adapting(**content["adapter"]), tokenizer)
+            put_adapter_state(model, content["model"])
+        models.append(model.to(device).eval())
+    return models, tokenizer
+
+
+def group_by_base(contents):
+    """[[place in `contents`]]: checkpoints' dicts that `load_models` may load together, in groups; each is in one."""
+    has_adapters = any("adapter" in content for content in contents)
+    groups = {}
+    for place, content in enumerate(contents):
+        key = place
+        has_own_layers = content.get("adapter", {}).get("quantize", "none") != "none" or "task" in content
+        if has_adapters and not has_own_layers:
+            weights = content["base"]["sha256"] if "base" in content else weights_hash(content)
+            key = weights, str(GPTConfig(**content["model_args"]))
+        groups.setdefault(key, []).append(place)
+    return list(groups.values())
 
 
 def build_model(model_args, weights):

@@ -7,11 +7,13 @@ import sys
 
 import gguf
 import pytest
+import torch
+from adapter_files import write_adapter
 from corpora import ROOT
 from safetensors import SafetensorError
-from tiny import confident_model, tiny_tokenizer
+from tiny import confident_model, random_ids, tiny_tokenizer
 
-from minigpt.checkpoint import save_checkpoint
+from minigpt.checkpoint import load_checkpoint, load_model, save_checkpoint
 from minigpt.formats import huggingface
 from minigpt.settings.stages import TrainSettings
 
@@ -107,6 +109,90 @@ def test_only_an_earlier_export_is_replaced(export, tmp_path):
     assert contents(tmp_path) == before
 
 
+# Adapters
+
+
+ADAPTERS = {
+    "lora": {},
+    "lora with DoRA": {"dora": True},
+    "lora in 4 bits": {"quantize": "nf4"},
+    "prefix": {},
+    "adapter": {},
+}
+IDS = random_ids(2, 9)
+
+
+def logits_at(path):
+    """Logits of the model at a path, which is loaded as every script loads it, for IDS."""
+    with torch.no_grad():
+        return load_model(load_checkpoint(path))[0](IDS)
+
+
+def export_base_and_adapter(export, name, base="sft"):
+    """Write an adapter out/mine/ckpt.pt on a base, and the base as a Hugging Face folder."""
+    if "4 bits" in name:
+        pytest.importorskip("bitsandbytes")
+    write_adapter("out/mine/ckpt.pt", f"out/{base}/ckpt.pt", method=name.split()[0], **ADAPTERS[name])
+    assert export(f"--ckpt=out/{base}/ckpt.pt")[0] == 0
+    return "--ckpt=out/mine/ckpt.pt"
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("name", [name for name in ADAPTERS if name.startswith("lora")])
+@pytest.mark.parametrize("base", ["base", "sft"])
+def test_a_merged_adapter_is_a_model_that_needs_no_other_file(export, name, base, tmp_path):
+    ckpt = export_base_and_adapter(export, name, base)
+    expected, before = logits_at("out/mine/ckpt.pt"), logits_at(f"out/{base}/ckpt.pt")
+    for flags in (["--format=ckpt", "--out=merged"], ["--format=hf", "--out=hf"], ["--format=gguf", "--out=m.gguf"]):
+        assert export(ckpt, *flags)[0] == 0
+    (tmp_path / "out" / base / "ckpt.pt").unlink()
+    for path in ("merged/ckpt.pt", "hf"):
+        torch.testing.assert_close(logits_at(path), expected, rtol=1e-4, atol=1e-4)
+    assert (expected - before).abs().max() > 0.1
+    assert load_checkpoint("merged/ckpt.pt").keys().isdisjoint({"adapter", "base", "optimizers"})
+    assert gguf.GGUFReader(tmp_path / "m.gguf").tensors
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("name", ["lora", "lora with DoRA", "prefix"])
+def test_peft_loads_an_adapter_that_is_written_alone(export, name, tmp_path):
+    """On the base that adapter_config.json names; and a folder of peft's is a model of every script."""
+    peft = pytest.importorskip("peft")
+    ckpt = export_base_and_adapter(export, name)
+    code, said, _ = export(ckpt, "--format=peft")
+    folder = tmp_path / "out/mine/mine-peft"
+    assert code == 0 and "--ckpt=out/sft/ckpt.pt" in said
+    assert set(contents(folder)) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert "base_model: out/sft/sft-float32" in (folder / "README.md").read_text(encoding="utf-8")
+    expected = logits_at("out/mine/ckpt.pt")
+    with torch.no_grad():
+        found = peft.AutoPeftModelForCausalLM.from_pretrained(folder)(IDS).logits[:, -IDS.shape[1] :]
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(logits_at(folder), expected, rtol=0, atol=2e-5)
+    assert export(ckpt, "--format=peft")[0] == 0  # an earlier export is replaced
+
+
+def test_what_cannot_be_merged_or_written_is_answered_in_one_line(export, tmp_path):
+    for name, flags, said in (
+        ("prefix", ["--format=gguf"], "--format=peft"), ("prefix", ["--format=ckpt"], "--format=peft"),
+        ("adapter", ["--format=hf"], "bottlenecks"), ("adapter", ["--format=peft"], "no form for method adapter"),
+        ("lora", ["--format=ckpt", "--dtype=bfloat16"], "bfloat16"), ("lora", ["--format=peft", "--out=a.pt"], "a.pt"),
+        ("lora", ["--format=ckpt", "--out=out/sft/ckpt.pt"], "another --out"),
+    ):  # fmt: skip
+        ckpt = export_base_and_adapter(export, name)
+        before = contents(tmp_path)
+        code, _, error = export(ckpt, *flags)
+        assert code == 1 and said in error and len(error.splitlines()) == 1
+        assert contents(tmp_path) == before
+    code, _, error = export("--ckpt=out/sft/ckpt.pt", "--format=peft")
+    assert code == 1 and "no adapter" in error
+    assert export("--ckpt=out/mine/ckpt.pt", "--format=peft", "--out=alone")[0] == 0
+    path = tmp_path / "alone/adapter_config.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("out/sft/sft-float32", "Qwen/Qwen3"), encoding="utf-8")
+    code, _, error = export("--ckpt=alone", "--format=ckpt")
+    assert code == 1 and "base_model_name_or_path" in error and len(error.splitlines()) == 1
+
+
 FAILURES = {
     "a full disk": (OSError(errno.ENOSPC, "No space left on device"), 1),
     "a full disk of safetensors": (SafetensorError("IoError: No space left on device"), 1),
@@ -134,7 +220,7 @@ def test_an_interrupted_export_leaves_the_earlier_one(export, failure, form, tmp
 MISTAKES = {
     "blocks of integers in a folder": (["--dtype=q8_0"], ["q8_0", "--format=gguf"]),
     "a file for a folder": (["--out=mine.gguf"], ["mine.gguf", "--format=gguf"]),
-    "an unknown format": (["--format=onnx"], ["onnx", "'hf', 'gguf'"]),
+    "an unknown format": (["--format=onnx"], ["onnx", "'hf', 'gguf', 'ckpt', 'peft'"]),
     "two models": (["--ckpt=out/sft/ckpt.pt,out/base/ckpt.pt"], ["export.py", "one model"]),
     "no checkpoint there": (["--ckpt=out/no.pt"], ["out/no.pt", "not there"]),
 }

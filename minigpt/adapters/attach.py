@@ -7,8 +7,8 @@ part of it.
 from dataclasses import fields
 
 from minigpt.adapters.bottleneck import add_bottlenecks
-from minigpt.adapters.lora import add_lora
-from minigpt.adapters.nf4 import quantize_base
+from minigpt.adapters.lora import add_lora, merge_lora
+from minigpt.adapters.nf4 import dequantize_base, quantize_base
 from minigpt.adapters.prompts import METHODS, make_virtual_tokens
 from minigpt.common.errors import UserError
 from minigpt.settings.stages import Adapting
@@ -50,3 +50,16 @@ def put_adapter_state(model, state, path="the adapter"):
         raise UserError(f"{path} does not fit its base: {sorted(wrong)[0]} is missing, or of another shape")
     for name, p in own.items():
         p.data.copy_(state[name])
+
+
+def merge_adapter(model):
+    """Make a GPT with an adapter a plain one of the same outputs, in place. Raises UserError where no plain one has
+    them."""
+    method = model.adapter.method
+    if method == "adapter":
+        raise UserError("bottlenecks (method adapter) are layers of their own, which only programs of MiniGPT know")
+    if method in METHODS:
+        raise UserError(f"virtual tokens (method {method}) are no part of the weights; take --format=peft")
+    merge_lora(model)
+    dequantize_base(model)
+    model.adapter = None

@@ -173,9 +173,6 @@ def check_lora_settings(config):
             f"adalora_rank ({config.adalora_rank}) is above rank ({config.rank}), which AdaLoRA begins with; "
             "take about two thirds of rank"
         )
-    known = sorted({name for names in MATRIX_NAMES.values() for name in names})
-    if unknown := [name for name in config.matrices if name not in known]:
-        raise UserError(f"matrices names {unknown[0]!r}; known are {', '.join(known)}")
 
 
 def add_lora(model, config):

@@ -62,20 +62,19 @@ class EncodedPrompt(PromptTokens):
 
 
 class Prefix(nn.Module):
-    """Prefix tuning: keys and values of n virtual tokens in every layer, which begin as the `VirtualTokens` `start`.
+    """Prefix tuning: keys and values of n virtual tokens in every layer, as rows that `flatten_virtual` describes.
 
-    width: of the hidden layer of the MLP that computes them, from embeddings that are as wide; 0: none, they are
-    parameters. They are rows (n, 2 n_layer n_kv_head D), in which a layer's keys come before its values.
+    They begin as `start` (n, 2 n_layer n_kv_head D). width: of the hidden layer of the MLP that computes them, from
+    embeddings that are as wide; 0: none, they are parameters.
     """
 
     def __init__(self, start, width=0):
         super().__init__()
-        rows = flatten_virtual(start)
-        self.embeddings = nn.Parameter(torch.randn(len(rows), width).to(rows) if width else rows)
+        self.embeddings = nn.Parameter(torch.randn(len(start), width).to(start) if width else start.clone())
         self.mlp = None
         if width:
-            self.mlp = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, rows.shape[1])).to(rows)
-            fit_last_layer(self.mlp, self.embeddings, rows)
+            self.mlp = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, start.shape[1])).to(start)
+            fit_last_layer(self.mlp, self.embeddings, start)
 
     def finished(self):
         """Keys and values as rows (n, 2 n_layer n_kv_head D)."""
@@ -133,9 +132,9 @@ def make_virtual_tokens(model, config, tokenizer):
     if config.method == "p-tuning":
         return EncodedPrompt(start, config.prefix_width or model.config.n_embd)
     is_training = model.training
-    virtual = run_embeddings(model.eval(), start)
+    start = flatten_virtual(run_embeddings(model.eval(), start))
     model.train(is_training)
-    return Prefix(virtual, config.prefix_width)
+    return Prefix(start, config.prefix_width)
 
 
 def check_room(n, block_size, longest, folder):

@@ -41,12 +41,17 @@ class CheckpointInfo:
 
 def read_checkpoint_info(path, name):
     """The `CheckpointInfo` of a file or a Hugging Face folder, whose weights are not read. Raises UserError if it has
-    none."""
+    none.
+
+    An adapter's base is not read either: where it is missing, only the adapter's own parameters are counted.
+    """
     modified = path.stat().st_mtime
     content = load_checkpoint(path, mmap=True)
     try:
         with torch.device("meta"):
             parameters = GPT(GPTConfig(**content["model_args"])).num_params()
+        if "base" in content and not Path(content["base"]["path"]).exists():
+            parameters = sum(tensor.numel() for tensor in content["model"].values())
         progress = content["progress"]
         losses = progress.get("last_losses")
         loss = progress.get("best_val_loss") if path.name == BEST else losses[1] if losses else None

@@ -1,5 +1,6 @@
 """What the benchmarks share: fresh processes, the name of the machine, sections of the docs."""
 
+import contextlib
 import multiprocessing
 import os
 import platform
@@ -25,18 +26,30 @@ def reading_flags(settings):
     return [f"--{name}={getattr(settings, name)}" for name in ("text_field", "plain_text", "encoding")]
 
 
-def call_in_process(function, *arguments):
-    """Call a function in a fresh process, which shares no memory and no compiled kernels; returns its value.
+@contextlib.contextmanager
+def fresh_process():
+    """Context manager: call(function, *arguments), which calls in one fresh process, and returns the function's value.
 
-    Raises UserError where the process is killed.
+    The process shares no memory and no compiled kernels; it stays alive between the calls. `call` raises UserError
+    where the process is killed.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(function, *arguments).result()
-        except BrokenProcessPool:
-            raise UserError(
-                f"the process that measured {arguments[0]} was killed, most likely since memory ran out"
-            ) from None
+
+        def call(function, *arguments):
+            try:
+                return pool.submit(function, *arguments).result()
+            except BrokenProcessPool:
+                raise UserError(
+                    f"the process that measured {arguments[0]} was killed, most likely since memory ran out"
+                ) from None
+
+        yield call
+
+
+def call_in_process(function, *arguments):
+    """Call a function in a `fresh_process`; returns its value."""
+    with fresh_process() as call:
+        return call(function, *arguments)
 
 
 def medians(figures):

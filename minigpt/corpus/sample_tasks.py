@@ -17,9 +17,9 @@ import string
 from collections import Counter
 
 TEXTS_PER_SUBJECT = 5
-PAIRS_PER_SUBJECT = 6  # half of them of one subject
+PAIRS_PER_SUBJECT = 8  # half of them of one subject
+KNOWN_PAIRS = 2  # of these, as many ask for a fact that must be known
 NAMES_PER_SUBJECT = 4
-MOST_SHARED = 2  # subjects of a field that may have a value in common by which one is known
 
 # Wordings that fit every field.
 FIELD_WORDINGS = [
@@ -88,33 +88,42 @@ class SampleTasks:
             yield {"text": draw(FIELD_WORDINGS, rng).format(name=subject.name, value=value), "label": label}
 
     def pair_rows(self, subject, subjects, rng):
-        """Yields PAIRS_PER_SUBJECT pairs: a sentence that names the subject, and one about it or another of its field.
+        """Yields PAIRS_PER_SUBJECT pairs of sentences about the subject, or about it and another one of its field.
 
-        The second tells what few subjects have in common; of another subject, what this one has otherwise.
+        Of some pairs, neither names its subject, and both tell the same fact in two wordings: the values are to be
+        compared. Of the others, the first names the subject, and the second tells another fact: this must be known.
         """
         rest = [other for other in subjects if other.field == subject.field and other is not subject]
-        for other, label in [(subject, "是"), (draw(rest, rng), "否")] * (PAIRS_PER_SUBJECT // 2):
-            known_by = [fact for fact in other.facts if self.is_known_by(fact["key"], subject, other)]
-            facts = [(a, b) for a in subject.facts for b in known_by if a["key"] != b["key"]]
+        for i in range(PAIRS_PER_SUBJECT):
+            other, label = (draw(rest, rng), "否") if i % 2 else (subject, "是")
+            facts = [
+                (a, b)
+                for a, b in itertools.product(subject.facts, other.facts)
+                if self.is_known_by(b["key"], subject, other) and (a["key"] == b["key"]) == (i >= KNOWN_PAIRS)
+            ]
             found = (self.tell_pair(subject, a, other, b, rng) for a, b in shuffled(facts, rng))
             if texts := next(filter(None, found), None):
                 yield {"text_a": texts[0], "text_b": texts[1], "label": label}
 
     def is_known_by(self, key, subject, other):
-        """Whether few subjects share the value of `other` in the column `key`, and `subject` does only if it is it."""
-        value, own = other.row.get(key), subject.row.get(key)
-        is_rare = value and own and self.counts[other.field, value] <= MOST_SHARED
-        return is_rare and (subject is other or value != own)
+        """Whether no other subject of its field has the value of `other` in the column `key`, and `subject` has one."""
+        value = other.row.get(key)
+        return bool(value and subject.row[key]) and self.counts[other.field, value] == 1
 
     def tell_pair(self, subject, fact, other, other_fact, rng):
-        """(sentence that names the subject, one about `other` that names none); None where both have a value in common.
+        """(sentence about the subject, one about `other` that does not name it); None where no wordings fit.
 
-        Else a value that is copied would tell what the pair is.
+        Two facts must have no value in common: one that is copied would tell what the pair is.
         """
-        unnamed = other.fill_in(other_fact["wordings"], name=SUBJECT_PRONOUNS.get(other.field, "它"))
+        pronoun, is_one_fact = SUBJECT_PRONOUNS.get(subject.field, "它"), fact["key"] == other_fact["key"]
+        first = subject.fill_in(fact["wordings"], name=pronoun if is_one_fact else subject.name)
+        second = other.fill_in(other_fact["wordings"], name=pronoun)
         values = {value for s in (subject, other) for value in s.row.values() if value}
-        for a, b in itertools.product(shuffled(fact["tell"], rng), shuffled(unnamed, rng)):
-            if subject.name not in b and other.name not in b and not any(value in a and value in b for value in values):
+        for a, b in itertools.product(shuffled(first, rng), shuffled(second, rng)):
+            own, others = ({value for value in values if value in text} for text in (a, b))
+            if is_one_fact and other.row[fact["key"]] in b and subject.row[fact["key"]] in a and a != b:
+                return a, b
+            if not is_one_fact and not own & others and subject.name not in b and other.name not in b:
                 return a, b
         return None
 

@@ -17,7 +17,7 @@ from minigpt.huggingface_tokenizer import read_json_object
 from minigpt.tokenizer import load_tokenizer
 from model import GPT, GPTConfig
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, PEFT_CONFIG = "config.json", "adapter_config.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read; large ones are in parts
 # Tensors that old files hold and that are computed: masks of attention, and rotary frequencies.
 COMPUTED_TENSORS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
@@ -31,8 +31,18 @@ TANH_GELUS = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")  # names of one func
 
 
 def is_model_folder(path):
-    """Whether a path is a Hugging Face folder."""
-    return os.path.isfile(os.path.join(path, CONFIG_FILE))  # never raises, as Path.is_file does
+    """Whether a path is a Hugging Face folder, of a model or of an adapter."""
+    return has_file(path, CONFIG_FILE) or is_peft_folder(path)
+
+
+def is_peft_folder(path):
+    """Whether a path is a folder of Hugging Face's peft: of an adapter, without its base."""
+    return has_file(path, PEFT_CONFIG) and not has_file(path, CONFIG_FILE)
+
+
+def has_file(folder, name):
+    """Whether a file is in a folder."""
+    return os.path.isfile(os.path.join(folder, name))  # never raises, as Path.is_file does
 
 
 def read_model_folder(folder, with_weights=True):

@@ -21,6 +21,28 @@ language: zh
 | --- | --- |
 {rows}
 """
+ADAPTER_CARD = """\
+---
+library_name: peft
+base_model: {base}
+{mark}
+---
+
+# {name}
+
+An adapter (method {method}), written by MiniGPT's `export.py`. It belongs to the model in `{base}`.
+由 MiniGPT 的 `export.py` 导出的适配器（方法 {method}），用于 `{base}` 里的模型。
+
+| | |
+| --- | --- |
+{rows}
+
+```python
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("{name}")
+```
+"""
 CARD_CHAT_USE = """
 ```python
 from transformers import pipeline
@@ -43,6 +65,13 @@ print(continued("地球是")[0]["generated_text"])
 It continues texts and answers no questions: it was not fine-tuned. What it writes may be wrong.
 它只会续写，没有微调过，不会回答问题；写的内容可能有错。
 """
+
+
+def adapter_card(name, base, content):
+    """The text of the card of an adapter, from its checkpoint's dict. base: the Hugging Face folder of its base."""
+    rows = "\n".join(f"| {key} | {value} |" for key, value in training_rows(content))
+    method = content["adapter"]["method"]
+    return ADAPTER_CARD.format(mark=CARD_MARK, name=name, base=base, method=method, rows=rows)
 
 
 def model_card(name, model, tokenizer, content):

@@ -11,9 +11,10 @@ from minigpt.checkpoint import load_checkpoint, newest_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.corpus.task_rows import encode_characters, encode_texts
 from minigpt.corpus.tasks import CLASSIFY, PAIR, TAG
-from minigpt.inference.engine import open_converted, open_generator
+from minigpt.inference.engine import open_converted, open_generators
 from minigpt.inference.likelihood import starting_batch_tokens
 from minigpt.metrics import find_entities
+from minigpt.tokenizer import ANSWER_TEXT
 
 OUTSIDE = "O"  # the tag of characters that are part of no entity
 WORK_OF_KIND = {CLASSIFY: "labels one text", PAIR: "labels two texts together", TAG: "tags the characters of a text"}
@@ -57,8 +58,7 @@ class Classifier:
     def __init__(self, model, tokenizer, task):
         self.model, self.tokenizer = model, tokenizer
         self.kind, self.labels = task["kind"], task["labels"]
-        virtual = model.virtual.n if model.virtual is not None else 0
-        self.block_size = model.config.block_size - virtual  # tokens of a text, EOT included
+        self.block_size = model.row_positions  # tokens of a text, EOT included
         self._lock, self._callers = threading.Lock(), set()
 
     @property
@@ -126,18 +126,33 @@ class Classifier:
 
     def _batch_probabilities(self, rows):
         """As `_probabilities`, by one forward pass."""
-        # Where attention is causal, padding behind a text has no effect; else ids below 0 tell the model what it is.
-        padding = 0 if self.model.config.causal else -1
-        idx = torch.full((len(rows), max(len(ids) for ids, _ in rows)), padding)
+        idx = torch.full((len(rows), max(len(ids) for ids, _ in rows)), -1)  # padding
         for row, (ids, _) in zip(idx, rows, strict=True):
             row[: len(ids)] = torch.tensor(ids)
-        states = self.model.hidden(idx.to(self.model.wte.weight.device))
-        kept = torch.cat([row[places] for row, (_, places) in zip(states, rows, strict=True)])
-        p = self.model.lm_head(kept).float().softmax(dim=-1).cpu()
-        return [part.numpy() for part in p.split([len(places) for _, places in rows])]
+        p = self.model(idx.to(self.model.wte.weight.device)).float().softmax(dim=-1).cpu()
+        return [row[places].numpy() for row, (_, places) in zip(p, rows, strict=True)]
 
     def close(self, grace=0.0):
         """Nothing: requests run in the threads of their callers. (The server closes all its models.)"""
+
+
+def label_line(classifier, text):
+    """The label of a text in one line with its probability, or its entities.
+
+    Two texts are a pair, or one text with `##` between them. Raises UserError where the model labels two, and one is
+    given.
+    """
+    if classifier.kind == TAG:
+        (found,) = classifier.tag([text])
+        line = "  ".join(f"{entity['type']}: {entity['text']}" for entity in found.entities) or "no entity"
+    else:
+        if classifier.kind == PAIR and isinstance(text, str):
+            text = tuple(text.split(ANSWER_TEXT, 1))
+            if len(text) < 2:
+                raise UserError(f"this model {WORK_OF_KIND[PAIR]}: write them as text{ANSWER_TEXT}text")
+        (found,) = classifier.classify([text])
+        line = f"{found.label} ({found.probabilities[found.label]:.3f})"
+    return line + (" (the text is too long for the model, and was cut)" if found.cut else "")
 
 
 def find_stage(ckpt, out_root):
@@ -146,20 +161,22 @@ def find_stage(ckpt, out_root):
     return path, load_checkpoint(path, mmap=True)["stage"]
 
 
-def open_served(ckpt, settings):
-    """A checkpoint for a server: what `open_classifier` returns for one with a task's head, else `open_generator`."""
-    path, stage = find_stage(ckpt, settings.out_root)
-    return (open_classifier if stage == "task" else open_generator)(path, settings)
+def open_served(ckpts, settings):
+    """Checkpoints for a server: what `open_classifier` returns for those with a task's head, else `open_generators`."""
+    found = [find_stage(ckpt, settings.out_root) for ckpt in ckpts]
+    generators = iter(open_generators([path for path, stage in found if stage != "task"], settings))
+    return [open_classifier(path, settings) if stage == "task" else next(generators) for path, stage in found]
 
 
 def open_classifier(ckpt, settings, exact=False):
-    """(path, checkpoint's dict, `Classifier`) of a checkpoint of stage "task"; arguments as of `open_generator`.
+    """(path, checkpoint's dict, `Classifier`) of a checkpoint of stage "task"; arguments as of `open_converted`.
 
     Raises UserError where there is no such checkpoint, or for one without a task.
     """
-    path, content, model, tokenizer, about = open_converted(ckpt, settings, exact)
-    if content["stage"] != "task":
-        raise UserError(f"{path} is of stage {content['stage']} and has no task's head; train one on a task's rows")
+    path, stage = find_stage(ckpt, settings.out_root)
+    if stage != "task":
+        raise UserError(f"{path} is of stage {stage} and has no task's head; train one on a task's rows")
+    path, content, model, tokenizer, about = open_converted(path, settings, exact)
     classifier = Classifier(model, tokenizer, content["task"])
     classifier.about = f"{about}; {classifier.kind}, {len(classifier.labels)} labels"
     return path, content, classifier

@@ -8,18 +8,20 @@ import sys
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
-from minigpt.checkpoint import check_generates, open_model
+from minigpt.adapters.lora import merge_lora
+from minigpt.checkpoint import check_generates, group_by_base, load_checkpoint, load_models, newest_checkpoint
 from minigpt.common.errors import UserError, first_line
 from minigpt.common.streams import TextStream
 from minigpt.corpus.chat import chat_ids, forbidden_ids
 from minigpt.device import pick_device
 from minigpt.huggingface_tokenizer import HuggingFaceTokenizer
 from minigpt.inference.logprobs import TokenLogprob, pick_logprobs, prompt_logprobs
-from minigpt.inference.model_runner import PASS_KINDS, ModelRunner
+from minigpt.inference.model_runner import PASS_KINDS, ModelRunner, should_compile_steps
 from minigpt.inference.quantize import choose_weight_type
 from minigpt.inference.sampling import Sampler, sample_tokens
 from minigpt.tokenizer import StreamDecoder
@@ -60,18 +62,35 @@ class StopStringFilter:
         return any(stop.startswith(text) for stop in self.stops)
 
 
+@dataclass
+class EngineMember:
+    """One of the models that an engine runs. number: its place among them; virtual_tokens: how many it has before each
+    prompt; forbidden: ids that it never samples."""
+
+    number: int
+    virtual_tokens: int
+    tokenizer: object
+    forbidden: list
+
+    def shares_prefill(self, other):
+        """Whether prompts of this model and of another may be in one prefill pass."""
+        return other is self or not (self.virtual_tokens or other.virtual_tokens)
+
+
 class Stream(TextStream):
     """One request to a model in this process: its prompt, its state, and the text generated so far.
 
-    prompt: token ids; prompt_cut: whether the beginning of the prompt was cut off, because it was too long.
+    member: the `EngineMember` that answers; prompt: token ids; prompt_cut: whether the beginning of the prompt was cut
+    off, because it was too long.
     finish_reason: "stop" (EOT or a stop string), "length" (max_new_tokens or the end of the block), "cancelled" or
     "error"; None while the request waits or runs.
     prompt_logprobs, logprobs: lists of `TokenLogprob` where the parameters ask for them; embedding: list of floats.
     An EOT that ends the answer is the last of logprobs; a token that lies wholly behind a stop string is none of them.
     """
 
-    def __init__(self, ids, prompt_cut, params, tokenizer, cancellations):
+    def __init__(self, member, ids, prompt_cut, params, cancellations):
         super().__init__(len(ids))
+        self.member = member
         self.prompt = ids
         self.prompt_cut = prompt_cut
         self.params = params
@@ -80,8 +99,7 @@ class Stream(TextStream):
         self.prompt_logprobs, self.logprobs, self.embedding = [], [], None
         self._decoded = self._passed_on = 0  # characters of the answer, and those of them before a stop string
         self._cancellations = cancellations
-        self.tokenizer = tokenizer
-        self._decoder = StreamDecoder(tokenizer)
+        self._decoder = StreamDecoder(member.tokenizer)
         self._stops = StopStringFilter(params.stop)
 
     def cancel(self):
@@ -91,8 +109,8 @@ class Stream(TextStream):
 
     @property
     def position(self):
-        """Position of the last token, counted from 0 over prompt and answer."""
-        return self.prompt_tokens + self.completion_tokens - 1
+        """Position of the last token, counted from 0 over virtual tokens, prompt and answer."""
+        return self.member.virtual_tokens + self.prompt_tokens + self.completion_tokens - 1
 
     def add_token(self, token_id, stop_ids, block_size):
         """Add the next token and pass its text to the reader. Finishes the stream where the token ends it."""
@@ -127,17 +145,17 @@ class Stream(TextStream):
 class Engine:
     """Schedules requests into shared steps (continuous batching: Orca, Yu et al. 2022). To be used by one thread.
 
-    stop_ids: the tokens that end an answer. Sampled are ids below n_vocab, except those in `forbidden`.
-    max_batch: the most requests that run at the same time.
+    models: as in `ModelRunner`; tokenizer: that of all of them. max_batch: the most requests that run at the same time.
+    stop_ids: the tokens that end an answer. Sampled are ids below n_vocab.
     """
 
-    def __init__(self, model, stop_ids, n_vocab, forbidden, max_batch):
-        self.runner = ModelRunner(model, max_batch)
-        self.stop_ids = stop_ids
-        self.block_size = model.config.block_size
+    def __init__(self, models, tokenizer, max_batch):
+        self.runner = ModelRunner(models, max_batch)
+        is_adopted = isinstance(tokenizer, HuggingFaceTokenizer)
+        self.stop_ids = set(tokenizer.stop_ids) if is_adopted else {tokenizer.eot_id}
+        self.block_size = self.runner.model.config.block_size
         self.max_batch = max_batch
-        self.n_vocab = n_vocab
-        self.forbidden = [token_id for token_id in forbidden if token_id < n_vocab]
+        self.n_vocab = tokenizer.n_vocab
         self.waiting, self.cancellations = deque(), deque()  # other threads may append to them
         self.rows = []  # the running streams, in the order of the runner's rows
         self.choose = sample_tokens  # (logits, samplers) -> token ids
@@ -173,13 +191,20 @@ class Engine:
                 return
 
     def pop_waiting(self):
-        """Remove from the queue the next streams that fit into one prefill pass; returns their list, [] for none."""
+        """Remove from the queue the next streams that fit into one prefill pass; returns their list, [] for none.
+
+        Streams of a model with virtual tokens have passes of their own; the others keep their places in the queue.
+        """
         group, longest = [], 0
-        while self.waiting and len(self.rows) + len(group) < self.max_batch:
-            longest = max(longest, self.waiting[0].prompt_tokens)
+        for stream in list(self.waiting):
+            if len(self.rows) + len(group) >= self.max_batch:
+                break
+            if group and not stream.member.shares_prefill(group[0].member):
+                continue
+            longest = max(longest, stream.prompt_tokens)
             if group and longest * (len(group) + 1) > MAX_PREFILL_TOKENS:
                 break
-            stream = self.waiting.popleft()
+            self.waiting.remove(stream)
             if stream.params.max_new_tokens < 1 and not stream.params.needs_whole_prompt:
                 stream.finish("length")
             else:
@@ -191,10 +216,10 @@ class Engine:
 
         Returns the n streams that generate text, and logits (n, V) after their prompts, None if n is 0.
         """
-        prompts = [stream.prompt for stream in streams]
+        prompts, numbers = zip(*((stream.prompt, stream.member.number) for stream in streams), strict=True)
         if not any(stream.params.needs_whole_prompt for stream in streams):
-            return streams, self.runner.prefill(prompts)
-        states = self.runner.prefill_states(prompts)
+            return streams, self.runner.prefill(prompts, numbers)
+        states = self.runner.prefill_states(prompts, numbers)
         for stream, row in zip(streams, states, strict=True):
             self.read_prompt(stream, row[: stream.prompt_tokens])
             if stream.params.max_new_tokens < 1:
@@ -207,7 +232,7 @@ class Engine:
         """Compute what a stream asks about its prompt from the prompt's states (T, C)."""
         count = stream.params.prompt_logprobs
         if count is not None:
-            found = prompt_logprobs(self.runner.model, states, stream.prompt, count, stream.tokenizer)
+            found = prompt_logprobs(self.runner.model, states, stream.prompt, count, stream.member.tokenizer)
             stream.prompt_logprobs = found
         if stream.params.embedding:
             stream.embedding = F.normalize(states.float().mean(dim=0), dim=0).tolist()
@@ -217,8 +242,9 @@ class Engine:
         wanted = [i for i, stream in enumerate(streams) if stream.params.logprobs is not None]
         unchanged = logits[wanted] if wanted else None  # a copy
         logits = logits[:, : self.n_vocab].float()
-        for token_id in self.forbidden:
-            logits[:, token_id] = -torch.inf
+        places = [(row, token_id) for row, stream in enumerate(streams) for token_id in stream.member.forbidden]
+        if places:
+            logits[tuple(zip(*places, strict=True))] = -torch.inf
         chosen = self.choose(logits, [s.sampler for s in streams])
         if wanted:
             ids, counts = [chosen[i] for i in wanted], [streams[i].params.logprobs for i in wanted]
@@ -255,6 +281,90 @@ class Engine:
         self.runner.clear()
 
 
+class EngineWorker:
+    """Runs an engine for its users, the text generators of its models.
+
+    It runs in the caller's thread (`run`), until the first `submit` starts a thread of its own.
+    """
+
+    def __init__(self, engine):
+        self.engine = engine
+        self.users = []
+        self.thread = None
+        self._unfinished = []  # streams that were submitted to the thread; finished ones leave with the next `submit`
+        self._changed = threading.Condition()  # notified of new requests, of closing, and after each step of the thread
+
+    def run(self, user, streams, progress=None):
+        """Generate for a user's streams until all are finished. progress(n): called when n more are done (not if a
+        thread runs the engine already: the streams are then submitted to it)."""
+        if self.thread:
+            return self.submit(user, streams)
+        engine = self.engine
+        left = len(streams)
+        engine.waiting.extend(streams)
+        try:
+            while engine.busy:
+                engine.step()
+                now = len(engine.waiting) + len(engine.rows)
+                if progress and now < left:
+                    progress(left - now)
+                left = now
+        except BaseException as error:
+            engine.finish_all("error", error)
+            raise
+
+    def submit(self, user, streams):
+        """Queue a user's streams for the thread. Raises RuntimeError if the user has been removed."""
+        with self._changed:
+            if user not in self.users:
+                raise RuntimeError("this generator is closed")
+            if self.thread is None:
+                self.thread = threading.Thread(target=self._run, name="generation", daemon=True)
+                self.thread.start()
+                atexit.register(self.stop)  # torch aborts if a thread that uses it outlives the interpreter
+            self._unfinished = [s for s in self._unfinished if s.finish_reason is None] + streams
+            self.engine.waiting.extend(streams)
+            self._changed.notify_all()
+
+    def _run(self):
+        while True:
+            with self._changed:
+                self._changed.notify_all()
+                while not self.engine.busy:
+                    if not self.users:
+                        return
+                    self._changed.wait()
+            try:
+                self.engine.step()
+            except Exception as error:  # report any error to the readers, and go on with later requests
+                self.engine.finish_all("error", error)
+
+    def remove_user(self, user, grace):
+        """Refuse new requests of a user, let the present ones run for up to `grace` seconds, and cancel the rest.
+
+        The thread ends with its last user.
+        """
+
+        def left():
+            return [s for s in self._unfinished if s.finish_reason is None and s.member is user.member]
+
+        with self._changed:
+            self.users = [other for other in self.users if other is not user]
+            self._changed.notify_all()
+            if self.thread and not self._changed.wait_for(lambda: not left(), grace):
+                for stream in left():
+                    stream.cancel()
+                self._changed.wait_for(lambda: not left(), MAX_LAST_STEP_SECONDS)
+        if self.thread and not self.users:
+            atexit.unregister(self.stop)
+            self.thread.join(MAX_LAST_STEP_SECONDS)
+
+    def stop(self):
+        """Cancel all requests, and end the thread."""
+        for user in list(self.users):
+            self.remove_user(user, 0)
+
+
 class TextGenerator:
     """Generates text from text with a model and its tokenizer.
 
@@ -262,23 +372,24 @@ class TextGenerator:
     chat template writes the question by it.)
     Stage "pretrain": a prompt is continued. Other stages generate no text: a UserError.
     `generate` runs the model in the caller's thread. The first `submit` starts a thread, which runs it from then on.
+    worker: that of several generators, whose models it runs together; `model` is one of them. None: one of its own.
     about: a line that says where the model comes from and what it computes in.
+    block_size: positions that prompt and answer may take, which are those that virtual tokens leave.
     """
 
     about = ""
 
-    def __init__(self, model, tokenizer, stage, max_batch=32):
+    def __init__(self, model, tokenizer, stage, max_batch=32, worker=None):
         check_generates(stage, "this model")
         self.model = model
         self.tokenizer = tokenizer
         self.stage = stage
-        is_adopted = isinstance(tokenizer, HuggingFaceTokenizer)
-        stop_ids = set(tokenizer.stop_ids) if is_adopted else {tokenizer.eot_id}
-        self.engine = Engine(model, stop_ids, tokenizer.n_vocab, forbidden_ids(tokenizer, stage), max_batch)
-        self._thread = None
-        self._changed = threading.Condition()  # notified of new requests and of closing
-        self._closing = False  # no more requests are taken
-        self._cancelling = False  # those that are left are cancelled
+        self.worker = worker or EngineWorker(Engine(model, tokenizer, max_batch))
+        self.engine = self.worker.engine
+        forbidden = [token_id for token_id in forbidden_ids(tokenizer, stage) if token_id < tokenizer.n_vocab]
+        self.member = EngineMember(self.engine.runner.models.index(model), model.n_virtual, tokenizer, forbidden)
+        self.block_size = model.row_positions
+        self.worker.users.append(self)
 
     def prompt_ids(self, prompt):
         """Token ids of a prompt, which is a text or a list of chat messages {"role", "content"}."""
@@ -296,7 +407,7 @@ class TextGenerator:
         prompt longer than the block is a UserError.
         """
         ids = self.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt) or [self.tokenizer.eot_id]
-        block_size = self.model.config.block_size
+        block_size = self.block_size
         if not all(0 <= token_id < self.tokenizer.n_vocab for token_id in ids):
             raise UserError(f"a prompt has ids that are not in the vocabulary (0 to {self.tokenizer.n_vocab - 1})")
         longest = block_size - min(params.max_new_tokens, max(1, int(block_size * MAX_RESERVED_SHARE)))
@@ -304,7 +415,7 @@ class TextGenerator:
             longest = block_size
             if len(ids) > longest:
                 raise UserError(f"a prompt of {len(ids)} tokens does not fit into the model's {longest}; shorten it")
-        return Stream(ids[-longest:], len(ids) > longest, params, self.tokenizer, self.engine.cancellations)
+        return Stream(self.member, ids[-longest:], len(ids) > longest, params, self.engine.cancellations)
 
     def generate(self, prompts, params, progress=None):
         """Generate a text for each prompt (a text, or a list of ids); returns the list of texts.
@@ -315,76 +426,34 @@ class TextGenerator:
         each = params if isinstance(params, list) else [params] * len(prompts)
         streams = [self.new_stream(*request) for request in zip(prompts, each, strict=True)]
         by_length = sorted(streams, key=lambda stream: stream.prompt_tokens)  # less padding in a prefill pass
-        if self._thread:
-            self._enqueue(by_length)
-            return ["".join(stream) for stream in streams]
-        engine = self.engine
-        left = len(streams)
-        engine.waiting.extend(by_length)
-        try:
-            while engine.busy:
-                engine.step()
-                now = len(engine.waiting) + len(engine.rows)
-                if progress and now < left:
-                    progress(left - now)
-                left = now
-        except BaseException as error:
-            engine.finish_all("error", error)
-            raise
+        self.worker.run(self, by_length, progress)
         return ["".join(stream) for stream in streams]
 
     def submit(self, prompt, params):
         """Queue a prompt for the generator's thread; returns its `Stream`. Raises RuntimeError after `close`."""
         stream = self.new_stream(prompt, params)
-        self._enqueue([stream])
+        self.worker.submit(self, [stream])
         return stream
-
-    def _enqueue(self, streams):
-        with self._changed:
-            if self._closing:
-                raise RuntimeError("this generator is closed")
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
-                self._thread.start()
-                atexit.register(self.close)  # torch aborts if a thread that uses it outlives the interpreter
-            self.engine.waiting.extend(streams)
-            self._changed.notify()
-
-    def _run(self):
-        while True:
-            with self._changed:
-                while not self.engine.busy:
-                    if self._closing:
-                        return
-                    self._changed.wait()
-            if self._cancelling:
-                self.engine.finish_all("cancelled")
-                continue
-            try:
-                self.engine.step()
-            except Exception as error:  # report any error to the readers, and go on with later requests
-                self.engine.finish_all("error", error)
 
     @property
     def running(self):
         """Number of requests in the batch."""
-        return len(self.engine.rows)
+        return sum(stream.member is self.member for stream in list(self.engine.rows))
 
     @property
     def waiting(self):
         """Number of requests that wait for a place in the batch."""
-        return len(self.engine.waiting)
+        return sum(stream.member is self.member for stream in list(self.engine.waiting))
 
     def close(self, grace=0.0):
         """Refuse new requests, let the present ones run for up to `grace` seconds, and cancel the rest."""
-        atexit.unregister(self.close)
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-        if self._thread:
-            self._thread.join(grace)
-            self._cancelling = True
-            self._thread.join(MAX_LAST_STEP_SECONDS)
+        self.worker.remove_user(self, grace)
+
+    def should_compile(self, setting):
+        """(bool, why), as `should_compile_steps`."""
+        if self.engine.runner.mix:
+            return False, "steps that mix adapters are not compiled"
+        return should_compile_steps(setting, self.model)
 
     @property
     def compiled(self):
@@ -420,28 +489,84 @@ def compile_in_background(generators):
     return thread
 
 
-def open_converted(ckpt, settings, exact=False):
-    """(path, checkpoint's dict, GPT, tokenizer, a line about them) of a checkpoint, in the type that dtype names.
+def open_generators(ckpts, settings, exact=False):
+    """[(path, checkpoint's dict, `TextGenerator`)] of checkpoints; a ckpt "": the newest under the setting out_root.
 
-    ckpt "": the newest under the setting out_root. exact: take dtype "auto" as float32, for evaluation.
-    Raises UserError where there is no such checkpoint.
+    Adapters on the same base share it, also with the base itself where it is named, and their requests share steps.
+    exact: take dtype "auto" as float32, for evaluation. Raises UserError where there is no such checkpoint, or where
+    one generates no text.
     """
-    base = getattr(settings, "base", "")  # the arena's settings have none
-    path, content, model, tokenizer = open_model(ckpt, settings.out_root, pick_device(settings.device), base)
-    device, size = model.wte.weight.device, model.num_params()  # before int8 weights, which are no parameters
-    name = "float32" if exact and settings.dtype == "auto" else settings.dtype
-    model, name, why = choose_weight_type(model, name, say=lambda line: print(line, file=sys.stderr, flush=True))
-    about = f"{path}: {content['stage']}, step {content['progress']['step']}, {size / 1e6:.2f}M parameters, "
-    return path, content, model, tokenizer, about + f"{name} ({why}) on {device}"
+    paths = [ckpt or newest_checkpoint(settings.out_root) for ckpt in ckpts]
+    contents = [load_checkpoint(path) for path in paths]
+    for path, content in zip(paths, contents, strict=True):
+        check_generates(content["stage"], path)
+    opened = {}
+    for places in group_by_base(contents):
+        own = [contents[place] for place in places]
+        models, tokenizer, about = convert_models([paths[place] for place in places], own, settings, exact)
+        worker = EngineWorker(Engine(models, tokenizer, settings.max_batch))
+        for place, model, line in zip(places, models, about, strict=True):
+            opened[place] = TextGenerator(model, tokenizer, contents[place]["stage"], worker=worker)
+            opened[place].about = line
+    return [(path, contents[place], opened[place]) for place, path in enumerate(paths)]
 
 
 def open_generator(ckpt, settings, exact=False):
-    """(path, checkpoint's dict, `TextGenerator`) of a checkpoint; arguments as of `open_converted`.
+    """(path, checkpoint's dict, `TextGenerator`) of one checkpoint, as in `open_generators`."""
+    return open_generators([ckpt], settings, exact)[0]
 
-    Raises UserError where there is no such checkpoint, or for one that does not generate text.
-    """
-    path, content, model, tokenizer, about = open_converted(ckpt, settings, exact)
-    check_generates(content["stage"], path)
-    generator = TextGenerator(model, tokenizer, content["stage"], settings.max_batch)
-    generator.about = about
-    return path, content, generator
+
+def open_converted(ckpt, settings, exact=False):
+    """(path, checkpoint's dict, GPT, tokenizer, a line about them) of a checkpoint of any stage, in the type that dtype
+    names. Arguments and errors: as in `open_generators`."""
+    path = ckpt or newest_checkpoint(settings.out_root)
+    content = load_checkpoint(path)
+    (model,), tokenizer = load_models([content], pick_device(settings.device), settings.base)
+    (about,) = describe_models([path], [content], [model])
+    merge_lora(model)  # it then takes the time of its base
+    return path, content, model, tokenizer, f"{about}, {convert_models([model], settings, exact)}"
+
+
+def make_generators(paths, contents, settings, exact):
+    """[`TextGenerator`] of the checkpoints at `paths`, whose dicts are one group of `group_by_base`."""
+    models, tokenizer = load_models(contents, pick_device(settings.device), settings.base)
+    about = describe_models(paths, contents, models)
+    if len(models) == 1:
+        merge_lora(models[0])  # it then takes the time of its base
+    converted = convert_models(models, settings, exact)
+    worker = EngineWorker(Engine(models, tokenizer, settings.max_batch))
+    generators = []
+    for model, content, line in zip(models, contents, about, strict=True):
+        generator = TextGenerator(model, tokenizer, content["stage"], worker=worker)
+        generator.about = f"{line}, {converted}"
+        if n := generator.member.virtual_tokens:
+            generator.about += f", {n} virtual tokens of {model.config.block_size} positions"
+        generators.append(generator)
+    return generators
+
+
+def convert_models(models, settings, exact=False):
+    """Convert GPTs that share their layers to the type that the setting dtype names; returns a text that says which.
+    exact: as in `open_generators`."""
+    name = "float32" if exact and settings.dtype == "auto" else settings.dtype
+    _, name, why = choose_weight_type(
+        models[0], name, say=lambda line: print(line, file=sys.stderr, flush=True), sharing=models[1:]
+    )
+    return f"{name} ({why}) on {models[0].wte.weight.device}"
+
+
+def describe_models(paths, contents, models):
+    """A text for each checkpoint at `paths` that says what it is. contents: their dicts; models: not yet converted."""
+    sizes = [describe_size(*pair) for pair in zip(contents, models, strict=True)]
+    return [
+        f"{path}: {content['stage']}, step {content['progress']['step']}, {size}"
+        for path, content, size in zip(paths, contents, sizes, strict=True)
+    ]
+
+
+def describe_size(content, model):
+    """The parameters of a GPT in words; content: its checkpoint's dict."""
+    if "adapter" not in content:
+        return f"{model.num_params() / 1e6:.2f}M parameters"
+    trained = sum(tensor.numel() for tensor in content["model"].values())
+    return f"{content['adapter']['method']} with {trained:,} parameters on {content['base']['path']}"

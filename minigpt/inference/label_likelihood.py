@@ -38,12 +38,7 @@ class LabelsPass(RowsPass):
 
 def prompt_room(model, labels):
     """Most tokens of a prompt behind which each of `labels` (lists of ids), and an EOT, fits into the block."""
-    return virtual_block(model) - max(map(len, labels)) - 1
-
-
-def virtual_block(model):
-    """Positions of a model's block that virtual tokens leave free."""
-    return model.config.block_size - (model.virtual.n if model.virtual is not None else 0)
+    return model.row_positions - max(map(len, labels)) - 1
 
 
 @torch.no_grad()
@@ -59,7 +54,7 @@ def label_logprobs(model, prompts, labels, tokenizer, progress=None):
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # little padding
     extra = sum(len(ids) - 1 for ids in labels) if model.config.causal else max(map(len, labels)) + 1
     while order:
-        width = min(len(prompts[order[0]]) + extra, virtual_block(model))
+        width = min(len(prompts[order[0]]) + extra, model.row_positions)
         batch = order[: max(1, starting_batch_tokens(model) // width)]
         found[batch] = measure(model, [prompts[i] for i in batch], labels, tokenizer).double().cpu().numpy()
         order = order[len(batch) :]
@@ -70,7 +65,7 @@ def label_logprobs(model, prompts, labels, tokenizer, progress=None):
 
 def causal_logprobs(model, prompts, labels, tokenizer):
     """(B, number of labels) as `label_logprobs` has them, of a batch."""
-    room = virtual_block(model) - max(map(len, prompts))
+    room = model.row_positions - max(map(len, prompts))
     groups, used = [[]], 0
     for ids in labels:
         used += len(ids) - 1

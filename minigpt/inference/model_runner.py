@@ -2,6 +2,7 @@
 
 import torch
 
+from minigpt.adapters.mixing import AdapterMix
 from minigpt.common.errors import first_line
 from model import KVCache, PromptPass, StepPass
 
@@ -59,16 +60,25 @@ class ModelRunner:
     A new sequence takes row n (`prefill`). When one leaves, the last sequence moves into its row (`drop`), so that a
     step always reads the first n rows. max_batch: the most sequences at the same time.
 
+    models: a GPT, or a list of GPTs that share the layers of one base and differ by their adapters. Each sequence is of
+    one of them, by its number in the list; a step runs sequences of all of them together.
+
+    A row begins with the keys and values of its model's virtual tokens, if there are any. They are computed once.
+
     The cache grows with the sequences, since max_batch rows of block_size positions can take far more memory than the
     weights.
     """
 
-    def __init__(self, model, max_batch):
-        self.model = model
+    def __init__(self, models, max_batch):
+        self.models = models if isinstance(models, list) else [models]
+        self.mix = AdapterMix(self.models) if len(self.models) > 1 else None
+        self.model = self.mix.model if self.mix else self.models[0]
         self.max_batch = max_batch
         self.n = 0
-        weight = model.wte.weight
-        quantized = not hasattr(model.lm_head, "weight")
+        self.numbers = []  # of each row, that of its model
+        self.virtual = {}  # {number of a model: its `VirtualTokens`, or None}
+        weight = self.model.wte.weight
+        quantized = not hasattr(self.model.lm_head, "weight")
         # A step reads the whole cache, so a quantized model stores its keys and values in fewer bits too.
         self.dtype = torch.bfloat16 if quantized else weight.dtype
         self.device = weight.device
@@ -96,18 +106,32 @@ class ModelRunner:
                 tensors[layer] = old.new_zeros(rows, heads, positions, width)
                 tensors[layer][: self.n, :, :held_positions] = old[: self.n, :, :held_positions]
 
-    def prefill(self, prompts):
-        """Add sequences that begin with `prompts` (lists of ids, none empty); returns logits (len(prompts), V)."""
-        return self.add_prompts(prompts, self.prefill_pass, "prompt")
+    def virtual_tokens(self, number):
+        """The `VirtualTokens` of the model of that number, or None."""
+        if number not in self.virtual:
+            model = self.models[number]
+            self.virtual[number] = None if model.virtual is None else model.virtual(model)
+        return self.virtual[number]
 
-    def prefill_states(self, prompts):
+    def prefill(self, prompts, numbers=None):
+        """Add sequences that begin with `prompts` (lists of ids, none empty); returns logits (len(prompts), V).
+
+        numbers: those of the prompts' models, which must be one model where it has virtual tokens; None: all 0.
+        """
+        return self.add_prompts(prompts, numbers, self.prefill_pass, "prompt")
+
+    def prefill_states(self, prompts, numbers=None):
         """As `prefill`, but returns the states (len(prompts), T, C) before the output layer, of all positions."""
-        return self.add_prompts(prompts, self.states_pass, None)
+        return self.add_prompts(prompts, numbers, self.states_pass, None)
 
-    def add_prompts(self, prompts, prompt_pass, compiled_kind):
+    def add_prompts(self, prompts, numbers, prompt_pass, compiled_kind):
         """Run a pass over prompts and add them to the cache; returns the pass's output."""
         lengths = [len(ids) for ids in prompts]
-        self.reserve(self.n + len(prompts), max(lengths))
+        numbers = numbers or [0] * len(prompts)
+        virtual = self.virtual_tokens(numbers[0])
+        start = virtual.n if virtual else 0
+        end = start + max(lengths)
+        self.reserve(self.n + len(prompts), end)
 
         # Pad the prompts on the right.
         idx = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
@@ -117,12 +141,18 @@ class ModelRunner:
         # Only the pass of a single prompt of several tokens is ever compiled.
         kind = compiled_kind if idx.numel() == max(lengths) > 1 else None
         lengths_tensor = torch.tensor(lengths, device=self.device)
-        output, keys, values = self.run(kind, prompt_pass, idx.to(self.device), lengths_tensor)
+        if self.mix:
+            self.mix.choose(numbers)
+        output, keys, values = self.run(kind, prompt_pass, idx.to(self.device), lengths_tensor, virtual)
 
-        # Write their keys and values into the next rows of the cache.
+        # Write their keys and values into the next rows of the cache, behind those of the virtual tokens.
         rows = slice(self.n, self.n + len(prompts))
-        for cached, new in zip((*self.cache.keys, *self.cache.values), (*keys, *values), strict=True):
-            cached[rows, :, : max(lengths)] = new
+        cache = (*self.cache.keys, *self.cache.values)
+        for cached, new in zip(cache, (*keys, *values), strict=True):
+            cached[rows, :, start:end] = new
+        for cached, new in zip(cache, (*virtual.keys, *virtual.values), strict=True) if virtual else ():
+            cached[rows, :, :start] = new
+        self.numbers[self.n :] = numbers
         self.n += len(prompts)
         return output
 
@@ -133,26 +163,29 @@ class ModelRunner:
         self.reserve(self.n, end)
         keys = [k[: self.n, :, :end] for k in self.cache.keys]
         values = [v[: self.n, :, :end] for v in self.cache.values]
+        if self.mix:
+            self.mix.choose(self.numbers[: self.n])
         return self.run("several" if self.n > 1 else "one", self.step_pass, ids, at, keys, values)
 
-    def run(self, kind, uncompiled, *tensors):
+    def run(self, kind, uncompiled, *inputs):
         """Call the compiled function of a kind of pass if there is one, else `uncompiled`."""
         if kind in self.compiled:
             try:
-                return self.compiled[kind](*tensors)
+                return self.compiled[kind](*inputs)
             except Exception as error:  # compiled code fails in many ways; the uncompiled pass overwrites its cache
                 del self.compiled[kind]
                 print(f"note: going on without compiling ({first_line(error)})")
-        return uncompiled(*tensors)
+        return uncompiled(*inputs)
 
-    def prefill_pass(self, ids, lengths):
-        """(logits (B, V), keys, values) of prompts ids (B, T) with lengths (B,); keys, values as in `PromptPass`."""
-        kv_pass = PromptPass(lengths)
+    def prefill_pass(self, ids, lengths, virtual):
+        """(logits (B, V), keys, values) of prompts ids (B, T) with lengths (B,), behind `VirtualTokens` or None; keys,
+        values as in `PromptPass`."""
+        kv_pass = PromptPass(lengths, virtual)
         return self.model(ids, kv_pass), kv_pass.keys, kv_pass.values
 
-    def states_pass(self, ids, lengths):
+    def states_pass(self, ids, lengths, virtual):
         """As `prefill_pass`, with the states (B, T, C) in place of the logits."""
-        kv_pass = PromptPass(lengths)
+        kv_pass = PromptPass(lengths, virtual)
         return self.model.hidden(ids, kv_pass), kv_pass.keys, kv_pass.values
 
     def step_pass(self, ids, at, keys, values):
@@ -162,6 +195,7 @@ class ModelRunner:
     def drop(self, row, length):
         """Remove a sequence. The last row, of which `length` positions are used, moves into its row."""
         self.n -= 1
+        self.numbers[row] = self.numbers[self.n]
         if row != self.n:
             self.cache.move(self.n, row, length)
         if not self.n:
@@ -176,7 +210,7 @@ class ModelRunner:
     @torch.no_grad()
     def compile(self, kind):
         """Compile the pass of a kind (one of PASS_KINDS), which is used from then on. Takes up to minutes."""
-        end = min(TRACED_POSITIONS, self.model.config.block_size - 1)
+        end = min(TRACED_POSITIONS, self.model.config.block_size - 1 - self.model.n_virtual)
         limit = torch._dynamo.config.patch(recompile_limit=MAX_COMPILED_MODELS * len(PASS_KINDS))
         with torch._inductor.config.patch(COMPILE_CONFIG), limit:
             if kind == "prompt":
@@ -189,7 +223,7 @@ class ModelRunner:
         ids = torch.zeros(1, end, dtype=torch.long, device=self.device)
         torch._dynamo.mark_dynamic(ids, 1)
         compiled = torch.compile(self.prefill_pass, options=COMPILE_OPTIONS)
-        compiled(ids, torch.full((1,), end, device=self.device))
+        compiled(ids, torch.full((1,), end, device=self.device), self.virtual_tokens(0))
         return compiled
 
     def compile_step(self, rows, end):

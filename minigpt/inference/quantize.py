@@ -33,6 +33,9 @@ ZERO_POINT = 128  # added to the levels of a row to make them unsigned
 MAX_RELATIVE_ERROR = 0.03  # of the largest output; rounding causes about 0.01, saturated sums far more
 MAX_WEIGHT_ONLY_ROWS = 8  # up to which torch's int8-weight product is faster than converting the weights to float
 
+# Names of the linear layers of a base; an adapter that wraps one has it as its `base`.
+BASE_LAYERS = ("c_attn", "c_proj", "c_fc", "lm_head", "base")
+
 MIN_SPEEDUP = 1.2  # over float32, for which a type with less precision is chosen
 TIMED_LAYERS = 2
 TIMED_ROWS = 16
@@ -154,34 +157,42 @@ def computes_correctly(make_layer, linear):
 
 
 @torch.no_grad()
-def convert_weights(model, name):
+def convert_weights(model, name, sharing=()):
     """Convert a GPT's weights to a type (a key of WEIGHT_TYPES), in place; returns the model.
 
-    Logits are float32 with every type. With int8 the embedding stays float32, since a token reads only one row of it.
+    Logits are float32 with every type. With int8 the embedding stays float32, since a token reads only one row of it,
+    and so do adapters, which are small.
+    sharing: GPTs that share the layers of this one (`share_layers`), and then those of the new type.
     Raises UserError for int8 on a GPU.
     """
-    if name == "float32":
-        return model.float()
+    models = [model, *sharing]
     if name in ("bfloat16", "float16"):
         output = Float32Output(model.lm_head)
-        model.to(WEIGHT_TYPES[name]).lm_head = output  # no longer tied to the embedding
+        for each in models:
+            each.to(WEIGHT_TYPES[name]).lm_head = output  # no longer tied to the embedding
+        return model
+    for each in models:
+        each.float()
+    if name == "float32":
         return model
     if model.wte.weight.device.type != "cpu":
         raise UserError("int8 is for generation on a CPU; on a GPU take --dtype=bfloat16")
-    model.float()
     make_layer = choose_int8_layer(next(m for m in model.modules() if isinstance(m, nn.Linear)))
-    for parent in list(model.modules()):
+    made = {}  # {layer: its int8 layer}
+    for parent in [module for each in models for module in each.modules()]:
         for child, layer in parent.named_children():
-            if isinstance(layer, nn.Linear):
-                setattr(parent, child, make_layer(layer))
+            if isinstance(layer, nn.Linear) and child in BASE_LAYERS:
+                made[layer] = made.get(layer) or make_layer(layer)
+                setattr(parent, child, made[layer])
     return model
 
 
-def choose_weight_type(model, name, say=print):
+def choose_weight_type(model, name, say=print, sharing=()):
     """Convert a GPT to the type that the setting dtype names; returns (model, name of the type, why).
 
     The model may be changed in place. name "auto": by the kind of device (`dtype_by_device`); on a CPU, the type that
-    decode steps are fastest in. say(line): prints what is timed, where that takes more than a second.
+    decode steps are fastest in. say(line): prints what is timed, where that takes more than a second. sharing: as in
+    `convert_weights`.
     """
     device = model.wte.weight.device
     why = "as set"
@@ -190,7 +201,7 @@ def choose_weight_type(model, name, say=print):
             name, why = fastest_weight_type(model, say)
         else:
             name, why = dtype_by_device(device) or ("float32", f"the default on {device.type}")
-    return convert_weights(model, name), name, why
+    return convert_weights(model, name, sharing), name, why
 
 
 @torch.no_grad()
@@ -218,7 +229,7 @@ def first_layers(model):
     """A GPT of a model's first TIMED_LAYERS layers. It shares the model's weights until it is converted."""
     part = copy.copy(model)
     part._modules = dict(model._modules)
-    part.h = model.h[:TIMED_LAYERS]
+    part.h, part.virtual = model.h[:TIMED_LAYERS], None
     part.trunk = part.hidden
     part.config = replace(model.config, n_layer=len(part.h))
     return copy.deepcopy(part, {id(p): nn.Parameter(p.detach()) for p in model.parameters()})

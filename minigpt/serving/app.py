@@ -81,7 +81,7 @@ def add_pages(app, with_key):
     @app.get("/")
     def page():
         generators = service.models.items()
-        models = [(name, each.stage, each.model.config.block_size) for name, each in generators]
+        models = [(name, each.stage, each.block_size) for name, each in generators]
         labelling = labelling_examples(service.models)
         base = request.host_url.rstrip("/")
         return render_template("index.html", models=models, labelling=labelling, base=base, with_key=with_key)

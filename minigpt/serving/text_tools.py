@@ -36,8 +36,7 @@ def tokenize(generator, body):
     with blamed_on("messages"):
         ids = text_ids(generator, body.prompt) if body.messages is None else generator.prompt_ids(body.conversation)
     texts = [show_token(generator.tokenizer, token_id)[0] for token_id in ids] if body.return_token_strs else None
-    block_size = generator.model.config.block_size
-    return {"count": len(ids), "max_model_len": block_size, "tokens": ids, "token_strs": texts}
+    return {"count": len(ids), "max_model_len": generator.block_size, "tokens": ids, "token_strs": texts}
 
 
 def describe_tokenizer(generator):
@@ -49,7 +48,7 @@ def describe_tokenizer(generator):
         "tokenizer_class": "tiktoken.Encoding" if is_ours else "tokenizers.Tokenizer",
         "name": tokenizer.name,
         "vocab_size": tokenizer.n_vocab,
-        "model_max_length": generator.model.config.block_size,
+        "model_max_length": generator.block_size,
         "add_bos_token": not is_ours and bool(tokenizer.prefix_ids),
         "bos_token": None if is_ours else tokenizer.token_names.get("bos_token"),
         "eos_token": tokenizer.special_texts[tokenizer.eot_id],
@@ -74,9 +73,9 @@ def embed(generator, body, start, most):
         for text in body.prompts(tokenizer.n_vocab)
     ]
     for i, ids in enumerate(inputs):
-        if len(ids) > config.block_size:
+        if len(ids) > generator.block_size:
             where = f"input[{i}]" if len(inputs) > 1 else "input"
-            message = f"an input of {len(ids)} tokens does not fit into the model's {config.block_size}; split it"
+            message = f"an input of {len(ids)} tokens does not fit into the model's {generator.block_size}; split it"
             raise ApiError(400, message, where)
     vectors, n_tokens = [], 0
     for first in range(0, len(inputs), most):

@@ -434,7 +434,10 @@ class TrainSettings(Adapting, DeviceChoice, Seed, Stage):
     )
     mezo_epsilon: float = setting(1e-3, "mezo: its two losses are at the weights ± this times N(0, 1)", low=1e-6)
     learning_rate: float = setting(
-        4e-3, "peak learning rate of AdamW (with adamw alone take a quarter or less), lomo or mezo", low=0
+        4e-3,
+        "peak learning rate of AdamW (with adamw alone take a quarter or less), of lomo (its authors: 3e-2) or of mezo "
+        "(1e-7 for 13B weights, more for fewer; LoRA 5e-5, prefixes 1e-3)",
+        low=0,
     )
     muon_learning_rate: float = setting(0.02, "Muon's peak learning rate, for the matrices", low=0)
     head_learning_rate: float = setting(
@@ -491,7 +494,10 @@ class ExportSettings(CheckpointChoice, Stage):
     SCRIPT = "export.py"
     out_root: str = same_as(LocalModels, "out_root")
     format: str = setting(
-        "hf", "hf: a folder for transformers and vLLM; gguf: a file for llama.cpp, LM Studio and Ollama", ["hf", "gguf"]
+        "hf",
+        "hf: a folder for transformers and vLLM; gguf: a file for llama.cpp, LM Studio and Ollama; ckpt: a checkpoint "
+        "(these three merge an adapter into its base); peft: a folder of an adapter alone, for Hugging Face's peft",
+        ["hf", "gguf", "ckpt", "peft"],
     )
     dtype: str = setting(
         "float32",
@@ -499,7 +505,9 @@ class ExportSettings(CheckpointChoice, Stage):
         ["float32", "bfloat16", "float16", "q8_0", "q4_0"],
     )
     out: str = setting(
-        "", "hf: the folder that is written; gguf: the .gguf file, or the folder that it is put into; '': beside ckpt"
+        "",
+        "hf, peft: the folder that is written; gguf: the .gguf file, or the folder that it is put into; ckpt: the .pt "
+        "file, or a run's folder; '': beside ckpt",
     )
 
 
@@ -521,6 +529,7 @@ class ArenaSettings(Listening, LocalModels, Stage):
     port: int = same_as(Listening, "port", 7860)
     auth: str = setting("", "user:password that the page asks for; '': the environment's MINIGPT_AUTH, if set, or none")
     peers: str = setting("config/arena_peers.json", "file of the remote models: name, address, perhaps a key")
+    base: str = same_as(CheckpointChoice, "base")
     arena_dir: str = setting("arena", "folder of votes.jsonl and flagged.csv")
     loaded_models: int = setting(3, "checkpoints in memory at once; the least recently used one is dropped", low=1)
     answer_chars: int = setting(32768, "longest answer that is taken from a peer, in characters", low=1)

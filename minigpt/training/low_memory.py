@@ -31,7 +31,8 @@ class Lomo(UpdatingOptimizer):
     the gradient of a parameter is complete, the parameter is updated and the gradient is freed. So a tied embedding,
     whose gradient has two parts, is updated once, and the result is SGD's: later gradients of the same backward pass
     do not depend on weights that have been updated. There is no norm over all gradients, which are never there
-    together, so there is no clipping by it. A parameter whose gradient is not finite is left as it is.
+    together, so there is no clipping by it. A parameter whose gradient is not finite is left as it is, and the step
+    counts as skipped. The authors' rate for LLaMA 7B is 0.03.
     """
 
     def __init__(self, groups, lr):
@@ -62,6 +63,9 @@ class Mezo(UpdatingOptimizer):
     z is never stored: it is drawn from the same seed each time that it is needed, in pieces, in place. The weights come
     back to theta up to the rounding of eps z. The seed is made of the run's seed and the step, so that a resumed run
     draws the same, and so do all processes of a run, which therefore exchange the losses only.
+
+    z has as many random parts as there are weights, so the rate is far below SGD's. The authors' for OPT 13B: 1e-7 with
+    eps 1e-3 for all weights, 5e-5 with 1e-2 for LoRA, 1e-3 with 0.1 for prefixes.
     """
 
     def __init__(self, groups, lr, epsilon):

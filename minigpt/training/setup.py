@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from data_utils import TrainingData, check_tokenizer, row_lengths
+from data_utils import TrainingData, check_tokenizer
 from minigpt.adapters.adalora import AdaLoRABudget
 from minigpt.adapters.attach import adapting_of, attach_adapter, trained_parameters
 from minigpt.adapters.prompts import check_room
@@ -234,8 +234,7 @@ def make_model(settings, data):
     if base:
         attach_adapter(model, adapting_of(settings), tokenizer)
         if model.virtual is not None:
-            longest = max(data.lengths.max(), row_lengths(data.val, data.meta["special_ids"]["pad"]).max())
-            check_room(settings.virtual_tokens, config.block_size, int(longest), settings.data_dir)
+            check_room(settings.virtual_tokens, config.block_size, data.longest_input(), settings.data_dir)
     return model, base, None
 
 

@@ -5,15 +5,21 @@ import contextlib
 import numpy as np
 
 from data_utils import row_prompts, split_row
+from minigpt.corpus.tasks import PAIR
 from minigpt.device import explain_out_of_memory
+from minigpt.inference.classify import Classifier, label_line
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.likelihood import likelihood
+from minigpt.inference.masks import MASK, MaskFiller, filled_line
 from minigpt.inference.params import SamplingParams
 from minigpt.metrics import exact_match
+from minigpt.tokenizer import ANSWER_TEXT
 
 QUESTIONS_ASKED = 200  # 95% of such samples are within 0.04 of a share of 0.90
 SAMPLE_PARAMS = SamplingParams(temperature=0.0, max_new_tokens=40)
 SAMPLE_PROMPT_TOKENS = 8
+SHOWN_CHARS = 60  # of the text whose label is the sample
+MASKED_SAMPLE_TOKENS, MASKED_EVERY = 24, 6  # of the sample of masked language modelling: length, and distance of masks
 
 
 def validate(run):
@@ -47,8 +53,11 @@ def generator_of(run, max_batch=32):
 def sample_line(run):
     """A line of text that the model generates now, from sample_prompt or the start of a validation row."""
     data, prompt = run.data, run.settings.sample_prompt
-    if data.meta["stage"] in ("task", "mlm"):
-        return "no sample"
+    if data.meta["stage"] in SAMPLES:
+        run.model.eval()
+        line = SAMPLES[data.meta["stage"]](run, prompt)
+        run.model.train()
+        return line.replace("\n", " ")
     shown = prompt
     if not prompt:
         prompt = shown = data.tokenizer.decode(data.val[0][:SAMPLE_PROMPT_TOKENS])
@@ -58,6 +67,36 @@ def sample_line(run):
     with generator_of(run, max_batch=1) as generator:
         (text,) = generator.generate([prompt], SAMPLE_PARAMS)
     return f"{shown} → {text}".replace("\n", " ")
+
+
+def label_sample(run, text):
+    """A line with a text and the label or entities that the model gives it now; "": that of a validation row."""
+    data = run.data
+    classifier = Classifier(run.model, data.tokenizer, data.meta["task"])
+    if not text:
+        ids, is_pair = data.val[0][0], classifier.kind == PAIR
+        texts = np.split(ids, np.flatnonzero(ids == data.tokenizer.eot_id))[: 1 + is_pair]
+        text = tuple(map(data.tokenizer.decode, texts)) if is_pair else data.tokenizer.decode(texts[0])
+    shown = text if isinstance(text, str) else f" {ANSWER_TEXT} ".join(text)
+    shown = shown if len(shown) <= SHOWN_CHARS else shown[:SHOWN_CHARS] + "…"
+    return f"{shown} → {label_line(classifier, text)}"
+
+
+def fill_sample(run, text):
+    """A line with a text and what the model finds for its masks now; "": the start of a validation row is masked."""
+    filler = MaskFiller(run.model, run.data.tokenizer)
+    if text:
+        return f"{text} → {filled_line(filler.fill(text))}"
+    ids = run.data.val[0][:MASKED_SAMPLE_TOKENS].tolist()
+    special = run.data.meta["special_ids"]
+    ids = [token_id for token_id in ids if token_id not in (special["eot"], special["pad"])]
+    ids[MASKED_EVERY - 1 :: MASKED_EVERY] = [special["answer"]] * (len(ids) // MASKED_EVERY)
+    shown = run.data.tokenizer.decode(ids).replace(ANSWER_TEXT, MASK)
+    return f"{shown} → {filled_line(filler.fill_ids(ids))}"
+
+
+# By the stage of the rows: what makes the sample of a model that generates no text, as (run, sample_prompt) -> line.
+SAMPLES = {"task": label_sample, "mlm": fill_sample}
 
 
 def answered_share_of(run):

@@ -138,7 +138,6 @@ def test_the_base_may_be_in_fewer_bits_in_generation(kind, dtype):
 MISTAKES = {
     "a part of gpt2's one matrix": ({"matrices": QV}, ["q,v", "q, k, v", "all or none"]),
     "no matrix of it": ({"matrices": ["gate"]}, ["gate", "gpt2"]),
-    "an unknown matrix": ({"matrices": ["q", "query"]}, ["'query'", "down"]),
     "a budget above the rank": ({"adalora_rank": 5}, ["adalora_rank (5)", "rank (4)"]),
     "two forms at once": ({"adalora_rank": 2, "dora": True}, ["dora", "adalora_rank"]),
 }

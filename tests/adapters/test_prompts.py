@@ -1,7 +1,5 @@
 """Virtual tokens: training with them is training with embeddings before every row; how each method begins."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from tiny import random_ids, tiny_model, tiny_tokenizer
@@ -16,13 +14,13 @@ from minigpt.adapters.prompts import (
     run_embeddings,
 )
 from minigpt.common.errors import UserError
+from minigpt.settings.stages import Adapting
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 def settings(**changed):
-    defaults = {"method": "prompt", "virtual_tokens": 5, "prompt_text": "", "prefix_width": 0}
-    return SimpleNamespace(**{**defaults, **changed})
+    return Adapting(**{"method": "prompt", "virtual_tokens": 5, **changed})
 
 
 def frozen_model(architecture):
@@ -61,11 +59,11 @@ def test_a_prompt_trains_as_embeddings_before_every_row_do(architecture, rows, n
 
     # A prefix of the same keys and values: its gradient, passed on to the embeddings that they come from, is the same.
     embeddings = plain.detach().clone().requires_grad_()
-    virtual = run_embeddings(model, embeddings)
-    model.virtual = Prefix(virtual)
+    start = flatten_virtual(run_embeddings(model, embeddings))
+    model.virtual = Prefix(start.detach())
     loss = model.loss_sum(*data)
     loss.backward()
-    flatten_virtual(virtual).backward(model.virtual.embeddings.grad)
+    start.backward(model.virtual.embeddings.grad)
     torch.testing.assert_close(loss, expected, **CLOSE)
     torch.testing.assert_close(embeddings.grad, plain.grad, **CLOSE)
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from adapter_files import write_adapter
 from arena_fakes import arena_settings, open_fake, write_checkpoint, write_checkpoints
 from hugging_folders import write_model
 from peer_fakes import peer
@@ -76,6 +77,27 @@ def test_every_checkpoint_is_listed_with_what_it_is_and_broken_ones_cost_no_othe
     assert len(broken) == 1 and "bad/ckpt.pt" in str(broken[0]).replace("\\", "/")
     assert [c.name for c in found][:2] == ["deep/er", "run"]  # saved last; a run's best first
     assert ModelCache(arena_settings(tmp_path, out_root=str(tmp_path / "none"))).checkpoints() == ([], [])
+
+
+def test_an_adapter_is_listed_and_answers_and_a_missing_base_costs_no_other(tmp_path):
+    model = tiny_model()
+    base = write_checkpoint(tmp_path / "out" / "base" / "ckpt.pt", model, tiny_tokenizer(), "pretrain")
+    write_adapter(tmp_path / "out" / "lora" / "ckpt.pt", base, method="lora", rank=2)
+    cache = ModelCache(arena_settings(tmp_path, device="cpu", dtype="float32"))
+    about = {c.name: (c.stage, c.step, c.parameters, c.val_loss) for c in cache.checkpoints()[0]}
+    size = model.num_params()
+    assert about == {"base": ("pretrain", 7, size, 1.5), "lora": ("sft", 7, size, 1.5)}
+    generator, _ = cache.acquire("lora")
+    assert "lora with" in generator.about and len(generator.generate(["河"], SamplingParams(max_new_tokens=2))) == 1
+    cache.close()
+    write_checkpoint(base, tiny_model(seed=1), tiny_tokenizer(), "pretrain")
+    with pytest.raises(UserError, match="is not the base"):
+        cache.acquire("lora")
+    base.unlink()
+    found, broken = cache.checkpoints()
+    assert [c.name for c in found] == ["lora"] and not broken
+    with pytest.raises(UserError, match="base cannot be loaded"):
+        cache.acquire("lora")
 
 
 def test_a_checkpoint_that_the_system_withholds_is_told_apart_from_a_broken_one(tmp_path, monkeypatch):

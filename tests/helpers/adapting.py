@@ -1,22 +1,15 @@
 """Models with an adapter, small enough to check against plain formulas."""
 
-from types import SimpleNamespace
-
 import torch
 from tiny import random_ids, tiny_model
 
-from minigpt.adapters.lora import add_lora
-
-MATRICES = ["q", "k", "v", "o", "gate", "up", "down"]
+from minigpt.adapters.attach import attach_adapter
+from minigpt.settings.stages import Adapting
 
 
 def adapting(**changed):
     """The settings of an adapter: LoRA's defaults, rank 4, with some of them changed."""
-    defaults = {
-        "method": "lora", "rank": 4, "alpha": 8.0, "lora_dropout": 0.0, "matrices": MATRICES, "lora_init": "gaussian",
-        "dora": False, "adalora_rank": 0, "bottleneck": 8, "quantize": "none",
-    }  # fmt: skip
-    return SimpleNamespace(**{**defaults, **changed})
+    return Adapting(**{"method": "lora", "rank": 4, "alpha": 8.0, **changed})
 
 
 def freeze(model):
@@ -26,8 +19,8 @@ def freeze(model):
 
 def with_lora(architecture, trained=True, bias=False, **changed):
     """A tiny GPT in eval mode with LoRA. trained: its parameters are random, not those at the start."""
-    model = freeze(tiny_model(architecture=architecture, bias=bias))
-    add_lora(model, adapting(**changed))
+    model = tiny_model(architecture=architecture, bias=bias)
+    attach_adapter(model, adapting(**changed), tokenizer=None)
     if trained:
         randomize(model)
     return model

@@ -97,7 +97,7 @@ class FakeGenerator:
     def __init__(self, stage="sft", max_batch=32, obeys=True):
         self.stage, self.max_batch, self.obeys, self.about = stage, max_batch, obeys, "a fake"
         self.tokenizer = FakeTokenizer()
-        self.model = SimpleNamespace(config=SimpleNamespace(block_size=512, n_embd=3))
+        self.model, self.block_size = SimpleNamespace(config=SimpleNamespace(n_embd=3)), 512
         self.rows, self.queue, self.seen = [], [], []
         threading.Thread(target=self._run, daemon=True).start()
 
@@ -112,6 +112,9 @@ class FakeGenerator:
         self.seen.append(params)
         self.queue.append(stream)
         return stream
+
+    def should_compile(self, setting):
+        return False, "a fake"
 
     running = property(lambda self: len(self.rows))
     waiting = property(lambda self: len(self.queue))
@@ -244,7 +247,7 @@ class FakeClassifier:
     """
 
     stage, about, running, waiting, labels = "task", "a fake", 0, 0, ["双", "单"]
-    tokenizer, model = FakeTokenizer(), SimpleNamespace(config=SimpleNamespace(block_size=512))
+    tokenizer, block_size = FakeTokenizer(), 512
 
     def __init__(self, kind="classify"):
         self.kind = kind
@@ -274,16 +277,19 @@ class FakeClassifier:
         pass
 
 
-def open_fake(ckpt, settings):
+def open_fakes(ckpts, settings):
     """As inference.classify.open_served.
 
     A path with "base" in it gives a pretrained model; with "classify", "pair" or "tag", a model with such a task's
     head; others give an SFT model.
     """
+    return [(ckpt or "out/fake/ckpt.pt", {}, make_fake(ckpt, settings)) for ckpt in ckpts]
+
+
+def make_fake(ckpt, settings):
+    """The fake model of a path."""
     kind = next((kind for kind in ("classify", "pair", "tag") if kind in ckpt), None)
-    if kind:
-        return ckpt, {}, FakeClassifier(kind)
-    return ckpt or "out/fake/ckpt.pt", {}, FakeGenerator("pretrain" if "base" in ckpt else "sft", settings.max_batch)
+    return FakeClassifier(kind) if kind else FakeGenerator("pretrain" if "base" in ckpt else "sft", settings.max_batch)
 
 
 if __name__ == "__main__":
@@ -292,4 +298,4 @@ if __name__ == "__main__":
     from minigpt.serving import listener as listening
 
     listening.RECEIVE_SECONDS = 2
-    run_script(lambda: server.main(open_fake))
+    run_script(lambda: server.main(open_fakes))

@@ -5,7 +5,8 @@ import time
 
 import pytest
 import torch
-from tiny import EOT, MARK, PAD, VOCAB, random_ids, tiny_model, tiny_tokenizer
+from plain_generation import FORBIDDEN, TOKENIZER, plain_greedy, text_of
+from tiny import EOT, MARK, PAD, VOCAB, random_ids, tiny_model
 
 from minigpt.common.errors import UserError
 from minigpt.inference.engine import StopStringFilter, TextGenerator, compile_in_background
@@ -14,33 +15,8 @@ from model import GPTConfig, PromptPass
 
 pytestmark = pytest.mark.numeric
 
-TOKENIZER = tiny_tokenizer()
-FORBIDDEN = [PAD, *range(263, VOCAB)]
 QUESTIONS = ["河的桥", "东河有几座桥？", "a", "第三镇的河", "它位于哪里", "有河的镇？", "b"]
 GREEDY = SamplingParams(temperature=0, max_new_tokens=12)
-
-
-@torch.inference_mode()
-def plain_greedy(model, prompt, n_new, forbidden=FORBIDDEN, frequency=0.0, repetition=1.0):
-    """The ids that continue a prompt, by greedy decoding."""
-    ids = list(prompt)
-    for _ in range(n_new):
-        if len(ids) == model.config.block_size:
-            break
-        logits = model(torch.tensor([ids]))[0, -1]
-        for token in set(ids):
-            logits[token] = logits[token] / repetition if logits[token] > 0 else logits[token] * repetition
-            logits[token] -= frequency * ids.count(token)
-        logits[forbidden] = -torch.inf
-        token = logits.argmax().item()
-        if token == EOT:
-            break
-        ids.append(token)
-    return ids[len(prompt) :]
-
-
-def text_of(ids):
-    return b"".join(map(TOKENIZER.token_bytes, ids)).decode("utf-8", errors="ignore")
 
 
 def generator(model=None, stage="pretrain", **options):
@@ -51,9 +27,9 @@ class Scripted:
     """A fake model: in step t, row r gives the highest logit to script[r][t] and the next to `second`."""
 
     def __init__(self, script, second=65):
-        self.script, self.second, self.steps = script, second, -1
+        self.script, self.second, self.steps, self.virtual, self.n_virtual = script, second, -1, None, 0
         self.config, self.wte = GPTConfig(32, VOCAB, 1, 1, 8), torch.nn.Embedding(1, 1)
-        self.lm_head = torch.nn.Linear(1, 1)
+        self.lm_head, self.row_positions = torch.nn.Linear(1, 1), self.config.block_size
 
     def __call__(self, idx, kv_pass):
         self.steps += 1
@@ -69,7 +45,7 @@ class Scripted:
 def run(model, params=GREEDY, prompt=(1,), forbidden=(), **options):
     """Generate from one prompt of ids; returns (text, stream)."""
     made = generator(model, **options)
-    made.engine.forbidden = [token_id for token_id in forbidden if token_id < 263]
+    made.member.forbidden = [token_id for token_id in forbidden if token_id < 263]
     stream = made.new_stream(list(prompt), params)
     made.engine.waiting.append(stream)
     while made.engine.busy:
@@ -328,7 +304,7 @@ def test_cancelling_a_finished_request_has_no_effect():
     assert ["".join(made.submit("a", GREEDY))] == generator().generate(["a"], GREEDY)
     made.close()
     assert stream.finish_reason in ("stop", "length")
-    assert not made._thread.is_alive()
+    assert not made.worker.thread.is_alive()
 
 
 def test_an_error_while_generating_leaves_no_request_behind():

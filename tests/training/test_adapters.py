@@ -8,6 +8,7 @@ import torch
 from runs import TINY, finish_run, write_stages
 from tiny import ARCHITECTURE_FIELDS, PAD, VOCAB, padded_rows, random_ids, tiny_meta
 
+import train
 from data_utils import make_batch
 from minigpt.adapters.attach import trained_parameters
 from minigpt.checkpoint import load_checkpoint, load_model, weights_hash
@@ -31,12 +32,12 @@ METHODS = {
 def base(request, tmp_path):
     """(settings of a trained base's fine-tuning, its last.pt): a function of further settings."""
     folders = write_stages(tmp_path)
-    shape = {**TINY, "dropout": 0.0, "max_iters": 12, "learning_rate": 3e-3, **ARCHITECTURE_FIELDS[request.param]}
+    shape = {**TINY, "dropout": 0.0, "learning_rate": 3e-3, **ARCHITECTURE_FIELDS[request.param]}
     finish_run(**shape, data_dir=folders["pretrain"], out_dir=str(tmp_path / "base"))
 
     def tuning(**changes):
         given = {"data_dir": folders["sft"], "out_dir": str(tmp_path / "tuned"), "init_from": str(path)}
-        return {**TINY, "dropout": 0.0, "learning_rate": 2e-3, "max_iters": 24, "block_size": 96, **given, **changes}
+        return {**TINY, "dropout": 0.0, "learning_rate": 2e-3, "block_size": 96, **given, **changes}
 
     path = tmp_path / "base" / "last.pt"
     return tuning, path
@@ -45,7 +46,11 @@ def base(request, tmp_path):
 @pytest.mark.parametrize("name", list(METHODS))
 def test_a_method_trains_its_own_parameters_alone_and_its_file_is_small(base, name):
     tuning, path = base
-    run = finish_run(**tuning(method=name.split()[0], **METHODS[name]))
+    run = TrainingRun(TrainSettings(**tuning(method=name.split()[0], **METHODS[name])), say=lambda line: None)
+    run.data.val = run.data.train
+    loss_at_start = validate(run)
+    train.train(run)
+    assert validate(run) < loss_at_start
     before, content = load_checkpoint(path), load_checkpoint(run.out / "last.pt")
 
     # Its file has the trained parameters, and says which base they belong to.
@@ -59,12 +64,6 @@ def test_a_method_trains_its_own_parameters_alone_and_its_file_is_small(base, na
     loaded, _ = load_model(content)
     x = random_ids(2, 20)
     torch.testing.assert_close(loaded(x), run.model.eval()(x))
-
-    # It has learned something about the rows that it saw.
-    run.data.val = run.data.train
-    tuned_loss = validate(run)
-    run.model, _ = load_model(before)
-    assert tuned_loss < validate(run)
 
 
 def test_an_adapter_refuses_another_base_and_says_so(base, tmp_path):
