@@ -34,7 +34,7 @@ from minigpt.settings.stages import PrepareTaskSettings
 from minigpt.tokenizer import load_tokenizer
 
 PARTS = ("train", "val", "test")
-MAX_SHOWN_LABELS = 12
+MAX_PRINTED_LABELS = 12
 
 
 def read_parts(settings, reader):
@@ -150,8 +150,8 @@ def task_lines(meta):
     for part, counts in meta["parts"].items():
         lines.append(f"{part}: {counts['rows']} rows of {meta['block_size']}, {counts['tokens']} tokens")
         most = sorted(counts["labels"].items(), key=lambda item: -item[1])
-        shown = [f"{name} {count}" for name, count in most[:MAX_SHOWN_LABELS]]
-        lines.append("  " + ", ".join([*shown, *(["…"] if len(most) > MAX_SHOWN_LABELS else [])]))
+        shown = [f"{name} {count}" for name, count in most[:MAX_PRINTED_LABELS]]
+        lines.append("  " + ", ".join([*shown, *(["…"] if len(most) > MAX_PRINTED_LABELS else [])]))
     return lines
 
 
