@@ -46,7 +46,7 @@ TASK_HEADS = {
     "tag_accuracy": "tag accuracy",
 }  # fmt: skip
 MAJORITY = "majority class"
-MAX_SHOWN_LABELS = 12  # a larger confusion table stands in the JSON only
+MAX_TABLE_LABELS = 12  # a larger confusion table stands in the JSON only
 
 
 class TaskModel(EvaluatedModel):
@@ -112,7 +112,7 @@ def print_details(result, task):
     scores = result.figures[key]
     rows = [[name, *(each[part] for part in ("precision", "recall", "f1", "count"))] for name, each in scores.items()]
     print(f"\n{result.name}\n" + text_table([head, "precision", "recall", "F1", "there"], rows))
-    if task.kind != TAG and len(task.labels) <= MAX_SHOWN_LABELS:
+    if task.kind != TAG and len(task.labels) <= MAX_TABLE_LABELS:
         table = result.figures["confusion"]
         rows = [[label, *counts] for label, counts in zip(table["labels"], table["counts"], strict=True)]
         print("\n" + text_table(["is ↓ predicted →", *(label or "none" for label in table["predicted"])], rows))

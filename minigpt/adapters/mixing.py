@@ -45,7 +45,7 @@ class AdapterMix:
             name = weight.name.removesuffix(".weight")
             layers = [model.get_submodule(name) for model in models]
             if any(isinstance(layer, (LoRALinear, Bottleneck)) for layer in layers):
-                self.layers.append(MixedLinear(layers, weight.rows))
+                self.layers.append(MixedLinear(layers))
                 self.model.set_submodule(name, self.layers[-1])
 
     def choose(self, numbers):
@@ -63,17 +63,17 @@ class AdapterMix:
 class MixedLinear(nn.Module):
     """A linear layer `base` with the adapters of several models: x (B, T, in) -> (B, T, out).
 
-    layers: for each model its adapter's layer, or the base where it has none; rows: the output rows of each part of the
-    matrix, as in `LoRALinear`. number: of the model of all rows of x; None: `choose` has set that of each row.
+    layers: for each model its adapter's layer, or the base where it has none. number: of the model of all rows of x;
+    None: `choose` has set that of each row.
     """
 
-    def __init__(self, layers, rows):
+    def __init__(self, layers):
         super().__init__()
         self.base = next(getattr(layer, "base", layer) for layer in layers)
         self.number = 0
         self.kinds = []
         if any(isinstance(layer, LoRALinear) for layer in layers):
-            self.kinds.append(MixedUpdates(layers, rows, self.base.bias))
+            self.kinds.append(MixedUpdates(layers, self.base.bias))
         if any(isinstance(layer, Bottleneck) for layer in layers):
             self.kinds.append(MixedBottlenecks(layers))
 
@@ -91,23 +91,22 @@ class MixedLinear(nn.Module):
 
 
 class MixedUpdates:
-    """The updates of LoRA and DoRA of several models to a matrix; layers, rows: as in `MixedLinear`; bias: its own.
+    """The updates of LoRA and DoRA of several models to a matrix; layers: as in `MixedLinear`; bias: the matrix's own.
 
-    a (R, in): the adapters' A, part by part; b: for each part the adapters' scale · B, transposed (R and out of the
-    part); own (models, R): 1 at each model's ranks; factors (models, out): DoRA's, or None.
+    a (R, in), b (R, out): the adapters' A and transposed scale · B, R ranks in all; own (models, R): 1 at each model's
+    ranks; factors (models, out): DoRA's, or None.
     """
 
-    def __init__(self, layers, rows, bias):
-        self.rows, self.bias = rows, bias
-        like = next(layer.lora_a for layer in layers if isinstance(layer, LoRALinear))
-        parts = list(zip(*(low_rank_parts(layer, rows, like) for layer in layers), strict=True))
-        ranks = [[len(a) for a, _ in part] for part in parts]
-        self.spans, self.part_ranks = [spans_of(each) for each in ranks], [sum(each) for each in ranks]
-        self.a = torch.cat([a for part in parts for a, _ in part])
-        self.b = [torch.cat([b.T for _, b in part]) for part in parts]
-        self.own = torch.cat([ownership(each) for each in ranks], dim=1).to(self.a)
+    def __init__(self, layers, bias):
+        self.bias = bias
+        found = [layer for layer in layers if isinstance(layer, LoRALinear)]
+        pairs = [(layer.scale, *layer.factors()) for layer in found]
+        self.a = torch.cat([a for _, a, _ in pairs])
+        self.b = torch.cat([scale * b.T for scale, _, b in pairs])
+        ranks = [len(layer.lora_a) if layer in found else 0 for layer in layers]
+        self.spans, self.own = spans_of(ranks), ownership(ranks).to(self.a)
         factors = [getattr(layer, "row_factors", None) for layer in layers]
-        ones = self.a.new_ones(sum(rows))
+        ones = self.a.new_ones(self.b.shape[1])
         has_factors = any(each is not None for each in factors)
         self.factors = torch.stack([ones if f is None else f for f in factors]) if has_factors else None
 
@@ -117,24 +116,17 @@ class MixedUpdates:
         self.row_factors = None if self.factors is None else self.factors[numbers][:, None]
 
     def change(self, x, y, number):
-        """y (B, T, out), the matrix's output for x (B, T, in), with the updates. y may be overwritten."""
-        if self.factors is not None and self.bias is not None:
-            y -= self.bias
-        outputs = y.flatten(0, -2).split(self.rows, dim=1)
+        """y (B, T, out), the matrix's output for x (B, T, in), with the updates."""
+        factors = self.factors
+        if factors is not None:
+            factors = self.row_factors if number is None else factors[number]
+            y = y if self.bias is None else y - self.bias
         if number is None:
-            low = (F.linear(x, self.a) * self.row_ranks).flatten(0, -2).split(self.part_ranks, dim=1)
-            for output, part, b in zip(outputs, low, self.b, strict=True):
-                output.addmm_(part, b)
-        else:
-            x = x.flatten(0, -2)
-            for output, a, b, spans in zip(outputs, self.a.split(self.part_ranks), self.b, self.spans, strict=True):
-                span = spans[number]
-                if span.stop > span.start:
-                    output.addmm_(x @ a[span].T, b[span])
-        if self.factors is not None:
-            y *= self.row_factors if number is None else self.factors[number]
-            if self.bias is not None:
-                y += self.bias
+            y = torch.addmm(y.flatten(0, -2), (F.linear(x, self.a) * self.row_ranks).flatten(0, -2), self.b).view_as(y)
+        elif (span := self.spans[number]).start < span.stop:
+            y = torch.addmm(y.flatten(0, -2), F.linear(x, self.a[span]).flatten(0, -2), self.b[span]).view_as(y)
+        if factors is not None:
+            y = y * factors if self.bias is None else y * factors + self.bias
         return y
 
 
@@ -180,16 +172,3 @@ def spans_of(sizes):
 def ownership(sizes):
     """(len(sizes), sum(sizes)): 1 in row i at the places of the i-th of spans of these sizes, else 0."""
     return torch.block_diag(*(torch.ones(1, size) for size in sizes))
-
-
-def low_rank_parts(layer, rows, like):
-    """[(A (r, in), scale · B (rows of the part, r))] for each part of a layer's matrix; r is 0 where it has no update.
-
-    like (…, in): a tensor of the same width, type and device.
-    """
-    parts = [(like.new_empty(0, like.shape[1]), like.new_empty(n, 0)) for n in rows]
-    if not isinstance(layer, LoRALinear):
-        return parts
-    a, _ = layer.factors()
-    own = zip(a.split(layer.rank), (layer.scale * layer.lora_b).split(layer.chosen_rows), strict=True)
-    return [next(own) if is_chosen else none for none, is_chosen in zip(parts, layer.chosen, strict=True)]

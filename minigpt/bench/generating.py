@@ -5,6 +5,7 @@ that of a random model. EOT is never learned, so all texts have the same length.
 one process. The server and its clients are processes of their own, and idle meanwhile.
 """
 
+import itertools
 import math
 import tempfile
 import time
@@ -13,9 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from data_utils import loss_mask, open_rows, row_lengths
+from minigpt.adapters.attach import attach_adapter, trained_parameters
+from minigpt.adapters.mixing import share_layers
 from minigpt.bench.common import call_in_process, machine_name, medians, publish_results, reading_flags, run_quietly
 from minigpt.bench.load import ServedModel, load_server
 from minigpt.checkpoint import load_checkpoint, load_model
@@ -23,10 +27,11 @@ from minigpt.common.errors import UserError
 from minigpt.device import pick_device, wait_for
 from minigpt.evaluation.tables import markdown_table
 from minigpt.formats.weights import to_huggingface
-from minigpt.inference.engine import TextGenerator
+from minigpt.inference.engine import Engine, EngineWorker, TextGenerator
 from minigpt.inference.model_runner import ModelRunner
 from minigpt.inference.params import SamplingParams
 from minigpt.inference.quantize import convert_weights
+from minigpt.settings.stages import Adapting
 
 TOKENIZER_VOCAB = 8192  # trained on the articles; the output layer has GPT-2's 50304
 MODEL_FLAGS = ["--n_layer=12", "--n_head=12", "--n_embd=768", "--block_size=512", "--vocab_size=50304"]
@@ -38,6 +43,7 @@ REQUESTS_OF_EACH = {1: 6, 8: 5, 32: 3}  # number of clients: requests of each
 SCORED_ROWS = 24
 COMPARED_TYPES = ("float32", "bfloat16", "int8")
 CPU_DTYPE, GPU_DTYPE = "int8", "bfloat16"  # the fastest
+N_ADAPTERS, ADAPTER_STD = 8, 0.02
 DEMO_MODEL, DEMO_ROWS = "out/demo_sft/ckpt.pt", "data/processed_demo_sft"
 
 
@@ -113,6 +119,7 @@ class GenerationWays:
                 continue
             self.models[name] = convert_weights(load_model(content, device)[0], name)
             self.add(f"ours, {name}", self.models[name], False)
+            self.add_adapters(name, load_model(content, device)[0])
             if name in compiled:
                 self.add(f"ours, {name}, compiled", self.models[name], True)
 
@@ -129,6 +136,31 @@ class GenerationWays:
             prompts, SamplingParams(temperature=0, max_new_tokens=n_new)
         )
 
+    def add_adapters(self, dtype, base):
+        """Add a way: each prompt has one of N_ADAPTERS LoRA adapters on one base, of random numbers, in turn.
+
+        dtype: the compute type; base: a GPT in float32, which is converted.
+        """
+        models = [share_layers(base) for _ in range(N_ADAPTERS)]
+        for model in models:
+            attach_adapter(model, Adapting(method="lora"), self.tokenizer)
+            for p in trained_parameters(model).values():
+                nn.init.normal_(p, std=ADAPTER_STD)
+            model.eval()
+        convert_weights(models[0], dtype, sharing=models[1:])
+        worker = EngineWorker(Engine(models, self.tokenizer, max(BATCH_SIZES)))
+        worker.engine.stop_ids = set()
+        generators = [TextGenerator(model, self.tokenizer, "pretrain", worker=worker) for model in models]
+
+        def generate(prompts, n_new):
+            params = SamplingParams(temperature=0, max_new_tokens=n_new)
+            asked = zip(prompts, itertools.cycle(generators))
+            streams = [generator.new_stream(prompt, params) for prompt, generator in asked]
+            worker.run(generators[0], streams)
+            return ["".join(stream) for stream in streams]
+
+        self.ways[adapters_way(dtype)] = generate
+
     def time(self, name, prompts, n_new):
         """Seconds that a way takes for `n_new` tokens after prompts."""
         wait_for(self.device)
@@ -136,6 +168,11 @@ class GenerationWays:
         self.ways[name](prompts, n_new)
         wait_for(self.device)
         return time.perf_counter() - started
+
+
+def adapters_way(dtype):
+    """Name of the way that mixes adapters on a base of a compute type."""
+    return f"ours, {dtype}, {N_ADAPTERS} LoRA adapters mixed"
 
 
 def take_prompts(rows, n):
@@ -205,6 +242,10 @@ def generation_ratios(speed, loads, large, demo):
             f["tokens_per_second"] for (name, b), f in speed.items() if b == batch and name.startswith(beginning)
         )
 
+    def mixed_adapters(name):
+        mixed = speed.get((adapters_way(name), N_ADAPTERS))
+        return mixed and mixed["tokens_per_second"] / speed[f"ours, {name}", N_ADAPTERS]["tokens_per_second"]
+
     def loss_of_quality(perplexities, name):
         return perplexities[name] / perplexities["float32"] if name in perplexities else None
 
@@ -220,6 +261,7 @@ def generation_ratios(speed, loads, large, demo):
         "bf16_perplexity_ratio": loss_of_quality(large, "bfloat16"),
         "demo_int8_perplexity_ratio": loss_of_quality(demo, "int8"),
         "demo_bf16_perplexity_ratio": loss_of_quality(demo, "bfloat16"),
+        **{f"mixed_adapters_{name}_vs_base": mixed_adapters(name) for name in COMPARED_TYPES},
     }
     if ("Hugging Face, bfloat16", 1) in speed:
         ratios["one_stream_vs_hf_bf16"] = one / speed["Hugging Face, bfloat16", 1]["tokens_per_second"]

@@ -521,52 +521,37 @@ def open_converted(ckpt, settings, exact=False):
     names. Arguments and errors: as in `open_generators`."""
     path = ckpt or newest_checkpoint(settings.out_root)
     content = load_checkpoint(path)
-    (model,), tokenizer = load_models([content], pick_device(settings.device), settings.base)
-    (about,) = describe_models([path], [content], [model])
-    merge_lora(model)  # it then takes the time of its base
-    return path, content, model, tokenizer, f"{about}, {convert_models([model], settings, exact)}"
+    (model,), tokenizer, (about,) = convert_models([path], [content], settings, exact)
+    return path, content, model, tokenizer, about
 
 
-def make_generators(paths, contents, settings, exact):
-    """[`TextGenerator`] of the checkpoints at `paths`, whose dicts are one group of `group_by_base`."""
+def convert_models(paths, contents, settings, exact):
+    """([GPT], tokenizer, [a line about each]) of checkpoints of one base, in the type that the setting dtype names.
+
+    contents: their dicts, as in `load_models`; exact: as in `open_generators`.
+    """
     models, tokenizer = load_models(contents, pick_device(settings.device), settings.base)
-    about = describe_models(paths, contents, models)
+    sizes = [describe_parameters(*pair) for pair in zip(contents, models, strict=True)]  # before int8 weights
     if len(models) == 1:
-        merge_lora(models[0])  # it then takes the time of its base
-    converted = convert_models(models, settings, exact)
-    worker = EngineWorker(Engine(models, tokenizer, settings.max_batch))
-    generators = []
-    for model, content, line in zip(models, contents, about, strict=True):
-        generator = TextGenerator(model, tokenizer, content["stage"], worker=worker)
-        generator.about = f"{line}, {converted}"
-        if n := generator.member.virtual_tokens:
-            generator.about += f", {n} virtual tokens of {model.config.block_size} positions"
-        generators.append(generator)
-    return generators
-
-
-def convert_models(models, settings, exact=False):
-    """Convert GPTs that share their layers to the type that the setting dtype names; returns a text that says which.
-    exact: as in `open_generators`."""
+        merge_lora(models[0])  # then a step takes the time of the base's
     name = "float32" if exact and settings.dtype == "auto" else settings.dtype
     _, name, why = choose_weight_type(
         models[0], name, say=lambda line: print(line, file=sys.stderr, flush=True), sharing=models[1:]
     )
-    return f"{name} ({why}) on {models[0].wte.weight.device}"
-
-
-def describe_models(paths, contents, models):
-    """A text for each checkpoint at `paths` that says what it is. contents: their dicts; models: not yet converted."""
-    sizes = [describe_size(*pair) for pair in zip(contents, models, strict=True)]
-    return [
-        f"{path}: {content['stage']}, step {content['progress']['step']}, {size}"
+    about = [
+        f"{path}: {content['stage']}, step {content['progress']['step']}, {size}, {name} ({why}) on "
+        f"{models[0].wte.weight.device}"
         for path, content, size in zip(paths, contents, sizes, strict=True)
     ]
+    return models, tokenizer, about
 
 
-def describe_size(content, model):
-    """The parameters of a GPT in words; content: its checkpoint's dict."""
+def describe_parameters(content, model):
+    """What a GPT consists of, in words; content: its checkpoint's dict."""
     if "adapter" not in content:
         return f"{model.num_params() / 1e6:.2f}M parameters"
     trained = sum(tensor.numel() for tensor in content["model"].values())
-    return f"{content['adapter']['method']} with {trained:,} parameters on {content['base']['path']}"
+    text = f"{content['adapter']['method']} with {trained:,} parameters on {content['base']['path']}"
+    if model.n_virtual:
+        text += f", {model.n_virtual} virtual tokens of {model.config.block_size} positions"
+    return text

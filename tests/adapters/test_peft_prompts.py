@@ -1,16 +1,16 @@
 """Virtual tokens have the outputs that peft computes on the exported model, and go there and come back."""
 
-import json
-
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tiny import confident_model, random_ids, tiny_tokenizer
 
-from minigpt.adapters.peft_prompts import virtual_from_peft, virtual_to_peft
-from minigpt.adapters.prompts import EncodedPrompt, Prefix, PromptTokens, run_embeddings
+from minigpt.adapters.attach import attach_adapter, put_adapter_state
+from minigpt.adapters.peft_format import read_peft, write_peft
+from minigpt.adapters.peft_prompts import virtual_from_peft
+from minigpt.adapters.prompts import EncodedPrompt, Prefix, PromptTokens, flatten_virtual, run_embeddings
 from minigpt.common.errors import UserError
 from minigpt.formats.huggingface import write_huggingface
+from minigpt.settings.stages import Adapting
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -39,7 +39,7 @@ def make_virtual(name, model):
     """The virtual tokens of a method, away from where they begin."""
     torch.manual_seed(1)
     start = 0.3 * torch.randn(N, model.config.n_embd)
-    keys_values = run_embeddings(model, start)
+    keys_values = flatten_virtual(run_embeddings(model, start))
     virtual = {
         "prompt": lambda: PromptTokens(start),
         "p-tuning": lambda: EncodedPrompt(start, 24),
@@ -58,11 +58,9 @@ def make_virtual(name, model):
 def test_peft_computes_our_outputs_from_what_we_write(name, architecture, tmp_path):
     model, theirs = exported(tmp_path / "model", architecture)
     model.virtual = make_virtual(name, model)
-    tensors, fields = virtual_to_peft(model)
     (tmp_path / "adapter").mkdir()
-    save_file({key: t.contiguous() for key, t in tensors.items()}, tmp_path / "adapter" / "adapter_model.safetensors")
-    general = {"task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": str(tmp_path / "model")}
-    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(general | fields), encoding="utf-8")
+    model.adapter = Adapting(method=name.removeprefix("encoded "))
+    write_peft(tmp_path / "adapter", model, tmp_path / "model")
     adapted, ids = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval(), random_ids(3, 12)
     torch.testing.assert_close(adapted(ids).logits[:, -12:], model(ids), rtol=0, atol=1e-5)
 
@@ -77,19 +75,16 @@ def test_we_compute_the_outputs_of_what_peft_writes(name, architecture, tmp_path
     ids = random_ids(3, 12)
     expected = adapted(ids).logits[:, -12:]
     adapted.save_pretrained(tmp_path / "adapter")
-    fields = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
-    settings, state = virtual_from_peft(
-        load_file(tmp_path / "adapter" / "adapter_model.safetensors"), fields, model.config
-    )
-    assert settings == {"method": "prefix" if "prefix" in name else "prompt", "virtual_tokens": N}
-    model.virtual = make_virtual(settings["method"], model)
-    model.load_state_dict(state, strict=False)
+    config, state = read_peft(tmp_path / "adapter", model)
+    attach_adapter(model, config, tiny_tokenizer())
+    put_adapter_state(model, state)
+    assert config == Adapting(method="prefix" if "prefix" in name else "prompt", virtual_tokens=N)
     torch.testing.assert_close(model(ids), expected, rtol=0, atol=1e-5)
 
 
 def test_virtual_tokens_of_another_shape_are_refused():
-    config = confident_model("gpt2").config
+    model = confident_model("gpt2")
     for tensors in ({}, {"prompt_embeddings": torch.zeros(N, 32)}, {"prompt_embeddings": torch.zeros(32)}):
         for kind, width in (("P_TUNING", 64), ("PREFIX_TUNING", 2 * 2 * 64)):
             with pytest.raises(UserError, match=rf"this model needs \[virtual tokens, {width}\]"):
-                virtual_from_peft(tensors, {"peft_type": kind}, config)
+                virtual_from_peft(tensors, {"peft_type": kind}, model.config)

@@ -24,7 +24,7 @@ SPEED = speed(
     {
         ("plain loop, float32", 1): 10.0, ("Hugging Face, float32", 1): 40.0, ("ours, float32", 1): 44.0,
         ("ours, int8", 1): 50.0, ("ours, int8, compiled", 1): 200.0, ("Hugging Face, float32", 8): 100.0,
-        ("ours, int8, compiled", 8): 900.0,
+        ("ours, int8", 8): 400.0, ("ours, int8, compiled", 8): 900.0, (generating.adapters_way("int8"), 8): 360.0,
     }
 )  # fmt: skip
 LOADS = {
@@ -60,7 +60,7 @@ def test_every_way_makes_the_same_greedy_text(ways):
         assert ways.ways["Hugging Face, float32"]([prompt], 4)[0, 8:].tolist() == ids
         assert ways.ways["ours, float32"]([prompt], 4) == [tiny_tokenizer().decode(ids)]
     assert compared > 5
-    for name in ("ours, bfloat16", "ours, int8"):
+    for name in ("ours, bfloat16", "ours, int8", *map(generating.adapters_way, generating.COMPARED_TYPES)):
         assert len(ways.ways[name](random_ids(3, 8).tolist(), 4)) == 3
         assert ways.time(name, [[1, 2]], 3) > 0
 
@@ -76,6 +76,8 @@ def test_ratios_are_ours_over_the_others():
     assert ratios["int8_perplexity_ratio"] == pytest.approx(1.01)
     assert ratios["bf16_perplexity_ratio"] == pytest.approx(1.005)
     assert ratios["demo_int8_perplexity_ratio"] is None
+    assert ratios["mixed_adapters_int8_vs_base"] == pytest.approx(0.9)
+    assert ratios["mixed_adapters_float32_vs_base"] is None
     table = generating.generation_table(SPEED, LOADS, ratios, 1.5)
     assert "| ours, int8, compiled | 8 | 900.0 | 1350.0 | 10 |" in table
     assert "| demo_int8_perplexity_ratio | not measured |" in table

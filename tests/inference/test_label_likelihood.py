@@ -16,11 +16,11 @@ LABELS = [random_ids(n, seed=50 + n).tolist() for n in (1, 2, 1, 3, 6)]
 class FixedVirtualTokens(torch.nn.Module):
     """Two virtual tokens before each row, with keys and values of noise."""
 
-    n = 2
+    embeddings = (0, 0)  # as many as there are tokens
 
     def forward(self, model):
         generator = torch.Generator().manual_seed(3)
-        shape = model.config.n_kv_head, self.n, model.config.head_dim
+        shape = model.config.n_kv_head, len(self.embeddings), model.config.head_dim
         noise = [torch.randn(shape, generator=generator) for _ in range(2 * model.config.n_layer)]
         return VirtualTokens(noise[::2], noise[1::2])
 
