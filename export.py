@@ -119,6 +119,8 @@ def export_adapter(settings, folder, model, tokenizer, content):
         (new / MODEL_CARD).write_text(adapter_card(folder.name, base, content), encoding="utf-8")
 
     write_folder_atomic(folder, write)
+    if model.adapter.quantize != "none":
+        print("note: it was trained on a base in 4 bits; peft adds it to the base as that is loaded there")
     if base != path:
         print(f"its base has to be in {base}: python export.py --ckpt={path}")
     print(f"peft: AutoPeftModelForCausalLM.from_pretrained({str(folder)!r})")

@@ -28,7 +28,7 @@ def read_auth(settings):
 
 
 def main(open_generator=None):
-    """open_generator: replaces inference.engine.open_generator in tests."""
+    """open_generator: replaces inference.classify.open_labeller_or_generator in tests."""
     settings = load_settings(ArenaSettings)
     auth = read_auth(settings)
     signals = Signals()

@@ -34,7 +34,7 @@ from minigpt.settings.stages import PrepareTaskSettings
 from minigpt.tokenizer import load_tokenizer
 
 PARTS = ("train", "val", "test")
-MAX_SHOWN_LABELS = 12
+MAX_PRINTED_LABELS = 12
 
 
 def read_parts(settings, reader):
@@ -150,14 +150,15 @@ def task_lines(meta):
     for part, counts in meta["parts"].items():
         lines.append(f"{part}: {counts['rows']} rows of {meta['block_size']}, {counts['tokens']} tokens")
         most = sorted(counts["labels"].items(), key=lambda item: -item[1])
-        shown = [f"{name} {count}" for name, count in most[:MAX_SHOWN_LABELS]]
-        lines.append("  " + ", ".join([*shown, *(["…"] if len(most) > MAX_SHOWN_LABELS else [])]))
+        shown = [f"{name} {count}" for name, count in most[:MAX_PRINTED_LABELS]]
+        lines.append("  " + ", ".join([*shown, *(["…"] if len(most) > MAX_PRINTED_LABELS else [])]))
     return lines
 
 
 def main():
     settings = load_settings(PrepareTaskSettings)
-    refuse_to_replace(settings, "task_data_dir", "task_files", settings.task_files)
+    files = [*settings.task_files, *settings.dev_files, *settings.test_files]
+    refuse_to_replace(settings, "task_data_dir", "task_files", files)
     meta, warnings = prepare_task(settings)
     for line in [dropped_text(meta), *task_lines(meta), *warnings]:
         print(line)

@@ -123,6 +123,7 @@ def test_rows_of_a_task_have_labels_where_their_tokens_are(task_folder):
 
 def test_training_data_gives_the_batches_of_a_task(task_folder):
     data = TrainingData(TrainSettings(data_dir=str(task_folder), block_size=16, batch_size=2, eval_iters=1))
+    assert data.longest_input() == 16
     step = data.step((0, 0))
     assert (step.rows, len(data.val)) == (2, 2) and step.tokens in (7, 11, 14)
     (x, y, mask) = step.batches[0]

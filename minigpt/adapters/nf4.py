@@ -80,8 +80,18 @@ def replace_layers(model, is_replaced, make):
                 setattr(parent, name, new.requires_grad_(False))
 
 
+def quantized_layers(model):
+    """The `NF4Linear` layers of a GPT."""
+    return [m for m in model.modules() if isinstance(m, NF4Linear)]
+
+
+def quantized_weights(model):
+    """Number of a GPT's weights in 4 bits; they are not among its parameters."""
+    return sum(m.state.shape.numel() for m in quantized_layers(model))
+
+
 def weight_bytes(model):
     """Bytes of a GPT's weights in memory."""
-    quantized = [m for m in model.modules() if isinstance(m, NF4Linear)]
-    biases = {id(m.bias) for m in quantized}
-    return sum(m.nbytes() for m in quantized) + sum(p.nbytes for p in model.parameters() if id(p) not in biases)
+    layers = quantized_layers(model)
+    biases = {id(m.bias) for m in layers}
+    return sum(m.nbytes() for m in layers) + sum(p.nbytes for p in model.parameters() if id(p) not in biases)

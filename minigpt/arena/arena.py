@@ -15,7 +15,7 @@ from minigpt.arena.votes import SAMPLING_KEYS, Battles, Votes
 from minigpt.checkpoint import BEST
 from minigpt.common.files import PROJECT
 from minigpt.common.net import MINIGPT_OWNER
-from minigpt.inference.engine import open_generator
+from minigpt.inference.classify import open_labeller_or_generator
 from minigpt.inference.params import SamplingParams
 from minigpt.openai_client import Limits, clean_text
 
@@ -40,9 +40,9 @@ class ModelChoice:
 
 
 class Arena:
-    """Everything that the page shows. settings: a Settings; open: as inference.engine.open_generator."""
+    """Everything that the page shows. settings: a Settings; open: as inference.classify.open_labeller_or_generator."""
 
-    def __init__(self, settings, open=open_generator):
+    def __init__(self, settings, open=open_labeller_or_generator):
         self.settings = settings
         self.models = ModelCache(settings, open)
         limits = Limits(seconds=settings.request_seconds, chars=settings.answer_chars)
@@ -55,13 +55,21 @@ class Arena:
         self.examples, self._example_problems = read_examples(EXAMPLES_FILE)
 
     def choices(self):
-        """[ModelChoice]: all checkpoints, then the models of the peers that answered their last check."""
-        found = [ModelChoice(checkpoint.name, checkpoint) for checkpoint in self.models.checkpoints()[0]]
+        """[ModelChoice]: all checkpoints that generate text, then the models of the peers that answered their last
+        check."""
+        found = self._checkpoints_of_stages("pretrain", "sft")
         for peer in self.peers.all():
             status = self.peers.status(peer.name)
             for model in status.models if status else ():
                 found.append(ModelChoice(f"{model['id']}{SEPARATOR}{peer.name}", None, peer.name, status.seconds))
         return found
+
+    def task_choices(self):
+        """[ModelChoice]: the checkpoints with a task's head."""
+        return self._checkpoints_of_stages("task")
+
+    def _checkpoints_of_stages(self, *stages):
+        return [ModelChoice(each.name, each) for each in self.models.checkpoints()[0] if each.stage in stages]
 
     def problems(self):
         """[UserError]: broken checkpoints under out_root, entries of the peers' file and rows of examples.csv."""
@@ -100,6 +108,8 @@ class Arena:
             return ModelAnswer(name, name, stream, lambda: self.peers.record_error(peer, stream.error))
         generator, checkpoint = self.models.acquire(name)
         try:
+            if checkpoint.stage == "task":
+                raise Problem("labels_only", name=name)
             stream = generator.submit(prompt, params)
         except BaseException:
             self.models.release(name)
@@ -113,6 +123,24 @@ class Arena:
             self.models.release(name)
 
         return ModelAnswer(name, checkpoint.key, stream, release)
+
+    def label(self, name, text, text_b=""):
+        """What a model with a task's head says of a text, or of two for a model of pairs: `Classified` or `Tagged`.
+
+        Raises Problem or UserError.
+        """
+        if not name:
+            raise Problem("no_task_model")
+        classifier, checkpoint = self.models.acquire(name)
+        try:
+            if checkpoint.stage != "task":
+                raise Problem("no_labels", name=name)
+            text = self.check_prompt(text)
+            if checkpoint.task == "tag":
+                return classifier.tag([text])[0]
+            return classifier.classify([(text, self.check_prompt(text_b)) if checkpoint.task == "pair" else text])[0]
+        finally:
+            self.models.release(name)
 
     def ask_all(self, requests, params):
         """[ModelAnswer] of the requests [(name, prompt)], all being generated. If one raises (as `ask` does), the

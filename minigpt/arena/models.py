@@ -12,8 +12,10 @@ from minigpt.checkpoint import BEST, PREVIOUS, load_checkpoint, number_equal_nam
 from minigpt.common.errors import UserError
 from minigpt.common.files import file_stamp
 from minigpt.formats.adoption import CONFIG_FILE, is_model_folder
-from minigpt.inference.engine import open_generator
+from minigpt.inference.classify import open_labeller_or_generator
 from model import GPT, GPTConfig
+
+STAGES = ("pretrain", "sft", "task", "mlm")
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class CheckpointInfo:
 
     name: its run's folder, and its own name unless it is the run's best; path: the file, or a Hugging Face folder;
     parameters: counted as in nanoGPT; val_loss:
-    nats per token, None before the first validation; seconds: modification time of the file.
+    nats per token, None before the first validation; seconds: modification time of the file; task: kind of the task of
+    a model with a head, "" of others.
     """
 
     name: str
@@ -32,6 +35,7 @@ class CheckpointInfo:
     parameters: int
     val_loss: float | None
     seconds: float
+    task: str = ""
 
     @property
     def key(self):
@@ -56,9 +60,10 @@ def read_checkpoint_info(path, name):
         losses = progress.get("last_losses")
         loss = progress.get("best_val_loss") if path.name == BEST else losses[1] if losses else None
         loss = loss if loss is not None and loss < float("inf") else None
-        if content["stage"] not in ("pretrain", "sft"):
+        if content["stage"] not in STAGES:
             raise ValueError(f"stage {content['stage']!r}")
-        return CheckpointInfo(name, path, content["stage"], int(progress["step"]), parameters, loss, modified)
+        about = content["stage"], int(progress["step"]), parameters, loss, modified
+        return CheckpointInfo(name, path, *about, content["task"]["kind"] if content["stage"] == "task" else "")
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:  # entries of a wrong type
         raise UserError(f"{path} is no checkpoint of this version ({type(error).__name__})") from None
 
@@ -74,10 +79,10 @@ class ModelCache:
     """The checkpoints under settings.out_root. At most settings.loaded_models of them stay loaded, unless more are in
     use; the least recently used one is unloaded first.
 
-    open: as inference.engine.open_generator.
+    open: as inference.classify.open_labeller_or_generator.
     """
 
-    def __init__(self, settings, open=open_generator):
+    def __init__(self, settings, open=open_labeller_or_generator):
         self.settings, self._open, self.root = settings, open, Path(settings.out_root)
         self._infos = {}  # (path, stamp of the file): CheckpointInfo
         self._slots, self._lock = {}, threading.Lock()  # name: CacheSlot, the least recently used first

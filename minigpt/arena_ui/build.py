@@ -9,6 +9,7 @@ from minigpt.arena_ui.duel import DuelTab
 from minigpt.arena_ui.match import MatchTab
 from minigpt.arena_ui.peers import PeersTab
 from minigpt.arena_ui.single import SingleTab
+from minigpt.arena_ui.tasks import TasksTab
 from minigpt.arena_ui.training import TrainingTab
 
 EXAMPLE_HEADERS = ["提示 prompt", "适合 for", "说明 note"]
@@ -31,6 +32,8 @@ def create_page(arena):
                 add_examples(arena.examples, SingleTab(page).prompt, "examples")
             with gr.Tab(T("tab_duel"), id="duel") as duel_tab:
                 add_examples(arena.examples, DuelTab(page).prompt, "duel-examples")
+            with gr.Tab(T("tab_tasks"), id="tasks") as tasks_tab:
+                TasksTab(page)
             with gr.Tab(T("tab_board"), id="board") as board_tab:
                 BoardTab(page, board_tab)
             with gr.Tab(T("tab_match"), id="match") as match_tab:
@@ -58,10 +61,10 @@ def create_page(arena):
             """The handler of selecting a tab: only that tab's timer runs, if it has one."""
             return lambda: [gr.Timer(active=tab is owner) for owner in (training_tab, peers_tab)]
 
-        opened = gr.on([blocks.load, refresh.click], list_models, None, page.models, **PRIVATE)
-        opened.then(list_models_after_check, None, page.models, api_name="refresh", **UNQUEUED)
+        opened = gr.on([blocks.load, refresh.click], list_models, None, list(page.models), **PRIVATE)
+        opened.then(list_models_after_check, None, list(page.models), api_name="refresh", **UNQUEUED)
         blocks.unload(stop_requests)
-        for tab in (single_tab, duel_tab, board_tab, match_tab, training_tab, peers_tab):
+        for tab in (single_tab, duel_tab, tasks_tab, board_tab, match_tab, training_tab, peers_tab):
             tab.select(switch_timers(tab), None, [training.timer, peers.timer], **PRIVATE)
     blocks.queue(default_concurrency_limit=MAX_CONCURRENT_EVENTS, api_open=False)
     return blocks

@@ -28,10 +28,11 @@ TABLE = {"interactive": False, "wrap": True}
 
 
 class PageContext:
-    """Passed to each tab. opened: the event of a visitor opening the page; models: drop-downs that list models."""
+    """Passed to each tab. opened: the event of a visitor opening the page; models: {drop-down that lists models: the
+    function that gives its [ModelChoice]}."""
 
     def __init__(self, arena, opened):
-        self.arena, self.opened, self.models = arena, opened, []
+        self.arena, self.opened, self.models = arena, opened, {}
         self._folders, self._lock = deque(), threading.Lock()
 
     def save_download(self, name, content):
@@ -100,16 +101,22 @@ def choice_label(request, choice):
         return translate(request, "choice_far", name=choice.name, ms=choice.seconds * 1000)
     info = choice.checkpoint
     loss = "" if info.val_loss is None else translate(request, "choice_loss", loss=info.val_loss)
+    kind = translate(request, f"task_{info.task}" if info.task else f"stage_{info.stage}")
     return translate(
-        request, "choice_near", name=info.name, size=f"{info.parameters / 1e6:.1f}M",
-        stage=translate(request, f"stage_{info.stage}"), step=f"{info.step:,}", loss=loss,
+        request, "choice_near", name=info.name, size=f"{info.parameters / 1e6:.1f}M", stage=kind,
+        step=f"{info.step:,}", loss=loss,
     )  # fmt: skip
 
 
 def update_model_lists(page, request):
     """Updates for all drop-downs of page.models: the models that can be chosen now."""
-    choices = [(choice_label(request, choice), choice.name) for choice in page.arena.choices()]
-    return [gr.update(choices=choices) for _ in page.models]
+    listed = {choose: labelled_choices(request, choose) for choose in page.models.values()}
+    return [gr.update(choices=listed[choose]) for choose in page.models.values()]
+
+
+def labelled_choices(request, choose):
+    """The choices of a drop-down, as Gradio takes them. choose(): gives the [ModelChoice]."""
+    return [(choice_label(request, choice), choice.name) for choice in choose()]
 
 
 def default_models(page, count):
@@ -123,12 +130,14 @@ def default_models(page, count):
     return [first[i] if i < len(first) else None for i in range(count)]
 
 
-def model_dropdown(page, label, value, **options):
-    """A drop-down of models, updated together with the others."""
-    choices = [(choice_label(None, choice), choice.name) for choice in page.arena.choices()]
+def model_dropdown(page, label, value, choose=None, **options):
+    """A drop-down of models, updated together with the others. choose: gives its [ModelChoice]; None: the models that
+    generate text."""
+    choose = choose or page.arena.choices
+    choices = labelled_choices(None, choose)
     # allow_custom_value: a model that has left the list is explained by our handlers, not by Gradio's own error.
     dropdown = gr.Dropdown(choices, value=value, label=T(label), allow_custom_value=True, **options)
-    page.models.append(dropdown)
+    page.models[dropdown] = choose
     return dropdown
 
 

@@ -19,7 +19,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from minigpt.common.errors import UserError
+from minigpt.common.errors import UserError, first_line
 from minigpt.corpus.questions import has_any, is_blank, load_json, lower_names
 from minigpt.corpus.readers.compression import DAMAGE_ERRORS, open_decompressed
 from minigpt.corpus.readers.encodings import Utf8Stream
@@ -41,10 +41,10 @@ LABEL_NAMES = (
 )  # fmt: skip
 TAG_NAMES = ("tags", "ner_tags", "bio", "bio_tags")
 CHARACTER_NAMES = ("tokens", "chars", "characters", "words")
-NO_LABEL = "-"  # in SNLI and its kin: the annotators disagreed
+NO_LABEL = ("-", "nan")  # in SNLI and its kin: the annotators disagreed; in Parquet: an empty cell
 
 TAG_PATTERN = re.compile(r"O|[BIMESLU](?:-[^\s\"]+)?")
-TAG_OF_BIO = {"M": "I", "E": "I", "L": "I", "S": "B", "U": "B"}  # marks of BIOES, BMES and BILOU
+BIO_MARKS = {"M": "I", "E": "I", "L": "I", "S": "B", "U": "B"}  # marks of BIOES, BMES and BILOU
 TAGGED_LINE = re.compile(rf"(\S)[ \t](?:.*[ \t])?({TAG_PATTERN.pattern})[ \t]*")
 LOOKED_AT_BYTES = 4096  # of a file, by which lines of tags are recognized
 FEWEST_TAGGED_LINES = 2
@@ -109,6 +109,10 @@ class ExampleReader:
     def __init__(self, problems, text_field="", label_field="", labels=(), encoding=""):
         self.problems = problems
         self.text_names = tuple(name.strip().lower() for name in text_field.split(",") if name.strip())
+        if len(self.text_names) > 2:
+            raise UserError(
+                f"--text_field={text_field} names {len(self.text_names)} fields; name one, or two of a pair"
+            )
         self.label_name = label_field.strip().lower()
         self.labels = list(labels)
         self.encoding = encoding
@@ -148,7 +152,7 @@ class ExampleReader:
             if reason:
                 return None, reason
             texts.append(text)
-        label, reason = self.read_label(row[fields.label], fields.label)
+        label, reason = read_label(row[fields.label], fields.label, self.labels)
         return (None, reason) if reason else (LabelledExample(path, number, *texts, label=label), None)
 
     def find_fields(self, row):
@@ -170,24 +174,6 @@ class ExampleReader:
             return None, f'no "{label_names[0]}"{list_fields(row)}'
         return ExampleFields(PAIR if len(texts) == 2 else CLASSIFY, texts, label), None
 
-    def read_label(self, value, name):
-        """(name of a label, None), or (None, reason). A number is the label's place in `labels`, unless it is one."""
-        if isinstance(value, bool):
-            text = str(value).lower()
-        elif isinstance(value, (int, float)):
-            text = f"{value:g}"
-        elif isinstance(value, str):
-            text = value.strip()
-        else:
-            return None, f'"{name}" has a list or an object in place of a label'
-        if text == NO_LABEL:
-            return None, f'"{name}" has no label ({NO_LABEL})'
-        if self.labels and text not in self.labels:
-            if not text.isdecimal() or int(text) >= len(self.labels):
-                return None, f'"{name}" is none of --labels'
-            text = self.labels[int(text)]
-        return text, None
-
     def read_tagged(self, row, fields):
         """(text, BIO tags, None) of a row, or (None, None, reason)."""
         (name,) = fields.texts
@@ -199,15 +185,15 @@ class ExampleReader:
         text, reason = text_field(row, name)
         if reason:
             return None, None, reason
-        tags = []
+        tags, labels = [], list(map(to_bio, self.labels))
         for value in split_tags(row[fields.label]):
-            tag, reason = self.read_label(value, fields.label)
+            tag, reason = read_label(to_bio(value), fields.label, labels)
             if tag and not TAG_PATTERN.fullmatch(tag):
                 reason = f'"{fields.label}" has a tag that is not O, B-… or I-…'
                 reason += ": name the tags of its numbers with --labels=…" if tag.isdecimal() else ""
             if reason:
                 return None, None, reason
-            tags.append(TAG_OF_BIO.get(tag[0], tag[0]) + tag[1:])
+            tags.append(tag)
         if len(tags) != len(text):
             return None, None, f'"{fields.label}" has not as many tags as the text has characters'
         return text, tags, None
@@ -230,10 +216,34 @@ def name_example_columns(row):
     return dict(zip(names, cells, strict=True)) if names else row
 
 
+def read_label(value, name, labels):
+    """(text of a label, None), or (None, reason). labels: those that may be; [] for any.
+
+    A number that is none of them is the place of one, from 0 on. name: of the field.
+    """
+    if isinstance(value, (list, dict)):
+        return None, f'"{name}" has a list or an object in place of a label'
+    is_whole = isinstance(value, float) and value.is_integer()
+    text = str(value).lower() if isinstance(value, bool) else str(int(value) if is_whole else value).strip()
+    if text in NO_LABEL:
+        return None, f'"{name}" has no label ({text})'
+    if labels and text not in labels:
+        if not text.isdecimal() or int(text) >= len(labels):
+            return None, f'"{name}" is none of --labels'
+        text = labels[int(text)]
+    return text, None
+
+
 def split_tags(value):
     """The list of tags in a field: a list, the JSON of one, or a text with spaces between the tags."""
     value = load_json(value)
     return value if isinstance(value, list) else str(value).split()
+
+
+def to_bio(tag):
+    """A tag of BIOES, BMES or BILOU as one of BIO; anything else as it is."""
+    is_tag = isinstance(tag, str) and TAG_PATTERN.fullmatch(tag)
+    return BIO_MARKS.get(tag[0], tag[0]) + tag[1:] if is_tag else tag
 
 
 def is_tag_list(value, name):
@@ -265,9 +275,12 @@ def read_tagged_lines(path, problems, progress=None, encoding=""):
 
     A text with another line is added to `problems`. Of more than two columns, the first and the last count.
     """
-    with open(path, "rb") as file:
-        stream = Utf8Stream(open_decompressed(file, path), encoding)
-        data = b"".join(iter(lambda: stream.read(READ_BYTES), b""))
+    try:
+        with open(path, "rb") as file:
+            stream = Utf8Stream(open_decompressed(file, path), encoding)
+            data = b"".join(iter(lambda: stream.read(READ_BYTES), b""))
+    except DAMAGE_ERRORS as error:
+        raise UserError(f"{path} is damaged ({first_line(error)}); download or copy it again") from None
     if progress:
         progress(os.path.getsize(path))
     tokens, tags, start, broken = [], [], 1, None
@@ -295,7 +308,10 @@ def order_labels(examples, given=()):
     Raises UserError where there is one only, or so many that the field holds no labels.
     """
     counts = Counter(name for example in examples for name in example.names)
-    labels = list(given) or sorted(counts, key=lambda name: (int(name) if name.isdecimal() else math.inf, name))
+    given = map(to_bio, given) if examples[0].kind == TAG else given
+    labels = list(dict.fromkeys(given)) or sorted(
+        counts, key=lambda name: (int(name) if name.isdecimal() else math.inf, name)
+    )
     if len(labels) < 2:
         raise UserError(f"all rows have the label {labels[0]}: there is nothing to tell apart; name others")
     if len(labels) > min(MOST_LABELS, max(FEWEST_LABELS_REFUSED, sum(counts.values()) // 2)):

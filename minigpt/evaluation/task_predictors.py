@@ -23,13 +23,17 @@ class LikelihoodPredictor:
       mean        the mean over these tokens, so that long words are not at a disadvantage
       calibrated  sum, minus that of the same prompt with an empty text, which shows what the examples and the words
                   alone make likely (Zhao et al. 2021, "Calibrate Before Use", section 5: W = diag(p)^-1, b = 0)
+      auto        sum for a fine-tuned model, calibrated for others (measured in docs/evaluation.md)
     prompter: a `TaskPrompter`, whose `ids_of` and `room` are set here.
     """
 
     def __init__(self, generator, prompter, label_score):
         self.model, self.tokenizer = generator.model, generator.tokenizer
+        is_tuned = prompter.stage == "sft"
         self.prompter, self.label_score = prompter, label_score
-        end = [self.tokenizer.eot_id] if prompter.stage == "sft" else []
+        if label_score == "auto":
+            self.label_score = "sum" if is_tuned else "calibrated"
+        end = [self.tokenizer.eot_id] if is_tuned else []
         self.labels = list(prompter.task.words)
         self.words = [[*self.tokenizer.encode(word), *end] for word in prompter.task.words.values()]
         prompter.ids_of, prompter.room = generator.prompt_ids, prompt_room(self.model, self.words)

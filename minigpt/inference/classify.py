@@ -168,6 +168,11 @@ def open_served(ckpts, settings):
     return [open_classifier(path, settings) if stage == "task" else next(generators) for path, stage in found]
 
 
+def open_labeller_or_generator(ckpt, settings):
+    """(path, checkpoint's dict, model) of one checkpoint, as in `open_served`."""
+    return open_served([ckpt], settings)[0]
+
+
 def open_classifier(ckpt, settings, exact=False):
     """(path, checkpoint's dict, `Classifier`) of a checkpoint of stage "task"; arguments as of `open_converted`.
 

@@ -579,9 +579,10 @@ class TasksSettings(WordedTasks, LocalModels, Measuring, Stage):
         ["likelihood", "answer"],
     )
     label_score: str = setting(
-        "calibrated",
-        "likelihood: sum over a label's tokens, mean over them, or calibrated: sum less that without the text",
-        ["sum", "mean", "calibrated"],
+        "auto",
+        "likelihood: sum over a label's tokens, mean over them, or calibrated: sum less that of an empty text; auto: "
+        "sum of fine-tuned models, calibrated of others",
+        ["auto", "sum", "mean", "calibrated"],
     )
 
 

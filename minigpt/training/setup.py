@@ -13,6 +13,7 @@ import torch
 from data_utils import TrainingData, check_tokenizer
 from minigpt.adapters.adalora import AdaLoRABudget
 from minigpt.adapters.attach import adapting_of, attach_adapter, trained_parameters
+from minigpt.adapters.nf4 import quantized_weights, weight_bytes
 from minigpt.adapters.prompts import check_room
 from minigpt.checkpoint import LAST, load_checkpoint, load_model, new_output_layer, newest_intact, weights_hash
 from minigpt.common.errors import UserError
@@ -271,8 +272,12 @@ def speed_text(run, compiled, why):
     if run.base:
         n = sum(p.numel() for p in trained_parameters(run.model).values())
         trained = f", of which {n:,} train"
+    quantized = quantized_weights(run.model)
+    if quantized:
+        in_float32 = 4 * quantized + sum(p.nbytes for p in run.model.parameters())
+        trained += f"; weights take {weight_bytes(run.model) / 1e6:,.1f} MB, in float32 {in_float32 / 1e6:,.1f}"
     return (
-        f"number of parameters: {run.model.num_params() / 1e6:.2f}M{trained}; {run.device}{processes}, "
+        f"number of parameters: {(run.model.num_params() + quantized) / 1e6:.2f}M{trained}; {run.device}{processes}, "
         f"{precision_text(run.precision)} ({run.precision.why}), compile {compiled} ({why})"
     )
 

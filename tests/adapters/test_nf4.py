@@ -11,7 +11,7 @@ from torch import nn
 
 from minigpt.adapters.bottleneck import add_bottlenecks
 from minigpt.adapters.lora import add_lora, merge_lora
-from minigpt.adapters.nf4 import NF4Linear, dequantize_base, quantize_base, weight_bytes
+from minigpt.adapters.nf4 import NF4Linear, dequantize_base, quantize_base, quantized_weights, weight_bytes
 from minigpt.common.errors import UserError
 from minigpt.inference.quantize import convert_weights
 
@@ -93,6 +93,7 @@ def test_memory_falls_and_follows_the_model():
     numbers = sum(m.weight.numel() for m in linear)
     before = weight_bytes(model)
     quantize_base(model)
+    assert quantized_weights(model) == numbers
     saved = before - weight_bytes(model)
     assert 4 * numbers - 0.6 * numbers < saved < 4 * numbers - 0.5 * numbers
 

@@ -2,7 +2,7 @@
 
 import pytest
 from arena_fakes import __file__ as fake
-from arena_fakes import write_checkpoints
+from arena_fakes import write_checkpoints, write_task_checkpoints
 from page_in_browser import HANG_SECONDS
 from serving_fakes import started
 
@@ -12,9 +12,10 @@ PROXIES = {"ALL_PROXY": "socks5://127.0.0.1:9", "http_proxy": "http://127.0.0.1:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """The arena's working directory, with the checkpoints alpha, beta and base."""
+    """The arena's working directory, with the checkpoints alpha, beta and base, and one for each kind of task."""
     folder = tmp_path_factory.mktemp("arena")
     write_checkpoints(folder / "out")
+    write_task_checkpoints(folder / "out")
     return folder
 
 

@@ -18,6 +18,7 @@ from page_in_browser import (
     MATCH,
     PEERS,
     SINGLE,
+    TASKS,
     TRAINING,
     ask,
     choose,
@@ -121,6 +122,36 @@ def test_two_models_stream_at_once_a_vote_reveals_them_and_the_board_has_it(page
         with page.expect_download() as download:
             page.click(button)
         assert download.value.suggested_filename == name
+
+
+def test_texts_and_pairs_get_bars_of_labels_and_tagged_texts_show_their_entities(page):
+    go(page, TASKS)
+    choose(page, "task-model", "classify")
+    page.wait_for_selector("#task-second", state="hidden")
+    page.fill("#task-text textarea", "河")
+    page.click("#task-send")
+    wait_for(page, lambda: "classify" in state(page, "tasks"))
+    bars = page.inner_text("#task-labels")
+    assert "单" in bars and "75%" in bars and "双" in bars and "25%" in bars
+    choose(page, "task-model", "pair")
+    page.wait_for_selector("#task-labels", state="hidden")
+    page.fill("#task-second textarea", "的")
+    page.click("#task-send")
+    wait_for(page, lambda: "双" in page.inner_text("#task-labels") and "pair" in state(page, "tasks"))
+    choose(page, "task-model", "tag")
+    page.fill("#task-text textarea", "<b>黄河</b>")
+    page.click("#task-send")
+    page.wait_for_selector("#task-entities", state="visible")
+    shown = page.inner_text("#task-entities")
+    assert "<b>黄" in shown and "河" in shown and "地" in shown
+    page.fill("#task-text textarea", "")
+    page.click("#task-send")
+    wait_for(page, lambda: state(page, "tasks").startswith("⚠ 先写点什么"))
+    go(page, SINGLE)
+    page.click("#model input")
+    offered = page.inner_text("#model [role=listbox], ul[role=listbox]")
+    assert "alpha" in offered and "classify" not in offered
+    page.keyboard.press("Escape")
 
 
 def test_a_real_server_is_a_peer_and_answers_beside_a_checkpoint(page, peers_file, tmp_path):

@@ -34,6 +34,7 @@ FORMS = {
     "text_a, text_b": ({"text_a": "甲", "text_b": "乙", "label": 0}, ("pair", "甲", "乙", "0")),
     "sentence1, sentence2": ({"sentence1": "甲", "sentence2": "乙", "label": "1"}, ("pair", "甲", "乙", "1")),
     "premise, hypothesis": ({"premise": "甲", "hypothesis": "乙", "gold_label": "中"}, ("pair", "甲", "乙", "中")),
+    "a large number": ({"text": "好书", "label": 10000000}, ("classify", "好书", None, "10000000")),
     "tags": ({"text": "去京都", "tags": ["O", "B-P", "I-P"]}, ("tag", "去京都", None, "O B-P I-P")),
     "tags in a text": ({"text": "去京都", "tags": "O B-P I-P"}, ("tag", "去京都", None, "O B-P I-P")),
     "one tag": ({"text": "去", "tags": "O"}, ("tag", "去", None, "O")),
@@ -76,6 +77,7 @@ def test_numbers_are_places_in_the_labels_that_are_given(tmp_path):
     assert [example[-1] for example in read(path, labels=["坏", "好"])[0]] == ["好", "坏"]
     path = write_jsonl(tmp_path / "b.jsonl", [{"tokens": ["甲", "乙"], "ner_tags": [0, 1]}] * 2)
     assert read(path, labels=["O", "B-P"])[0] == [("tag", "甲乙", None, "O B-P")] * 2
+    assert read(path, labels=["B-P", "E-P"])[0] == [("tag", "甲乙", None, "B-P I-P")] * 2
 
 
 def test_fields_of_any_name_are_read_where_they_are_given(tmp_path):
@@ -92,6 +94,7 @@ BAD = {
     "an empty text": ({"text": " ", "label": 1}, '"text" is empty'),
     "an empty second text": ({"text_a": "甲", "text_b": "", "label": 1}, '"text_b" is empty'),
     "a nested label": ({"text": "甲", "label": {"a": 1}}, '"label" has a list or an object in place of a label'),
+    "an empty cell": ({"text": "甲", "label": math.nan}, '"label" has no label (nan)'),
     "no agreement": ({"text": "甲", "label": "-"}, '"label" has no label (-)'),
     "fewer tags": ({"text": "甲乙", "tags": ["O"]}, '"tags" has not as many tags as the text has characters'),
     "other tags": ({"text": "甲", "tags": ["NR"]}, '"tags" has a tag that is not O, B-… or I-…'),
@@ -132,7 +135,9 @@ def labelled(*labels):
 
 def test_labels_are_sorted_numbers_by_their_value():
     assert order_labels(labelled("10", "2", "乙", "a")) == ["2", "10", "a", "乙"]
-    assert order_labels(labelled("b", "a"), ["b", "c", "a"]) == ["b", "c", "a"]
+    assert order_labels(labelled("b", "a"), ["b", "c", "a", "b"]) == ["b", "c", "a"]
+    tagged = [LabelledExample("a", 1, "甲", tags=["O"])]
+    assert order_labels(tagged, ["O", "B-P", "M-P", "E-P", "S-P"]) == ["O", "B-P", "I-P"]
 
 
 @pytest.mark.parametrize(
@@ -223,11 +228,14 @@ def test_given_parts_stay_as_they_are_and_shared_texts_are_told(script, tmp_path
     assert meta["task"] == {"kind": "tag", "labels": ["O", "B-P", "I-P"]}
     assert meta["parts"]["val"]["labels"] == {"O": 7, "B-P": 7, "I-P": 0}
     assert "2 of 7 texts of val are in train, too" in said and "no row of train has the label I-P" in said
+    # Without task_files the embedded task would replace these rows.
+    assert "holds rows made of train.jsonl" in error_of(script("data/prepare_task.py", "--task_data_dir=out"))
 
 
 MISTAKES = {
     "no file": ([], ["--task_files=no.jsonl"], "no.jsonl is not there; name your labelled texts with --task_files"),
     "nothing usable": ([{"a": "甲", "b": 1}], [], 'none of 1 rows could be used, for the reason: no "text"; name'),
+    "three fields": ([], ["--text_field=a,b,c"], "names 3 fields; name one, or two of a pair"),
     "no validation": ([{"text": "甲", "label": i % 2} for i in range(9)], [], "has none of the 9 rows, and training"),
     "one label": ([{"text": f"甲{i}", "label": 1} for i in range(9)], [], "all rows have the label 1"),
 }

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from evaluation_fakes import load_script, run_here
+from peer_fakes import peer
 from tiny import TAGS, tiny_model, tiny_tokenizer
 
 from minigpt.checkpoint import load_checkpoint, load_model, save_checkpoint
@@ -202,6 +203,18 @@ def test_a_language_model_is_told_the_task_in_words(project, measure, monkeypatc
         right = [row["label"] == row["predicted"] for row in mine]
         assert len(mine) == 30 and model["accuracy"] == pytest.approx(np.mean(right))
         assert (model["no_answer"] == 0) == all(row["predicted"] for row in mine)
+
+
+def test_a_model_behind_an_api_answers(measure):
+    with peer(models=("echo",)) as server:
+        flags = f"--ckpt=echo@http://{server.address}/v1", "--shots=0,1", "--max_samples=4"
+        _, figures, rows = measure("classify", *flags)
+        asked = [body["messages"] for _, _, body in server.seen if body]
+    assert [(m["way"], m["shots"], m["no_answer"]) for m in figures["models"]] == [
+        ("answer", n, 4) for n in (0, 1, 0, 1)
+    ]
+    assert sorted(map(len, asked)) == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4  # without and with system prompt, example
+    assert all(row["answer"] == f"文本：{row['text']}" for row in rows[:16])
 
 
 def test_heads_and_language_models_stand_in_one_table(measure):

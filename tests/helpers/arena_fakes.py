@@ -6,12 +6,13 @@ Checkpoints are real files of a tiny model. The answers come from serving_fakes.
 import time
 from pathlib import Path
 
-from serving_fakes import FakeGenerator
+from serving_fakes import make_fake
 
 from minigpt.checkpoint import save_checkpoint
 from minigpt.settings.stages import ArenaSettings, TrainSettings
 
 STAGES = {"alpha": "sft", "beta": "sft", "base": "pretrain"}
+TASKS = ("classify", "pair", "tag")
 
 
 def write_checkpoints(root, names=tuple(STAGES), step=7):
@@ -24,23 +25,33 @@ def write_checkpoints(root, names=tuple(STAGES), step=7):
     return root
 
 
-def write_checkpoint(path, model, tokenizer, stage="sft", step=7, loss=1.5):
-    """Write one checkpoint, as train.py does. Returns its path."""
+def write_task_checkpoints(root, kinds=TASKS):
+    """Write <root>/<kind>/ckpt.pt of a tiny model with a head for each kind of task."""
+    from tiny import tiny_classifier
+
+    for kind in kinds:
+        head = tiny_classifier(kind)
+        task = {"kind": kind, "labels": head.labels}
+        write_checkpoint(Path(root) / kind / "ckpt.pt", head.model, head.tokenizer, "task", task=task)
+
+
+def write_checkpoint(path, model, tokenizer, stage="sft", step=7, loss=1.5, **more):
+    """Write one checkpoint, as train.py does. more: further entries. Returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     progress = {"step": step, "best_val_loss": loss, "last_losses": (1.0, loss + 1)}
-    save_checkpoint(path, model.state_dict(), model.config, TrainSettings(), stage, tokenizer, progress)
+    save_checkpoint(path, model.state_dict(), model.config, TrainSettings(), stage, tokenizer, progress, **more)
     return path
 
 
 def open_fake(ckpt, settings):
-    """As inference.engine.open_generator, with a FakeGenerator.
+    """As inference.classify.open_labeller_or_generator, with the fakes of `serving_fakes.make_fake`.
 
     A checkpoint in a folder whose name has "gated" in it is loaded only once that folder has a file named "open".
     """
     folder = Path(ckpt).parent
     while "gated" in folder.name and not (folder / "open").exists():
         time.sleep(0.01)
-    return ckpt, {}, FakeGenerator("pretrain" if "base" in ckpt else "sft", settings.max_batch)
+    return ckpt, {}, make_fake(ckpt, settings)
 
 
 def arena_settings(folder, **more):

@@ -252,7 +252,7 @@ class FakeClassifier:
     def __init__(self, kind="classify"):
         self.kind = kind
 
-    def classify(self, texts, progress):
+    def classify(self, texts, progress=lambda n: None):
         found = []
         for text in texts:
             length = len("".join(text))
@@ -263,7 +263,7 @@ class FakeClassifier:
             found.append(SimpleNamespace(label=label, probabilities=probabilities, tokens=length, cut=length > 512))
         return found
 
-    def tag(self, texts, progress):
+    def tag(self, texts, progress=lambda n: None):
         found = []
         for text in texts:
             progress(1)
@@ -280,16 +280,18 @@ class FakeClassifier:
 def open_fakes(ckpts, settings):
     """As inference.classify.open_served.
 
-    A path with "base" in it gives a pretrained model; with "classify", "pair" or "tag", a model with such a task's
-    head; others give an SFT model.
+    A path with "base" in it gives a pretrained model; a folder classify, pair or tag, a model with such a task's head;
+    others give an SFT model.
     """
     return [(ckpt or "out/fake/ckpt.pt", {}, make_fake(ckpt, settings)) for ckpt in ckpts]
 
 
 def make_fake(ckpt, settings):
     """The fake model of a path."""
-    kind = next((kind for kind in ("classify", "pair", "tag") if kind in ckpt), None)
-    return FakeClassifier(kind) if kind else FakeGenerator("pretrain" if "base" in ckpt else "sft", settings.max_batch)
+    kind = Path(ckpt).parent.name
+    if kind in ("classify", "pair", "tag"):
+        return FakeClassifier(kind)
+    return FakeGenerator("pretrain" if "base" in ckpt else "sft", settings.max_batch)
 
 
 if __name__ == "__main__":

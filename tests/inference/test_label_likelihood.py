@@ -16,7 +16,7 @@ LABELS = [random_ids(n, seed=50 + n).tolist() for n in (1, 2, 1, 3, 6)]
 class FixedVirtualTokens(torch.nn.Module):
     """Two virtual tokens before each row, with keys and values of noise."""
 
-    embeddings = [0, 0]  # as many as there are tokens
+    embeddings = (0, 0)  # as many as there are tokens
 
     def forward(self, model):
         generator = torch.Generator().manual_seed(3)

@@ -88,6 +88,7 @@ def test_an_adapter_refuses_another_base_and_says_so(base, tmp_path):
         ({"method": "lora", "init_from": "scratch"}, "tunes a model that is there"),
         ({"quantize": "nf4"}, "freezes the base"),
         ({"method": "prompt", "virtual_tokens": 60}, "virtual tokens"),
+        ({"method": "prefix", "virtual_tokens": 96}, "virtual_tokens is 96, but the model has 96 positions"),
         ({"method": "prefix", "adalora_rank": 2}, "adalora_rank is for method lora"),
         ({"objective": "mlm"}, "objective mlm is for articles"),
         ({"method": "head"}, "no task"),
@@ -106,6 +107,20 @@ def test_a_run_of_an_adapter_goes_on_only_with_the_same_method(base):
     with pytest.raises(UserError, match="method=lora, rank=2"):
         TrainingRun(TrainSettings(**tuning(init_from="resume")), say=lambda line: None)
     finish_run(**tuning(method="lora", rank=2, max_iters=4, init_from="resume"))
+
+
+@pytest.mark.parametrize("name", ["lora", "prefix"])
+def test_an_adapter_stopped_within_a_step_and_resumed_equals_one_never_stopped(base, tmp_path, name):
+    tuning, _ = base
+    given = {"method": name, **METHODS[name], "dropout": 0.1, "gradient_accumulation_steps": 2, "max_iters": 6}
+    whole = finish_run(**tuning(**given, out_dir=str(tmp_path / "whole")))
+    stopped, asked = TrainingRun(TrainSettings(**tuning(**given)), say=lambda line: None), []
+    stopped.stop_requested = lambda: asked.append(stopped.progress.step) or asked.count(4) > 2
+    train.train(stopped)
+    assert (stopped.progress.step, stopped.stopped_by) == (4, "interrupted")
+    resumed = finish_run(**tuning(**given, init_from="resume"))
+    for own, expected in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(own, expected)
 
 
 # Masked language modelling.

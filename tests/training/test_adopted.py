@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from corpora import ROOT, made_up_articles, made_up_questions, write_jsonl
 from hugging_folders import widen_tokenizer, write_model, write_tokenizer
 from runs import arguments, run_here, write_stages
@@ -82,6 +83,35 @@ def test_a_fine_tuned_model_runs_alone_and_is_evaluated(prepared, tmp_path, caps
     prompts = [prompt.ids for prompt, _ in pairs]
     answers = generator.generate(prompts, SamplingParams(temperature=0.0, max_new_tokens=40))
     assert {answer[:1] for answer in answers} == {"第"}  # as all answers of the rows begin
+
+
+def test_qlora_on_it_is_a_small_file_that_is_merged_and_taken_along(prepared, tmp_path, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    peft = pytest.importorskip("peft")
+    monkeypatch.chdir(prepared)
+    said = run_here(
+        data_dir="rows", out_dir=str(tmp_path / "run"), init_from="qwen", max_iters=8, learning_rate=3e-3, dropout=0.0,
+        method="lora", rank=2, quantize="nf4",
+    )  # fmt: skip
+    assert re.search(r"2,624 train; weights take 0.1 MB, in float32 0.2;", said)
+    ckpt = tmp_path / "run/ckpt.pt"
+    assert ckpt.stat().st_size < (prepared / "qwen/model.safetensors").stat().st_size / 4
+    for form in ("hf", "peft"):
+        command = [sys.executable, ROOT / "export.py", f"--ckpt={ckpt}", f"--format={form}", f"--out={tmp_path / form}"]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8")
+        assert done.returncode == 0, done.stderr
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        expected = load_model(load_checkpoint(ckpt))[0](ids)
+        merged, tokenizer = load_model(load_checkpoint(tmp_path / "hf"))
+        torch.testing.assert_close(merged(ids), expected, rtol=1e-4, atol=1e-4)
+        # peft adds the same update to the base in 32 bits.
+        content = load_checkpoint(ckpt)
+        content["adapter"]["quantize"] = "none"
+        theirs = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "peft")(ids).logits
+        torch.testing.assert_close(theirs, load_model(content)[0](ids), rtol=1e-4, atol=1e-4)
+    text = QUESTIONS[0]["question"]
+    assert tokenizer.encode(text) == load_tokenizer("qwen").encode(text) and tokenizer.chat_template
 
 
 def test_rows_of_another_tokenizer_are_refused(prepared, tmp_path):

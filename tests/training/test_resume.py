@@ -39,14 +39,27 @@ def kill_at(process, log, lines, delay):
 @pytest.mark.soak
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 @pytest.mark.parametrize(
-    "optimizer", ["muon", *(pytest.param(name, marks=pytest.mark.soak_only) for name in ("adamw", "lomo", "mezo"))]
+    "changes",
+    [{"optimizer": "muon"}]
+    + [
+        pytest.param(changes, marks=pytest.mark.soak_only)
+        for changes in (
+            *({"optimizer": name} for name in ("adamw", "lomo", "mezo")),
+            {"method": "lora", "rank": 2, "lora_dropout": 0.1},
+            {"method": "prefix", "virtual_tokens": 3},
+        )
+    ],
 )
-def test_a_run_killed_at_random_moments_logs_what_one_never_stopped_logs(tmp_path, rounds, optimizer):
-    data = write_stages(tmp_path)["pretrain"]
+def test_a_run_killed_at_random_moments_logs_what_one_never_stopped_logs(tmp_path, rounds, changes):
+    data, data_dir, begin = write_stages(tmp_path), "pretrain", "scratch"
+    if "method" in changes:
+        run_here(data_dir=data["pretrain"], out_dir=str(tmp_path / "base"))
+        data_dir, begin = "sft", str(tmp_path / "base" / "last.pt")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    flags = arguments(data_dir=data, optimizer=optimizer, **RUN)
-    finish(start(*flags, f"--out_dir={whole}"))
-    kills, chance, resuming = 0, random.Random(optimizer), []
+    flags = arguments(data_dir=data[data_dir], **RUN, **changes)
+    resuming = [f"--init_from={begin}"]
+    finish(start(*flags, f"--out_dir={whole}", *resuming))
+    kills, chance = 0, random.Random(str(changes))
     wanted = rounds(2, 10)
     while kills < wanted:
         process = start(*flags, f"--out_dir={killed}", *resuming)
@@ -66,7 +79,7 @@ def test_a_run_killed_at_random_moments_logs_what_one_never_stopped_logs(tmp_pat
     assert log_of(killed) == log_of(whole)
     assert all(torch.equal(value, weights_of(whole)[name]) for name, value in weights_of(killed).items())
     assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
-    assert newest_intact(killed)["settings"]["init_from"] == "scratch"  # what it began from, not how it goes on
+    assert newest_intact(killed)["settings"]["init_from"] == begin  # what it began from, not how it goes on
 
 
 @pytest.mark.skipif(sys.platform == "win32" or not shutil.which("g++"), reason="no compiler for torch.compile")
