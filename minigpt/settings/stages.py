@@ -558,8 +558,12 @@ class CorrectionSettings(PlotFile, Asking, Stage):
     SCRIPT = "evaluations-correction.py"
     temperature: float = same_as(AnswerSampling, "temperature", 0.0)
     show: int = same_as(RougeSettings, "show")
-    systems: list[str] = setting([], "system prompts of the table (none: no prompt), or files of them, a line each")
-    shots: list[int] = setting([], "numbers of examples in the table, such as 0,1,4; []: no table", low=0)
+    systems: list[str] = setting(
+        [],
+        "system prompts of the table: none (no prompt), texts, or files of them, a line each; of tasks also task (its "
+        "instruction), and []: none and task",
+    )
+    shots: list[int] = setting([], "numbers of examples in the prompt, such as 0,1,4; []: no table", low=0)
 
 
 @dataclass
@@ -569,10 +573,8 @@ class TasksSettings(WordedTasks, LocalModels, Measuring, Stage):
     max_samples: int = same_as(Asking, "max_samples")
     page: str = setting("", "Markdown file that the table is written to")
     # Language models, which are told the task in words.
-    shots: list[int] = setting([0], "numbers of examples in the prompt, such as 0,1,4", low=0)
-    systems: list[str] = setting(
-        [], "system prompts: none, task (the task's instruction), texts, or files, a line each; []: none and task"
-    )
+    shots: list[int] = same_as(CorrectionSettings, "shots", [0])
+    systems: list[str] = same_as(CorrectionSettings, "systems")
     ways: list[str] = setting(
         [],
         "likelihood: the label whose word is likeliest behind the prompt; answer: the label in the model's answer; []: "
