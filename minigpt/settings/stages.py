@@ -571,7 +571,7 @@ class TasksSettings(WordedTasks, LocalModels, Measuring, Stage):
     SCRIPT = "evaluations-tasks.py"
     data_dir: str = same_as(Measuring, "data_dir", "data/processed_task")
     max_samples: int = same_as(Asking, "max_samples")
-    page: str = setting("", "Markdown file that the table is written to")
+    page: str = setting("", "Markdown file that the figures are written to; plots of a report are written beside it")
     # Language models, which are told the task in words.
     shots: list[int] = same_as(CorrectionSettings, "shots", [0])
     systems: list[str] = same_as(CorrectionSettings, "systems")
@@ -601,7 +601,9 @@ class ReportSettings(Asking, Stage):
     max_samples: int = same_as(Asking, "max_samples", 500)
     data_dir: str = same_as(Measuring, "data_dir", "")
     sweep: list[str] = same_as(DecodingSettings, "sweep")
-    page: str = setting("evaluations.md", "Markdown file of the report; its plots are written beside it")
+    page: str = setting(
+        "evaluations.md", "Markdown file that the figures are written to; plots of a report are written beside it"
+    )
 
 
 @dataclass
