@@ -385,6 +385,7 @@ class TrainSettings(Adapting, DeviceChoice, Seed, Stage):
     init_from: str = setting(
         "scratch", "scratch, resume (goes on with out_dir), or a checkpoint or Hugging Face folder"
     )
+    base: str = same_as(CheckpointChoice, "base")
     data_dir: str = same_as(Measuring, "data_dir")
     out_dir: str = setting("out/pretrain", "the run's folder: checkpoints and log.jsonl")
     objective: str = setting(
