@@ -15,7 +15,7 @@ from minigpt.formats.adoption import CONFIG_FILE, is_model_folder
 from minigpt.inference.classify import open_labeller_or_generator
 from model import GPT, GPTConfig
 
-STAGES = ("pretrain", "sft", "task", "mlm")
+KNOWN_STAGES = ("pretrain", "sft", "task", "mlm")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def read_checkpoint_info(path, name):
         losses = progress.get("last_losses")
         loss = progress.get("best_val_loss") if path.name == BEST else losses[1] if losses else None
         loss = loss if loss is not None and loss < float("inf") else None
-        if content["stage"] not in STAGES:
+        if content["stage"] not in KNOWN_STAGES:
             raise ValueError(f"stage {content['stage']!r}")
         about = content["stage"], int(progress["step"]), parameters, loss, modified
         return CheckpointInfo(name, path, *about, content["task"]["kind"] if content["stage"] == "task" else "")

@@ -385,6 +385,7 @@ class TrainSettings(Adapting, DeviceChoice, Seed, Stage):
     init_from: str = setting(
         "scratch", "scratch, resume (goes on with out_dir), or a checkpoint or Hugging Face folder"
     )
+    base: str = same_as(CheckpointChoice, "base")
     data_dir: str = same_as(Measuring, "data_dir")
     out_dir: str = setting("out/pretrain", "the run's folder: checkpoints and log.jsonl")
     objective: str = setting(
@@ -557,8 +558,12 @@ class CorrectionSettings(PlotFile, Asking, Stage):
     SCRIPT = "evaluations-correction.py"
     temperature: float = same_as(AnswerSampling, "temperature", 0.0)
     show: int = same_as(RougeSettings, "show")
-    systems: list[str] = setting([], "system prompts of the table (none: no prompt), or files of them, a line each")
-    shots: list[int] = setting([], "numbers of examples in the table, such as 0,1,4; []: no table", low=0)
+    systems: list[str] = setting(
+        [],
+        "system prompts of the table: none (no prompt), texts, or files of them, a line each; of tasks also task (its "
+        "instruction), and []: none and task",
+    )
+    shots: list[int] = setting([], "numbers of examples in the prompt, such as 0,1,4; []: no table", low=0)
 
 
 @dataclass
@@ -566,12 +571,10 @@ class TasksSettings(WordedTasks, LocalModels, Measuring, Stage):
     SCRIPT = "evaluations-tasks.py"
     data_dir: str = same_as(Measuring, "data_dir", "data/processed_task")
     max_samples: int = same_as(Asking, "max_samples")
-    page: str = setting("", "Markdown file that the table is written to")
+    page: str = setting("", "Markdown file that the figures are written to; plots of a report are written beside it")
     # Language models, which are told the task in words.
-    shots: list[int] = setting([0], "numbers of examples in the prompt, such as 0,1,4", low=0)
-    systems: list[str] = setting(
-        [], "system prompts: none, task (the task's instruction), texts, or files, a line each; []: none and task"
-    )
+    shots: list[int] = same_as(CorrectionSettings, "shots", [0])
+    systems: list[str] = same_as(CorrectionSettings, "systems")
     ways: list[str] = setting(
         [],
         "likelihood: the label whose word is likeliest behind the prompt; answer: the label in the model's answer; []: "
@@ -598,7 +601,9 @@ class ReportSettings(Asking, Stage):
     max_samples: int = same_as(Asking, "max_samples", 500)
     data_dir: str = same_as(Measuring, "data_dir", "")
     sweep: list[str] = same_as(DecodingSettings, "sweep")
-    page: str = setting("evaluations.md", "Markdown file of the report; its plots are written beside it")
+    page: str = setting(
+        "evaluations.md", "Markdown file that the figures are written to; plots of a report are written beside it"
+    )
 
 
 @dataclass

@@ -180,63 +180,78 @@ def check_settings(settings):
 def make_model(settings, data):
     """(model, base, checkpoint's dict) by the setting init_from. base: {"path", "sha256"} of what an adapter stands on,
     else None; the dict: of the run that is resumed, else None."""
-    labels = len(data.meta["task"]["labels"]) if "task" in data.meta else 0
-    if settings.method == "head" and not labels:
+    if settings.method == "head" and "task" not in data.meta:
         raise UserError(f"method head is for tasks, and {settings.data_dir} holds no task; see data/prepare_task.py")
     if settings.init_from == "scratch":
-        if settings.method != "full":
-            raise UserError(f"method {settings.method} tunes a model that is there: name it with --init_from=")
-        padded = -(-data.tokenizer.n_vocab // 64) * 64
-        vocab_size = settings.vocab_size or padded
-        if vocab_size < data.tokenizer.n_vocab:
-            raise UserError(
-                f"vocab_size is {vocab_size}, tokenizer {data.tokenizer.name} has {data.tokenizer.n_vocab} ids"
-            )
-        shape = {name: getattr(settings, name) for name in (*SHAPE, "block_size", "dropout")}
-        causal = data.meta["stage"] != "mlm" and not settings.both_ways
-        return GPT(GPTConfig(**{**shape, "vocab_size": vocab_size, "causal": causal, "n_labels": labels})), None, None
+        return new_model(settings, data), None, None
 
-    # From a checkpoint: it must fit the data.
+    # From a checkpoint, which must fit the data. The settings are made to say its shape.
     resume = settings.init_from == "resume"
     path = Path(settings.out_dir) / LAST if resume else settings.init_from
     content = newest_intact(settings.out_dir) if resume else load_checkpoint(path)
-    check_tokenizer(settings.data_dir, data.meta, content["tokenizer"], f"the tokenizer of {path}")
-    if resume:
-        check_resumable(content, path, settings, data.meta["stage"])
-    elif "adapter" in content:
-        raise UserError(f"{path} is an adapter's file; merge it with its base first: python export.py --format=ckpt")
+    check_fits_rows(content, path, settings, data.meta)
     args = content["model_args"]
-    if args["block_size"] < settings.block_size:
-        raise UserError(
-            f"block_size is {settings.block_size}, but the checkpoint {path} has {args['block_size']}; "
-            "prepare with that"
-        )
-
-    # The model has the checkpoint's shape, and the settings are made to say so.
-    base = content.get("base")
-    if not resume and settings.method != "full":
-        base = {"path": str(path), "sha256": weights_hash(content)}
-    args |= {"dropout": settings.dropout, "causal": is_causal(settings, data.meta, args), "n_labels": labels}
+    args |= {"dropout": settings.dropout, "causal": is_causal(settings, data.meta, args), "n_labels": n_labels(data)}
     config = GPTConfig(**args)
     for name in SHAPE:
         setattr(settings, name, getattr(config, name))
-    if resume:
-        model, _ = load_model(content)
-        settings.init_from = content["settings"]["init_from"]
-        return model, base, content
+    if not resume:
+        return *tuned_model(content, path, settings, data), None
+    model, _ = load_model(content, base=settings.base)
+    base = content.get("base")
+    if base and settings.base:
+        base = {**base, "path": settings.base}
+    settings.init_from = content["settings"]["init_from"]
+    return model, base, content
 
+
+def n_labels(data):
+    """Number of labels of a `TrainingData`'s task; 0 where its rows are texts."""
+    return len(data.meta["task"]["labels"]) if "task" in data.meta else 0
+
+
+def new_model(settings, data):
+    """A GPT of random weights, by the settings."""
+    if settings.method != "full":
+        raise UserError(f"method {settings.method} tunes a model that is there: name it with --init_from=")
+    padded = -(-data.tokenizer.n_vocab // 64) * 64
+    vocab_size = settings.vocab_size or padded
+    if vocab_size < data.tokenizer.n_vocab:
+        raise UserError(f"vocab_size is {vocab_size}, tokenizer {data.tokenizer.name} has {data.tokenizer.n_vocab} ids")
+    shape = {name: getattr(settings, name) for name in (*SHAPE, "block_size", "dropout")}
+    causal = is_causal(settings, data.meta, {})
+    return GPT(GPTConfig(**{**shape, "vocab_size": vocab_size, "causal": causal, "n_labels": n_labels(data)}))
+
+
+def check_fits_rows(content, path, settings, meta):
+    """Raise UserError unless a run can start, or resume, from a checkpoint's dict with rows of meta.json `meta`."""
+    check_tokenizer(settings.data_dir, meta, content["tokenizer"], f"the tokenizer of {path}")
+    if settings.init_from == "resume":
+        check_resumable(content, path, settings, meta["stage"])
+    elif "adapter" in content:
+        raise UserError(f"{path} is an adapter's file; merge it with its base first: python export.py --format=ckpt")
+    elif "task" in content and "task" not in meta:
+        labels = len(content["task"]["labels"])
+        raise UserError(f"{path} tells {labels} labels apart and writes no text; take the model that it began as")
+    block_size = content["model_args"]["block_size"]
+    if block_size < settings.block_size:
+        raise UserError(
+            f"block_size is {settings.block_size}, but the checkpoint {path} has {block_size}; prepare with that"
+        )
+
+
+def tuned_model(content, path, settings, data):
+    """(model, base) that a tuning begins with, from a checkpoint's dict; base: as in `make_model`."""
+    base = None if settings.method == "full" else {"path": str(path), "sha256": weights_hash(content)}
     # A task's output layer is new, unless the checkpoint has been trained for the same task.
-    task = content.get("task")
-    if task and not labels:
-        raise UserError(f"{path} tells {len(task['labels'])} labels apart and writes no text; take the model before it")
-    if labels and task != data.meta["task"]:
-        content["model"]["lm_head.weight"] = new_output_layer(config)
+    if n_labels(data) and content.get("task") != data.meta["task"]:
+        content["model"]["lm_head.weight"] = new_output_layer(GPTConfig(**content["model_args"]))
     model, tokenizer = load_model(content)
     if base:
         attach_adapter(model, adapting_of(settings), tokenizer)
         if model.virtual is not None:
-            check_room(settings.virtual_tokens, config.block_size, data.longest_input(), settings.data_dir)
-    return model, base, None
+            check_room(settings.virtual_tokens, model.config.block_size, data.longest_input(), settings.data_dir)
+    return model, base
 
 
 def is_causal(settings, meta, args):

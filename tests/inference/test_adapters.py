@@ -11,7 +11,7 @@ from minigpt.adapters.attach import trained_parameters
 from minigpt.adapters.bottleneck import add_bottlenecks
 from minigpt.adapters.lora import add_lora
 from minigpt.adapters.mixing import share_layers
-from minigpt.adapters.prompts import EncodedPrompt, Prefix, PromptTokens, run_embeddings
+from minigpt.adapters.prompts import EncodedPrompt, Prefix, PromptTokens, flatten_virtual, run_embeddings
 from minigpt.inference.engine import Engine, EngineWorker, TextGenerator, open_generator, open_generators
 from minigpt.inference.params import SamplingParams
 from minigpt.settings.stages import ServerSettings
@@ -31,7 +31,7 @@ def virtual_module(method, model):
         return PromptTokens(start)
     if method == "p-tuning":
         return EncodedPrompt(start, 8)
-    return Prefix(run_embeddings(model, start), 8)
+    return Prefix(flatten_virtual(run_embeddings(model, start)), 8)
 
 
 def plain_texts(model, stage, prompts, n_new):
