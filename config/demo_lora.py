@@ -3,11 +3,13 @@
     python train.py config/demo_lora.py
     python sample.py --ckpt=out/demo_lora/ckpt.pt
 
-Its file has 3% of the parameters. They begin at zero and not at a trained value, so the learning rate is larger.
+It trains 3.5% of the parameters. The learning rate goes with lora_init: a gaussian start, which is larger, takes 1e-3
+to 2e-3, and answers a little less here.
 """
 
 method = "lora"
 rank = 8
+lora_init = "kaiming"
 
 data_dir = "data/processed_demo_sft"
 out_dir = "out/demo_lora"
@@ -17,7 +19,7 @@ block_size = 192
 max_epochs = 3
 batch_size = 32
 optimizer = "adamw"
-learning_rate = 1e-3
+learning_rate = 4e-3
 weight_decay = 0.0
 warmup_iters = 20
 min_lr_ratio = 0.0
