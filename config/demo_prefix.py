@@ -3,7 +3,7 @@
     python train.py config/demo_prefix.py
     python sample.py --ckpt=out/demo_prefix/ckpt.pt
 
-With --method=prompt it is prompt tuning. Both learn the form of the answers, and fewer of the facts than LoRA does.
+The learning rate is far above that of weights: keys and values are of size 1, and each is moved by itself.
 """
 
 method = "prefix"
@@ -17,7 +17,7 @@ block_size = 192
 max_epochs = 3
 batch_size = 32
 optimizer = "adamw"
-learning_rate = 0.1
+learning_rate = 0.3
 weight_decay = 0.0  # it would pull the keys and values to zero at this learning rate
 warmup_iters = 20
 min_lr_ratio = 0.0
