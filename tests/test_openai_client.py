@@ -237,8 +237,9 @@ def test_a_server_that_is_not_there_is_reported():
         assert stream.error.code == "unreachable"
 
 
-def test_models_are_listed_with_the_time_and_invalid_names_are_left_out():
-    with peer(models=["a", "a", "b" * 500, 7, ""], owner="minigpt") as other:
+def test_models_are_listed_with_the_time_without_invalid_names_and_models_that_label_texts():
+    labels = {"id": "labels", "task": "classify"}
+    with peer(models=["a", "a", "b" * 500, 7, "", labels], owner="minigpt") as other:
         models, seconds = ApiClient(other.address).models()
     assert models == [{"id": "a", "owned_by": "minigpt"}] and 0 < seconds < 3
 

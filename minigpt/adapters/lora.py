@@ -69,10 +69,9 @@ class LoRALinear(nn.Module):
 
     def train(self, mode=True):
         """As in nn.Module. In eval mode DoRA's norms are those of the moment of this call."""
-        self.row_factors = None
         super().train(mode)
-        if self.magnitude is not None and not mode:
-            self.row_factors = self.compute_row_factors().detach()
+        if self.magnitude is not None and hasattr(self.base, "weight"):  # an int8 base has none, and keeps the norms
+            self.row_factors = None if mode else self.compute_row_factors().detach()
         return self
 
     def factors(self):

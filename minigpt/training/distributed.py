@@ -121,7 +121,9 @@ def averaging_loss(model, processes, device):
     """A function like `model.loss_sum`, after whose backward pass gradients are averaged over the processes."""
     if processes.count == 1 or isinstance(model, FSDPModule):
         return model.loss_sum
-    return DistributedDataParallel(LossSum(model), device_ids=[device.index] if device.type == "cuda" else None)
+    devices = [device.index] if device.type == "cuda" else None
+    # The only buffers are weights of a base in 4 bits, which stay the same.
+    return DistributedDataParallel(LossSum(model), device_ids=devices, broadcast_buffers=False)
 
 
 def exchange_gradients(model, loss, exchanging):

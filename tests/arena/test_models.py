@@ -9,7 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from adapter_files import write_adapter
-from arena_fakes import arena_settings, open_fake, write_checkpoint, write_checkpoints
+from arena_fakes import (
+    TASKS,
+    arena_settings,
+    open_fake,
+    write_checkpoint,
+    write_checkpoints,
+    write_task_checkpoints,
+)
 from hugging_folders import write_model
 from peer_fakes import peer
 from serving_fakes import FakeGenerator
@@ -77,6 +84,30 @@ def test_every_checkpoint_is_listed_with_what_it_is_and_broken_ones_cost_no_othe
     assert len(broken) == 1 and "bad/ckpt.pt" in str(broken[0]).replace("\\", "/")
     assert [c.name for c in found][:2] == ["deep/er", "run"]  # saved last; a run's best first
     assert ModelCache(arena_settings(tmp_path, out_root=str(tmp_path / "none"))).checkpoints() == ([], [])
+
+
+def test_models_with_a_head_are_listed_apart_and_label_what_they_are_asked(tmp_path):
+    write_checkpoints(tmp_path / "out", ["alpha"])
+    write_task_checkpoints(tmp_path / "out")
+    masked = tiny_model(causal=False)
+    write_checkpoint(tmp_path / "out" / "masked" / "ckpt.pt", masked, tiny_tokenizer(), "mlm")
+    arena = Arena(arena_settings(tmp_path, device="cpu", dtype="float32"))
+    assert [choice.name for choice in arena.choices()] == ["alpha"] and not arena.models.checkpoints()[1]
+    assert {choice.name: choice.checkpoint.task for choice in arena.task_choices()} == {kind: kind for kind in TASKS}
+    assert sum(arena.label("classify", "河").probabilities.values()) == pytest.approx(1)
+    assert arena.label("pair", "河", "的").label and len(arena.label("tag", "河的").tags) == 2
+    for name, texts, key in (
+        ("alpha", ("a",), "no_labels"),
+        ("", ("a",), "no_task_model"),
+        ("pair", ("a",), "no_prompt"),
+    ):
+        with pytest.raises(Problem, match=key):
+            arena.label(name, *texts)
+    with pytest.raises(Problem, match="labels_only"):
+        arena.ask("classify", "a", SamplingParams())
+    with pytest.raises(UserError, match="of stage mlm"):
+        arena.ask("masked", "a", SamplingParams())
+    arena.close()
 
 
 def test_an_adapter_is_listed_and_answers_and_a_missing_base_costs_no_other(tmp_path):

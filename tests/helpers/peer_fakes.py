@@ -80,7 +80,8 @@ class Handler(BaseHTTPRequestHandler):
         if models is None:
             time.sleep(self.server.about.listing_seconds)
             models = ["echo"]
-        entries = [{"id": name, "object": "model", "owned_by": self.server.about.owner} for name in models]
+        about = {"object": "model", "owned_by": self.server.about.owner}
+        entries = [{**about, **(model if isinstance(model, dict) else {"id": model})} for model in models]
         self.send(200, json.dumps({"object": "list", "data": entries}).encode())
 
     def do_POST(self):
