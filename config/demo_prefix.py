@@ -3,7 +3,7 @@
     python train.py config/demo_prefix.py
     python sample.py --ckpt=out/demo_prefix/ckpt.pt
 
-The learning rate is far above that of weights: keys and values are of size 1, and each is moved by itself.
+The learning rate is far above that of weights: keys and values are numbers of about 1 to 2, each moved by itself.
 """
 
 method = "prefix"
