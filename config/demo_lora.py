@@ -9,7 +9,6 @@ to 2e-3, and answers a little less here.
 
 method = "lora"
 rank = 8
-lora_init = "kaiming"
 
 data_dir = "data/processed_demo_sft"
 out_dir = "out/demo_lora"

@@ -360,8 +360,9 @@ class Adapting:
         MATRICES,
     )
     lora_init: str = setting(
-        "gaussian", "lora: start of A: gaussian (standard deviation 1/√rank), or kaiming, as in peft",
-        ["gaussian", "kaiming"],
+        "kaiming", "lora: start of A: kaiming, as in peft; gaussian (standard deviation 1/√rank) is larger, take a quarter "
+        "of the learning rate",
+        ["kaiming", "gaussian"],
     )  # fmt: skip
     dora: bool = setting(False, "lora: train each row's length apart from its direction (DoRA)")
     adalora_rank: int = setting(
@@ -369,7 +370,7 @@ class Adapting:
     )
     bottleneck: int = setting(64, "adapter: width of the bottlenecks", low=1)
     virtual_tokens: int = setting(20, "prompt, p-tuning, prefix: number of virtual tokens", low=1)
-    prompt_text: str = setting("", "prompt, prefix: text that the virtual tokens begin as; '': random tokens")
+    prompt_text: str = setting("", "prompt, p-tuning, prefix: text that the virtual tokens begin as; '': random tokens")
     prefix_width: int = setting(
         0,
         "p-tuning, prefix: width of the encoder that makes the virtual tokens; 0: n_embd, in prefix no encoder",
