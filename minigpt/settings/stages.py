@@ -360,10 +360,11 @@ class Adapting:
         MATRICES,
     )
     lora_init: str = setting(
-        "kaiming", "lora: start of A: kaiming, as in peft; gaussian (standard deviation 1/√rank) is larger, take a quarter "
+        "kaiming",
+        "lora: start of A: kaiming, as in peft, or gaussian (standard deviation 1/√rank): it is larger, take a quarter "
         "of the learning rate",
         ["kaiming", "gaussian"],
-    )  # fmt: skip
+    )
     dora: bool = setting(False, "lora: train each row's length apart from its direction (DoRA)")
     adalora_rank: int = setting(
         0, "lora: mean rank that is left at the end, the most important parts of all matrices (AdaLoRA); 0: rank", low=0
