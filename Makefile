@@ -2,7 +2,7 @@
 # make test   the tests
 # make test-avx2   those of the arithmetic, as on an x86 processor without AVX-512
 # make soak   the long ones among them, at their full counts (kills, load, gigabytes)
-# make peers  those with llama.cpp's server, lm-eval, LangChain and LiteLLM, which it installs first (0.8 GB)
+# make peers  those with llama.cpp's server, lm-eval, LangChain, LiteLLM and peft, which it installs first (0.8 GB)
 # make sample ask the newest model
 # make serve  serve it at http://127.0.0.1:5000: a page, and OpenAI's API
 # make arena  compare models, your own and your friends', at http://127.0.0.1:7860
@@ -28,7 +28,7 @@ soak: $(VENV)/ready-dev
 	$(RUN) -m pytest -rs --soak -m "soak or soak_only or peers"
 
 peers: $(VENV)/ready-peers
-	$(RUN) -m pytest -rs tests/peers
+	$(RUN) -m pytest -rs tests/peers tests/adapters
 
 # Such a processor has other kernels in torch, oneDNN and MKL, which sum in another order and lack bfloat16.
 test-avx2: $(VENV)/ready-dev
