@@ -15,12 +15,11 @@ out_dir = "out/demo_task"
 init_from = "out/demo/last.pt"
 block_size = 192
 
-max_epochs = 4
+max_epochs = 5
 batch_size = 32
 optimizer = "muon"
-muon_learning_rate = 0.002
-learning_rate = 1e-4
-head_learning_rate = 1e-2
+muon_learning_rate = 0.005
+learning_rate = 3e-4
 warmup_iters = 20
 min_lr_ratio = 0.0
 eval_interval = 100
