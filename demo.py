@@ -14,6 +14,7 @@ STARTED = time.perf_counter()
 
 import json
 import math
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -64,17 +65,23 @@ def run(*arguments, watch=None):
     """
     print(f"\n$ python {' '.join(arguments)}", flush=True)
     started, status = time.perf_counter(), None
-    process = subprocess.Popen([sys.executable, *arguments])
+
+    # Ctrl-C reaches the script, too; wait until it has saved. A KeyboardInterrupt within `wait` could leave the lock of
+    # the Popen held, and the next `wait` would never return.
+    interrupts = []
+    before = signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))
     try:
+        process = subprocess.Popen([sys.executable, *arguments])
         while status is None:
             try:
                 status = process.wait(timeout=1)
             except subprocess.TimeoutExpired:
                 if watch:
                     watch()
-    except KeyboardInterrupt:  # Ctrl-C reaches the script, too; wait until it has saved
-        process.wait()
-        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupts:
+        raise KeyboardInterrupt
     if status:
         raise UserError(f"`python {' '.join(arguments)}` ended with status {status}; its own message is above")
     print(f"  ({time.perf_counter() - started:.0f} s)", flush=True)
