@@ -47,6 +47,8 @@ def check_resumable(content, path, settings, stage):
     if before != settings.optimizer:
         raise UserError(f"{path} was trained with optimizer={before}, whose state {settings.optimizer} cannot use")
     now, before = dataclasses.asdict(adapting_of(settings)), content["settings"]
+    if settings.method == before.get("method", "full") == "full":
+        return  # the settings of adapters have no effect
     differs = [f"{name}={before[name]}" for name, value in now.items() if before.get(name, value) != value]
     if differs:
         raise UserError(f"{path} was trained with {', '.join(differs)}; give that again to go on with it")
