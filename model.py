@@ -455,6 +455,12 @@ class OutputLoss(torch.autograd.Function):
         return grad_x.to(ctx.types[0]).mul_(grad), grad_w, None, None
 
 
+def matrix_flops(weight):
+    """FLOPs a token of a matrix in training: 2 a weight for the output, 2 for the gradient of the input and, if the
+    matrix is not frozen, 2 for its own gradient."""
+    return (6 if weight.requires_grad else 4) * weight.numel()
+
+
 class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -506,18 +512,17 @@ class GPT(nn.Module):
     def training_flops(self, tokens, kept, squares):
         """FLOPs of a forward and backward pass (Chowdhery et al. 2022, appendix B).
 
-        tokens: without PAD, each takes 6 FLOPs per matrix weight; kept: targets with a loss, the only ones that the
-        output layer is computed for; squares: sum of the rows' squared token counts, for the causal attention scores.
+        tokens: without PAD, each takes the `matrix_flops` of all blocks; kept: targets with a loss, the only ones that
+        the output layer is computed for; squares: sum of the rows' squared token counts, for the causal attention
+        scores.
         """
         config = self.config
-        matrices = (
-            config.n_layer * self.block_training_flops(tokens) + 6 * config.n_embd * len(self.lm_head.weight) * kept
-        )
+        matrices = config.n_layer * self.block_training_flops(tokens) + matrix_flops(self.lm_head.weight) * kept
         return matrices + 6 * config.n_layer * config.n_head * config.head_dim * squares
 
     def block_training_flops(self, tokens):
-        """FLOPs of a forward and backward pass through one block's matrices."""
-        return 6 * sum(p.numel() for p in self.h[0].parameters() if p.dim() == 2) * tokens
+        """FLOPs of a forward and backward pass through one block's matrices. Those in 4 bits are not counted."""
+        return sum(matrix_flops(p) for p in self.h[0].parameters() if p.dim() == 2) * tokens
 
     def angles(self, at):
         """`rotary_angles` at positions `at`; None in gpt2."""

@@ -97,6 +97,16 @@ def test_training_flops_are_those_that_torch_counts(architecture):
     assert sum(products.values()) == model.training_flops(x.numel(), x.numel(), squares=0)
 
 
+def test_frozen_matrices_have_no_flops_for_their_own_gradients():
+    model, x = tiny_model(architecture="qwen3"), random_ids(4, 32)
+    model.requires_grad_(False)
+    model.wte.weight.requires_grad_(True)  # untied: its gradient takes no product, and all blocks' inputs have one
+    with FlopCounterMode(display=False) as counter:
+        model.token_losses(x, x, torch.ones_like(x, dtype=torch.bool)).sum().backward()
+    products = {op: n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op)}
+    assert sum(products.values()) == model.training_flops(x.numel(), x.numel(), squares=0)
+
+
 @torch.inference_mode()
 def test_a_later_token_changes_no_earlier_logit(architecture):
     model, ids = tiny_model(architecture=architecture), random_ids(2, 32)
