@@ -198,19 +198,20 @@ def mask_tokens(rows, meta, draw=(0, 0)):
 
     The share meta["mask_share"] of a row's tokens is to be found. In x, 80% of these are the mask, which is the answer
     mark's id (articles have none), 10% another token of the batch, and 10% themselves. y: the tokens. PAD is -1 in x.
-    draw: two numbers; with each pair other tokens are chosen, and the same ones whatever rows are beside a row.
+    draw: two numbers; with each pair other tokens are chosen and masked, the same ones whatever rows are beside a row.
     """
     special_ids = meta["special_ids"]
     is_pad = rows == special_ids["pad"]
     is_text = ~is_pad & (rows != special_ids["eot"])
     generators = [np.random.default_rng([*draw, zlib.crc32(row[~pad])]) for row, pad in zip(rows, is_pad, strict=True)]
-    drawn = np.stack([generator.random((3, rows.shape[1])) for generator in generators], axis=1)
-    chosen = is_text & (drawn[0] < meta["mask_share"])
+    # Three numbers a token, in the order of the tokens: those of a row do not depend on the width of its batch.
+    drawn = np.stack([generator.random((rows.shape[1], 3)) for generator in generators])
+    chosen = is_text & (drawn[..., 0] < meta["mask_share"])
     x = np.where(is_pad, -1, rows.astype(np.int64))
-    x[chosen & (drawn[1] < 0.8)] = special_ids["answer"]
+    x[chosen & (drawn[..., 1] < 0.8)] = special_ids["answer"]
     others = rows[is_text]
-    replaced = chosen & (drawn[1] >= 0.9)
-    x[replaced] = others[(drawn[2][replaced] * len(others)).astype(int)]
+    replaced = chosen & (drawn[..., 1] >= 0.9)
+    x[replaced] = others[(drawn[..., 2][replaced] * len(others)).astype(int)]
     return torch.from_numpy(x), torch.from_numpy(rows.astype(np.int64)), torch.from_numpy(chosen)
 
 
@@ -254,6 +255,15 @@ def make_task_batch(rows, meta):
     tokens = torch.from_numpy(np.where(tokens == pad, -1, tokens)[:, :width])
     labels = torch.from_numpy(rows[:, 1, :width].astype(np.int64))
     return tokens, (labels - 1).clamp(min=0), labels > 0
+
+
+def pad_ids(rows):
+    """Lists of ids (none empty) as an int64 tensor (B, T), padded on the right with -1, which `GPT.hidden` takes as
+    padding."""
+    idx = torch.full((len(rows), max(map(len, rows))), -1)
+    for row, ids in zip(idx, rows, strict=True):
+        row[: len(ids)] = torch.tensor(ids)
+    return idx
 
 
 def row_lengths(rows, pad_id):

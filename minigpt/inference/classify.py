@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data_utils import fill_batches
+from data_utils import fill_batches, pad_ids
 from minigpt.checkpoint import load_checkpoint, newest_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.corpus.task_rows import encode_characters, encode_texts
@@ -126,9 +126,7 @@ class Classifier:
 
     def _batch_probabilities(self, rows):
         """As `_probabilities`, by one forward pass."""
-        idx = torch.full((len(rows), max(len(ids) for ids, _ in rows)), -1)  # padding
-        for row, (ids, _) in zip(idx, rows, strict=True):
-            row[: len(ids)] = torch.tensor(ids)
+        idx = pad_ids([ids for ids, _ in rows])
         p = self.model(idx.to(self.model.wte.weight.device)).float().softmax(dim=-1).cpu()
         return [row[places].numpy() for row, (_, places) in zip(p, rows, strict=True)]
 

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from data_utils import pad_ids
 from minigpt.inference.likelihood import starting_batch_tokens
 from model import MAX_LOGIT_ROWS, RowsPass
 
@@ -83,9 +84,7 @@ def causal_group(model, prompts, labels, pad_id):
     inputs = [(label, depth, token) for label, ids in enumerate(labels) for depth, token in enumerate(ids[:-1])]
     branch = torch.tensor(inputs, dtype=torch.long, device=device).view(-1, 3)
     width = max(map(len, prompts))
-    rows = torch.zeros(len(prompts), width, dtype=torch.long)
-    for row, ids in zip(rows, prompts, strict=True):
-        row[: len(ids)] = torch.tensor(ids)
+    rows = pad_ids(prompts)
     idx = torch.cat([rows.to(device), branch[:, 2].expand(len(rows), -1)], dim=1)
     virtual = None if model.virtual is None else model.virtual(model)
     states = model.hidden(idx, LabelsPass(idx, lengths, branch[:, 0], branch[:, 1], virtual))
@@ -108,9 +107,7 @@ def masked_logprobs(model, prompts, labels, tokenizer):
     found = torch.zeros(len(prompts), len(labels), device=device)
     for length in {len(ids) for ids in labels}:
         rows = [[*ids, *[tokenizer.answer_id] * length, tokenizer.eot_id] for ids in prompts]
-        idx = torch.full((len(rows), max(map(len, rows))), -1)
-        for row, ids in zip(idx, rows, strict=True):
-            row[: len(ids)] = torch.tensor(ids)
+        idx = pad_ids(rows)
         starts = torch.tensor([len(ids) for ids in prompts], device=device)
         places = starts[:, None] + torch.arange(length, device=device)
         states = model.hidden(idx.to(device))[torch.arange(len(rows), device=device)[:, None], places]

@@ -2,6 +2,7 @@
 
 import torch
 
+from data_utils import pad_ids
 from minigpt.adapters.mixing import AdapterMix
 from minigpt.common.errors import first_line
 from model import KVCache, PromptPass, StepPass
@@ -133,10 +134,7 @@ class ModelRunner:
         end = start + max(lengths)
         self.reserve(self.n + len(prompts), end)
 
-        # Pad the prompts on the right.
-        idx = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
-        for row, ids in zip(idx, prompts, strict=True):
-            row[: len(ids)] = torch.tensor(ids)
+        idx = pad_ids(prompts)
 
         # Only the pass of a single prompt of several tokens is ever compiled.
         kind = compiled_kind if idx.numel() == max(lengths) > 1 else None

@@ -131,8 +131,12 @@ def test_masks_are_drawn_for_a_row_whatever_stands_beside_it():
     meta = {**tiny_meta("mlm"), "mask_share": 0.3}
     rows = padded_rows([random_ids(200, seed=i).tolist() for i in range(8)], 220)
     x, y, mask = make_batch(rows, meta, draw=(1, 2))
-    alone = make_batch(rows[3:4], meta, draw=(1, 2))
-    assert torch.equal(mask[3:4, :200], alone[2][:, :200])
+    short = padded_rows([rows[3, :50].tolist()], 220)
+    alone, beside = (make_batch(part, meta, draw=(1, 2)) for part in (short, np.concatenate([rows, short])))
+    width, marks = alone[0].shape[1], (meta["special_ids"]["answer"], -1)
+    assert torch.equal(beside[2][-1:, :width], alone[2])
+    for mark in marks:
+        assert torch.equal(beside[0][-1:, :width] == mark, alone[0] == mark)
     assert not torch.equal(make_batch(rows, meta, draw=(1, 3))[2], mask)
 
     # Shares: 30% are to be found, of which 80% are masked and about 10% unchanged; padding is -1.
