@@ -335,6 +335,23 @@ class InstructionDataSettings(WordedTasks, Seed, Stage):
     instructions: str = setting("sft/instructions.jsonl", "file of questions and answers that is written")
 
 
+@dataclass
+class PreferenceDataSettings(AnswerSampling, LocalModels, CheckpointChoice, Seed, Stage):
+    SCRIPT = "sft/make_preferences.py"
+    data_dir: str = same_as(Measuring, "data_dir", "data/processed_sft")
+    pairs: str = setting("sft/preferences.jsonl", "file of prompts with a chosen and a rejected answer that is written")
+    samples: int = setting(8, "answers sampled for a question", low=1)
+    max_samples: int = same_as(Asking, "max_samples")
+    chosen: str = setting(
+        "reference", "the chosen answer: the question's reference, or the best sample", ["reference", "best"]
+    )
+    min_gap: float = setting(0.1, "least difference between the scores of a pair's answers", low=0, high=1)
+    pairs_a_question: int = setting(1, "most pairs of a question, those with the worst samples", low=1)
+    temperature: float = same_as(AnswerSampling, "temperature", 1.0)
+    top_k: int = same_as(AnswerSampling, "top_k", 0)
+    max_batch: int = same_as(LocalModels, "max_batch", 256)
+
+
 # Training.
 
 MATRICES = ["q", "k", "v", "o", "gate", "up", "down"]
@@ -387,6 +404,7 @@ class Preferring:
     preferences: list[str] = setting(
         [], "dpo, reward: files of {prompt, chosen, rejected}, from the arena's export or sft/make_preferences.py"
     )
+    val_share: float = share(0.05, "dpo, reward: share of prompts (by hash) whose pairs are the validation part")
     beta: float = setting(0.1, "dpo: how strongly the model is held to the one that it began as", low=1e-6)
     chosen_weight: float = setting(
         0.0, "dpo: weight of the chosen answers' own loss (nats a token), which is added", low=0
@@ -693,7 +711,8 @@ class ExperimentSettings(QuestionForm, CleaningSteps, ArticleFiles, Stage):
 
 STAGES = [
     DownloadSettings, TokenizerSettings, PrepareSettings, PrepareSftSettings, PrepareTaskSettings, GenerateSettings,
-    CorrectionDataSettings, InstructionDataSettings, TrainSettings, SampleSettings, ExportSettings, ServerSettings,
+    CorrectionDataSettings, InstructionDataSettings, PreferenceDataSettings, TrainSettings, SampleSettings,
+    ExportSettings, ServerSettings,
     ArenaSettings, PerplexitySettings, RougeSettings, CorrectionSettings, TasksSettings, DecodingSettings,
     ReportSettings, VisualizeSettings, BenchSettings, ExperimentSettings,
 ]  # fmt: skip
