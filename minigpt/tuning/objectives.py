@@ -1,8 +1,13 @@
 """The objectives of train.py, by the setting objective, and the data that each trains on."""
 
+import functools
+
 from data_utils import TrainingData
 from minigpt.common.errors import UserError
+from minigpt.tuning.grpo import GRPO
 from minigpt.tuning.objective import Objective
+from minigpt.tuning.rewards import parse_rewards, weighted_rewards
+from minigpt.tuning.rollouts import Rollouts
 
 PREFERENCES, POLICIES = ("dpo", "reward"), ("grpo", "ppo")  # trained on pairs; on answers of the model's own
 SPECIAL = (*PREFERENCES, *POLICIES)
@@ -36,10 +41,19 @@ def check_objective(settings, processes):
 
 def open_data(settings, rank=0, count=1, pinned=False):
     """The data of a run, as `TrainingData`, by the setting objective. Arguments and errors: as there."""
+    if settings.objective in POLICIES:
+        return Rollouts(settings, pinned)
     return TrainingData(settings, rank, count, pinned)
 
 
 def make_objective(settings, data, model, device, load_reference, out):
     """The `Objective` of a run. data: as from `open_data`; model: the GPT that trains, on `device`; out: the run's
     folder; load_reference(): loads the model that the run began with, frozen, in eval mode, on the device."""
+    if settings.objective == "grpo":
+        return GRPO(settings, data, model, load_reference(), make_reward(settings))
     return Objective()
+
+
+def make_reward(settings):
+    """The function (list of `Answer`) -> rewards of a run, by its settings."""
+    return functools.partial(weighted_rewards, weights=parse_rewards(settings.rewards))
