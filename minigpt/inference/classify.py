@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from data_utils import fill_batches, pad_ids
-from minigpt.checkpoint import load_checkpoint, newest_checkpoint
+from minigpt.checkpoint import load_checkpoint, newest_checkpoint, stage_of
 from minigpt.common.errors import UserError
 from minigpt.corpus.task_rows import encode_characters, encode_texts
 from minigpt.corpus.tasks import CLASSIFY, PAIR, TAG
@@ -163,9 +163,10 @@ def label_line(classifier, text):
 
 
 def find_stage(ckpt, out_root):
-    """(path, stage) of a checkpoint, without its weights; ckpt "": the newest under out_root. Raises UserError."""
+    """(path, its `stage_of`) of a checkpoint, without its weights; ckpt "": the newest under out_root. Raises
+    UserError."""
     path = ckpt or newest_checkpoint(out_root)
-    return path, load_checkpoint(path, mmap=True)["stage"]
+    return path, stage_of(load_checkpoint(path, mmap=True))
 
 
 def open_served(ckpts, settings):
