@@ -420,6 +420,10 @@ class TrainingData:
         self.order = BatchOrder(
             self.lengths, settings.sampling, settings.seed, settings.batch_size, settings.batch_tokens
         )
+        self.prepare_steps(settings, rank, count, pinned)
+
+    def prepare_steps(self, settings, rank, count, pinned):
+        """Set what `step` needs beside the rows, their lengths and their order."""
         self.batches_a_step = settings.gradient_accumulation_steps
         self.train_on_eot, self.seed = settings.train_on_eot, settings.seed
         self.rank, self.count = rank, count
