@@ -426,7 +426,6 @@ class TrainSettings(Preferring, Adapting, DeviceChoice, Seed, Stage):
         ["causal", "mlm", "dpo", "reward", "grpo", "ppo"],
     )
     mask_share: float = setting(0.15, "mlm: share of the tokens that are to be found", low=0.01, high=0.9)
-    preferences: list[str] = setting([], "dpo, reward: files of {prompt, chosen, rejected}")
     val_share: float = share(0.05, "dpo, reward: share of prompts (by hash) whose pairs are the validation part")
     both_ways: bool = setting(False, "tasks: attend in both directions, whatever the base has learned")
     # Model

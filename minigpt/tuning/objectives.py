@@ -3,6 +3,8 @@
 from data_utils import TrainingData
 from minigpt.common.errors import UserError
 from minigpt.tuning.objective import Objective
+from minigpt.tuning.pairs import PreferenceData
+from minigpt.tuning.reward_model import RewardObjective
 
 PREFERENCES, POLICIES = ("dpo", "reward"), ("grpo", "ppo")  # trained on pairs; on answers of the model's own
 SPECIAL = (*PREFERENCES, *POLICIES)
@@ -36,10 +38,14 @@ def check_objective(settings, processes):
 
 def open_data(settings, rank=0, count=1, pinned=False):
     """The data of a run, as `TrainingData`, by the setting objective. Arguments and errors: as there."""
+    if settings.objective in PREFERENCES:
+        return PreferenceData(settings, rank, count, pinned)
     return TrainingData(settings, rank, count, pinned)
 
 
 def make_objective(settings, data, model, device, load_reference, out):
     """The `Objective` of a run. data: as from `open_data`; model: the GPT that trains, on `device`; out: the run's
     folder; load_reference(): loads the model that the run began with, frozen, in eval mode, on the device."""
+    if settings.objective == "reward":
+        return RewardObjective()
     return Objective()
