@@ -29,7 +29,7 @@ from minigpt.device import (
     precision_text,
     use_deterministic_algorithms,
 )
-from minigpt.run_log import LOG
+from minigpt.run_log import LOG, SAMPLES
 from minigpt.training.compiling import compile_trunk
 from minigpt.training.distributed import averaging_loss, shard, start_processes
 from minigpt.training.low_memory import LOW_MEMORY_LOSSES, check_low_memory
@@ -99,6 +99,7 @@ class TrainingRun:
         batch = self.data.typical_step((0, 0)).batches[0]
         self.precision = self.processes.from_main(choose_run_precision(self, resumed, batch[0].shape[1]))
         self.model.use_plain_attention(self.precision.plain_attention)
+        self.objective.precision = self.precision
         scaled = self.precision.dtype == torch.float16 and settings.optimizer != "mezo"  # which has no gradients
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         compiled, why = compile_trunk(self, batch)
@@ -335,7 +336,7 @@ def put_earlier_run_aside(out, say):
     """Move an earlier run's files to a folder old, old-2, … within its folder; nothing is ever deleted."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        files = [*out.glob("*.pt"), *out.glob(LOG)]
+        files = [*out.glob("*.pt"), *out.glob(LOG), *out.glob(SAMPLES)]
         if files:
             numbered = (out / f"old-{number}" for number in itertools.count(2))
             old = next(path for path in itertools.chain([out / "old"], numbered) if not path.exists())

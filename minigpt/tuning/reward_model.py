@@ -104,6 +104,10 @@ class RewardModel(HeadModel):
         rows = [[*prompt, *answer, self.tokenizer.eot_id][-self.block_size :] for prompt, answer in pairs]
         return [output.item() for output in self.outputs([(ids, [len(ids) - 1]) for ids in rows])]
 
+    def reward_answers(self, answers):
+        """[reward] of sampled `Answer`s. Where one was cut off, an EOT is put."""
+        return self.score([(a.prompt, a.ids[:-1] if a.ended else a.ids) for a in answers])
+
     def score_text(self, text):
         """The reward of a text `question ## answer`. Raises UserError for one without the mark."""
         question, mark, answer = text.partition(ANSWER_TEXT)

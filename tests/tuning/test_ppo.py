@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from runs import TINY, finish_run, log_of, write_stages
 
 from minigpt.tuning.ppo import (
     clipped_value_losses,
@@ -65,3 +66,27 @@ def test_explained_variance_is_1_for_right_values_and_0_for_their_mean():
     assert explained_variance(returns, returns) == 1
     assert explained_variance(torch.full((4,), 3.0), returns) == pytest.approx(0)
     assert explained_variance(-returns, returns) < 0
+
+
+def train_policy(folder, out, **changes):
+    """A finished PPO run on the questions of `write_stages`."""
+    return finish_run(**{
+        **TINY, "objective": "ppo", "data_dir": str(folder / "sft"), "init_from": str(folder / "base/last.pt"),
+        "out_dir": str(out), "rewards": ["format"], "rollout_questions": 4, "group_size": 4, "updates": 2,
+        "rollout_tokens": 16, "max_iters": 8, "eval_interval": 4, "head_learning_rate": 1e-2, "dropout": 0.0, **changes,
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Rows of questions, and a base that has seen them for a moment."""
+    folder = tmp_path_factory.mktemp("ppo")
+    finish_run(**TINY, data_dir=write_stages(folder)["sft"], out_dir=str(folder / "base"))
+    return folder
+
+
+def test_first(folder, tmp_path):
+    train_policy(folder, tmp_path / "run")
+    for line in log_of(tmp_path / "run"): print(line)
+    print(open(tmp_path / "run" / "samples.jsonl").read())
+    assert 0
