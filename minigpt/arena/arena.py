@@ -65,8 +65,8 @@ class Arena:
         return found
 
     def task_choices(self):
-        """[ModelChoice]: the checkpoints with a task's head."""
-        return self._checkpoints_of_stages("task")
+        """[ModelChoice]: the checkpoints with a task's head, but for reward models, which label no text."""
+        return [each for each in self._checkpoints_of_stages("task") if each.checkpoint.task != "reward"]
 
     def _checkpoints_of_stages(self, *stages):
         return [ModelChoice(each.name, each) for each in self.models.checkpoints()[0] if each.stage in stages]

@@ -14,7 +14,14 @@ import torch
 from torch.nn import functional as F
 
 from minigpt.adapters.lora import merge_lora
-from minigpt.checkpoint import check_generates, group_by_base, load_checkpoint, load_models, newest_checkpoint
+from minigpt.checkpoint import (
+    check_generates,
+    group_by_base,
+    load_checkpoint,
+    load_models,
+    newest_checkpoint,
+    stage_of,
+)
 from minigpt.common.errors import UserError, first_line
 from minigpt.common.streams import TextStream
 from minigpt.corpus.chat import chat_ids, forbidden_ids
@@ -506,7 +513,7 @@ def open_generators(ckpts, settings, exact=False):
     paths = [ckpt or newest_checkpoint(settings.out_root) for ckpt in ckpts]
     contents = [load_checkpoint(path) for path in paths]
     for path, content in zip(paths, contents, strict=True):
-        check_generates(content["stage"], path)
+        check_generates(stage_of(content), path)
     opened = {}
     for places in group_by_base(contents):
         own = [contents[place] for place in places]

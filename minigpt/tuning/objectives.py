@@ -7,7 +7,9 @@ from minigpt.common.errors import UserError
 from minigpt.tuning.grpo import GRPO
 from minigpt.tuning.objective import Objective
 from minigpt.tuning.pairs import PreferenceData
+from minigpt.tuning.ppo import PPO
 from minigpt.tuning.preference import DirectPreference
+from minigpt.tuning.reward_model import RewardObjective, load_reward_model
 from minigpt.tuning.rewards import parse_rewards, weighted_rewards
 from minigpt.tuning.rollouts import Rollouts
 
@@ -55,6 +57,8 @@ def make_objective(settings, data, model, device, load_reference, out):
     folder; load_reference(): loads the model that the run began with, frozen, in eval mode, on the device."""
     if settings.objective == "dpo":
         return DirectPreference(settings, data, device, load_reference, out)
+    if settings.objective == "reward":
+        return RewardObjective()
     if settings.objective in POLICIES:
         policy = {"grpo": GRPO, "ppo": PPO}[settings.objective]
         return policy(settings, data, model, load_reference(), make_reward(settings, data.tokenizer, device))

@@ -28,6 +28,7 @@ from minigpt.metrics import rouge_l
 from minigpt.run_log import SAMPLES, log_lines
 from minigpt.tuning.logprobs import target_logprobs
 from minigpt.tuning.objective import Objective
+from minigpt.tuning.rewards import exact_reward
 
 MAX_SAMPLED_BATCH = 256  # answers that are sampled at the same time
 SAMPLES_SHOWN = 5  # of each validation
@@ -185,11 +186,13 @@ class Rollouts:
             for s, question, (_, reference) in zip(streams, questions, pairs, strict=True)
         ]
 
-    def held_out_reward(self):
-        """Mean reward of greedy answers to up to VALIDATION_QUESTIONS validation questions, spread over the part."""
+    def held_out_figures(self):
+        """{"val_reward": mean reward, "val_exact": share that are their references} of greedy answers to up to
+        VALIDATION_QUESTIONS validation questions, spread over the part."""
         places = np.linspace(0, len(self.val) - 1, min(VALIDATION_QUESTIONS, len(self.val))).astype(int)
         params = SamplingParams(temperature=0.0, max_new_tokens=self.settings.rollout_tokens)
-        return float(np.mean(self.reward_answers(self.ask([self.val[i] for i in places], params))))
+        answers = self.ask([self.val[i] for i in places], params)
+        return {"val_reward": float(np.mean(self.reward_answers(answers))), "val_exact": exact_share(answers)}
 
     @torch.no_grad()
     def logprobs(self, model, x, y, loss_mask):
@@ -213,6 +216,7 @@ class Rollouts:
             signal=has_signal(rewards).float().mean(),
             length=np.mean([len(answer.ids) for answer in answers]),
             ended=np.mean([answer.ended for answer in answers]),
+            exact=exact_share(answers),
         )
         found = {}
         for answer, reward in zip(answers, rewards.flatten().tolist(), strict=True):
@@ -233,8 +237,8 @@ class Rollouts:
 
     def take_figures(self):
         """{name: mean} over the rollouts since the last call: reward; signal: share of the questions whose answers
-        differ in reward; length: tokens of an answer; ended: share of the answers that ended by EOT; kl: nats a token,
-        to the reference, over what is trained on."""
+        differ in reward; length: tokens of an answer; ended, exact: shares of the answers that ended by EOT, and that
+        are their references; kl: nats a token, to the reference, over what is trained on."""
         means = {name: total / count for name, (total, count) in self.figures.items()}
         self.figures = {}
         return means
@@ -278,6 +282,11 @@ def answer_rows(answers, block_size):
     return ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), loss_mask
 
 
+def exact_share(answers):
+    """Share of `Answer`s that are their references."""
+    return float(np.mean([exact_reward(a.text, a.reference, a.ended) for a in answers]))
+
+
 def has_signal(rewards):
     """bool (questions,): whether the answers to a question differ in their rewards (questions, group_size)."""
     return rewards.amax(1) > rewards.amin(1)
@@ -297,7 +306,7 @@ class PolicyObjective(Objective):
 
     def __init__(self, settings, rollouts, model, reference, reward_answers):
         self.settings, self.rollouts = settings, rollouts
-        self.val_reward = None
+        self.validated = {}
         rollouts.start(model, reference, reward_answers, self)
 
     def choose_questions(self, rewards):
@@ -310,21 +319,20 @@ class PolicyObjective(Objective):
 
     def validate(self, run):
         """Minus the mean reward of greedy answers to validation questions. Writes the newest rollout's samples."""
-        self.val_reward = self.rollouts.held_out_reward()
+        self.validated = self.rollouts.held_out_figures()
         try:
             self.rollouts.write_samples(run.out, run.progress.step)
         except OSError as error:  # a full disk may have room again at the next validation
             run.say(f"warning: {SAMPLES} could not be written ({error.strerror}); training goes on")
-        return -self.val_reward
+        return -self.validated["val_reward"]
 
     def sample_line(self, run):
         """The newest rollout's first sample."""
         return self.rollouts.sample_line()
 
     def take_figures(self):
-        """As `Rollouts.take_figures`, and val_reward after a validation."""
-        validated = {} if self.val_reward is None else {"val_reward": self.val_reward}
-        self.val_reward = None
+        """As `Rollouts.take_figures` and, after a validation, `Rollouts.held_out_figures`."""
+        validated, self.validated = self.validated, {}
         return {**self.rollouts.take_figures(), **validated}
 
     def state_dict(self):
