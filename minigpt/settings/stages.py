@@ -583,7 +583,7 @@ class ArenaSettings(Listening, LocalModels, Stage):
     auth: str = setting("", "user:password that the page asks for; '': the environment's MINIGPT_AUTH, if set, or none")
     peers: str = setting("config/arena_peers.json", "file of the remote models: name, address, perhaps a key")
     base: str = same_as(CheckpointChoice, "base")
-    arena_dir: str = setting("arena", "folder of votes.jsonl and flagged.csv")
+    arena_dir: str = setting("arena", "folder of votes.jsonl, preferences.jsonl and flagged.csv")
     loaded_models: int = setting(3, "checkpoints in memory at once; the least recently used one is dropped", low=1)
     answer_chars: int = setting(32768, "longest answer that is taken from a peer, in characters", low=1)
 
