@@ -428,6 +428,10 @@ class TrainSettings(Adapting, DeviceChoice, Seed, Stage):
         "random", "order of rows: a fresh permutation each epoch, or the file's (traverse)", ["random", "traverse"]
     )
     train_on_eot: bool = setting(True, "pretraining: EOT is a target too, so the model learns to stop")
+    replay_share: float = share(
+        0.0, "fine-tuning: share of a step's rows that are pretraining rows, so that less of these is forgotten"
+    )
+    replay_dir: str = setting("", "folder of the pretraining rows of replay_share; '': the data_dir of init_from's run")
     # Optimizer
     optimizer: str = setting(
         "muon",
