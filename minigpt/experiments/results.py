@@ -7,10 +7,12 @@ only while its spec is what it would be now.
 import ast
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 
 from minigpt.common.errors import UserError
@@ -96,8 +98,20 @@ def files_of_module(parts):
     return [file for path in paths for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()]
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a script took: seconds of all cores together, and its largest memory in bytes. NaN where the system does not
+    say it (Windows)."""
+
+    cpu_seconds: float = math.nan
+    peak_bytes: float = math.nan
+
+
 def run_logged(*parts, log, threads=0):
-    """Run one of the project's scripts; its output goes to a file. Raises UserError with the last lines of it."""
+    """Run one of the project's scripts; its output goes to a file. Returns its `Cost`.
+
+    Raises UserError with the last lines of the output where the script fails.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     if threads:
@@ -106,7 +120,22 @@ def run_logged(*parts, log, threads=0):
         file.write(f"$ python {' '.join(parts)}\n")
         file.flush()
         script = [sys.executable, str(PROJECT / parts[0]), *parts[1:]]
-        status = subprocess.run(script, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
-    if status:
+        with subprocess.Popen(script, stdout=file, stderr=subprocess.STDOUT, env=environment) as process:
+            cost = wait_for_cost(process)
+    if process.returncode:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-SHOWN_LOG_LINES:]
-        raise UserError(f"{parts[0]} ended with status {status}: {' / '.join(lines)} (the whole output: {log})")
+        raise UserError(
+            f"{parts[0]} ended with status {process.returncode}: {' / '.join(lines)} (the whole output: {log})"
+        )
+    return cost
+
+
+def wait_for_cost(process):
+    """Wait for a Popen to end, and set its returncode; returns its `Cost`."""
+    if not hasattr(os, "wait4"):  # Windows
+        process.wait()
+        return Cost()
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    # Kilobytes, but bytes on macOS.
+    return Cost(used.ru_utime + used.ru_stime, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
