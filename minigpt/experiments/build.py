@@ -55,7 +55,8 @@ def is_ready(plan, run, seed, done):
 def train_and_measure(plan, run, seed, threads):
     """Train a run with a seed and measure it, unless it is kept; returns its figures.
 
-    A run without settings of train.py is measured only. Figures are kept as long as the run's settings, what it is made from (`sources`) and the code stay the same.
+    A run without settings of train.py is measured only. Figures are kept as long as the run's settings, what it is made
+    from (`sources`) and the code stay the same.
     """
     result = plan.place(run.name, seed) / RESULT
     given = plan.training_settings(run, seed)

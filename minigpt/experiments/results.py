@@ -11,15 +11,18 @@ import math
 import os
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from minigpt.common.errors import UserError
 from minigpt.common.files import PROJECT
 
 RESULT = "result.json"
 SHOWN_LOG_LINES = 5  # of a script that failed
+POLL_SECONDS = 0.1
 
 
 def to_flags(given):
@@ -135,7 +138,23 @@ def wait_for_cost(process):
     if not hasattr(os, "wait4"):  # Windows
         process.wait()
         return Cost()
-    _, status, used = os.wait4(process.pid, 0)
+    ended, peak = 0, 0
+    while not ended:
+        # Linux counts into a process's ru_maxrss what its parent had when it was started, so the kernel's own count is
+        # read while it runs.
+        peak = max(peak, read_peak_bytes(process.pid))
+        ended, status, used = os.wait4(process.pid, os.WNOHANG)
+        time.sleep(0 if ended else POLL_SECONDS)
     process.returncode = os.waitstatus_to_exitcode(status)
-    # Kilobytes, but bytes on macOS.
-    return Cost(used.ru_utime + used.ru_stime, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    if not peak:  # macOS, where ru_maxrss is in bytes
+        peak = used.ru_maxrss if sys.platform == "darwin" else math.nan
+    return Cost(used.ru_utime + used.ru_stime, peak)
+
+
+def read_peak_bytes(pid):
+    """Largest memory of a running process so far, in bytes; 0 where the system does not say it in /proc."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0
