@@ -481,6 +481,10 @@ class TrainingData:
         self._next = (rows.position, self._worker.submit(self._make, rows.position))
         return rows
 
+    def typical_step(self, position):
+        """`StepRows` whose sizes are those of a step at a position: for what is tried and timed before training."""
+        return self.step(position)
+
     def _make(self, position):
         taken, after = self.order.take(*position, self.batches_a_step)
         lengths = self.lengths[np.concatenate(taken)].astype(np.int64)

@@ -29,7 +29,7 @@ def to_flags(given):
     """Settings, a dict, as flags of a command line."""
 
     def text(value):
-        return ",".join(value) if isinstance(value, list) else str(value)
+        return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
     return [f"--{name}={text(value)}" for name, value in given.items()]
 

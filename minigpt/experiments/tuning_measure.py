@@ -12,7 +12,6 @@ from minigpt.evaluation.prompts import pairs_of_rows
 from minigpt.evaluation.task_predictors import LikelihoodPredictor
 from minigpt.evaluation.task_prompts import TaskPrompter, TaskShots, word_task
 from minigpt.evaluation.tasks import head_predictor, load_task
-from minigpt.experiments.tuning_plan import BASE, FEW_SHOT
 from minigpt.formats.weights import to_huggingface
 from minigpt.inference.classify import Classifier
 from minigpt.inference.engine import TextGenerator
@@ -29,11 +28,11 @@ ENERGY_SHARE = 0.9
 
 
 def measure_tuning(plan, run, seed, cost, threads):
-    """Figures, a dict, of a finished run. cost: its `Cost`, or None for a run that trained nothing."""
+    """Figures, a dict, of a finished run. cost: its `Cost`, or None for one that trained nothing: few-shot."""
     torch.set_num_threads(threads)
-    if run.name == BASE:
+    if not run.task:
         return measure_base(plan, cost)
-    if run.method == FEW_SHOT:
+    if cost is None:
         return measure_few_shot(plan, run, seed)
     path = plan.place(run.name, seed) / BEST
     content = load_checkpoint(path)

@@ -347,8 +347,8 @@ class Adapting:
     method: str = setting(
         "full",
         "what trains: full (everything), lora, adapter (bottlenecks), prompt, p-tuning or prefix (virtual tokens), or "
-        "head (a task's output layer alone)",
-        ["full", "lora", "adapter", "prompt", "p-tuning", "prefix", "head"],
+        "head (a task's output layer alone); dpo, reward, grpo and ppo: everything, for that objective",
+        ["full", "lora", "adapter", "prompt", "p-tuning", "prefix", "head", "dpo", "reward", "grpo", "ppo"],
     )
     rank: int = setting(8, "lora: rank of a matrix's update", low=1)
     alpha: float = setting(16.0, "lora: the update is scaled by alpha / rank", low=0)
@@ -381,7 +381,36 @@ class Adapting:
 
 
 @dataclass
-class TrainSettings(Adapting, DeviceChoice, Seed, Stage):
+class Preferring:
+    """What a fine-tuned model is tuned for further: preferences and rewards."""
+
+    preferences: list[str] = setting(
+        [], "dpo, reward: files of {prompt, chosen, rejected}, from the arena's export or sft/make_preferences.py"
+    )
+    beta: float = setting(0.1, "dpo: how strongly the model is held to the one that it began as", low=1e-6)
+    chosen_weight: float = setting(
+        0.0, "dpo: weight of the chosen answers' own loss (nats a token), which is added", low=0
+    )
+    rewards: list[str] = setting(
+        ["exact"],
+        "grpo, ppo: what an answer is rewarded for, name or name:weight: exact (the reference word for word), rouge_l, "
+        "numbers, format",
+    )
+    reward_model: str = setting("", "grpo, ppo: checkpoint of objective reward that rewards, in place of rewards")
+    group_size: int = setting(8, "grpo, ppo: answers that are sampled of a question", low=1)
+    rollout_questions: int = setting(32, "grpo, ppo: questions that are asked before an update", low=1)
+    updates: int = setting(4, "grpo, ppo: optimizer steps on the answers that were sampled together", low=1)
+    rollout_temperature: float = setting(1.0, "grpo, ppo: temperature of sampling", low=0.01)
+    rollout_tokens: int = setting(48, "grpo, ppo: longest sampled answer, in tokens", low=1)
+    clip: float = setting(0.2, "grpo, ppo: a token's ratio of probabilities counts within 1 ± this", low=0)
+    kl_weight: float = setting(
+        0.02, "weight of the KL divergence to the model that it began as: grpo in the loss, ppo in the reward", low=0
+    )
+    value_weight: float = setting(0.5, "ppo: weight of the value head's loss", low=0)
+
+
+@dataclass
+class TrainSettings(Preferring, Adapting, DeviceChoice, Seed, Stage):
     SCRIPT = "train.py"
     # The run
     init_from: str = setting(
@@ -392,8 +421,9 @@ class TrainSettings(Adapting, DeviceChoice, Seed, Stage):
     out_dir: str = setting("out/pretrain", "the run's folder: checkpoints and log.jsonl")
     objective: str = setting(
         "causal",
-        "pretraining: causal (the next token, GPT's), or mlm (masked tokens, which attend in both directions: BERT's)",
-        ["causal", "mlm"],
+        "causal (the next token), mlm (pretraining as BERT's: masked tokens, which attend in both directions); of a "
+        "fine-tuned model: dpo (preferences), reward (a reward model of preferences), grpo or ppo (rewards)",
+        ["causal", "mlm", "dpo", "reward", "grpo", "ppo"],
     )
     mask_share: float = setting(0.15, "mlm: share of the tokens that are to be found", low=0.01, high=0.9)
     both_ways: bool = setting(False, "tasks: attend in both directions, whatever the base has learned")
@@ -428,10 +458,8 @@ class TrainSettings(Adapting, DeviceChoice, Seed, Stage):
         "random", "order of rows: a fresh permutation each epoch, or the file's (traverse)", ["random", "traverse"]
     )
     train_on_eot: bool = setting(True, "pretraining: EOT is a target too, so the model learns to stop")
-    replay_share: float = share(
-        0.0, "fine-tuning: share of a step's rows that are pretraining rows, so that less of these is forgotten"
-    )
-    replay_dir: str = setting("", "folder of the pretraining rows of replay_share; '': the data_dir of init_from's run")
+    replay_share: float = share(0.0, "fine-tuning: share of a step's rows that are rows of pretraining")
+    replay_dir: str = setting("", "fine-tuning: folder of the rows for replay_share; '': that of the base's training")
     # Optimizer
     optimizer: str = setting(
         "muon",

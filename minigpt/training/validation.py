@@ -9,7 +9,6 @@ from minigpt.corpus.tasks import PAIR
 from minigpt.device import explain_out_of_memory
 from minigpt.inference.classify import Classifier, label_line
 from minigpt.inference.engine import TextGenerator
-from minigpt.inference.likelihood import likelihood
 from minigpt.inference.masks import MASK, MaskFiller, filled_line
 from minigpt.inference.params import SamplingParams
 from minigpt.metrics import exact_match
@@ -23,17 +22,12 @@ MASKED_SAMPLE_TOKENS, MASKED_EVERY = 24, 6  # of the sample of masked language m
 
 
 def validate(run):
-    """Validation loss of a `TrainingRun`'s model, in nats a token."""
-    settings, processes = run.settings, run.processes
+    """Validation loss of a `TrainingRun`'s model, by its objective."""
+    run.model.eval()
     with explain_out_of_memory(run.device):
-        part = likelihood(
-            run.model, run.data.val, run.data.meta, settings.batch_size, precision=run.precision,
-            train_on_eot=settings.train_on_eot, batch_tokens=settings.batch_tokens,
-            rank=processes.rank, count=processes.count,
-        )  # fmt: skip
+        loss = run.objective.validate(run)
     run.model.train()
-    nats, tokens = processes.total(part.nats, part.tokens)
-    return nats / max(1.0, tokens)
+    return loss
 
 
 @contextlib.contextmanager
@@ -53,6 +47,8 @@ def generator_of(run, max_batch=32):
 def sample_line(run):
     """A line of text that the model generates now, from sample_prompt or the start of a validation row."""
     data, prompt = run.data, run.settings.sample_prompt
+    if (line := run.objective.sample_line(run)) is not None:
+        return line.replace("\n", " ")
     if data.meta["stage"] in SAMPLES:
         run.model.eval()
         line = SAMPLES[data.meta["stage"]](run, prompt)
