@@ -239,7 +239,9 @@ def draw_ranks(results):
         panels[0].axhline(values_of(results, f"{task}_full").mean(), color=colour, ls="--", lw=1)
     panels[0].set_xscale("log", base=2)
     panels[0].set_xticks(RANKS, [str(rank) for rank in RANKS])
-    panels[0].set(title="LoRA (dashed: full tuning)", xlabel="rank", ylabel="held-out, right", ylim=(0, 1.03))
+    panels[0].set(
+        title="LoRA (dashed: full tuning)", xlabel="rank", ylabel="held-out, right", xlim=(0.8, 80), ylim=(0, 1.03)
+    )
     panels[0].legend(fontsize=7)
     for panel, method in zip(panels[1:], methods, strict=True):
         for number, (matrix, figures) in enumerate(results[f"questions_{method}"][0]["singular"].items()):
@@ -265,9 +267,10 @@ def replay_section(results, folder):
         for method in REPLAYED:
             values = [values_of(results, f"questions_{method}{ending}", column) for ending in endings]
             found = [(share, each) for share, each in zip([0.0, *REPLAY_SHARES], values, strict=True) if len(each)]
-            count = min(len(each) for _, each in found)
+            count = min((len(each) for _, each in found), default=0)
             series = np.array([each[:count] for _, each in found]).T
-            draw_range(panel, [share for share, _ in found], series, method, COLOUR_OF[method])
+            if count:
+                draw_range(panel, [share for share, _ in found], series, method, COLOUR_OF[method])
         panel.set(xlabel="replay_share", ylabel=column.title)
     panels[0].axhline(base, color=COLOURS[6], ls="--", lw=1, label="the base")
     panels[0].legend(fontsize=7)
