@@ -25,7 +25,7 @@ LORA = {"method": "lora", "optimizer": "adamw", "learning_rate": 4e-3, "weight_d
 # By method: its settings of train.py. The rates are those of config/demo_*.py and docs/adapting.md.
 METHODS = {
     "full": {"optimizer": "muon", "learning_rate": 1e-5, "muon_learning_rate": 2e-3},
-    "full_adamw": {"optimizer": "adamw", "learning_rate": 5e-4},
+    "full_adamw": {"optimizer": "adamw", "learning_rate": 2e-4},
     **{f"lora_{rank}": {**LORA, "rank": rank} for rank in RANKS},
     "qlora": {**LORA, "rank": 8, "quantize": "nf4"},
     "adapter": {"method": "adapter", "optimizer": "adamw", "learning_rate": 3e-3, "weight_decay": 0.0},
@@ -45,6 +45,8 @@ SWEPT_METHODS = ("full", "lora_8", "adapter", "prefix", "p-tuning", "prompt")
 REPEATED_BASES = ("full", "lora_8", "prefix", "prompt")  # made with every seed from each base
 OVERFITTING = ("full", "lora_8")  # made with every seed on a tenth of the questions
 REPLAYED = ("full", "lora_8")
+LONG_FACTOR = 3  # of the steps of a long tuning
+LONG_METHODS = {"full": True, "lora_8": True, "prefix": True, "p-tuning": False, "prompt": False}  # with every seed?
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,10 @@ class TuningPlan:
             for method in REPLAYED:
                 replay = {"replay_share": share, "replay_dir": str(self.rows_folder("articles"))}
                 yield self._tuning("questions", method, f"_replay{share_name(share)}", given=replay)
+        for method, again in LONG_METHODS.items():
+            steps = LONG_FACTOR * self.settings.tune_iters
+            given = {"max_iters": steps, "eval_interval": steps}
+            yield self._tuning("questions", method, "_long", given=given, repeated=again)
 
     def _tuning(self, task, method, ending="", rows="", given=None, **more):
         given = METHODS.get(method, {}) | TASK_RATES.get((method, task), {}) | (given or {})

@@ -700,7 +700,7 @@ class TuningPageSettings(Stage):
     correction_config: str = setting("config/correction.py", "settings file of the corrections: make_correction.py's")
     tune_iters: int = same_as(ExperimentSettings, "tune_iters", 350)
     batch_size: int = same_as(TrainSettings, "batch_size", 32)
-    max_samples: int = same_as(Asking, "max_samples", 200)
+    max_samples: int = same_as(Asking, "max_samples", 400)
     dtype: str = same_as(TrainSettings, "dtype", "float32")
     workers: int = same_as(PrepareSettings, "workers")
     seeds: list[int] = same_as(ExperimentSettings, "seeds")
