@@ -709,10 +709,27 @@ class ExperimentSettings(QuestionForm, CleaningSteps, ArticleFiles, Stage):
     docs: str = same_as(BenchSettings, "docs", "docs/experiments.md")
 
 
+@dataclass
+class TuningPageSettings(Stage):
+    SCRIPT = "experiments/run.py tuning"
+    base_config: str = setting("config/demo.py", "settings file of the base: articles, tokenizer, pretraining")
+    questions_config: str = setting("config/demo_sft.py", "settings file of the questions: data/prepare_sft.py's")
+    field_config: str = setting("config/demo_task.py", "settings file of the classification: data/prepare_task.py's")
+    correction_config: str = setting("config/correction.py", "settings file of the corrections: make_correction.py's")
+    tune_iters: int = same_as(ExperimentSettings, "tune_iters", 350)
+    batch_size: int = same_as(TrainSettings, "batch_size", 32)
+    max_samples: int = same_as(Asking, "max_samples", 400)
+    dtype: str = same_as(TrainSettings, "dtype", "float32")
+    workers: int = same_as(PrepareSettings, "workers")
+    seeds: list[int] = same_as(ExperimentSettings, "seeds")
+    out_dir: str = same_as(TrainSettings, "out_dir", "out/tuning")
+    docs: str = same_as(BenchSettings, "docs", "docs/tuning.md")
+
+
 STAGES = [
     DownloadSettings, TokenizerSettings, PrepareSettings, PrepareSftSettings, PrepareTaskSettings, GenerateSettings,
     CorrectionDataSettings, InstructionDataSettings, PreferenceDataSettings, TrainSettings, SampleSettings,
     ExportSettings, ServerSettings,
     ArenaSettings, PerplexitySettings, RougeSettings, CorrectionSettings, TasksSettings, DecodingSettings,
-    ReportSettings, VisualizeSettings, BenchSettings, ExperimentSettings,
+    ReportSettings, VisualizeSettings, BenchSettings, ExperimentSettings, TuningPageSettings,
 ]  # fmt: skip
