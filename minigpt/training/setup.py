@@ -35,7 +35,7 @@ from minigpt.training.distributed import averaging_loss, shard, start_processes
 from minigpt.training.low_memory import LOW_MEMORY_LOSSES, check_low_memory
 from minigpt.training.optim import make_optimizers
 from minigpt.training.state import Progress, check_resumable, restore_run
-from minigpt.tuning.objectives import check_objective, make_objective, open_data
+from minigpt.tuning.objectives import SPECIAL, check_objective, make_objective, open_data
 from model import GPT, GPTConfig
 
 FEW_STEPS = 100  # a run of fewer steps learns little
@@ -175,7 +175,9 @@ class TrainingRun:
 
 
 def check_settings(settings):
-    """Raise UserError for settings that contradict each other."""
+    """Raise UserError for settings that contradict each other. `method=dpo` becomes `objective=dpo`, and so on."""
+    if settings.method in SPECIAL:
+        settings.objective, settings.method = settings.method, "full"
     if settings.max_iters < 1 and settings.max_epochs <= 0:
         raise UserError("give max_iters (steps) or max_epochs")
     if settings.n_embd % settings.n_head:

@@ -19,8 +19,6 @@ SPECIAL = (*PREFERENCES, *POLICIES)
 
 def check_objective(settings, processes):
     """Raise UserError for settings that the objective cannot have. processes: their number."""
-    if settings.method in SPECIAL:  # --method=dpo is --objective=dpo with full tuning
-        settings.objective, settings.method = settings.method, "full"
     name = settings.objective
     if name not in SPECIAL:
         return
