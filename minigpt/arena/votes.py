@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from minigpt.arena.problems import Problem
-from minigpt.common.files import append_durably, file_stamp
+from minigpt.common.files import append_durably, file_stamp, write_atomic
 
 LOCK_TIMEOUT_SECONDS = 20.0
 RESULTS = ("left", "right", "tie", "bad")
@@ -147,6 +147,19 @@ def preference_pairs(votes):
             if chosen != rejected:
                 pairs.append({"prompt": vote["prompt"], "chosen": chosen, "rejected": rejected})
     return pairs
+
+
+def pairs_text(pairs):
+    """Preference pairs as JSON lines."""
+    return "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
+
+
+def write_pairs(path, pairs):
+    """Write preference pairs to a file of JSON lines; an earlier one is replaced. Raises Problem."""
+    try:
+        write_atomic(path, lambda file: file.write(pairs_text(pairs).encode(errors="replace")))
+    except OSError as error:
+        raise Problem("not_written", path=str(path), detail=error.strerror) from None
 
 
 def format_csv(rows):

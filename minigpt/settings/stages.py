@@ -335,6 +335,23 @@ class InstructionDataSettings(WordedTasks, Seed, Stage):
     instructions: str = setting("sft/instructions.jsonl", "file of questions and answers that is written")
 
 
+@dataclass
+class PreferenceDataSettings(AnswerSampling, LocalModels, CheckpointChoice, Seed, Stage):
+    SCRIPT = "sft/make_preferences.py"
+    data_dir: str = same_as(Measuring, "data_dir", "data/processed_sft")
+    pairs: str = setting("sft/preferences.jsonl", "file of prompts with a chosen and a rejected answer that is written")
+    samples: int = setting(8, "answers sampled for a question", low=1)
+    max_samples: int = same_as(Asking, "max_samples")
+    chosen: str = setting(
+        "reference", "the chosen answer: the question's reference, or the best sample", ["reference", "best"]
+    )
+    min_gap: float = setting(0.1, "least difference between the scores of a pair's answers", low=0, high=1)
+    pairs_a_question: int = setting(1, "most pairs of a question, those with the worst samples", low=1)
+    temperature: float = same_as(AnswerSampling, "temperature", 1.0)
+    top_k: int = same_as(AnswerSampling, "top_k", 0)
+    max_batch: int = same_as(LocalModels, "max_batch", 256)
+
+
 # Training.
 
 MATRICES = ["q", "k", "v", "o", "gate", "up", "down"]
@@ -387,6 +404,7 @@ class Preferring:
     preferences: list[str] = setting(
         [], "dpo, reward: files of {prompt, chosen, rejected}, from the arena's export or sft/make_preferences.py"
     )
+    val_share: float = share(0.05, "dpo, reward: share of prompts (by hash) whose pairs are the validation part")
     beta: float = setting(0.1, "dpo: how strongly the model is held to the one that it began as", low=1e-6)
     chosen_weight: float = setting(
         0.0, "dpo: weight of the chosen answers' own loss (nats a token), which is added", low=0
@@ -426,7 +444,6 @@ class TrainSettings(Preferring, Adapting, DeviceChoice, Seed, Stage):
         ["causal", "mlm", "dpo", "reward", "grpo", "ppo"],
     )
     mask_share: float = setting(0.15, "mlm: share of the tokens that are to be found", low=0.01, high=0.9)
-    val_share: float = share(0.05, "dpo, reward: share of prompts (by hash) whose pairs are the validation part")
     both_ways: bool = setting(False, "tasks: attend in both directions, whatever the base has learned")
     # Model
     block_size: int = same_as(RowSettings, "block_size")
@@ -566,7 +583,7 @@ class ArenaSettings(Listening, LocalModels, Stage):
     auth: str = setting("", "user:password that the page asks for; '': the environment's MINIGPT_AUTH, if set, or none")
     peers: str = setting("config/arena_peers.json", "file of the remote models: name, address, perhaps a key")
     base: str = same_as(CheckpointChoice, "base")
-    arena_dir: str = setting("arena", "folder of votes.jsonl and flagged.csv")
+    arena_dir: str = setting("arena", "folder of votes.jsonl, preferences.jsonl and flagged.csv")
     loaded_models: int = setting(3, "checkpoints in memory at once; the least recently used one is dropped", low=1)
     answer_chars: int = setting(32768, "longest answer that is taken from a peer, in characters", low=1)
 
@@ -692,9 +709,27 @@ class ExperimentSettings(QuestionForm, CleaningSteps, ArticleFiles, Stage):
     docs: str = same_as(BenchSettings, "docs", "docs/experiments.md")
 
 
+@dataclass
+class TuningPageSettings(Stage):
+    SCRIPT = "experiments/run.py tuning"
+    base_config: str = setting("config/demo.py", "settings file of the base: articles, tokenizer, pretraining")
+    questions_config: str = setting("config/demo_sft.py", "settings file of the questions: data/prepare_sft.py's")
+    field_config: str = setting("config/demo_task.py", "settings file of the classification: data/prepare_task.py's")
+    correction_config: str = setting("config/correction.py", "settings file of the corrections: make_correction.py's")
+    tune_iters: int = same_as(ExperimentSettings, "tune_iters", 350)
+    batch_size: int = same_as(TrainSettings, "batch_size", 32)
+    max_samples: int = same_as(Asking, "max_samples", 400)
+    dtype: str = same_as(TrainSettings, "dtype", "float32")
+    workers: int = same_as(PrepareSettings, "workers")
+    seeds: list[int] = same_as(ExperimentSettings, "seeds")
+    out_dir: str = same_as(TrainSettings, "out_dir", "out/tuning")
+    docs: str = same_as(BenchSettings, "docs", "docs/tuning.md")
+
+
 STAGES = [
     DownloadSettings, TokenizerSettings, PrepareSettings, PrepareSftSettings, PrepareTaskSettings, GenerateSettings,
-    CorrectionDataSettings, InstructionDataSettings, TrainSettings, SampleSettings, ExportSettings, ServerSettings,
+    CorrectionDataSettings, InstructionDataSettings, PreferenceDataSettings, TrainSettings, SampleSettings,
+    ExportSettings, ServerSettings,
     ArenaSettings, PerplexitySettings, RougeSettings, CorrectionSettings, TasksSettings, DecodingSettings,
-    ReportSettings, VisualizeSettings, BenchSettings, ExperimentSettings,
+    ReportSettings, VisualizeSettings, BenchSettings, ExperimentSettings, TuningPageSettings,
 ]  # fmt: skip

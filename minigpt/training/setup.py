@@ -35,7 +35,7 @@ from minigpt.training.distributed import averaging_loss, shard, start_processes
 from minigpt.training.low_memory import LOW_MEMORY_LOSSES, check_low_memory
 from minigpt.training.optim import make_optimizers
 from minigpt.training.state import Progress, check_resumable, restore_run
-from minigpt.tuning.objectives import check_objective, make_objective, open_data
+from minigpt.tuning.objectives import SPECIAL, check_objective, make_objective, open_data
 from model import GPT, GPTConfig
 
 FEW_STEPS = 100  # a run of fewer steps learns little
@@ -74,6 +74,8 @@ class TrainingRun:
 
         # Data.
         place = self.processes.rank, self.processes.count
+        if settings.replay_share:
+            settings.replay_dir = replay_folder(settings)
         self.data = open_data(settings, *place, pinned=self.device.type == "cuda")
         if settings.stop_at_answered and self.data.meta["stage"] != "sft":
             raise UserError(
@@ -81,6 +83,13 @@ class TrainingRun:
                 "questions; it is for fine-tuning, leave it out here"
             )
         self.say(f"{len(self.data.train):,} rows for training, {len(self.data.val):,} for validation")
+        if settings.replay_share:
+            replay = self.data.replay
+            rows = len(self.data.order.batches(0)[0]) * settings.gradient_accumulation_steps
+            self.say(
+                f"replay: {replay.count(rows)} of {len(replay.rows):,} pretraining rows of {replay.folder} beside "
+                f"{rows} rows a step"
+            )
 
         # Model. One that is sharded may be too large for one GPU, so it goes there in shards only.
         torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
@@ -166,7 +175,9 @@ class TrainingRun:
 
 
 def check_settings(settings):
-    """Raise UserError for settings that contradict each other."""
+    """Raise UserError for settings that contradict each other. `method=dpo` becomes `objective=dpo`, and so on."""
+    if settings.method in SPECIAL:
+        settings.objective, settings.method = settings.method, "full"
     if settings.max_iters < 1 and settings.max_epochs <= 0:
         raise UserError("give max_iters (steps) or max_epochs")
     if settings.n_embd % settings.n_head:
@@ -193,6 +204,25 @@ def check_settings(settings):
         raise UserError("objective mlm attends in both directions by itself; leave out both_ways")
     if settings.fsdp and settings.dtype == "float16":
         raise UserError("fsdp does not go with float16 and its loss scaler; take --dtype=bfloat16 or float32")
+
+
+def replay_folder(settings):
+    """The folder of the pretraining rows that replay_share mixes in: replay_dir, or that of the base's training.
+
+    Raises UserError where there is no base, where its file does not say the folder, or for another objective.
+    """
+    if settings.objective != "causal":
+        raise UserError(f"replay_share is for objective causal, and this is {settings.objective}; leave it out")
+    if settings.replay_dir:
+        return settings.replay_dir
+    if settings.init_from == "scratch":
+        raise UserError("replay_share is for fine-tuning; name a base with --init_from=, or leave it out")
+    resume = settings.init_from == "resume"
+    content = newest_intact(settings.out_dir) if resume else load_checkpoint(settings.init_from, mmap=True)
+    folder = content["settings"].get("replay_dir" if resume else "data_dir")
+    if not folder:
+        raise UserError(f"{settings.init_from} does not say what it was trained on; name the rows with --replay_dir=")
+    return folder
 
 
 def make_model(settings, data):

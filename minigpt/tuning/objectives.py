@@ -8,6 +8,7 @@ from minigpt.tuning.grpo import GRPO
 from minigpt.tuning.objective import Objective
 from minigpt.tuning.pairs import PreferenceData
 from minigpt.tuning.ppo import PPO
+from minigpt.tuning.preference import DirectPreference
 from minigpt.tuning.reward_model import RewardObjective, load_reward_model
 from minigpt.tuning.rewards import parse_rewards, weighted_rewards
 from minigpt.tuning.rollouts import Rollouts
@@ -18,8 +19,6 @@ SPECIAL = (*PREFERENCES, *POLICIES)
 
 def check_objective(settings, processes):
     """Raise UserError for settings that the objective cannot have. processes: their number."""
-    if settings.method in SPECIAL:  # --method=dpo is --objective=dpo with full tuning
-        settings.objective, settings.method = settings.method, "full"
     name = settings.objective
     if name not in SPECIAL:
         return
@@ -54,6 +53,8 @@ def open_data(settings, rank=0, count=1, pinned=False):
 def make_objective(settings, data, model, device, load_reference, out):
     """The `Objective` of a run. data: as from `open_data`; model: the GPT that trains, on `device`; out: the run's
     folder; load_reference(): loads the model that the run began with, frozen, in eval mode, on the device."""
+    if settings.objective == "dpo":
+        return DirectPreference(settings, data, device, load_reference, out)
     if settings.objective == "reward":
         return RewardObjective()
     if settings.objective in POLICIES:

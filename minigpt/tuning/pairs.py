@@ -173,8 +173,6 @@ class PreferenceData(TrainingData):
 
     def read_rows(self, settings, say):
         """(rows (n, 2, block_size), bool (n,): which are for validation) of the files, whose problems are said."""
-        if not settings.preferences:
-            raise UserError(f"objective {settings.objective} needs pairs of answers: name them with --preferences=…")
         problems, rows, prompts, cut = Problems(), [], [], 0
         for path, line, pair in read_pairs(settings.preferences, problems):
             made, lost = make_pair_rows(pair, self.tokenizer, settings.block_size)
@@ -238,8 +236,6 @@ class PreferenceData(TrainingData):
 
 def starting_tokenizer(settings):
     """The tokenizer of the checkpoint that a training begins with, or is resumed from. Raises UserError."""
-    if settings.init_from == "scratch":
-        raise UserError(f"objective {settings.objective} tunes a model that is there: name it with --init_from=")
     if settings.init_from == "resume":
         content = newest_intact(settings.out_dir)
     else:

@@ -131,6 +131,16 @@ def test_an_adapter_is_listed_and_answers_and_a_missing_base_costs_no_other(tmp_
         cache.acquire("lora")
 
 
+def test_fine_tuned_models_alone_can_be_tuned_further_and_no_adapter(tmp_path):
+    write_checkpoints(tmp_path / "out")
+    write_task_checkpoints(tmp_path / "out")
+    write_adapter(tmp_path / "out" / "lora" / "ckpt.pt", tmp_path / "out" / "base" / "ckpt.pt", method="lora", rank=2)
+    arena = Arena(arena_settings(tmp_path), open_fake)
+    assert "lora" in [choice.name for choice in arena.choices()]
+    assert sorted(choice.name for choice in arena.tunable_choices()) == ["alpha", "beta"]
+    arena.close()
+
+
 def test_a_checkpoint_that_the_system_withholds_is_told_apart_from_a_broken_one(tmp_path, monkeypatch):
     write_checkpoints(tmp_path / "out", ["alpha"])
     (tmp_path / "out" / "none").mkdir()

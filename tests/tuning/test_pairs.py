@@ -120,23 +120,12 @@ def test_rows_that_cannot_be_used_are_counted_and_named(load):
         load([row for row, _ in BAD_ROWS])
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"preferences": ["none.jsonl"]}, "none.jsonl is not there"),
-        ({"preferences": []}, "--preferences="),
-        ({"init_from": "scratch"}, "--init_from="),
-    ],
-)
-def test_wrong_settings_are_told_in_a_line(load, given, message):
-    with pytest.raises(UserError, match=message):
-        load([row_of("问"), row_of("别的")], **given)
-
-
-def test_a_base_model_must_be_tuned_first(load, tmp_path):
+def test_a_missing_file_and_a_base_model_are_refused(load, tmp_path):
     save_tiny(tmp_path / "base.pt", stage="pretrain")
     with pytest.raises(UserError, match="fine-tune it first"):
         load([row_of("问"), row_of("别的")], init_from=str(tmp_path / "base.pt"))
+    with pytest.raises(UserError, match=r"none\.jsonl is not there"):
+        load([], preferences=["none.jsonl"])
 
 
 def ids_of_prompt(prompt):

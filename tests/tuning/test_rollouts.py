@@ -93,9 +93,12 @@ def test_steps_divide_each_rollout_and_then_the_next_questions_are_asked(tmp_pat
     rollouts, _ = open_rollouts(tmp_path)
     asked, position = [], (0, 0)
     ask = rollouts.ask
-    rollouts.ask = lambda rows, params: (
-        asked.append([bytes(row.tolist()[: row.tolist().index(MARK)]) for row in rows]) or ask(rows, params)
-    )
+
+    def ask_and_note(rows, params):
+        asked.append([bytes(row.tolist()[: row.tolist().index(MARK)]) for row in rows])
+        return ask(rows, params)
+
+    rollouts.ask = ask_and_note
     for _ in range(3):  # 7 questions are 3 rollouts
         answers = []
         for _ in range(2):
