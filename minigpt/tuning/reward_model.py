@@ -2,8 +2,10 @@
 
 It reads `prompt MARK answer EOT`, and the reward is the head's output at the EOT. It learns from pairs of answers to
 the same prompt. By Bradley and Terry (1952), the one with the reward r is preferred to the one with the reward r' with
-the probability σ(r - r'), and training makes the preferences that were given likely. Only differences of rewards have
-a meaning.
+the probability σ(r - r'), and training makes the preferences that were given likely.
+
+Only differences between the rewards of a prompt's answers count in that. PPO compares answers to different prompts, so
+the two rewards of a pair are drawn to a sum of 0 (Eisenstein et al. 2023, "Helping or Herding?", equation 2).
 """
 
 import torch
@@ -16,6 +18,8 @@ from minigpt.inference.classify import HeadModel
 from minigpt.inference.engine import open_converted
 from minigpt.tokenizer import ANSWER_TEXT
 from minigpt.tuning.objective import Objective
+
+CENTERING = 0.01  # weight of the squared sum of a pair's rewards
 
 
 def read_rewards(model, x, loss_mask):
@@ -43,17 +47,11 @@ class RewardObjective(Objective):
         return int(batch[2].sum()) // 2
 
     def loss(self, model, x, y, loss_mask, numbers):
-        """The sum of `bradley_terry_losses`."""
-        losses, right = self.compare(model, x, loss_mask)
-        self.right += right
-        self.pairs += len(losses)
-        return losses.sum()
-
-    def compare(self, model, x, loss_mask):
-        """(losses (B,) of B pairs, number of pairs whose chosen answer has the higher reward)."""
-        rewards = read_rewards(model, x, loss_mask)
-        chosen, rejected = rewards[0::2], rewards[1::2]
-        return bradley_terry_losses(chosen, rejected), int((chosen > rejected).sum())
+        """The sum of `bradley_terry_losses`, and of the squares that center the rewards."""
+        chosen, rejected = read_rewards(model, x, loss_mask).view(-1, 2).T
+        self.right += int((chosen > rejected).sum())
+        self.pairs += len(chosen)
+        return (bradley_terry_losses(chosen, rejected) + CENTERING * (chosen + rejected) ** 2).sum()
 
     @torch.no_grad()
     def validate(self, run):
@@ -61,8 +59,11 @@ class RewardObjective(Objective):
         loss, right, pairs = 0.0, 0, 0
         for x, _, loss_mask, _ in run.data.batches_of("val", run.processes.rank, run.processes.count):
             with run.precision.context(run.device):
-                losses, more = self.compare(run.model, x.to(run.device), loss_mask.to(run.device))
-            loss, right, pairs = loss + losses.sum().item(), right + more, pairs + len(losses)
+                rewards = read_rewards(run.model, x.to(run.device), loss_mask.to(run.device))
+            chosen, rejected = rewards.view(-1, 2).T
+            loss += bradley_terry_losses(chosen, rejected).sum().item()
+            right += int((chosen > rejected).sum())
+            pairs += len(chosen)
         loss, right, pairs = run.processes.total(loss, right, pairs)
         self.figures["val_accuracy"] = right / pairs
         return loss / pairs

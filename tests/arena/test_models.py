@@ -89,6 +89,10 @@ def test_every_checkpoint_is_listed_with_what_it_is_and_broken_ones_cost_no_othe
 def test_models_with_a_head_are_listed_apart_and_label_what_they_are_asked(tmp_path):
     write_checkpoints(tmp_path / "out", ["alpha"])
     write_task_checkpoints(tmp_path / "out")
+    task = {"kind": "reward", "labels": ["reward"]}  # which labels no text
+    write_checkpoint(
+        tmp_path / "out" / "reward" / "ckpt.pt", tiny_model(n_labels=1), tiny_tokenizer(), "task", task=task
+    )
     masked = tiny_model(causal=False)
     write_checkpoint(tmp_path / "out" / "masked" / "ckpt.pt", masked, tiny_tokenizer(), "mlm")
     arena = Arena(arena_settings(tmp_path, device="cpu", dtype="float32"))

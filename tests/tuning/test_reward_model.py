@@ -62,7 +62,8 @@ def test_a_batch_of_pairs_has_the_loss_of_its_pairs_one_by_one(architecture):
     loss = objective.loss(model, x, torch.zeros_like(x), loss_mask, torch.arange(6))
     plain = torch.tensor(plain)
     assert objective.count((x, x, loss_mask)) == 3
-    assert loss.item() == pytest.approx(bradley_terry_losses(plain[0::2], plain[1::2]).sum().item(), abs=1e-5)
+    expected = bradley_terry_losses(plain[0::2], plain[1::2]) + 0.01 * (plain[0::2] + plain[1::2]) ** 2
+    assert loss.item() == pytest.approx(expected.sum().item(), abs=1e-5)
     assert objective.take_figures() == {"accuracy": sum(plain[0::2] > plain[1::2]).item() / 3}
     assert objective.take_figures() == {}
 
@@ -87,9 +88,9 @@ def folder(tmp_path_factory):
 
 
 def train_taste(folder, out, **changes):
-    """A finished run of a reward model on 40 pairs."""
+    """A finished run of a reward model on 60 pairs."""
     return finish_run(**{
-        **TINY, "objective": "reward", "preferences": [str(write_pairs(folder / "pairs.jsonl", range(40)))],
+        **TINY, "objective": "reward", "preferences": [str(write_pairs(folder / "pairs.jsonl", range(0, 120, 2)))],
         "val_share": 0.2, "init_from": str(folder / "base/last.pt"), "out_dir": str(out), "max_iters": 40,
         "eval_interval": 20, "learning_rate": 1e-2, "head_learning_rate": 1e-2, **changes,
     })  # fmt: skip
@@ -98,7 +99,7 @@ def train_taste(folder, out, **changes):
 def test_a_taste_is_learned_and_ranks_pairs_about_other_questions(folder):
     tokenizer = load_reward_model(folder / "reward/last.pt", byte_tokenizer(), "cpu").tokenizer
     scorer = load_reward_model(folder / "reward/last.pt", tokenizer, "cpu")
-    unseen = list(map(json.loads, write_pairs(folder / "unseen.jsonl", range(100, 160)).read_text().splitlines()))
+    unseen = list(map(json.loads, write_pairs(folder / "unseen.jsonl", range(1, 120, 2)).read_text().splitlines()))
     prompts = [tokenizer.encode_prompt(row["prompt"], answer=True) for row in unseen]
     chosen, rejected = (
         scorer.score([(prompt, tokenizer.encode(row[name])) for prompt, row in zip(prompts, unseen, strict=True)])
