@@ -1,7 +1,7 @@
 """Direct preference optimization (DPO) of the demo's fine-tuned model, after `python demo.py`.
 
-    python sft/make_preferences.py config/dpo.py     # pairs of answers to training questions, or name votes of the arena
-    python train.py config/dpo.py
+python sft/make_preferences.py config/dpo.py     # pairs of answers to training questions
+python train.py config/dpo.py
 """
 
 # Pairs

@@ -44,14 +44,14 @@ def score_answer(answer, reference):
 
 def choose_pairs(answers, reference, settings):
     """[(chosen, rejected)] of a question's sampled answers: at most pairs_a_question of them, the worst first."""
-    scored = [(score_answer(answer, reference), answer) for answer in dict.fromkeys(answers) if answer.strip()]
-    ranked = sorted(scored, key=lambda pair: pair[0])
-    best = [(1.0, reference)] if settings.chosen == "reference" else ranked[-1:]
+    texts = dict.fromkeys(filter(None, map(str.strip, answers)))
+    ranked = sorted(((score_answer(text, reference), text) for text in texts), key=lambda pair: pair[0])
+    best = [(1.0, reference.strip())] if settings.chosen == "reference" else ranked[-1:]
     return [
         (chosen, rejected)
         for high, chosen in best
         for low, rejected in ranked[: settings.pairs_a_question]
-        if high - low >= settings.min_gap and rejected.strip() != chosen.strip()
+        if high - low >= settings.min_gap and rejected != chosen
     ]
 
 

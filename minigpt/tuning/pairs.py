@@ -166,7 +166,7 @@ class PreferenceData(TrainingData):
         if settings.eval_iters:
             n_pairs = min(len(self.val), settings.eval_iters * settings.batch_size)
             self.val = self.val[np.linspace(0, len(self.val) - 1, n_pairs).astype(int)]
-        self.lengths = self.token_counts(self.train)
+        self.lengths, self.replay = self.token_counts(self.train), None
         longest, batch_tokens = self.lengths.max(axis=1), settings.batch_tokens // 2
         self.order = BatchOrder(longest, settings.sampling, settings.seed, settings.batch_size, batch_tokens)
         self.prepare_steps(settings, rank, count, pinned)
@@ -226,12 +226,8 @@ class PreferenceData(TrainingData):
             if len(mine):
                 yield self.make_pairs_batch(rows[mine], first + mine)
 
-    def _batch(self, rows, draw):
-        # A process without a pair must still take part in the gradient exchange: it gets one pair without a loss.
-        mine = np.sort(rows) if len(rows) else np.array([0])
-        x, y, mask, numbers = self.make_pairs_batch(self.train[mine], mine)
-        batch = x, y, mask if len(rows) else torch.zeros_like(mask), numbers
-        return [t.contiguous().pin_memory() for t in batch] if self.pinned else batch
+    def rows_batch(self, data, meta, rows, draw):
+        return self.make_pairs_batch(data[rows], rows)
 
 
 def starting_tokenizer(settings):

@@ -9,7 +9,7 @@ a meaning.
 import torch
 from torch.nn import functional as F
 
-from data_utils import row_prompts
+from data_utils import row_prompts, split_row
 from minigpt.checkpoint import load_checkpoint, load_model, stage_of
 from minigpt.common.errors import UserError
 from minigpt.inference.classify import HeadModel
@@ -69,14 +69,15 @@ class RewardObjective(Objective):
 
     def sample_line(self, run):
         """The first validation pair with its rewards."""
+        special_ids, decode = run.data.meta["special_ids"], run.data.tokenizer.decode
         scorer = RewardModel(run.model, run.data.tokenizer, run.data.meta["task"])
-        pairs = [row_prompts(row, run.data.meta["special_ids"])[-1] for row in run.data.val[0]]
+        pairs = [row_prompts(row, special_ids)[-1] for row in run.data.val[0]]
+        question, _ = split_row(run.data.val[0][0], special_ids)[-1]
         run.model.eval()
         rewards = scorer.score(pairs)
         run.model.train()
-        decode = run.data.tokenizer.decode
         shown = [f"{decode(answer)} ({reward:.2f})" for (_, answer), reward in zip(pairs, rewards, strict=True)]
-        return f"{decode(pairs[0][0])} → {shown[0]} or {shown[1]}"
+        return f"{decode(question)} → {shown[0]} or {shown[1]}"
 
     def take_figures(self):
         """{"accuracy", "val_accuracy"} since the last call, where there was a step, or a validation."""

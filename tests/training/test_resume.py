@@ -47,12 +47,13 @@ def kill_at(process, log, lines, delay):
             *({"optimizer": name} for name in ("adamw", "lomo", "mezo")),
             {"method": "lora", "rank": 2, "lora_dropout": 0.1},
             {"method": "prefix", "virtual_tokens": 3},
+            {"objective": "grpo", "rewards": "rouge_l", "rollout_questions": 4, "updates": 3, "rollout_tokens": 8},
         )
     ],
 )
 def test_a_run_killed_at_random_moments_logs_what_one_never_stopped_logs(tmp_path, rounds, changes):
     data, data_dir, begin = write_stages(tmp_path), "pretrain", "scratch"
-    if "method" in changes:
+    if {"method", "objective"} & set(changes):
         run_here(data_dir=data["pretrain"], out_dir=str(tmp_path / "base"))
         data_dir, begin = "sft", str(tmp_path / "base" / "last.pt")
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -4,22 +4,18 @@ import pytest
 import torch
 from corpora import write_jsonl
 from evaluation_fakes import save_tiny
+from preferring import pair_row, preference_data
 from tiny import EOT, MARK, PAD, tiny_tokenizer
 
 from minigpt.common.errors import UserError
 from minigpt.corpus.records import Problems
-from minigpt.settings.stages import TrainSettings
-from minigpt.tuning.pairs import PreferenceData, read_pairs, split_prompts
+from minigpt.tuning.pairs import read_pairs, split_prompts
 
 TOKENIZER = tiny_tokenizer()
 
 
 def said(role, text):
     return {"role": role, "content": text}
-
-
-def row_of(prompt, chosen="好", rejected="坏"):
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
 SHORT = [("", "问", "")]
@@ -29,11 +25,11 @@ TALK = [("", "一", "二"), ("", "问", "")]
 @pytest.mark.parametrize(
     ("row", "prompt"),
     [
-        (row_of("问"), SHORT),
+        (pair_row("问"), SHORT),
         ({"question": "问", "answer": "参考", "chosen": "好", "rejected": "坏"}, SHORT),
-        (row_of("问", [said("assistant", "好")], [said("assistant", "坏")]), SHORT),
-        (row_of([said("system", "简"), said("user", "问")]), [("简", "问", "")]),
-        (row_of([said("user", "一"), said("assistant", "二"), said("user", "问")]), TALK),
+        (pair_row("问", [said("assistant", "好")], [said("assistant", "坏")]), SHORT),
+        (pair_row([said("system", "简"), said("user", "问")]), [("简", "问", "")]),
+        (pair_row([said("user", "一"), said("assistant", "二"), said("user", "问")]), TALK),
         (
             {
                 "conversations": [{"from": "human", "value": "问"}],
@@ -74,42 +70,36 @@ def test_the_forms_of_other_projects_are_read(tmp_path, row, prompt):
 
 def test_an_answer_with_the_marks_of_a_talk_is_one_text(tmp_path):
     chosen = "问：一\n答：二"
-    ((_, _, pair),) = read_pairs([write_jsonl(tmp_path / "a.jsonl", [row_of("问", chosen)])], Problems())
+    ((_, _, pair),) = read_pairs([write_jsonl(tmp_path / "a.jsonl", [pair_row("问", chosen)])], Problems())
     assert pair.chosen == chosen and pair.prompt[0].question == "问"
 
 
 BAD_ROWS = [
     ({"prompt": "问", "chosen": "好"}, 'no "rejected"'),
-    (row_of("问", "好", "好"), "are equal"),
-    (row_of("问", "好", ""), "is empty"),
-    (row_of("", "好", "坏"), "empty"),
-    (row_of("问", "好", 3), "not a text"),
+    (pair_row("问", "好", "好"), "are equal"),
+    (pair_row("问", "好", ""), "is empty"),
+    (pair_row("", "好", "坏"), "empty"),
+    (pair_row("问", "好", 3), "not a text"),
     ({"chosen": "好", "rejected": "坏"}, "chosen: "),
     ({"chosen": "Human: 问\n\nAssistant: 好", "rejected": "Human: 别的\n\nAssistant: 坏"}, "different prompts"),
     ("{", "JSON"),
-    (row_of("问", "长" * 30), "no room"),
+    (pair_row("问", "长" * 30), "no room"),
 ]
 
 
 @pytest.fixture
 def load(tmp_path, capsys):
-    """PreferenceData of rows (dicts), with settings; and what it printed."""
-    save_tiny(tmp_path / "tuned.pt")
+    """`preference_data` of rows, with settings; and what it printed."""
 
-    def run(rows, rank=0, count=1, **given):
-        path = write_jsonl(tmp_path / "pairs.jsonl", rows)
-        settings = {
-            "objective": "dpo", "init_from": str(tmp_path / "tuned.pt"), "block_size": 32, "batch_size": 2,
-            "preferences": [str(path)],
-        }  # fmt: skip
-        data = PreferenceData(TrainSettings(**{**settings, **given}), rank, count)
+    def run(rows, **given):
+        data = preference_data(tmp_path, rows, **given)
         return data, capsys.readouterr().out
 
     return run
 
 
 def test_rows_that_cannot_be_used_are_counted_and_named(load):
-    good = [row_of(f"问{i}") for i in range(4)]
+    good = [pair_row(f"问{i}") for i in range(4)]
     data, out = load([*good, *(row for row, _ in BAD_ROWS)])
     assert len(data.train) + len(data.val) == 4
     assert sum(data.meta["dropped"].values()) == len(BAD_ROWS)
@@ -123,7 +113,7 @@ def test_rows_that_cannot_be_used_are_counted_and_named(load):
 def test_a_missing_file_and_a_base_model_are_refused(load, tmp_path):
     save_tiny(tmp_path / "base.pt", stage="pretrain")
     with pytest.raises(UserError, match="fine-tune it first"):
-        load([row_of("问"), row_of("别的")], init_from=str(tmp_path / "base.pt"))
+        load([pair_row("问"), pair_row("别的")], init_from=str(tmp_path / "base.pt"))
     with pytest.raises(UserError, match=r"none\.jsonl is not there"):
         load([], preferences=["none.jsonl"])
 
@@ -139,7 +129,7 @@ def ids_of_prompt(prompt):
 
 def test_batches_have_both_answers_of_each_pair_and_a_loss_on_them_alone(load):
     talk = [said("user", "a"), said("assistant", "b"), said("user", "c")]
-    rows = [row_of(talk, "好", "不好"), *(row_of(f"{i}的", f"{i}", f"{i}河的") for i in range(9))]
+    rows = [pair_row(talk, "好", "不好"), *(pair_row(f"{i}的", f"{i}", f"{i}河的") for i in range(9))]
     data, _ = load(rows, val_share=0.3)
     answers = {tuple(ids_of_prompt(row["prompt"])): [row["chosen"], row["rejected"]] for row in rows}
     seen = []
@@ -159,7 +149,7 @@ def test_batches_have_both_answers_of_each_pair_and_a_loss_on_them_alone(load):
 
 
 def test_a_step_is_shared_by_processes(load):
-    rows = [row_of(f"{i}的") for i in range(9)]
+    rows = [pair_row(f"{i}的") for i in range(9)]
     whole = load(rows)[0].step((0, 0)).batches[0]
     shares = [load(rows, rank=rank, count=2)[0].step((0, 0)).batches[0] for rank in (0, 1)]
     assert sorted(torch.cat([share[3] for share in shares]).tolist()) == sorted(whole[3].tolist())
@@ -169,7 +159,7 @@ def test_a_step_is_shared_by_processes(load):
 
 
 def test_pairs_of_one_prompt_are_in_one_part(load):
-    rows = [row_of(f"{i}的", f"{k}", "坏") for i in range(12) for k in range(3)]
+    rows = [pair_row(f"{i}的", f"{k}", "坏") for i in range(12) for k in range(3)]
     data, _ = load(rows, val_share=0.3)
     prompts = [{tuple(row[0][: row[0].tolist().index(MARK)]) for row in part} for part in (data.train, data.val)]
     assert all(prompts) and not prompts[0] & prompts[1] and len(prompts[0] | prompts[1]) == 12
@@ -182,7 +172,7 @@ def test_pairs_of_one_prompt_are_in_one_part(load):
 
 def test_a_prompt_that_is_too_long_loses_its_beginning(load):
     prompt = "甲乙丙" * 6
-    data, out = load([row_of(prompt, "好", "坏的"), row_of("问")])
+    data, out = load([pair_row(prompt, "好", "坏的"), pair_row("问")])
     assert "1 of 2 prompts are too long" in out
     (row,) = (row for part in (data.train, data.val) for row in part if row[1, -1] == EOT)
     whole = TOKENIZER.encode_prompt(prompt, answer=True)
@@ -193,7 +183,7 @@ def test_a_prompt_that_is_too_long_loses_its_beginning(load):
 
 
 def test_rows_of_a_reward_model_are_judged_at_their_end(load):
-    data, _ = load([row_of("甲乙丙" * 6, "好", "坏的"), row_of("问")], objective="reward")
+    data, _ = load([pair_row("甲乙丙" * 6, "好", "坏的"), pair_row("问")], objective="reward")
     assert data.meta["stage"] == "task" and data.meta["task"]["kind"] == "reward"
     for part in ("train", "val"):
         for x, y, mask, numbers in data.batches_of(part):
