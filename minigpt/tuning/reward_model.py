@@ -23,8 +23,10 @@ CENTERING = 0.01  # weight of the squared sum of a pair's rewards
 
 
 def read_rewards(model, x, loss_mask):
-    """Rewards (B,) float32 of answers: the head's outputs where loss_mask (B, T) is True, once a row. x: ids (B, T)."""
-    return model.lm_head(model.trunk(x)[loss_mask]).squeeze(1).float()
+    """(rewards of the chosen answers, of the rejected ones), each (B,) float32, of B pairs: the head's outputs where
+    loss_mask (2B, T) is True, once a row. x: ids (2B, T)."""
+    rewards = model.lm_head(model.trunk(x)[loss_mask]).squeeze(1).float()
+    return rewards[0::2], rewards[1::2]
 
 
 def bradley_terry_losses(chosen, rejected):
@@ -48,7 +50,7 @@ class RewardObjective(Objective):
 
     def loss(self, model, x, y, loss_mask, numbers):
         """The sum of `bradley_terry_losses`, and of the squares that center the rewards."""
-        chosen, rejected = read_rewards(model, x, loss_mask).view(-1, 2).T
+        chosen, rejected = read_rewards(model, x, loss_mask)
         self.right += int((chosen > rejected).sum())
         self.pairs += len(chosen)
         return (bradley_terry_losses(chosen, rejected) + CENTERING * (chosen + rejected) ** 2).sum()
@@ -59,8 +61,7 @@ class RewardObjective(Objective):
         loss, right, pairs = 0.0, 0, 0
         for x, _, loss_mask, _ in run.data.batches_of("val", run.processes.rank, run.processes.count):
             with run.precision.context(run.device):
-                rewards = read_rewards(run.model, x.to(run.device), loss_mask.to(run.device))
-            chosen, rejected = rewards.view(-1, 2).T
+                chosen, rejected = read_rewards(run.model, x.to(run.device), loss_mask.to(run.device))
             loss += bradley_terry_losses(chosen, rejected).sum().item()
             right += int((chosen > rejected).sum())
             pairs += len(chosen)
