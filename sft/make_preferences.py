@@ -6,8 +6,8 @@
 The questions are those of the train part of a folder of data/prepare_sft.py; the other parts are never asked. A score
 compares an answer with the question's reference: the mean of exact match, Rouge-L and, where the reference has numbers,
 number accuracy. A row is {"prompt", "chosen", "rejected"}: the chosen answer is the reference, or the best sample
-(--chosen=best), and the rejected one a sample that is worse by min_gap or more. Ctrl-C writes the pairs that are found
-by then. `--help` lists the settings.
+(--chosen=best); the rejected one is a sample that is worse by min_gap or more, the most frequent such sample or the
+worst (--rejected=worst). Ctrl-C writes the pairs that are found by then. `--help` lists the settings.
 """
 
 import json
@@ -43,16 +43,18 @@ def score_answer(answer, reference):
 
 
 def choose_pairs(answers, reference, settings):
-    """[(chosen, rejected)] of a question's sampled answers: at most pairs_a_question of them, the worst first."""
-    texts = dict.fromkeys(filter(None, map(str.strip, answers)))
-    ranked = sorted(((score_answer(text, reference), text) for text in texts), key=lambda pair: pair[0])
-    best = [(1.0, reference.strip())] if settings.chosen == "reference" else ranked[-1:]
-    return [
-        (chosen, rejected)
-        for high, chosen in best
-        for low, rejected in ranked[: settings.pairs_a_question]
-        if high - low >= settings.min_gap and rejected != chosen
-    ]
+    """[(chosen, rejected)] of a question's sampled answers, at most pairs_a_question of them."""
+    counts = Counter(filter(None, map(str.strip, answers)))
+    scores = {text: score_answer(text, reference) for text in counts}
+    chosen, high = reference.strip(), 1.0
+    if settings.chosen == "best" and scores:
+        chosen = max(scores, key=scores.get)
+        high = scores[chosen]
+    worse = [text for text in scores if text != chosen and high - scores[text] >= settings.min_gap]
+    worse.sort(key=scores.get)
+    if settings.rejected == "frequent":
+        worse.sort(key=counts.get, reverse=True)
+    return [(chosen, rejected) for rejected in worse[: settings.pairs_a_question]]
 
 
 def load_questions(settings, content):

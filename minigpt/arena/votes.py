@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from minigpt.arena.problems import Problem
-from minigpt.common.files import append_durably, file_stamp, write_atomic
+from minigpt.common.files import append_durably, file_stamp
 
 LOCK_TIMEOUT_SECONDS = 20.0
 RESULTS = ("left", "right", "tie", "bad")
@@ -134,32 +134,6 @@ def make_vote(prompt, left, right, result, settings, kind="vote", **more):
         "time": utc_now(), "kind": kind, "left": left.key, "right": right.key, "result": result, "prompt": prompt,
         "left_answer": left.text, "right_answer": right.text, "settings": settings, **more,
     }  # fmt: skip
-
-
-def preference_pairs(votes):
-    """[{"prompt", "chosen", "rejected"}] of the votes with a winner, the form that DPO trainers read."""
-    pairs = []
-    for vote in votes:
-        answers = {side: vote.get(f"{side}_answer") for side in ("left", "right")}
-        if vote["result"] in answers and all(isinstance(text, str) for text in (vote.get("prompt"), *answers.values())):
-            chosen = answers.pop(vote["result"])
-            (rejected,) = answers.values()
-            if chosen != rejected:
-                pairs.append({"prompt": vote["prompt"], "chosen": chosen, "rejected": rejected})
-    return pairs
-
-
-def pairs_text(pairs):
-    """Preference pairs as JSON lines."""
-    return "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
-
-
-def write_pairs(path, pairs):
-    """Write preference pairs to a file of JSON lines; an earlier one is replaced. Raises Problem."""
-    try:
-        write_atomic(path, lambda file: file.write(pairs_text(pairs).encode(errors="replace")))
-    except OSError as error:
-        raise Problem("not_written", path=str(path), detail=error.strerror) from None
 
 
 def format_csv(rows):

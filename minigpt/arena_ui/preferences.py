@@ -1,20 +1,19 @@
 """The way from votes to a model, on the leaderboard's tab: pairs of answers, their file, and the command to train."""
 
-import itertools
-import re
-import shlex
-from collections import Counter
-from pathlib import Path
-
 import gradio as gr
 
 from minigpt.arena.leaderboard import select_votes
+from minigpt.arena.preferences import (
+    chosen_or_most_voted,
+    pairs_text,
+    preference_pairs,
+    training_command,
+    write_pairs,
+)
 from minigpt.arena.problems import Problem
-from minigpt.arena.votes import pairs_text, preference_pairs, write_pairs
 from minigpt.arena_ui.common import UNQUEUED, T, is_trusted, model_dropdown, status_line, translate, warning_line
 
 WANTED_PAIRS = 60  # fewer change a model little
-TUNED_SUFFIX = "_votes"  # of the folder of a run that is tuned by votes
 
 
 class PreferencesSection:
@@ -59,7 +58,7 @@ class PreferencesSection:
             self.model: gr.update(value=choice and choice.name),
             self.state: describe_pairs(request, votes, pairs),
             self.download: gr.update(value=self.page.save_download("preferences.jsonl", pairs_text(pairs))),
-            self.command: self.training_command(choice),
+            self.command: self.command_for(choice),
         }
 
     def write(self, request: gr.Request, kind, model):
@@ -78,7 +77,7 @@ class PreferencesSection:
             return {self.state: warning_line(request, error)}
         return {
             self.state: translate(request, "pairs_written", pairs=len(pairs), path=self.arena.preferences.as_posix()),
-            self.command: self.training_command(choice),
+            self.command: self.command_for(choice),
         }
 
     def pairs(self, kind):
@@ -86,33 +85,11 @@ class PreferencesSection:
         votes = select_votes(self.arena.votes.all()[0], kind, against_itself=True)
         return votes, preference_pairs(votes)
 
-    def training_command(self, choice):
-        """The command that tunes a ModelChoice by the written pairs, in a run's folder of its own; "" for None."""
+    def command_for(self, choice):
+        """The command that tunes a ModelChoice by the written pairs; "" for None."""
         if choice is None:
             return ""
-        path = choice.checkpoint.path
-        flags = {
-            "preferences": self.arena.preferences.as_posix(),
-            "init_from": path.as_posix(),
-            "out_dir": free_run_folder(Path(self.arena.settings.out_root), path).as_posix(),
-        }
-        given = [f"--{key}={value}" for key, value in flags.items()]
-        return shlex.join(["python", "train.py", "config/dpo.py", *given])
-
-
-def chosen_or_most_voted(choices, name, votes):
-    """The ModelChoice of a name; where none has it, the one with the most votes; None without any choice."""
-    counts = Counter(key for vote in votes for key in (vote["left"], vote["right"]))
-    return max(choices, key=lambda choice: (choice.name == name, counts[choice.checkpoint.key]), default=None)
-
-
-def free_run_folder(root, checkpoint):
-    """A folder under `root` that does not exist yet, named after the checkpoint's run: demo_sft_votes, demo_sft_votes2,
-    … The run may itself be one that was tuned by votes."""
-    run = checkpoint.name if checkpoint.is_dir() else checkpoint.parent.name
-    name = re.sub(rf"{TUNED_SUFFIX}\d*$", "", run) + TUNED_SUFFIX
-    numbered = (root / f"{name}{number}" for number in itertools.count(2))
-    return next(path for path in itertools.chain([root / name], numbered) if not path.exists())
+        return training_command(self.arena.preferences, choice.checkpoint.path, self.arena.settings.out_root)
 
 
 def describe_pairs(request, votes, pairs):

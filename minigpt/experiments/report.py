@@ -50,8 +50,10 @@ def experiment_table(experiment, results):
 
 
 def verdicts_of(experiment, results):
-    """The `Verdict`s on an experiment's claims, of those whose runs there are."""
-    return [judge_claim(claim, results) for claim in experiment.claims if {claim.better, claim.worse} <= set(results)]
+    """The `Verdict`s on an experiment's claims, of those whose runs and figures there are."""
+    known = [claim for claim in experiment.claims if {claim.better, claim.worse} <= set(results)]
+    verdicts = [judge_claim(claim, results) for claim in known]
+    return [verdict for verdict in verdicts if len(verdict.differences)]
 
 
 def verdict_lines(experiment, results):

@@ -11,7 +11,6 @@ from minigpt.common.files import write_atomic, write_json
 from minigpt.corpus.row_files import META
 from minigpt.corpus.sources import find_articles
 from minigpt.experiments.results import RESULT, hash_code, hash_files, make_spec, read_figures, run_logged, to_flags
-from minigpt.experiments.tuning_plan import QUESTION_SHARES, share_name
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import PrepareSettings, PrepareSftSettings, PrepareTaskSettings
 
@@ -37,7 +36,7 @@ def hash_tuning_sources(settings):
 def make_tuning_data(plan):
     """Make the tokenizer and the rows of all tasks, unless they are kept. Returns {rows: {part: number of rows}}."""
     settings, result = plan.settings, plan.folder / "rows" / RESULT
-    spec = make_spec(hash_tuning_sources(settings), hash_code(*SCRIPTS))
+    spec = make_spec(hash_tuning_sources(settings), plan.question_rows, hash_code(*SCRIPTS))
     if (figures := read_figures(result, spec)) is not None:
         return figures
     corrections, own = str(plan.folder / "corrections.jsonl"), {"tokenizer": plan.tokenizer}
@@ -55,8 +54,8 @@ def make_tuning_data(plan):
     ):  # fmt: skip
         log = plan.folder / f"{script.rpartition('/')[2]}.log"
         run_logged(script, config, *to_flags(given), log=log)
-    for share in QUESTION_SHARES:
-        copy_share_of_rows(plan.rows_folder("questions"), plan.rows_folder(f"questions_{share_name(share)}"), share)
+    for name, share in plan.question_rows.items():
+        copy_share_of_rows(plan.rows_folder("questions"), plan.rows_folder(name), share)
     figures = {name: count_rows(folder) for name, folder in rows.items()}
     write_json(result, {"spec": spec, "figures": figures})
     return figures

@@ -73,7 +73,10 @@ def share_name(share):
 
 
 class TuningPlan:
-    """The runs of the comparison of tuning methods under some settings. folder: everything is written to it."""
+    """The runs of the comparison of tuning methods under some settings.
+
+    folder: everything is written to it; question_rows: {name of a folder of rows: share of the questions in it}.
+    """
 
     MEASURING = "minigpt/experiments/tuning_measure.py"
 
@@ -82,6 +85,7 @@ class TuningPlan:
         self.folder = Path(settings.out_dir)
         self.tokenizer = str(self.folder / "tokenizer.tiktoken")
         self.base_settings = load_settings(TrainSettings, [settings.base_config])
+        self.question_rows = {f"questions_{share_name(share)}": share for share in QUESTION_SHARES}
         self.has_bitsandbytes = importlib.util.find_spec("bitsandbytes") is not None
         self.runs = {run.name: run for run in self._runs()}
 
@@ -95,9 +99,8 @@ class TuningPlan:
             for method in (*SWEPT_METHODS, FEW_SHOT):
                 again = method in REPEATED_BASES
                 yield self._tuning("questions", method, f"_base{share_name(share)}", base_share=share, repeated=again)
-        for share in QUESTION_SHARES:
+        for rows, share in self.question_rows.items():
             for method in SWEPT_METHODS:
-                rows = f"questions_{share_name(share)}"
                 again = method in OVERFITTING and share == max(QUESTION_SHARES)
                 yield self._tuning("questions", method, f"_of{share_name(share)}", rows=rows, repeated=again)
         for share in REPLAY_SHARES:

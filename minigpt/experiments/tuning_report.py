@@ -78,9 +78,9 @@ def tuning_head(plan, results, counts, seconds):
         settings=settings, counts=counts, minutes=seconds / 60, n_seeds=len(settings.seeds),
         base_parameters=base["parameters"],
         command=" ".join(["python experiments/run.py tuning", *to_flags(changed)]),
-        seeds=", ".join(map(str, settings.seeds)), start_seconds=results["field_head"][0]["cpu_seconds"],
+        seeds=", ".join(map(str, settings.seeds)),
         missing=f"Not made: {', '.join(missing)}.\n\n" if missing else "",
-        perplexities=", ".join(f"{value:.1f} after {share_name(float(share))}" for share, value in
+        perplexities=", ".join(f"{value:.1f} ({share_name(float(share))})" for share, value in
                                sorted(base["perplexities"].items(), key=lambda item: float(item[0]))),
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
     )  # fmt: skip

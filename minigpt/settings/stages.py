@@ -96,7 +96,7 @@ class RowSettings:
     val_share: float = share(
         0.05,
         "share of subjects in the validation part (of each document's rows, where there are fewer than 20; of a task's "
-        "texts, where there are no dev_files)",
+        "texts, where there are no dev_files; of the prompts of pairs, in objectives dpo and reward)",
     )
 
 
@@ -345,8 +345,13 @@ class PreferenceDataSettings(AnswerSampling, LocalModels, CheckpointChoice, Seed
     chosen: str = setting(
         "reference", "the chosen answer: the question's reference, or the best sample", ["reference", "best"]
     )
+    rejected: str = setting(
+        "frequent",
+        "rejected answers: the most frequent ones among those that are worse, or the worst",
+        ["frequent", "worst"],
+    )
     min_gap: float = setting(0.1, "least difference between the scores of a pair's answers", low=0, high=1)
-    pairs_a_question: int = setting(1, "most pairs of a question, those with the worst samples", low=1)
+    pairs_a_question: int = setting(1, "most pairs of a question", low=1)
     temperature: float = same_as(AnswerSampling, "temperature", 1.0)
     top_k: int = same_as(AnswerSampling, "top_k", 0)
     max_batch: int = same_as(LocalModels, "max_batch", 256)
@@ -404,7 +409,7 @@ class Preferring:
     preferences: list[str] = setting(
         [], "dpo, reward: files of {prompt, chosen, rejected}, from the arena's export or sft/make_preferences.py"
     )
-    val_share: float = share(0.05, "dpo, reward: share of prompts (by hash) whose pairs are the validation part")
+    val_share: float = same_as(RowSettings, "val_share")
     beta: float = setting(0.1, "dpo: how strongly the model is held to the one that it began as", low=1e-6)
     chosen_weight: float = setting(
         0.0, "dpo: weight of the chosen answers' own loss (nats a token), which is added", low=0

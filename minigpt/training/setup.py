@@ -29,7 +29,7 @@ from minigpt.device import (
     precision_text,
     use_deterministic_algorithms,
 )
-from minigpt.run_log import LOG, SAMPLES
+from minigpt.run_log import ANSWERS_LOG, LOG
 from minigpt.training.compiling import compile_trunk
 from minigpt.training.distributed import averaging_loss, shard, start_processes
 from minigpt.training.low_memory import LOW_MEMORY_LOSSES, check_low_memory
@@ -366,7 +366,7 @@ def put_earlier_run_aside(out, say):
     """Move an earlier run's files to a folder old, old-2, … within its folder; nothing is ever deleted."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        files = [*out.glob("*.pt"), *out.glob(LOG), *out.glob(SAMPLES)]
+        files = [*out.glob("*.pt"), *out.glob(LOG), *out.glob(ANSWERS_LOG)]
         if files:
             numbered = (out / f"old-{number}" for number in itertools.count(2))
             old = next(path for path in itertools.chain([out / "old"], numbered) if not path.exists())

@@ -25,7 +25,7 @@ from minigpt.common.files import write_atomic
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.params import SamplingParams
 from minigpt.metrics import rouge_l
-from minigpt.run_log import SAMPLES, log_lines
+from minigpt.run_log import ANSWERS_LOG, log_lines
 from minigpt.tuning.logprobs import target_logprobs
 from minigpt.tuning.objective import Objective
 from minigpt.tuning.rewards import exact_reward
@@ -244,9 +244,9 @@ class Rollouts:
         return means
 
     def write_samples(self, out, step):
-        """Write the newest rollout's samples into the run's SAMPLES; those of later steps, of a run that was killed
-        and goes on, are replaced. out: the run's folder."""
-        path = Path(out) / SAMPLES
+        """Write the newest rollout's samples into ANSWERS_LOG in the folder `out`. Those of later steps, which a run
+        that was killed and goes on had written, are replaced."""
+        path = Path(out) / ANSWERS_LOG
         earlier = [line for line in log_lines(path) if line["step"] < step]
         lines = [*earlier, *({"step": step, **sample} for sample in self.samples)]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -323,7 +323,7 @@ class PolicyObjective(Objective):
         try:
             self.rollouts.write_samples(run.out, run.progress.step)
         except OSError as error:  # a full disk may have room again at the next validation
-            run.say(f"warning: {SAMPLES} could not be written ({error.strerror}); training goes on")
+            run.say(f"warning: {ANSWERS_LOG} could not be written ({error.strerror}); training goes on")
         return -self.validated["val_reward"]
 
     def sample_line(self, run):

@@ -21,9 +21,7 @@ from minigpt.arena.votes import (
     append_lines,
     flag_answers,
     format_csv,
-    preference_pairs,
     read_votes,
-    write_pairs,
 )
 
 
@@ -207,32 +205,6 @@ def test_a_match_that_was_run_again_counts_once_and_kinds_can_be_told_apart():
     )
     assert compute_standings(select_votes(votes))[0].automatic == 1
     assert vote("a", "a") in select_votes(votes, "vote", against_itself=True)  # a preference, but no game
-
-
-def test_preferences_are_what_dpo_trainers_read():
-    votes = [
-        vote(),
-        vote(result="right"),
-        vote(result="tie"),
-        vote(result="bad"),
-        vote(right_answer="左答"),
-        {**vote(), "prompt": None},
-    ]
-    assert preference_pairs(votes) == [
-        {"prompt": "问", "chosen": "左答", "rejected": "右答"},
-        {"prompt": "问", "chosen": "右答", "rejected": "左答"},
-    ]
-
-
-def test_pairs_are_written_whole_in_the_place_of_earlier_ones_or_not_at_all(tmp_path):
-    path = tmp_path / "arena" / "preferences.jsonl"
-    for count in (3, 2):
-        write_pairs(path, preference_pairs([vote()] * count))
-    lines = path.read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == preference_pairs([vote()] * 2)
-    with pytest.raises(Problem) as raised:
-        write_pairs(path / "below a file" / "preferences.jsonl", [])
-    assert raised.value.key == "not_written"
 
 
 def test_flagged_answers_are_a_csv_that_spreadsheets_open_and_no_cell_of_it_is_a_formula(tmp_path):

@@ -14,7 +14,7 @@ from arena_visitors import ELSEWHERE, FIELDS, table, texts, visitor
 from page_in_browser import HANG_SECONDS
 from peer_fakes import peer
 
-from minigpt.arena_ui.preferences import WANTED_PAIRS, describe_pairs, free_run_folder
+from minigpt.arena_ui.preferences import WANTED_PAIRS, describe_pairs
 
 
 @pytest.fixture(scope="module")
@@ -361,19 +361,3 @@ def test_only_the_timer_of_the_selected_tab_runs(arena):
             timers[components[tab]["props"]["id"]] = [update["active"] for update in updates]
     others = {name: [False, False] for name in ("single", "duel", "tasks", "board", "match")}
     assert timers == {**others, "training": [True, False], "peers": [False, True]}
-
-
-@pytest.mark.parametrize(
-    ("checkpoint", "there", "folder"),
-    [
-        ("demo_sft/ckpt.pt", [], "demo_sft_votes"),
-        ("deep/er/last.pt", [], "er_votes"),
-        ("demo_sft/ckpt.pt", ["demo_sft_votes", "demo_sft_votes2"], "demo_sft_votes3"),
-        ("demo_sft_votes2/ckpt.pt", ["demo_sft_votes", "demo_sft_votes2"], "demo_sft_votes3"),
-        ("Qwen3", ["Qwen3"], "Qwen3_votes"),  # a Hugging Face folder
-    ],
-)
-def test_each_tuning_by_votes_has_a_folder_of_its_own(tmp_path, checkpoint, there, folder):
-    for name in there:
-        (tmp_path / name).mkdir()
-    assert free_run_folder(tmp_path, tmp_path / checkpoint) == tmp_path / folder

@@ -11,7 +11,7 @@ from tiny import random_ids, tiny_model, write_rows
 import train
 from minigpt.checkpoint import load_checkpoint
 from minigpt.common.errors import UserError
-from minigpt.run_log import SAMPLES
+from minigpt.run_log import ANSWERS_LOG
 from minigpt.settings.stages import TrainSettings
 from minigpt.training.setup import TrainingRun
 from minigpt.tuning.grpo import GRPO, clipped_loss, group_advantages
@@ -127,7 +127,7 @@ def test_a_run_learns_what_is_rewarded(letters, tmp_path, capsys):
     assert lines[-1]["val_reward"] == -lines[-1]["val_loss"] == 1.0
     assert lines[-1]["kl"] > lines[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert {"length", "signal", "ended"} < lines[0].keys()
-    samples = list(map(json.loads, (out / SAMPLES).read_text(encoding="utf-8").splitlines()))
+    samples = list(map(json.loads, (out / ANSWERS_LOG).read_text(encoding="utf-8").splitlines()))
     assert {sample["step"] for sample in samples} == set(range(3, 25, 3))
     assert samples[-1]["answer"] == samples[-1]["reference"] == "a" and samples[-1]["reward"] == 1.0
     assert "→ a (reward 1; reference: a)" in capsys.readouterr().out
@@ -155,7 +155,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(letters, tmp_path, stop):
     assert log_of(folder) == log_of(whole)
     before, after = (load_checkpoint(place / "last.pt")["model"] for place in (whole, folder))
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-    assert (folder / SAMPLES).read_bytes() == (whole / SAMPLES).read_bytes()
+    assert (folder / ANSWERS_LOG).read_bytes() == (whole / ANSWERS_LOG).read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -19,15 +19,16 @@ HELD_BACK = ("没有训练过的问题？", "没有。")
 @pytest.mark.parametrize(
     ("given", "answers", "pairs"),
     [
-        ({}, ["东河。", "西河。", "西。", "东河。"], [("东河。", "西。")]),
-        ({"pairs_a_question": 2}, ["东河。", "西河。", "西。"], [("东河。", "西。"), ("东河。", "西河。")]),
+        ({}, ["东河。", "西河。", "西。", "西河。", "东河。"], [("东河。", "西河。")]),
+        ({"rejected": "worst"}, ["东河。", "西河。", "西。", "西河。"], [("东河。", "西。")]),
+        ({"pairs_a_question": 2}, ["西。", "西河。", "西河。", "河"], [("东河。", "西河。"), ("东河。", "西。")]),
         ({"chosen": "best"}, ["东。", "西河的", "的"], [("东。", "的")]),
         ({"chosen": "best"}, ["的", "的"], []),
         ({"min_gap": 0.7}, ["西河。"], []),
         ({}, ["东河。", " 东河。", ""], []),
     ],
 )
-def test_the_worst_answers_are_rejected_where_they_are_worse_by_enough(given, answers, pairs):
+def test_answers_that_are_worse_by_enough_are_rejected(given, answers, pairs):
     assert SCRIPT.choose_pairs(answers, "东河。", PreferenceDataSettings(**given)) == pairs
 
 

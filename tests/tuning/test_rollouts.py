@@ -10,7 +10,7 @@ from tiny import EOT, MARK, tiny_model, tiny_tokenizer, write_rows
 from minigpt.common.errors import UserError
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.params import SamplingParams
-from minigpt.run_log import SAMPLES
+from minigpt.run_log import ANSWERS_LOG
 from minigpt.settings.stages import TrainSettings
 from minigpt.tuning.rollouts import PolicyObjective, Rollouts, answer_rows, has_signal
 
@@ -146,7 +146,7 @@ def test_figures_and_samples(tmp_path):
 
     for step in (4, 8, 12, 8):  # killed behind 12, and gone on from before 8
         rollouts.write_samples(tmp_path, step)
-    lines = list(map(json.loads, (tmp_path / SAMPLES).read_text(encoding="utf-8").splitlines()))
+    lines = list(map(json.loads, (tmp_path / ANSWERS_LOG).read_text(encoding="utf-8").splitlines()))
     assert [line["step"] for line in lines] == [4] * len(rewards) + [8] * len(rewards)
     assert set(lines[0]) == {"step", "question", "answer", "reference", "reward"}
 
