@@ -4,8 +4,8 @@ It reads `prompt MARK answer EOT`, and the reward is the head's output at the EO
 the same prompt. By Bradley and Terry (1952), the one with the reward r is preferred to the one with the reward r' with
 the probability σ(r - r'), and training makes the preferences that were given likely.
 
-Only differences between the rewards of a prompt's answers count in that. PPO compares answers to different prompts, so
-the two rewards of a pair are drawn to a sum of 0 (Eisenstein et al. 2023, "Helping or Herding?", equation 2).
+Only differences between the rewards of a prompt's answers count in that. So that one reward has a meaning, too, the two
+rewards of a pair are drawn to a sum of 0 (Eisenstein et al. 2023, "Helping or Herding?", equation 2).
 """
 
 import torch
@@ -108,8 +108,18 @@ class RewardModel(HeadModel):
         return [output.item() for output in self.outputs([(ids, [len(ids) - 1]) for ids in rows])]
 
     def reward_answers(self, answers):
-        """[reward] of sampled `Answer`s. Where one was cut off, an EOT is put."""
-        return self.score([(a.prompt, a.ids[:-1] if a.ended else a.ids) for a in answers])
+        """[reward] of sampled `Answer`s, less their references' rewards: the log-odds that an answer is preferred.
+
+        So the references have the reward 0, as on average in InstructGPT, and one above 0 shows what the reward model
+        was tricked with. Where an answer was cut off, an EOT is put.
+        """
+        pairs = [(a.prompt, a.ids[:-1] if a.ended else a.ids) for a in answers]
+        pairs += [(a.prompt, self.tokenizer.encode(a.reference)) for a in answers]
+        keys = [(tuple(prompt), tuple(answer)) for prompt, answer in pairs]
+        distinct = dict(zip(keys, pairs, strict=True))  # many samples are equal
+        found = dict(zip(distinct, self.score(list(distinct.values())), strict=True))
+        own, references = keys[: len(answers)], keys[len(answers) :]
+        return [found[a] - found[b] for a, b in zip(own, references, strict=True)]
 
     def score_text(self, text):
         """The reward of a text `question ## answer`. Raises UserError for one without the mark."""
