@@ -37,6 +37,10 @@ TASK_TITLES = {
 }
 FULL_METHODS = {"full": "Muon", "full_adamw": "AdamW"}  # whose changes of the matrices are shown
 COLOUR_OF = dict(zip(("full", "lora_8", "adapter", "prefix", "p-tuning", "prompt", FEW_SHOT), COLOURS, strict=True))
+COLOUR_OF |= {"full_adamw": COLOUR_OF["full"], "head": COLOUR_OF[FEW_SHOT]}
+COLOUR_OF |= {method: COLOUR_OF["lora_8"] for method in ("qlora", *(f"lora_{rank}" for rank in RANKS))}
+SQUARES = ("full_adamw", "qlora", "head")  # methods that are drawn as squares, since their colour is another's
+LABEL_HEIGHTS = {"p-tuning": -18, "qlora": 14} | {f"lora_{rank}": -11 for rank in RANKS}  # points; the others are above
 
 
 def write_tuning_page(plan, results, counts, seconds):
@@ -119,25 +123,23 @@ def draw_methods(results):
 def draw_task(panel, task, results):
     """Draw a task's panel of `draw_methods`."""
     points = {}
-    for number, method in enumerate(METHODS):
+    for method in METHODS:
         name = f"{task}_{method}"
         if name in results:
             quality, size = values_of(results, name), results[name][0]["parameters"]
             points[method] = size, quality.mean()
-            colour = COLOURS[1] if method.startswith("lora") else COLOURS[number % len(COLOURS)]
             error = [[quality.mean() - quality.min()], [quality.max() - quality.mean()]]
-            panel.errorbar(size, quality.mean(), yerr=error, color=colour, marker="o", markersize=4, capsize=3)
-            # Labels of LoRA's ranks stand below, the others above: their points lie close together.
-            label, below = (method.replace("lora_", "r"), True) if method.startswith("lora") else (method, False)
-            panel.annotate(label, points[method], (0, -11 if below else 6), textcoords="offset points", ha="center",
-                           fontsize=7, color=colour)  # fmt: skip
+            style = {"color": COLOUR_OF[method], "marker": "s" if method in SQUARES else "o"}
+            panel.errorbar(*points[method], yerr=error, markersize=4, capsize=3, **style)
+            panel.annotate(method.replace("lora_", "r"), points[method], (0, LABEL_HEIGHTS.get(method, 6)),
+                           textcoords="offset points", ha="center", fontsize=7, color=COLOUR_OF[method])  # fmt: skip
     lora = [points[f"lora_{rank}"] for rank in RANKS if f"lora_{rank}" in points]
-    panel.plot(*zip(*lora, strict=True), color=COLOURS[1], lw=1, alpha=0.7)
+    panel.plot(*zip(*lora, strict=True), color=COLOUR_OF["lora_8"], lw=1, alpha=0.7)
     few = values_of(results, f"{task}_{FEW_SHOT}")
     if len(few):
-        panel.axhline(few.mean(), color=COLOURS[6], ls="--", lw=1)
-        panel.annotate("few-shot", (0.02, few.mean()), (0, 3), xycoords=("axes fraction", "data"),
-                       textcoords="offset points", fontsize=7, color=COLOURS[6])  # fmt: skip
+        panel.axhline(few.mean(), color=COLOUR_OF[FEW_SHOT], ls="--", lw=1)
+        panel.annotate("few-shot", (0.3, few.mean()), (0, 3), xycoords=("axes fraction", "data"),
+                       textcoords="offset points", fontsize=7, color=COLOUR_OF[FEW_SHOT])  # fmt: skip
 
 
 # Sweeps
@@ -272,7 +274,7 @@ def replay_section(results, folder):
             if count:
                 draw_range(panel, [share for share, _ in found], series, method, COLOUR_OF[method])
         panel.set(xlabel="replay_share", ylabel=column.title)
-    panels[0].axhline(base, color=COLOURS[6], ls="--", lw=1, label="the base")
+    panels[0].axhline(base, color=COLOUR_OF[FEW_SHOT], ls="--", lw=1, label="the base")
     panels[0].legend(fontsize=7)
     panels[1].set_ylim(0, 1)
     save_plot(figure, folder / "replay.png")
