@@ -457,6 +457,10 @@ class TrainingData:
         self.order = BatchOrder(
             self.lengths, settings.sampling, settings.seed, settings.batch_size, settings.batch_tokens
         )
+        self.prepare_steps(settings, rank, count, pinned)
+
+    def prepare_steps(self, settings, rank, count, pinned):
+        """Set what `step` needs beside the rows, their lengths and their order."""
         self.batches_a_step = settings.gradient_accumulation_steps
         self.train_on_eot, self.seed = settings.train_on_eot, settings.seed
         self.rank, self.count = rank, count
@@ -505,6 +509,10 @@ class TrainingData:
 
     def _batch(self, data, meta, rows, draw):
         # A process without a row must still take part in the gradient exchange: it gets one row without a loss.
-        x, y, mask = make_batch(data[np.sort(rows) if len(rows) else [0]], meta, self.train_on_eot, draw)
-        batch = x, y, mask if len(rows) else torch.zeros_like(mask)
+        x, y, mask, *more = self.rows_batch(data, meta, np.sort(rows) if len(rows) else np.array([0]), draw)
+        batch = x, y, mask if len(rows) else torch.zeros_like(mask), *more
         return [t.contiguous().pin_memory() for t in batch] if self.pinned else batch
+
+    def rows_batch(self, data, meta, rows, draw):
+        """(x, y, loss_mask, …) of rows, by their indices in `data`; draw: as in `make_batch`."""
+        return make_batch(data[rows], meta, self.train_on_eot, draw)

@@ -1,4 +1,4 @@
-"""Measures sentence correction: exact match on sentences to change and on sentences to keep, over runs' checkpoints.
+"""Measures sentence correction over runs' checkpoints: exact match on sentences to change and to keep, and edits.
 
     python evaluations-correction.py --ckpt=out/correction --data_dir=data/processed_correction --json=correction.json
     python evaluations-correction.py --ckpt=out/short,out/long --data_dir=… --plot=curves.png   # a short and a long run
@@ -9,7 +9,8 @@ folder is in this table with its last checkpoint:
 
     python evaluations-correction.py --ckpt=out/demo/last.pt,out/correction/last.pt --data_dir=… --shots=0,1,4
 
-The sentences are those of the test part, or of --questions. `--help` lists the settings.
+The sentences are those of the test part, or of --questions. Where a row has several corrections, such as {"source",
+"corrections": […]}, each of them is right. `--help` lists the settings.
 """
 
 from collections import Counter
@@ -38,13 +39,14 @@ from minigpt.evaluation.correction import (
 )
 from minigpt.evaluation.models import find_models
 from minigpt.evaluation.plots import save_plot
-from minigpt.evaluation.tables import text_table, write_csv
+from minigpt.evaluation.tables import format_cell, text_table, write_csv
 from minigpt.inference.params import SamplingParams
 from minigpt.metrics import too_few, too_few_notes
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import CorrectionSettings
 
 CORRECTION_HEADS = ("all 全部", "to change 需改", "to keep 不改")
+FIGURE_HEADS = (*CORRECTION_HEADS, "edit precision", "edit recall", "edit F0.5", "unchanged 原样")
 HEAD_OF = dict(zip(CORRECTION_GROUPS, CORRECTION_HEADS, strict=True))
 CORRECTION_COLUMNS = ("model", "step", "system", "shots", "question", "reference", "kind", "prediction", "verdict")
 MARGIN_TOKENS = 8  # beyond the longest correct sentence: an answer that is longer is wrong already
@@ -58,7 +60,7 @@ def measure_model(model, opened, cases, sampler, settings, system="", shots=0):
     chats = [build_chat(case, system, sampler.draw(case, shots)) for case in cases]
     params = SamplingParams.from_settings(settings)
     if model.content:
-        longest = max(len(opened.generator.tokenizer.encode(case.answer)) for case in cases)
+        longest = max(len(opened.generator.tokenizer.encode(answer)) for case in cases for answer in case.answers)
         params = replace(params, max_new_tokens=min(params.max_new_tokens, longest + MARGIN_TOKENS))
     about = f"{model.name}{', system' * bool(system)}{f', {shots} examples' if shots else ''}"
     with tqdm(total=len(chats), unit="sentence", desc=about) as bar:
@@ -96,7 +98,7 @@ def measure_all(models, cases, pool, settings):
 
     def add_csv_rows(model, system, shots, predictions):
         for case, prediction in zip(cases, predictions, strict=True):
-            row = [case.question, case.answer, case.kind, prediction, judge_correction(case, prediction)]
+            row = [case.question, " | ".join(case.answers), case.kind, prediction, judge_correction(case, prediction)]
             csv_rows.append([model.name, model.step, system, shots, *row])
 
     for model in models:
@@ -107,10 +109,8 @@ def measure_all(models, cases, pool, settings):
         about = {"name": name, "stage": model.stage if model.content else None}
         run = {"run": runs.get(model.path, "")}
         entries.append({**model.about(), **about, **run, **figures, "leak": model.contamination})
-        print(
-            f"{name}: "
-            + ", ".join(f"{head} {cell}" for head, cell in zip(CORRECTION_HEADS, group_cells(figures), strict=True))
-        )
+        shown = zip(FIGURE_HEADS, figure_cells(figures), strict=True)
+        print(f"{name}: " + ", ".join(f"{head} {format_cell(cell)}" for head, cell in shown))
         for system, count in [(system, n) for system in systems for n in shots] if model.path in in_table else ():
             cell = figures
             if system or count:
@@ -131,20 +131,22 @@ def compare_runs(entries, cases, predictions_of, settings):
     return comparisons
 
 
-def group_cells(figures):
-    """Each group's accuracy with its interval: "0.4321 [0.4011, 0.4633]"."""
+def figure_cells(figures):
+    """In the order of FIGURE_HEADS: each group's accuracy with its interval, such as "0.4321 [0.4011, 0.4633]"; of the
+    edits precision, recall and F0.5; the share of answers that change nothing."""
     cells = []
     for group in CORRECTION_GROUPS:
         value, edges = figures[group], figures["intervals"][group]
         cells.append("–" if value is None else f"{value:.4f}")
         cells[-1] += " [{:.4f}, {:.4f}]".format(*edges) if edges else ""
-    return cells
+    edits = figures["edits"]
+    return [*cells, edits["precision"], edits["recall"], edits["f0_5"], figures["unchanged"]]
 
 
 def print_tables(entries, cells, comparisons, resamples):
     if len(entries) > 1:
-        rows = [[entry["name"], entry["step"], *group_cells(entry)] for entry in entries]
-        print("\n" + text_table(["model 模型", "step", *CORRECTION_HEADS], rows))
+        rows = [[entry["name"], entry["step"], *figure_cells(entry)] for entry in entries]
+        print("\n" + text_table(["model 模型", "step", *FIGURE_HEADS], rows))
     last = entries[-1]
     if last["kinds"]:
         rows = [[kind, figures["pairs"], figures["accuracy"]] for kind, figures in last["kinds"].items()]
@@ -170,8 +172,8 @@ def print_shots_table(cells):
     for cell in cells:
         system = systems.index(cell["system"]) + 1 if cell["system"] else NO_SYSTEM_PROMPT
         about = cell["name"], tuned[cell["stage"]], system, cell["shots"]
-        rows.append([*about, *group_cells(cell), cell["cut_prompts"]])
-    print(text_table(["model 模型", "fine-tuned", "system", "shots", *CORRECTION_HEADS, "cut"], rows))
+        rows.append([*about, *figure_cells(cell), cell["cut_prompts"]])
+    print(text_table(["model 模型", "fine-tuned", "system", "shots", *FIGURE_HEADS, "cut"], rows))
 
 
 def difference_text(comparison):

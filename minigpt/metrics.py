@@ -1,7 +1,7 @@
 """Metrics of predicted texts and labels against references, and how certain they are. No model is needed here.
 
-Texts: Rouge-L, exact match, CMRC 2018's F1, number accuracy, repetition. Labels: accuracy, macro F1, confusion table,
-entity F1. Bootstrap intervals and paired comparisons.
+Texts: Rouge-L, exact match, CMRC 2018's F1, number accuracy, repetition; F0.5 of corrections' edits. Labels: accuracy,
+macro F1, confusion table, entity F1. Bootstrap intervals and paired comparisons.
 """
 
 import difflib
@@ -12,7 +12,7 @@ import re
 from collections import Counter
 
 import numpy as np
-from rapidfuzz.distance import LCSseq
+from rapidfuzz.distance import LCSseq, Levenshtein
 
 NUMBER_PATTERN = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 THOUSANDS = re.compile(r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
@@ -27,6 +27,7 @@ INTERVAL_LEVEL = 0.95
 # The bootstrap resamples the rows that exist. A few rows do not show how much rows vary, so that intervals over them
 # would be too narrow (over a single row, a point). With fewer rows, no interval and no comparison is given.
 FEWEST_ROWS = 20
+EDIT_BETA = 0.5  # of the edits' F: a wrong edit costs more than one that is missing
 
 
 def rouge_l(prediction, reference, words=False):
@@ -154,6 +155,65 @@ def mean_scores(scores):
 def score_pairs(predictions, references, words=False):
     """`mean_scores` of `score_each`."""
     return mean_scores(score_each(predictions, references, words))
+
+
+# Edits of corrections
+
+
+def text_edits(source, target):
+    """{(start, end, text)}: the edits that turn a text into another; `text` replaces source[start:end].
+
+    They are those of a shortest alignment of the characters (Levenshtein). Edits without a character between them are
+    one edit.
+    """
+    edits = []
+    for step in Levenshtein.opcodes(source, target):
+        if step.tag == "equal":
+            continue
+        start, text = step.src_start, target[step.dest_start : step.dest_end]
+        if edits and edits[-1][1] == start:
+            start, _, before = edits.pop()
+            text = before + text
+        edits.append((start, step.src_end, text))
+    return set(edits)
+
+
+def edit_f(correct, proposed, wanted):
+    """F0.5 of counts of edits, 0 to 1; None where no edit is proposed or wanted."""
+    weight = EDIT_BETA**2
+    return (1 + weight) * correct / (proposed + weight * wanted) if proposed or wanted else None
+
+
+def count_edits(source, prediction, references):
+    """(correct, proposed, wanted) counts of a prediction's edits of a source, as ERRANT has them (Bryant et al. 2017).
+
+    An edit is correct if the reference has the same one. Of several references, the one counts that gives the highest
+    F0.5, and of equal ones that with the fewest edits. Unlike ERRANT and ChERRANT (Zhang et al. 2022), edits are not
+    split or joined by linguistic rules: see `text_edits`.
+    """
+    proposed = text_edits(source, prediction)
+    counts = []
+    for reference in references:
+        wanted = text_edits(source, reference)
+        counts.append((len(proposed & wanted), len(proposed), len(wanted)))
+    # A reference without edits is matched by a prediction without edits.
+    return max(counts, key=lambda count: (1.0 if not any(count) else edit_f(*count), -count[2]))
+
+
+def edit_scores(counts, resamples=1000, seed=0):
+    """Scores over sentences from `count_edits` of each: {"precision", "recall", "f0_5", "interval" (of F0.5), and the
+    sums "correct", "proposed", "wanted"}. A share of nothing is None.
+    """
+    correct, proposed, wanted = np.array(counts, dtype=np.int64).reshape(-1, 3).T
+    sums = {"correct": int(correct.sum()), "proposed": int(proposed.sum()), "wanted": int(wanted.sum())}
+    # F0.5 is a ratio of sums over sentences.
+    weight = EDIT_BETA**2
+    edges = interval((1 + weight) * correct, proposed + weight * wanted, resamples, seed)
+    return {
+        "precision": sums["correct"] / sums["proposed"] if sums["proposed"] else None,
+        "recall": sums["correct"] / sums["wanted"] if sums["wanted"] else None,
+        "f0_5": edit_f(**sums), "interval": edges and list(edges), **sums,
+    }  # fmt: skip
 
 
 # Labels

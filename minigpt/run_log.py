@@ -17,6 +17,7 @@ from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic
 
 LOG = "log.jsonl"
+ANSWERS_LOG = "samples.jsonl"  # answers of a model that is tuned by rewards
 LOG_FIELDS = ("step", "epoch", "train_loss", "val_loss", "lr", "tokens", "seconds")
 MIN_OVERFITTING_RISE = 0.02  # of the validation loss above the best one, as a share of it
 COMPARED_LINES = 10  # the training loss is averaged over so many lines of the log

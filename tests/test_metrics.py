@@ -14,8 +14,10 @@ from minigpt.metrics import (
     char_f1,
     compare,
     confusion_table,
+    count_edits,
     cut_words,
     distinct,
+    edit_scores,
     entity_scores,
     exact_match,
     extract_numbers,
@@ -31,6 +33,7 @@ from minigpt.metrics import (
     score_each,
     score_pair,
     score_pairs,
+    text_edits,
     too_few,
     too_few_notes,
 )
@@ -240,6 +243,61 @@ def test_a_long_answer_is_scored_as_a_short_one():
         found = score_pair(answer, reference)
         assert (found["rouge_l_recall"], found["rouge_l_precision"]) == pytest.approx((1.0, 0.01))
         assert found["char_f1"] == found["rouge_l_f"] == pytest.approx(2 / 101)
+
+
+# Edits of corrections
+
+
+@pytest.mark.parametrize(
+    ("target", "edits"),
+    [
+        ("他在河边走。", []),
+        ("他在河边走路。", [(5, 5, "路")]),
+        ("在河边走。", [(0, 1, "")]),
+        ("她在河边跑。", [(0, 1, "她"), (4, 5, "跑")]),
+        ("他在河边上跑。", [(4, 5, "上跑")]),  # a replaced and an inserted character side by side
+        ("", [(0, 6, "")]),
+    ],
+)
+def test_neighbouring_changes_are_one_edit(target, edits):
+    assert text_edits("他在河边走。", target) == set(edits)
+
+
+def test_edits_turn_the_source_into_the_target():
+    rng = random.Random(0)
+    for _ in range(200):
+        source, target = ("".join(rng.choices("甲乙丙", k=rng.randrange(8))) for _ in range(2))
+        text = source
+        for start, end, new in sorted(text_edits(source, target), reverse=True):
+            text = text[:start] + new + text[end:]
+        assert text == target
+
+
+@pytest.mark.parametrize(
+    ("prediction", "references", "counts"),
+    [
+        ("她在河边跑。", ["她在河边走。"], (1, 2, 1)),
+        ("她在河边走。", ["他在河边跑。", "她在河边跑。"], (1, 1, 2)),  # the reference with the highest F0.5
+        ("他在河边走。", ["她在河边跑。", "他在河边跑。"], (0, 0, 1)),  # none is right: that with the fewest edits
+        ("他在河边走。", ["他在河边跑。", "他在河边走。"], (0, 0, 0)),
+        ("他在河边走路。", ["他在河边走。"], (0, 1, 0)),
+    ],
+)
+def test_edits_are_counted_against_the_best_reference(prediction, references, counts):
+    assert count_edits("他在河边走。", prediction, references) == counts
+
+
+@pytest.mark.numeric
+def test_f_of_edits_weighs_precision_twice():
+    found = edit_scores([(1, 2, 1), (1, 1, 2), (0, 0, 1)])
+    precision, recall = 2 / 3, 2 / 4
+    assert found["precision"] == pytest.approx(precision) and found["recall"] == recall
+    assert found["f0_5"] == pytest.approx(1.25 * precision * recall / (0.25 * precision + recall))
+    assert (found["correct"], found["proposed"], found["wanted"], found["interval"]) == (2, 3, 4, None)
+    low, high = edit_scores([(1, 1, 1), (0, 1, 1)] * 30)["interval"]
+    assert 0.3 < low < 0.5 < high < 0.7
+    assert [edit_scores([(0, 0, 0)])[name] for name in ("precision", "recall", "f0_5")] == [None] * 3
+    assert edit_scores([])["f0_5"] is None and edit_scores([(0, 0, 3)])["f0_5"] == 0
 
 
 # How sure a figure is

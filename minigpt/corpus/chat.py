@@ -32,6 +32,7 @@ class ChatMessage(NamedTuple):
     role: str  # "system", "user", "assistant" or "tool"
     text: str
     reason: str | None = None  # why its turn cannot be trained on
+    others: tuple = ()  # of an answer: further texts that are right, too
 
 
 @dataclass
@@ -42,6 +43,7 @@ class ChatTurn:
     question: str = ""
     answer: str = ""
     reason: str | None = None  # why it cannot be trained on
+    others: tuple = ()  # further answers that are right, too
 
 
 @dataclass
@@ -52,11 +54,12 @@ class _TurnTexts:
     questions: list = field(default_factory=list)
     answers: list = field(default_factory=list)
     reasons: list = field(default_factory=list)
+    others: list = field(default_factory=list)
 
     def joined(self):
         # Equal messages in a row are one that was sent twice.
         texts = ("\n".join(dict.fromkeys(part)) for part in (self.systems, self.questions, self.answers))
-        return ChatTurn(*texts, next(iter(self.reasons), None))
+        return ChatTurn(*texts, next(iter(self.reasons), None), tuple(self.others))
 
 
 def group_turns(messages):
@@ -77,6 +80,7 @@ def group_turns(messages):
         }.get(message.role, turn.answers)
         texts.append(message.text)
         turn.reasons += [message.reason] if message.reason else []
+        turn.others += message.others
     is_empty = not (turn.systems or turn.questions or turn.answers)
     return [one.joined() for one in (turns if is_empty else [*turns, turn])]
 

@@ -87,7 +87,7 @@ FORMS = (
     RowForm("webtext", "title", ("desc",), ("content",), one_of=("desc", "qid", "topic", "star")),
     RowForm("summary", "text", answer=("summary",)), RowForm("summary", "content", answer=("summary",)),
     RowForm("label", "review", answer=("label",)),
-    RowForm("pair", "source", answer=("target",)), RowForm("pair", "src", answer=("tgt",)),
+    RowForm("pair", "source", answer=("target", "corrections", "references")), RowForm("pair", "src", answer=("tgt",)),
     RowForm("pair", "inputs", answer=("targets",)),
     RowForm("columns", "column 1", answer=("column 2",)), talk_form("preference", "chosen"), talk_form("talk", "text"),
 )  # fmt: skip
@@ -132,6 +132,11 @@ class Question:
     def answer(self):
         """The answer, "" where the row has none, and none is required."""
         return self.turns[-1].answer
+
+    @property
+    def other_answers(self):
+        """The other texts of a row whose answer is a list of texts."""
+        return self.turns[-1].others
 
 
 @dataclass
@@ -382,12 +387,12 @@ class RowParser:
 
     def read_answer(self, row, name):
         """[`ChatMessage`] of an answer: a text, the first of several, SQuAD's {"text": […]}, or messages."""
-        value = row[name]
+        value, others = row[name], []
         while value:
             if isinstance(value, dict) and "text" in value and not has_any(value, ROLE_NAMES):
                 value = value["text"]
             elif isinstance(value, list) and not (isinstance(value[0], dict) and has_any(value[0], ROLE_NAMES)):
-                value = value[0]
+                value, *others = value
             else:
                 break
         if value in ([], {}):
@@ -399,7 +404,9 @@ class RowParser:
             return self.read_talk(value, name)
         if name == "label" and isinstance(value, (int, float)):
             value = f"{value:g}"
-        return [self.text_message("assistant", {**row, name: value}, name, "")]
+        texts = [value, *(item.get("text") if isinstance(item, dict) else item for item in others)]
+        message, *more = (self.text_message("assistant", {**row, name: text}, name, "") for text in texts)
+        return [message._replace(others=tuple(other.text for other in more if not other.reason))]
 
     def text_message(self, role, item, text_name, where):
         """The `ChatMessage` of a text in an object; where: the talk's field, "" for a field of the row itself."""

@@ -13,7 +13,7 @@ from minigpt.common.errors import UserError
 from minigpt.corpus.questions import read_questions
 from minigpt.corpus.records import Problems
 from minigpt.evaluation.prompts import draw_samples, last_question, pairs_of_file, pairs_of_rows
-from minigpt.metrics import compare, exact_match, interval
+from minigpt.metrics import compare, count_edits, edit_scores, exact_match, interval
 
 SYSTEM_PROMPT = "你是中文校对员。请改正用户句子中的错误，只输出改正后的句子；句子没有错误时，原样输出。"
 NO_SYSTEM_PROMPT = "none"  # in the settings and in the table
@@ -29,25 +29,45 @@ class CorrectionPair:
     question: str  # a sentence, with or without a mistake
     answer: str  # the correct sentence
     kind: str = ""  # of the mistake, if it is known
+    others: tuple = ()  # further corrections that are right, too
+
+    @property
+    def answers(self):
+        """All corrections that are right."""
+        return self.answer, *self.others
+
+    @property
+    def texts(self):
+        """The set of the sentence and its corrections."""
+        return {self.question, *self.answers}
 
     @property
     def changes(self):
-        return self.question.strip() != self.answer.strip()
+        """Whether the sentence has to be changed: it is none of its corrections."""
+        return not matches_any(self.question, self.answers)
 
 
 # The sentences
 
 
-def read_kinds(paths, form=None):
-    """{(question, answer): kind} of the rows that have a kind. Missing files are skipped. form: as `pairs_of_file`."""
+def matches_any(text, answers):
+    return any(exact_match(text, answer) for answer in answers)
+
+
+def read_details(paths, form=None):
+    """{(question, answer): (kind, other corrections)} of the rows that have any. Missing files are skipped.
+
+    form: as `pairs_of_file` takes it.
+    """
     rows = read_questions(filter(os.path.isfile, paths), Problems(), form=form)
-    return {(row.question, row.answer): row.kind for _, row in rows if row.kind}
+    details = {(row.question, row.answer): (row.kind, row.other_answers) for _, row in rows}
+    return {pair: known for pair, known in details.items() if any(known)}
 
 
-def to_cases(pairs, kinds):
+def to_cases(pairs, details):
     """[`CorrectionPair`] of pairs [(prompt, answer)]. Of a chat, the last question is the sentence."""
     texts = [(last_question(prompt), answer) for prompt, answer in pairs]
-    return [CorrectionPair(*pair, kinds.get((pair[0].strip(), pair[1].strip()), "")) for pair in texts]
+    return [CorrectionPair(*pair, *details.get((pair[0].strip(), pair[1].strip()), ())) for pair in texts]
 
 
 def load_cases(settings):
@@ -58,7 +78,9 @@ def load_cases(settings):
     tokenizers can be asked them.
     """
     if settings.questions:
-        pool = cases = to_cases(pairs_of_file(settings.questions, settings), read_kinds([settings.questions], settings))
+        pool = cases = to_cases(
+            pairs_of_file(settings.questions, settings), read_details([settings.questions], settings)
+        )
     else:
         folder, meta = settings.data_dir, read_meta(settings.data_dir)
         if meta["stage"] != "sft":
@@ -66,11 +88,11 @@ def load_cases(settings):
                 f"{folder} holds articles, no sentences to correct; name the folder of data/prepare_sft.py with "
                 "--data_dir=…, or a file of them with --questions=…"
             )
-        tokenizer, kinds = load_row_tokenizer(folder, meta), read_kinds(meta.get("sources") or [], settings)
+        tokenizer, details = load_row_tokenizer(folder, meta), read_details(meta.get("sources") or [], settings)
         has_train_rows = meta["parts"].get("train", {}).get("rows")  # a folder may have a test part only
         cases_rows, _ = open_rows(folder, settings.split or "test")
         pool_rows = open_rows(folder, "train")[0] if has_train_rows else ()
-        cases, pool = (to_cases(pairs_of_rows(rows, meta, tokenizer), kinds) for rows in (cases_rows, pool_rows))
+        cases, pool = (to_cases(pairs_of_rows(rows, meta, tokenizer), details) for rows in (cases_rows, pool_rows))
     return draw_samples(cases, settings, "sentence"), pool
 
 
@@ -103,7 +125,7 @@ class ExampleSampler:
 
     def draw(self, case, count):
         """`count` examples for a case, always the same. None shares a text with the case. Raises UserError."""
-        rng, examples, texts = random.Random(f"{self.seed}:{case.question}"), [], {case.question, case.answer}
+        rng, examples, texts = random.Random(f"{self.seed}:{case.question}"), [], case.texts
         groups = self.to_change, self.to_keep
         for group, wanted in zip(groups, (count - count // 2, count // 2), strict=True):
             examples += self._take(rng, group, wanted, texts)
@@ -120,8 +142,8 @@ class ExampleSampler:
         """Up to `count` cases of a group that share no text with `texts`, to which theirs are added."""
         taken = []
         for case in rng.sample(group, min(len(group), 8 * count + 32)) if count else ():
-            if len(taken) < count and not texts & {case.question, case.answer}:
-                texts |= {case.question, case.answer}
+            if len(taken) < count and not texts & case.texts:
+                texts |= case.texts
                 taken.append(case)
         return taken
 
@@ -141,7 +163,7 @@ def judge_correction(case, prediction):
     """One of VERDICTS."""
     if prediction is None:
         return NO_ANSWER
-    if exact_match(prediction, case.answer):
+    if matches_any(prediction, case.answers):
         return RIGHT
     if not case.changes:
         return OVERCORRECTED
@@ -164,10 +186,11 @@ def accuracy_of(matches, resamples, seed):
 
 
 def correction_figures(cases, predictions, resamples=1000, seed=0):
-    """Accuracy (exact match) over all sentences, over those to change and to keep, and by kind of mistake.
+    """Accuracy (exact match with any correction) over all sentences, over those to change and to keep, and by kind.
 
     {"accuracy", "to_change", "to_keep" (0 to 1, or None), "intervals": {group: [low, high]}, "pairs",
-    "pairs_to_change", "pairs_to_keep", "verdicts": {verdict: n}, "kinds": {kind: {"accuracy", "pairs", "interval"}}}.
+    "pairs_to_change", "pairs_to_keep", "verdicts": {verdict: n}, "kinds": {kind: {"accuracy", "pairs", "interval"}},
+    "unchanged": share of the answers that are the sentence itself, "edits": `metrics.edit_scores`}.
     Sentences without an answer are counted in "verdicts" only.
     """
     groups = matches_of_groups(cases, predictions)
@@ -180,7 +203,11 @@ def correction_figures(cases, predictions, resamples=1000, seed=0):
     for kind in sorted({case.kind for case in cases} - {""}):
         accuracy, pairs, edges = accuracy_of(all_matches[[case.kind == kind for case in cases]], resamples, seed)
         figures["kinds"][kind] = {"accuracy": accuracy, "pairs": pairs, "interval": edges}
-    return figures
+    answered = [(case, text.strip()) for case, text in zip(cases, predictions, strict=True) if text is not None]
+    kept = sum(exact_match(text, case.question) for case, text in answered)
+    figures["unchanged"] = kept / len(answered) if answered else None
+    edits = [count_edits(case.question.strip(), text, map(str.strip, case.answers)) for case, text in answered]
+    return {**figures, "edits": edit_scores(edits, resamples, seed)}
 
 
 def compare_corrections(cases, first, second, resamples, seed):
@@ -200,6 +227,6 @@ def failures_first(cases, predictions, count):
     failures = [failure for turn in in_turn for failure in turn if failure]
     return [
         f"{name}{f' ({case.kind})' if case.kind else ''}\n  原句 question:   {case.question}\n"
-        f"  应为 reference:  {case.answer}\n  预测 prediction: {prediction}"
+        f"  应为 reference:  {' | '.join(case.answers)}\n  预测 prediction: {prediction}"
         for name, case, prediction in [*failures, *by_verdict[RIGHT]][:count]
     ]

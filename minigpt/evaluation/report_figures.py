@@ -11,7 +11,7 @@ from data_utils import check_tokenizer, open_rows, read_meta
 from minigpt.checkpoint import load_checkpoint, load_model, model_names
 from minigpt.common.errors import UserError
 from minigpt.device import pick_device
-from minigpt.evaluation.correction import correction_figures, read_kinds, to_cases
+from minigpt.evaluation.correction import correction_figures, read_details, to_cases
 from minigpt.evaluation.decoding_sweep import run_sweep, sweep_size
 from minigpt.evaluation.perplexity import check_rows_fit, perplexity_figures
 from minigpt.evaluation.prompts import last_question
@@ -159,7 +159,7 @@ def measure_corrections(answers, pairs, settings):
     if statistics.median(rouge_l(last_question(p), answer)[2] for p, answer in pairs) < MIN_CORRECTION_ROUGE:
         return None
     sources = [settings.questions] if settings.questions else read_meta(settings.data_dir).get("sources") or []
-    cases = to_cases(pairs, read_kinds(sources, settings))
+    cases = to_cases(pairs, read_details(sources, settings))
     return correction_figures(cases, answers.predictions, settings.resamples, settings.seed)
 
 

@@ -96,7 +96,7 @@ class RowSettings:
     val_share: float = share(
         0.05,
         "share of subjects in the validation part (of each document's rows, where there are fewer than 20; of a task's "
-        "texts, where there are no dev_files)",
+        "texts, where there are no dev_files; of the prompts of pairs, in objectives dpo and reward)",
     )
 
 
@@ -335,6 +335,28 @@ class InstructionDataSettings(WordedTasks, Seed, Stage):
     instructions: str = setting("sft/instructions.jsonl", "file of questions and answers that is written")
 
 
+@dataclass
+class PreferenceDataSettings(AnswerSampling, LocalModels, CheckpointChoice, Seed, Stage):
+    SCRIPT = "sft/make_preferences.py"
+    data_dir: str = same_as(Measuring, "data_dir", "data/processed_sft")
+    pairs: str = setting("sft/preferences.jsonl", "file of prompts with a chosen and a rejected answer that is written")
+    samples: int = setting(8, "answers sampled for a question", low=1)
+    max_samples: int = same_as(Asking, "max_samples")
+    chosen: str = setting(
+        "reference", "the chosen answer: the question's reference, or the best sample", ["reference", "best"]
+    )
+    rejected: str = setting(
+        "frequent",
+        "rejected answers: the most frequent ones among those that are worse, or the worst",
+        ["frequent", "worst"],
+    )
+    min_gap: float = setting(0.1, "least difference between the scores of a pair's answers", low=0, high=1)
+    pairs_a_question: int = setting(1, "most pairs of a question", low=1)
+    temperature: float = same_as(AnswerSampling, "temperature", 1.0)
+    top_k: int = same_as(AnswerSampling, "top_k", 0)
+    max_batch: int = same_as(LocalModels, "max_batch", 256)
+
+
 # Training.
 
 MATRICES = ["q", "k", "v", "o", "gate", "up", "down"]
@@ -387,6 +409,7 @@ class Preferring:
     preferences: list[str] = setting(
         [], "dpo, reward: files of {prompt, chosen, rejected}, from the arena's export or sft/make_preferences.py"
     )
+    val_share: float = same_as(RowSettings, "val_share")
     beta: float = setting(0.1, "dpo: how strongly the model is held to the one that it began as", low=1e-6)
     chosen_weight: float = setting(
         0.0, "dpo: weight of the chosen answers' own loss (nats a token), which is added", low=0
@@ -565,7 +588,7 @@ class ArenaSettings(Listening, LocalModels, Stage):
     auth: str = setting("", "user:password that the page asks for; '': the environment's MINIGPT_AUTH, if set, or none")
     peers: str = setting("config/arena_peers.json", "file of the remote models: name, address, perhaps a key")
     base: str = same_as(CheckpointChoice, "base")
-    arena_dir: str = setting("arena", "folder of votes.jsonl and flagged.csv")
+    arena_dir: str = setting("arena", "folder of votes.jsonl, preferences.jsonl and flagged.csv")
     loaded_models: int = setting(3, "checkpoints in memory at once; the least recently used one is dropped", low=1)
     answer_chars: int = setting(32768, "longest answer that is taken from a peer, in characters", low=1)
 
@@ -710,7 +733,8 @@ class TuningPageSettings(Stage):
 
 STAGES = [
     DownloadSettings, TokenizerSettings, PrepareSettings, PrepareSftSettings, PrepareTaskSettings, GenerateSettings,
-    CorrectionDataSettings, InstructionDataSettings, TrainSettings, SampleSettings, ExportSettings, ServerSettings,
+    CorrectionDataSettings, InstructionDataSettings, PreferenceDataSettings, TrainSettings, SampleSettings,
+    ExportSettings, ServerSettings,
     ArenaSettings, PerplexitySettings, RougeSettings, CorrectionSettings, TasksSettings, DecodingSettings,
     ReportSettings, VisualizeSettings, BenchSettings, ExperimentSettings, TuningPageSettings,
 ]  # fmt: skip

@@ -142,7 +142,7 @@ class Monitor:
             more["mfu"] = flops_per_second / (self.peak_flops * run.processes.count)
             self.figures += f", MFU {more['mfu']:.0%}"
         for name, number in figures.items():
-            if number is not None:
+            if number is not None and not name.startswith("val_"):
                 self.figures += f", {name} {number:.3f}"
         if p.skipped:
             more["skipped"] = p.skipped

@@ -29,13 +29,13 @@ from minigpt.device import (
     precision_text,
     use_deterministic_algorithms,
 )
-from minigpt.run_log import LOG
+from minigpt.run_log import ANSWERS_LOG, LOG
 from minigpt.training.compiling import compile_trunk
 from minigpt.training.distributed import averaging_loss, shard, start_processes
 from minigpt.training.low_memory import LOW_MEMORY_LOSSES, check_low_memory
 from minigpt.training.optim import make_optimizers
 from minigpt.training.state import Progress, check_resumable, restore_run
-from minigpt.tuning.objectives import check_objective, make_objective, open_data
+from minigpt.tuning.objectives import SPECIAL, check_objective, make_objective, open_data
 from model import GPT, GPTConfig
 
 FEW_STEPS = 100  # a run of fewer steps learns little
@@ -108,6 +108,7 @@ class TrainingRun:
         batch = self.data.typical_step((0, 0)).batches[0]
         self.precision = self.processes.from_main(choose_run_precision(self, resumed, batch[0].shape[1]))
         self.model.use_plain_attention(self.precision.plain_attention)
+        self.objective.precision = self.precision
         scaled = self.precision.dtype == torch.float16 and settings.optimizer != "mezo"  # which has no gradients
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         compiled, why = compile_trunk(self, batch)
@@ -174,7 +175,9 @@ class TrainingRun:
 
 
 def check_settings(settings):
-    """Raise UserError for settings that contradict each other."""
+    """Raise UserError for settings that contradict each other. `method=dpo` becomes `objective=dpo`, and so on."""
+    if settings.method in SPECIAL:
+        settings.objective, settings.method = settings.method, "full"
     if settings.max_iters < 1 and settings.max_epochs <= 0:
         raise UserError("give max_iters (steps) or max_epochs")
     if settings.n_embd % settings.n_head:
@@ -363,7 +366,7 @@ def put_earlier_run_aside(out, say):
     """Move an earlier run's files to a folder old, old-2, … within its folder; nothing is ever deleted."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        files = [*out.glob("*.pt"), *out.glob(LOG)]
+        files = [*out.glob("*.pt"), *out.glob(LOG), *out.glob(ANSWERS_LOG)]
         if files:
             numbered = (out / f"old-{number}" for number in itertools.count(2))
             old = next(path for path in itertools.chain([out / "old"], numbered) if not path.exists())

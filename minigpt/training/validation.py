@@ -56,13 +56,19 @@ def sample_line(run):
         return line.replace("\n", " ")
     shown = prompt
     if not prompt:
-        prompt = shown = data.tokenizer.decode(data.val[0][:SAMPLE_PROMPT_TOKENS])
+        row = first_rows(data.val)[0]
+        prompt = shown = data.tokenizer.decode(row[:SAMPLE_PROMPT_TOKENS])
         if data.meta["stage"] == "sft":
-            prompt, _ = row_prompts(data.val[0], data.meta["special_ids"])[0]
-            shown = data.tokenizer.decode(split_row(data.val[0], data.meta["special_ids"])[0][0])
+            prompt, _ = row_prompts(row, data.meta["special_ids"])[0]
+            shown = data.tokenizer.decode(split_row(row, data.meta["special_ids"])[0][0])
     with generator_of(run, max_batch=1) as generator:
         (text,) = generator.generate([prompt], SAMPLE_PARAMS)
     return f"{shown} → {text}".replace("\n", " ")
+
+
+def first_rows(rows):
+    """Rows (n, block_size) of a part; of pairs (n, 2, block_size) those of the chosen answers."""
+    return rows[:, 0] if rows.ndim == 3 else rows
 
 
 def label_sample(run, text):
@@ -100,7 +106,7 @@ def answered_share_of(run):
     if not run.settings.stop_at_answered:
         return None
     with explain_out_of_memory(run.device), generator_of(run) as generator:
-        share = answered_share(generator, run.data.train, run.data.meta)
+        share = answered_share(generator, first_rows(run.data.train), run.data.meta)
     return run.processes.from_main(share)
 
 

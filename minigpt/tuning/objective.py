@@ -4,16 +4,18 @@ A micro-batch is a tuple of tensors `(x, y, loss_mask, *more)`, each with the ro
 says.
 """
 
-from minigpt.inference.likelihood import likelihood
+from minigpt.inference.likelihood import FLOAT32, likelihood
 
 
 class Objective:
     """Language modelling, and the heads of tasks: the cross-entropy of the kept targets.
 
     module: None, or an nn.Module whose parameters train beside the model's (PPO's value head), by AdamW.
+    precision: the run's `Precision`, for passes that are made beside the loss.
     """
 
     module = None
+    precision = FLOAT32
 
     def count(self, batch):
         """What the sum of a micro-batch's losses is divided by, over the whole step: its kept targets."""

@@ -262,6 +262,19 @@ def test_questions_without_answers_are_asked_where_none_is_required():
     assert parse(openai(*TALK[:3]), required=False)[0] == [("问一", "答一"), ("问二", "")]
 
 
+def test_the_other_texts_of_a_list_of_answers_are_kept_beside_the_first():
+    rows = [
+        {"source": "问", "corrections": ["答一", " 答二 ", "", 7]},
+        {"source": "问", "references": ["答一"]},
+        {"question": "问", "answers": [{"text": "答一"}, {"text": "答二"}]},
+        {"question": "问", "answers": {"text": ["答一", "答二"]}},
+        {"question": "问", "answer": "答一", "corrections": ["答三"]},
+    ]
+    turns = [RowParser(QuestionForm(), QuestionCounts()).parse(row)[0] for row in rows]
+    assert [(turn.question, turn.answer) for (turn,) in turns] == [("问", "答一")] * 5
+    assert [turn.others for (turn,) in turns] == [("答二",), (), ("答二",), ("答二",), ()]
+
+
 def test_questions_of_one_article_keep_its_id_and_subject(tmp_path):
     squad = {"title": "桥", "id": "T", "paragraphs": [{"qas": [{"id": "T_1", "question": "问", "answers": ["答"]}]}]}
     made = {"id": 4, "subject": "河", "pairs": [{"question": "问", "answer": "答"}, 5]}

@@ -24,7 +24,7 @@ from minigpt.evaluation.correction import (
     judge_correction,
     load_cases,
     parse_system_prompts,
-    read_kinds,
+    read_details,
 )
 from minigpt.settings.stages import CorrectionSettings
 
@@ -56,6 +56,28 @@ def test_accuracy_over_all_sentences_to_change_to_keep_and_by_kind():
     low, high = found["intervals"]["accuracy"]
     assert 0 <= low < 0.5 < high <= 1
     assert found["intervals"]["to_change"] is None  # of twelve sentences
+
+
+def test_any_of_several_corrections_is_right():
+    case = CorrectionPair("山很大。", "山很高。", others=("山高大。", "高山。"))
+    found = {text: judge_correction(case, text) for text in ("山很高。", "高山。", "山很大。", "山。")}
+    assert list(found.values()) == ["right", "right", "missed", "wrongly corrected"]
+    # A sentence that is one of its corrections is to be kept; another correction is right, too.
+    kept = CorrectionPair("山很大。", "山很高。", others=("山很大。",))
+    assert not kept.changes and judge_correction(kept, "山很大。") == judge_correction(kept, "山很高。") == "right"
+    assert judge_correction(kept, "山。") == "overcorrected"
+    assert "应为 reference:  山很高。 | 山高大。 | 高山。" in failures_first([case], ["山。"], 1)[0]
+    pool = [*MANY, CorrectionPair("高山。", "山。")]
+    assert all(example in MANY for example in ExampleSampler(pool, 1).draw(case, len(MANY)))
+
+
+def test_edits_and_unchanged_answers_are_counted():
+    answers = ["桥在河上。", "桥河上。", "河在桥上。", None, " 山很小。"]
+    found = correction_figures(CASES, answers, resamples=0)
+    assert found["unchanged"] == 2 / 4
+    edits = {name: found["edits"][name] for name in ("correct", "proposed", "wanted")}
+    assert edits == {"correct": 1, "proposed": 2, "wanted": 2}
+    assert correction_figures(CASES[:1], [None], resamples=0)["unchanged"] is None
 
 
 def test_without_sentences_to_keep_their_figure_is_none():
@@ -153,6 +175,25 @@ def test_a_model_behind_an_api_fills_every_cell_of_the_table(tmp_path, questions
     assert len(rows) == 20 and rows[0]["prediction"] == rows[0]["question"] and rows[0]["verdict"] == "missed"
 
 
+def test_a_file_of_sentences_with_several_corrections_is_measured(tmp_path, monkeypatch, capsys):
+    rows = [
+        {"source": "山很大。", "corrections": ["山很高。", "山高大。"]},
+        {"source": "河很长。", "corrections": ["河长。", "河很长。"]},
+        {"source": "桥。", "references": ["桥在河上。"]},
+    ]
+    write_jsonl(tmp_path / "real.jsonl", rows)
+    with peer(models=("echo",)) as server:
+        flags = [f"--ckpt=echo@http://{server.address}/v1", "--questions=real.jsonl", "--json=c.json", "--csv=c.csv"]
+        run_here(monkeypatch, tmp_path, SCRIPT, *flags)
+    figures = json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))
+    assert (figures["pairs_to_change"], figures["to_change"], figures["to_keep"], figures["unchanged"]) == (2, 0, 1, 1)
+    assert figures["edits"]["wanted"] == 2 and figures["edits"]["f0_5"] == 0 and figures["edits"]["precision"] is None
+    said = capsys.readouterr().out
+    assert "edit precision –, edit recall 0.0000, edit F0.5 0.0000, unchanged 原样 1.0000" in said
+    rows = list(csv.DictReader((tmp_path / "c.csv").open(encoding="utf-8-sig")))
+    assert rows[0]["reference"] == "山很高。 | 山高大。" and rows[1]["verdict"] == "right"
+
+
 def save(path, step, stage="sft", seed=0):
     settings = CorrectionSettings(data_dir="rows")
     model = tiny_model(seed, block_size=96)
@@ -205,7 +246,7 @@ def test_cases_have_their_kinds_and_the_pool_is_the_train_part(runs, monkeypatch
     asked, pool = load_cases(CorrectionSettings(data_dir="rows"))
     assert asked == CASES == pool
     assert len(load_cases(CorrectionSettings(data_dir="rows", max_samples=2))[0]) == 2
-    assert read_kinds(["gone.jsonl"]) == {}
+    assert read_details(["gone.jsonl"]) == {}
 
 
 @pytest.mark.parametrize(
