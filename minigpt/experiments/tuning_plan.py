@@ -39,12 +39,13 @@ TASK_RATES = {
     ("full", "field"): {"learning_rate": 3e-4, "muon_learning_rate": 5e-3},
     ("full", "correction"): {"learning_rate": 3e-4, "muon_learning_rate": 5e-3},
 }
-REPEATED = ("full", "lora_8", "prefix", "p-tuning", "prompt", FEW_SHOT)  # made with every seed
+REPEATED = ("full", "full_adamw", "lora_8", "prefix", "p-tuning", "prompt", FEW_SHOT)  # made with every seed
 # Made from each base and on each amount of questions.
 SWEPT_METHODS = ("full", "lora_8", "adapter", "prefix", "p-tuning", "prompt")
 REPEATED_BASES = ("full", "lora_8", "prefix", "prompt")  # made with every seed from each base
 OVERFITTING = ("full", "lora_8")  # made with every seed on a tenth of the questions
 REPLAYED = ("full", "lora_8")
+RATE_FACTORS = (0.3, 3.0)  # of a method's rate
 LONG_FACTOR = 3  # of the steps of a long tuning
 LONG_METHODS = {"full": True, "lora_8": True, "prefix": True, "p-tuning": False, "prompt": False}  # with every seed?
 
@@ -93,7 +94,7 @@ class TuningPlan:
         yield TuningRun(BASE, "", BASE, "articles")
         for task in TASKS:
             for method in (*METHODS, FEW_SHOT):
-                if not (method == "head" and task != "field") and not (method == "full_adamw" and task != "questions"):
+                if method != "head" or task == "field":
                     yield self._tuning(task, method, repeated=method in REPEATED)
         for share in BASE_SHARES:
             for method in (*SWEPT_METHODS, FEW_SHOT):
@@ -107,6 +108,11 @@ class TuningPlan:
             for method in REPLAYED:
                 replay = {"replay_share": share, "replay_dir": str(self.rows_folder("articles"))}
                 yield self._tuning("questions", method, f"_replay{share_name(share)}", given=replay)
+        for method in ("full_adamw", *SWEPT_METHODS):
+            rate = "muon_learning_rate" if METHODS[method]["optimizer"] == "muon" else "learning_rate"
+            for factor in RATE_FACTORS:
+                given = {rate: factor * METHODS[method][rate]}
+                yield self._tuning("questions", method, f"_rate{share_name(factor)}", given=given)
         for method, again in LONG_METHODS.items():
             steps = LONG_FACTOR * self.settings.tune_iters
             given = {"max_iters": steps, "eval_interval": steps}

@@ -19,6 +19,7 @@ from minigpt.experiments.tuning_plan import (
     METHODS,
     QUESTION_SHARES,
     RANKS,
+    RATE_FACTORS,
     REPLAY_SHARES,
     REPLAYED,
     SWEPT_METHODS,
@@ -39,8 +40,8 @@ FULL_METHODS = {"full": "Muon", "full_adamw": "AdamW"}  # whose changes of the m
 COLOUR_OF = dict(zip(("full", "lora_8", "adapter", "prefix", "p-tuning", "prompt", FEW_SHOT), COLOURS, strict=True))
 COLOUR_OF |= {"full_adamw": COLOUR_OF["full"], "head": COLOUR_OF[FEW_SHOT]}
 COLOUR_OF |= {method: COLOUR_OF["lora_8"] for method in ("qlora", *(f"lora_{rank}" for rank in RANKS))}
-SQUARES = ("full_adamw", "qlora", "head")  # methods that are drawn as squares, since their colour is another's
-LABEL_HEIGHTS = {"p-tuning": -18, "qlora": 14} | {f"lora_{rank}": -11 for rank in RANKS}  # points; the others are above
+SQUARES = ("full_adamw", "qlora", "head")  # methods drawn as squares, or dashed: their colour is another's
+LABEL_HEIGHTS = {"p-tuning": -18, "qlora": 8} | {f"lora_{rank}": -11 for rank in RANKS}  # points; the others are above
 
 
 def write_tuning_page(plan, results, counts, seconds):
@@ -115,7 +116,7 @@ def draw_methods(results):
     figure, panels = plt.subplots(1, len(TASKS), figsize=(5.2 * len(TASKS), 4.6))
     for panel, task in zip(panels, TASKS, strict=True):
         draw_task(panel, task, results)
-        panel.set(title=TASK_TITLES[task], xlabel="trained parameters", xscale="log", ylim=(-0.03, 1.05))
+        panel.set(title=TASK_TITLES[task], xlabel="trained parameters", xscale="log", ylim=(-0.08, 1.08))
     panels[0].set_ylabel("held-out, right")
     return figure
 
@@ -163,6 +164,7 @@ def draw_sweep(panel, results, methods, x, endings, column):
         if all(len(each) for each in values):
             count = min(map(len, values))
             draw_range(panel, x, np.array([each[:count] for each in values]).T, method, COLOUR_OF[method])
+            panel.lines[-1].set_linestyle("--" if method in SQUARES else "-")
     panel.set(xscale="log", ylabel=column.title)
     panel.set_xticks(x, [share_name(share) for share in x])
     panel.minorticks_off()
@@ -170,11 +172,11 @@ def draw_sweep(panel, results, methods, x, endings, column):
 
 def sweep_section(results, folder, name, methods, shares, endings, columns, xlabel):
     """Markdown lines with the plot and a table for each column of a sweep."""
-    figure, panels = plt.subplots(1, len(columns), figsize=(5 * len(columns), 4))
-    for panel, column in zip(panels, columns, strict=True):
+    figure, panels = plt.subplots(1, len(columns), figsize=(1 + 5 * len(columns), 4), squeeze=False)
+    for panel, column in zip(panels[0], columns, strict=True):
         draw_sweep(panel, results, methods, shares, endings, column)
         panel.set_xlabel(xlabel)
-    panels[0].legend(fontsize=7)
+    panels[0, 0].legend(fontsize=7)
     save_plot(figure, folder / f"{name}.png")
     heads = [share_name(share) for share in shares]
     lines = [f"![{name}]({folder.name}/{name}.png)", ""]
@@ -197,6 +199,14 @@ def amounts_section(results, folder):
     columns = [QUALITY, TUNING_COLUMNS["gap"]]
     return sweep_section(results, folder, "amounts", SWEPT_METHODS, [*QUESTION_SHARES, 1.0], endings, columns,
                          "training questions")  # fmt: skip
+
+
+def rates_section(results, folder):
+    """Markdown lines of other learning rates, with a plot."""
+    low, high = RATE_FACTORS
+    endings = [f"_rate{share_name(low)}", "", f"_rate{share_name(high)}"]
+    methods = ["full_adamw", *SWEPT_METHODS]
+    return sweep_section(results, folder, "rates", methods, [low, 1.0, high], endings, [QUALITY], "of the rate")
 
 
 # Ranks
@@ -286,4 +296,7 @@ def replay_section(results, folder):
     ]
 
 
-EXTRAS = {"bases": bases_section, "amounts": amounts_section, "ranks": ranks_section, "replay": replay_section}
+EXTRAS = {
+    "bases": bases_section, "amounts": amounts_section, "rates": rates_section, "ranks": ranks_section,
+    "replay": replay_section,
+}  # fmt: skip

@@ -132,7 +132,7 @@ def test_a_comparison_from_its_data_to_its_page_and_again_from_what_was_kept(set
         assert f"## {experiment.title} / {experiment.title_zh}" in text
         assert all(f"| {name} |" in text for name in experiment.runs if name in results)
         assert all(verdict.claim.text in text for verdict in verdicts_of(experiment, results))
-    for name in ("methods", "bases", "amounts", "ranks", "replay"):
+    for name in ("methods", "bases", "amounts", "rates", "ranks", "replay"):
         assert (tmp_path / "page" / f"{name}.png").stat().st_size > 1000
         assert f"page/{name}.png" in text
     assert "0 q_proj" not in text and "0 c_attn" in text  # gpt2 has the three in one matrix
