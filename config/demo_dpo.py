@@ -1,8 +1,8 @@
 """Direct preference optimization (DPO) of the demo's model on its own answers, after `python demo.py`.
 
-    python sft/make_preferences.py config/demo_dpo.py     # pairs of right and wrong answers to training questions
-    python train.py config/demo_dpo.py
-    python sample.py --ckpt=out/demo_dpo/ckpt.pt
+python sft/make_preferences.py config/demo_dpo.py     # pairs of right and wrong answers to training questions
+python train.py config/demo_dpo.py
+python sample.py --ckpt=out/demo_dpo/ckpt.pt
 """
 
 # Pairs

@@ -1,7 +1,8 @@
 """Makes pairs of answers: a model answers training questions several times, and its answers are scored.
 
-    python sft/make_preferences.py --ckpt=out/demo_sft/ckpt.pt --data_dir=data/processed_demo_sft
-    python train.py config/demo_dpo.py                  # next step: direct preference optimization (DPO) on the pairs
+    python sft/make_preferences.py config/demo_dpo.py       # of the demo's model
+    python sft/make_preferences.py --ckpt=out/sft/ckpt.pt --data_dir=data/processed_sft
+    python train.py config/demo_dpo.py                      # next step: direct preference optimization on the pairs
 
 The questions are those of the train part of a folder of data/prepare_sft.py; the other parts are never asked. A score
 compares an answer with the question's reference: the mean of exact match, Rouge-L and, where the reference has numbers,
