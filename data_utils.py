@@ -388,6 +388,42 @@ def masked_meta(meta, settings):
     return {**meta, "stage": "mlm", "mask_share": settings.mask_share}
 
 
+class ReplayRows:
+    """Pretraining rows that are mixed into the steps of a fine-tuning, so that it forgets less of them (rehearsal:
+    Robins 1995, "Catastrophic Forgetting, Rehearsal and Pseudorehearsal").
+
+    They are `share` of all rows of a step, rounded, but at least one. Those of a step are drawn without replacement by
+    the seed and the step's position (epoch, batch) alone, so that a resumed run has the same ones.
+    """
+
+    def __init__(self, settings, tuning_meta):
+        """settings: of train.py; replay_dir is the folder. tuning_meta: content of the fine-tuning rows' meta.json.
+
+        Raises UserError unless the folder's rows have the width and the tokenizer of the fine-tuning rows.
+        """
+        folder = settings.replay_dir
+        if tuning_meta["stage"] != "sft":
+            raise UserError(
+                f"replay_share is for fine-tuning on questions, but {settings.data_dir} holds {tuning_meta['stage']} "
+                "rows; leave it out here"
+            )
+        self.rows, self.meta = open_rows(folder, "train", settings.block_size)
+        if self.meta["stage"] != "pretrain":
+            raise UserError(f"replay_dir={folder} holds {self.meta['stage']} rows; name a folder of data/prepare.py")
+        check_tokenizer(folder, self.meta, tuning_meta["tokenizer"], f"that of {settings.data_dir}")
+        self.lengths = row_lengths(self.rows, self.meta["special_ids"]["pad"])
+        self.folder, self.share, self.seed = folder, settings.replay_share, settings.seed
+
+    def count(self, n_rows):
+        """Number of pretraining rows of a step that has n_rows others."""
+        return min(len(self.rows), max(1, round(n_rows * self.share / (1 - self.share))))
+
+    def draw(self, position, n_rows):
+        """Row indices of the step at a position, which has n_rows fine-tuning rows."""
+        rng = np.random.default_rng([self.seed, *position])
+        return rng.choice(len(self.rows), self.count(n_rows), replace=False)
+
+
 @dataclass
 class StepRows:
     """The data of one optimizer step: this process's batches, and totals over all processes."""
@@ -417,9 +453,14 @@ class TrainingData:
             self.meta = masked_meta(self.meta, settings)
         self.tokenizer = load_row_tokenizer(settings.data_dir, self.meta)
         self.lengths = row_lengths(self.train, self.meta["special_ids"]["pad"])
+        self.replay = ReplayRows(settings, self.meta) if settings.replay_share else None
         self.order = BatchOrder(
             self.lengths, settings.sampling, settings.seed, settings.batch_size, settings.batch_tokens
         )
+        self.prepare_steps(settings, rank, count, pinned)
+
+    def prepare_steps(self, settings, rank, count, pinned):
+        """Set what `step` needs beside the rows, their lengths and their order."""
         self.batches_a_step = settings.gradient_accumulation_steps
         self.train_on_eot, self.seed = settings.train_on_eot, settings.seed
         self.rank, self.count = rank, count
@@ -431,6 +472,8 @@ class TrainingData:
         """T of the batch that has the longest row, of training or validation."""
         stage, width = self.meta["stage"], self.meta["block_size"]
         tokens = int(max(self.lengths.max(), row_lengths(self.val, self.meta["special_ids"]["pad"]).max()))
+        if self.replay:
+            tokens = max(tokens, int(self.replay.lengths.max()))
         if stage == "task":  # its last token is an input, too
             return input_width(tokens + 1, width + 1)
         return input_width(tokens, width) + (stage == "mlm")
@@ -442,11 +485,20 @@ class TrainingData:
         self._next = (rows.position, self._worker.submit(self._make, rows.position))
         return rows
 
+    def typical_step(self, position):
+        """`StepRows` whose sizes are those of a step at a position: for what is tried and timed before training."""
+        return self.step(position)
+
     def _make(self, position):
         taken, after = self.order.take(*position, self.batches_a_step)
         lengths = self.lengths[np.concatenate(taken)].astype(np.int64)
         draw = self.seed, 1 + position[0]  # masks of validation have other numbers
-        batches = [self._batch(rows, draw) for rows in self._share(taken)]
+        batches = [self._batch(self.train, self.meta, rows, draw) for rows in self._share(taken)]
+        # Pretraining rows are longer, so they are a batch of their own: the loss is the mean over the targets of all.
+        if self.replay:
+            replayed = self.replay.draw(position, len(lengths))
+            batches.append(self._batch(self.replay.rows, self.replay.meta, replayed[self.rank :: self.count], draw))
+            lengths = np.concatenate([lengths, self.replay.lengths[replayed].astype(np.int64)])
         return StepRows(batches, after, len(lengths), int(lengths.sum()), int((lengths**2).sum()))
 
     def _share(self, taken):
@@ -455,8 +507,12 @@ class TrainingData:
             return taken[self.rank :: self.count]
         return [rows[self.rank :: self.count] for rows in taken]
 
-    def _batch(self, rows, draw):
+    def _batch(self, data, meta, rows, draw):
         # A process without a row must still take part in the gradient exchange: it gets one row without a loss.
-        x, y, mask = make_batch(self.train[np.sort(rows) if len(rows) else [0]], self.meta, self.train_on_eot, draw)
-        batch = x, y, mask if len(rows) else torch.zeros_like(mask)
+        x, y, mask, *more = self.rows_batch(data, meta, np.sort(rows) if len(rows) else np.array([0]), draw)
+        batch = x, y, mask if len(rows) else torch.zeros_like(mask), *more
         return [t.contiguous().pin_memory() for t in batch] if self.pinned else batch
+
+    def rows_batch(self, data, meta, rows, draw):
+        """(x, y, loss_mask, …) of rows, by their indices in `data`; draw: as in `make_batch`."""
+        return make_batch(data[rows], meta, self.train_on_eot, draw)

@@ -17,7 +17,15 @@ from safetensors import SafetensorError
 
 from minigpt.adapters.attach import merge_adapter
 from minigpt.adapters.peft_format import PEFT_WEIGHTS, write_peft
-from minigpt.checkpoint import BEST, check_generates, model_names, only_checkpoint, open_model, save_checkpoint
+from minigpt.checkpoint import (
+    BEST,
+    check_generates,
+    model_names,
+    only_checkpoint,
+    open_model,
+    save_checkpoint,
+    stage_of,
+)
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError, first_line
 from minigpt.common.files import write_atomic, write_folder_atomic
@@ -148,7 +156,7 @@ def choose_target(path, settings):
 def prepare_model(path, content, model, settings):
     """Merge an adapter, unless it is written alone. Raises UserError where the format cannot hold the model."""
     if settings.format != "ckpt":
-        check_generates(content["stage"], path)
+        check_generates(stage_of(content), path)
     if settings.format == "peft" and "adapter" not in content:
         raise UserError(f"{path} is no adapter; --format=peft writes adapters, --format=hf whole models")
     if settings.format != "peft" and "adapter" in content:

@@ -6,7 +6,7 @@
 
 With a fine-tuned checkpoint a prompt is a question, to which the answer mark is appended automatically. With a
 pretrained one, the prompt is continued. With a task's head, the prompt gets its label (two texts: `text##text`) or its
-entities. A model of masked tokens fills each [MASK] of the prompt.
+entities. A model of masked tokens fills each [MASK] of the prompt. A reward model rewards `question ## answer`.
 """
 
 import queue
@@ -22,6 +22,7 @@ from minigpt.inference.masks import filled_line, open_mask_filler
 from minigpt.inference.params import SamplingParams
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import SampleSettings
+from minigpt.tuning.reward_model import open_reward_model
 
 
 def read_prompts(settings, stage):
@@ -66,7 +67,7 @@ def submit_prompts(prompts, generator, params, settings):
 
 
 def answer_each(opened, settings, answer):
-    """Print the line `answer(prompt)` for each prompt; opened: a `Classifier` or a `MaskFiller`."""
+    """Print the line `answer(prompt)` for each prompt; opened: a `Classifier`, `MaskFiller` or `RewardModel`."""
     print(f"{opened.about}. Ctrl-C ends.", file=sys.stderr)
     for prompt in read_prompts(settings, opened.stage):
         try:
@@ -86,6 +87,9 @@ def main():
     if stage == "mlm":
         _, _, filler = open_mask_filler(path, settings)
         return answer_each(filler, settings, lambda prompt: filled_line(filler.fill(prompt)))
+    if stage == "reward":
+        _, _, scorer = open_reward_model(path, settings)
+        return answer_each(scorer, settings, lambda prompt: f"{scorer.score_text(prompt):.4f}")
     _, _, generator = open_generator(path, settings)
     print(f"{generator.about}. Ctrl-C ends.", file=sys.stderr)
     params = SamplingParams.from_settings(settings)

@@ -84,9 +84,10 @@ def train_step(run):
     set_learning_rate(run.optimizers, scale)
     run.lr = scale * run.settings.learning_rate
 
-    # The rows of this step. The processes agree on how many targets have a loss, and on whether to stop.
+    # The rows of this step. The processes agree on how many targets have a loss (or pairs, or answers: what the
+    # objective counts), and on whether to stop.
     rows = run.data.step((p.epoch, p.batch))
-    kept, stop = run.processes.total(sum(int(mask.sum()) for _, _, mask in rows.batches), run.stop_requested())
+    kept, stop = run.processes.total(sum(map(run.objective.count, rows.batches)), run.stop_requested())
     with explain_out_of_memory(run.device):
         # Forward, loss and backward of each micro-batch. LOMO and MeZO update the weights here, and leave no gradients.
         compute = LOW_MEMORY_LOSSES.get(run.settings.optimizer, add_gradients)
@@ -100,7 +101,7 @@ def train_step(run):
             run.scaler.unscale_(optimizer)
         if run.budget:
             run.budget.add_penalty_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.settings.grad_clip or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(run.parameters(), run.settings.grad_clip or math.inf)
         norm, loss_sum = full_value(norm), full_value(loss_sum)
 
         # Optimizer step. If the loss or a gradient is not finite, the step is skipped and the weights stay.
@@ -114,7 +115,7 @@ def train_step(run):
         # In float16 the scale is lowered until gradients fit; only an overflow at the lowest scale counts as skipped.
         overflow = not wrong_losses and run.scaler.is_enabled() and run.scaler.get_scale() > 1
         run.scaler.update()
-        run.model.zero_grad(set_to_none=True)
+        run.zero_grad()
 
     # Count it.
     if finite:
@@ -133,7 +134,7 @@ def train_step(run):
 def add_gradients(run, batches, kept):
     """Add up the gradients of a step's micro-batches; returns the sum of their losses, a scalar tensor.
 
-    batches: list of (x, y, loss_mask), each (B, T); kept: targets with a loss in the whole step, of all processes.
+    batches: list of (x, y, loss_mask, …), each (B, T); kept: targets with a loss in the whole step, of all processes.
     Returns None where a signal came between two micro-batches. (Several processes finish the step, since none can
     leave the others within it.)
     """
@@ -141,12 +142,12 @@ def add_gradients(run, batches, kept):
     for i, batch in enumerate(batches, start=1):
         if run.processes.count == 1 and run.stop_requested():
             return None
-        x, y, loss_mask = (t.to(run.device, non_blocking=True) for t in batch)
+        batch = [t.to(run.device, non_blocking=True) for t in batch]
 
         # Forward: the sum of the losses over the kept targets.
         exchange_gradients(run.model, run.loss, i == len(batches))
         with run.precision.context(run.device):
-            loss = run.loss(x, y, loss_mask)
+            loss = run.loss(*batch)
 
         # Backward. Gradients are averaged over the processes; times their number and divided by the kept targets of
         # all, they are those of the mean loss of the whole step.

@@ -2,6 +2,7 @@
 
     python experiments/run.py                        # all of them, and docs/experiments.md: an hour on two cores
     python experiments/run.py order layout           # some of them; their tables are printed
+    python experiments/run.py tuning                 # the methods of tuning, and docs/tuning.md: an hour on two cores
     python experiments/run.py --input_dir=my_wiki --qa_files=my_qa.jsonl --articles=my_wiki --docs=my_experiments.md
 
 A run that several comparisons need is made once. Results stay in out_dir, so the same command continues after a stop;
@@ -26,9 +27,16 @@ from minigpt.experiments.claims import EXPERIMENTS
 from minigpt.experiments.plan import Plan
 from minigpt.experiments.report import experiment_table, verdict_lines, write_page
 from minigpt.experiments.results import read_figures, to_flags
+from minigpt.experiments.tuning_data import make_tuning_data
+from minigpt.experiments.tuning_plan import TuningPlan
+from minigpt.experiments.tuning_report import write_tuning_page
 from minigpt.settings.parse import help_text, load_settings
-from minigpt.settings.stages import ExperimentSettings
+from minigpt.settings.stages import ExperimentSettings, TuningPageSettings
 
+TUNING = "tuning"
+TUNING_HELP = (
+    "`python experiments/run.py tuning` compares the methods of tuning (tuning --help has its settings) 微调方法比较"
+)
 PAGE_HEAD = PROJECT / "minigpt/experiments/page_head.md"
 
 
@@ -52,14 +60,34 @@ def experiments_help():
     width = max(len(experiment.name) for experiment in EXPERIMENTS)
     lines = [f"  {experiment.name:{width}}  {experiment.title} {experiment.title_zh}" for experiment in EXPERIMENTS]
     head = "experiments, named as in `python experiments/run.py order layout`; without a name, all of them:"
-    return "\n".join([head, *lines])
+    return "\n".join([head, *lines, "", f"by its name alone: {TUNING_HELP}"])
+
+
+def compare_tuning(arguments):
+    """The comparison of tuning methods, from its data to its page. arguments: of the command line."""
+    settings = load_settings(TuningPageSettings, arguments)
+    plan, started = TuningPlan(settings), time.perf_counter()
+    if not plan.has_bitsandbytes:
+        print("qlora is left out: it needs bitsandbytes (pip install bitsandbytes)")
+    counts = make_tuning_data(plan)
+    workers = settings.workers or os.cpu_count()
+    results = build.run_all(plan, [], settings.seeds, workers, max(1, os.cpu_count() // workers))
+    total_seconds = add_seconds(plan, time.perf_counter() - started)
+    write_tuning_page(plan, results, counts, total_seconds)
+    print(f"\nwritten: {settings.docs}")
 
 
 def main():
-    if {"--help", "-h"} & set(sys.argv[1:]):
+    names = [a for a in sys.argv[1:] if not a.startswith("-") and not a.endswith(".py")]
+    asks_help = {"--help", "-h"} & set(sys.argv[1:])
+    if TUNING in names:
+        if others := [name for name in names if name != TUNING]:
+            raise UserError(f"{TUNING} has a page and settings of its own; ask for {others[0]} in another command")
+        compare_tuning([a for a in sys.argv[1:] if a != TUNING])
+        return
+    if asks_help:
         print(help_text(ExperimentSettings) + "\n\n" + experiments_help())
         return
-    names = [a for a in sys.argv[1:] if not a.startswith("-") and not a.endswith(".py")]
     settings = load_settings(ExperimentSettings, [a for a in sys.argv[1:] if a not in names])
     known = [e.name for e in EXPERIMENTS]
     if wrong := [name for name in names if name not in known]:

@@ -33,6 +33,7 @@ USES_OF_STAGE = {
     "task": "it labels texts: ask it with sample.py, server.py (/classify, /tag) or the arena, and measure it with "
     "evaluations-tasks.py",
     "mlm": "it finds masked tokens: fine-tune it on a task's rows, or let sample.py fill each [MASK] of a text",
+    "reward": "it rewards answers: ask it with sample.py (question ## answer), or train by it with --reward_model=",
 }
 BEST, LAST, PREVIOUS = "ckpt.pt", "last.pt", "last.prev.pt"
 
@@ -235,8 +236,15 @@ def load_base(about, path=""):
     return found
 
 
+def stage_of(content):
+    """The stage of a checkpoint's dict; "reward" of a reward model, whose checkpoint is of stage "task"."""
+    is_reward = content.get("task", {}).get("kind") == "reward"
+    return "reward" if is_reward else content["stage"]
+
+
 def check_generates(stage, owner):
-    """Raise UserError for a stage whose models generate no text. owner: the model, as the message names it."""
+    """Raise UserError for a stage whose models generate no text. stage: as from `stage_of`; owner: the model, as the
+    message names it."""
     if stage in USES_OF_STAGE:
         raise UserError(f"{owner} is of stage {stage} and generates no text; {USES_OF_STAGE[stage]}")
 

@@ -48,6 +48,7 @@ class Arena:
         limits = Limits(seconds=settings.request_seconds, chars=settings.answer_chars)
         self.peers = Peers(settings.peers, limits)
         self.votes = Votes(Path(settings.arena_dir) / "votes.jsonl")
+        self.preferences = Path(settings.arena_dir) / "preferences.jsonl"
         self.flagged = Path(settings.arena_dir) / "flagged.csv"
         self.battles = Battles(self.votes)
         self.running = RunningRequests()
@@ -65,8 +66,12 @@ class Arena:
         return found
 
     def task_choices(self):
-        """[ModelChoice]: the checkpoints with a task's head."""
-        return self._checkpoints_of_stages("task")
+        """[ModelChoice]: the checkpoints with a task's head, but for reward models, which label no text."""
+        return [each for each in self._checkpoints_of_stages("task") if each.checkpoint.task != "reward"]
+
+    def tunable_choices(self):
+        """[ModelChoice]: the fine-tuned checkpoints that train.py can go on from with --init_from."""
+        return [choice for choice in self._checkpoints_of_stages("sft") if not choice.checkpoint.is_adapter]
 
     def _checkpoints_of_stages(self, *stages):
         return [ModelChoice(each.name, each) for each in self.models.checkpoints()[0] if each.stage in stages]

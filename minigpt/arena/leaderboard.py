@@ -41,16 +41,16 @@ class Standing:
         return (self.wins + self.ties / 2) / self.games
 
 
-def select_votes(votes, kind="all"):
+def select_votes(votes, kind="all", against_itself=False):
     """The votes that count. kind: "vote" (by people), "match" (automatic) or "all".
 
     Of the automatic votes on one question and pair of models only the newest counts, so that a repeated match replaces
-    the earlier one. Votes on a model against itself never count.
+    the earlier one. against_itself: whether votes on two answers of one model count: as preferences, not as games.
     """
     kept = {}
     for number, vote in enumerate(votes):
         is_match = vote.get("kind") == "match"
-        if vote["left"] == vote["right"] or (kind != "all" and is_match != (kind == "match")):
+        if (vote["left"] == vote["right"] and not against_itself) or (kind != "all" and is_match != (kind == "match")):
             continue
         same = (str(vote.get("prompt")), *sorted((vote["left"], vote["right"]))) if is_match else number
         kept.pop(same, None)

@@ -25,7 +25,7 @@ class CheckpointInfo:
     name: its run's folder, and its own name unless it is the run's best; path: the file, or a Hugging Face folder;
     parameters: counted as in nanoGPT; val_loss:
     nats per token, None before the first validation; seconds: modification time of the file; task: kind of the task of
-    a model with a head, "" of others.
+    a model with a head, "" of others; is_adapter: it has the trained parameters alone, not its base's.
     """
 
     name: str
@@ -36,6 +36,7 @@ class CheckpointInfo:
     val_loss: float | None
     seconds: float
     task: str = ""
+    is_adapter: bool = False
 
     @property
     def key(self):
@@ -63,7 +64,8 @@ def read_checkpoint_info(path, name):
         if content["stage"] not in KNOWN_STAGES:
             raise ValueError(f"stage {content['stage']!r}")
         about = content["stage"], int(progress["step"]), parameters, loss, modified
-        return CheckpointInfo(name, path, *about, content["task"]["kind"] if content["stage"] == "task" else "")
+        task = content["task"]["kind"] if content["stage"] == "task" else ""
+        return CheckpointInfo(name, path, *about, task, "adapter" in content)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:  # entries of a wrong type
         raise UserError(f"{path} is no checkpoint of this version ({type(error).__name__})") from None
 

@@ -136,19 +136,6 @@ def make_vote(prompt, left, right, result, settings, kind="vote", **more):
     }  # fmt: skip
 
 
-def preference_pairs(votes):
-    """[{"prompt", "chosen", "rejected"}] of the votes with a winner, the form that DPO trainers read."""
-    pairs = []
-    for vote in votes:
-        answers = {side: vote.get(f"{side}_answer") for side in ("left", "right")}
-        if vote["result"] in answers and all(isinstance(text, str) for text in (vote.get("prompt"), *answers.values())):
-            chosen = answers.pop(vote["result"])
-            (rejected,) = answers.values()
-            if chosen != rejected:
-                pairs.append({"prompt": vote["prompt"], "chosen": chosen, "rejected": rejected})
-    return pairs
-
-
 def format_csv(rows):
     """Rows (lists) as CSV text. Cells that a spreadsheet would take for a formula get a leading apostrophe."""
     text = io.StringIO()

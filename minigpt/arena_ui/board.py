@@ -1,14 +1,14 @@
-"""The tab of the leaderboard: scores with intervals, results of each pair of models, and exports of both."""
-
-import json
+"""The tab of the leaderboard: scores with intervals, results of each pair of models, their export, and what votes are
+for: a model tuned by them (preferences.py)."""
 
 import altair
 import gradio as gr
 import pandas
 
 from minigpt.arena.leaderboard import compute_standings, count_results, select_votes
-from minigpt.arena.votes import format_csv, preference_pairs
-from minigpt.arena_ui.common import TABLE, UNQUEUED, T, is_trusted, status_line, style_chart, translate, warning_line
+from minigpt.arena.votes import format_csv
+from minigpt.arena_ui.common import TABLE, UNQUEUED, T, status_line, style_chart, translate, warning_line
+from minigpt.arena_ui.preferences import PreferencesSection
 
 VOTE_KINDS = ("all", "vote", "match")
 BOARD_COLUMNS = ("rank", "model", "score", "interval", "games", "won", "lost", "tied", "rate", "automatic")
@@ -29,13 +29,11 @@ class BoardTab:
         table = gr.Dataframe(label=T("standings"), elem_id="standings", **TABLE)
         plot = gr.Plot(label=T("plot"), elem_id="board-plot")
         against = gr.Dataframe(label=T("head_to_head"), elem_id="head-to-head", **TABLE)
-        with gr.Row():
-            save_board = gr.DownloadButton(T("save_board"), elem_id="save-board")
-            save_preferences = gr.DownloadButton(T("save_preferences"), elem_id="save-preferences")
-        gr.on(
-            [tab.select, refresh.click, kind.change], self.render, kind,
-            [state, table, plot, against, save_board, save_preferences], api_name="board", **UNQUEUED,
-        )  # fmt: skip
+        save_board = gr.DownloadButton(T("save_board"), elem_id="save-board")
+        shown_by = [tab.select, refresh.click, kind.change]
+        shown = [state, table, plot, against, save_board]
+        gr.on(shown_by, self.render, kind, shown, api_name="board", **UNQUEUED)
+        PreferencesSection(page, shown_by, kind)
 
     def render(self, request: gr.Request, kind):
         """All outputs of the tab for the votes of a kind (of VOTE_KINDS)."""
@@ -43,12 +41,8 @@ class BoardTab:
             votes, unreadable = self.arena.votes.all()
             selected, standings = self.standings(votes, kind)
         except Exception as error:  # the file may contain anything
-            return [warning_line(request, error), *[gr.skip()] * 5]
+            return [warning_line(request, error), *[gr.skip()] * 4]
         board = self.page.save_download("leaderboard.csv", board_csv(standings))
-        preferences = None
-        if is_trusted(request):  # they contain what visitors wrote
-            lines = [json.dumps(pair, ensure_ascii=False) + "\n" for pair in preference_pairs(selected)]
-            preferences = self.page.save_download("preferences.jsonl", "".join(lines))
         headers = [translate(request, f"col_{column}") for column in BOARD_COLUMNS]
         rows = [board_row(rank, standing) for rank, standing in enumerate(standings, 1)]
         models = [standing.model for standing in standings]
@@ -58,7 +52,6 @@ class BoardTab:
             score_chart(request, standings),
             head_to_head_table(selected, models, translate(request, "col_model")),
             gr.update(value=board),
-            gr.update(value=preferences, visible=preferences is not None),
         ]
 
     def standings(self, votes, kind):

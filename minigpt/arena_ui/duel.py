@@ -60,8 +60,6 @@ class DuelTab(AskingTab):
             names = self.arena.draw_models() if blind else [left, right]
             if not all(names):
                 raise Problem("no_model_chosen")
-            if names[0] == names[1]:
-                raise Problem("same_model")
             return names
 
         yield from self.answer(request, kept, choose_models, prompt, fields, blind)

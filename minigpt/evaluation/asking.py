@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from minigpt.checkpoint import check_generates, load_checkpoint
+from minigpt.checkpoint import check_generates, load_checkpoint, stage_of
 from minigpt.common.errors import UserError
 from minigpt.evaluation.models import LocalModel, RemoteModel, find_models
 from minigpt.evaluation.prompts import check_fit, load_pairs
@@ -34,7 +34,7 @@ class EvaluatedModel:
         if isinstance(path, Path):
             content = load_checkpoint(path, mmap=True)
             self.content = {key: value for key, value in content.items() if key not in ("model", "optimizers")}
-            self.stage, self.step = content["stage"], content["progress"]["step"]
+            self.stage, self.step = stage_of(content), content["progress"]["step"]
             if self.stage not in self.STAGES:
                 check_generates(self.stage, path)
                 raise UserError(f"{path} is of stage {self.stage}, not of {' or '.join(self.STAGES)}; name another")

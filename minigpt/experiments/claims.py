@@ -31,8 +31,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Claim:
-    """Run `better` has a better figure in `column` than run `worse`. source: "report" where the report says so,
-    "expected" where it is only what one would expect."""
+    """Run `better` has a better figure in `column` than run `worse`, or than `share` times that of run `worse`.
+
+    source: "report" or "lectures" where these say so, "expected" where it is only what one would expect.
+    """
 
     better: str
     worse: str
@@ -40,6 +42,7 @@ class Claim:
     text: str
     text_zh: str
     source: str = "report"
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -87,18 +90,25 @@ class Verdict:
 
 
 def judge_claim(claim, results):
-    """The `Verdict` on a claim. results: {run: [figures of each seed]}."""
-    difference = column_values(claim.column, results[claim.better]) - column_values(claim.column, results[claim.worse])
+    """The `Verdict` on a claim. results: {run: [figures of each seed]}. Seeds that one of the runs lacks do not count:
+    runs with fewer seeds have the first ones."""
+    better, worse = (column_values(claim.column, results[name]) for name in (claim.better, claim.worse))
+    count = min(len(better), len(worse))
+    difference = better[:count] - claim.share * worse[:count]
     return Verdict(claim, difference if claim.column.more_is == "better" else -difference)
 
 
-def read_experiment(entry):
-    """The `Experiment` of an entry of claims.toml, which names its columns by their keys."""
-    columns = [COLUMNS[key] for key in entry["columns"]]
-    claims = [Claim(**{**claim, "column": COLUMNS[claim["column"]]}) for claim in entry["claims"]]
-    return Experiment(**{**entry, "columns": columns, "claims": claims})
+def read_claims(name):
+    """({key: `Column`}, [`Experiment`]) of a TOML file of this folder."""
+    content = tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+    columns = {key: Column(**column) for key, column in content["columns"].items()}
+    return columns, [read_experiment(entry, columns) for entry in content["experiments"]]
 
 
-CONTENT = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-COLUMNS = {key: Column(**column) for key, column in CONTENT["columns"].items()}
-EXPERIMENTS = [read_experiment(entry) for entry in CONTENT["experiments"]]
+def read_experiment(entry, columns):
+    """The `Experiment` of an entry of a file of claims, which names its columns by their keys."""
+    claims = [Claim(**{**claim, "column": columns[claim["column"]]}) for claim in entry["claims"]]
+    return Experiment(**{**entry, "columns": [columns[key] for key in entry["columns"]], "claims": claims})
+
+
+COLUMNS, EXPERIMENTS = read_claims("claims.toml")

@@ -1,7 +1,11 @@
 """What is compared: rows, pretraining runs and fine-tuning runs, each by the settings in which it differs."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from minigpt.corpus.row_files import META
+from minigpt.experiments.results import RESULT, read_spec
 
 UNCLEANED_STEP = "litter"  # which removes empty brackets
 OVERFITTING_EPOCHS = 10  # of pretraining and of fine-tuning
@@ -39,6 +43,8 @@ class PlannedRun:
 
 class Plan:
     """All rows and runs of the experiments under some settings. folder: everything is written to it."""
+
+    MEASURING = "minigpt/experiments/measure.py"  # the code that measures a run
 
     def __init__(self, settings):
         self.settings = settings
@@ -101,6 +107,65 @@ class Plan:
             found |= {each.name: each for each in (*needed_first, run)}
         return list(found.values())
 
+    def tasks(self, names, seeds):
+        """[(run, seed)] of the runs of those names and of those that they need, seed by seed."""
+        runs = self.needed(names)
+        return [(run, seed) for seed in seeds for run in runs]  # all runs have been tried after the first seed
+
+    def requirements(self, run, seed):
+        """[(name, seed)] of the runs that must be done before a run."""
+        return [(name, seed) for name in (run.base, run.as_long_as) if name]
+
+    def sources(self, run, seed):
+        """Specs of what a run is made from: its rows, and the run that it starts from."""
+        base = read_spec(self.place(run.base, seed) / RESULT) if run.base else None
+        return [read_spec(self.folder / "rows" / run.rows / RESULT), base]
+
+    def measure(self, run, seed, cost, threads):
+        """The figures of a finished run. cost: what `run_logged` returned, which is not a figure here."""
+        from minigpt.experiments import measure  # loads torch, which the process that starts all runs does not need
+
+        return measure.measure_run(self, run, self.place(run.name, seed), threads)
+
     def place(self, run, seed):
         """The folder of a run with a seed."""
         return self.folder / run / f"seed{seed}"
+
+    def training_settings(self, run, seed):
+        """train.py's settings of a run with a seed."""
+        settings = self.settings
+        steps = settings.tune_iters if run.tunes else settings.max_iters
+        if run.tunes:
+            rates = {"learning_rate": 3e-4, "muon_learning_rate": 3e-3, "warmup_iters": 20}
+        else:
+            rates = {name: getattr(settings, name) for name in ("learning_rate", "muon_learning_rate")}
+            rates["warmup_iters"] = 50
+        given = {
+            "data_dir": str(self.folder / "rows" / run.rows), "out_dir": str(self.place(run.name, seed)), "seed": seed,
+            "max_iters": steps, "block_size": settings.block_size, "batch_size": settings.batch_size, **rates,
+            "min_lr_ratio": 0.0, "compile": "off", "eval_interval": max(1, steps // 4), "n_layer": settings.n_layer,
+            "n_head": settings.n_head, "n_embd": settings.n_embd, "dtype": settings.dtype,
+        }  # fmt: skip
+        if run.base:
+            given["init_from"] = str(self.place(run.base, seed) / "last.pt")
+        given |= run.given
+        if "batch_tokens" in given:
+            given["batch_tokens"] = self._count_batch_tokens()
+        if run.each_epoch:
+            meta = json.loads((self.folder / "rows" / run.rows / META).read_text(encoding="utf-8"))
+            steps = -(-meta["parts"]["train"]["rows"] // given["batch_size"])
+            given |= {"eval_interval": steps, "keep_every": steps if run.tunes else 0}
+        if run.as_long_as:
+            other = self.place(run.as_long_as, seed) / RESULT
+            given["max_seconds"] = json.loads(other.read_text(encoding="utf-8"))["figures"]["seconds"]
+            if not run.tunes:  # the time that the other's tokenizer took to train counts
+                tokenizer = json.loads((self.folder / "tokenizer.json").read_text(encoding="utf-8"))
+                given["max_seconds"] += tokenizer["figures"]["seconds"]
+            given["max_iters"] = steps * 10
+        return given
+
+    def _count_batch_tokens(self):
+        """Tokens, without PAD, of a batch of rows with one article each."""
+        meta = json.loads((self.folder / "rows" / "plain" / META).read_text(encoding="utf-8"))
+        part = meta["parts"]["train"]
+        return max(meta["block_size"], round(part["tokens"] / part["rows"] * self.settings.batch_size))

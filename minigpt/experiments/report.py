@@ -18,6 +18,9 @@ AGREES = {
     ("report", True): ("as the report found", "与报告一致"),
     ("report", False): ("not as the report found", "与报告不一致"),
     ("report", None): ("does not settle what the report found", "不足以判断报告的结论"),
+    ("lectures", True): ("as the lectures say", "与课上所说一致"),
+    ("lectures", False): ("not as the lectures say", "与课上所说不一致"),
+    ("lectures", None): ("does not settle what the lectures say", "不足以判断课上所说"),
     ("expected", True): ("as expected", "符合预期"),
     ("expected", False): ("not as expected", "不符合预期"),
     ("expected", None): ("open", "未定"),
@@ -41,22 +44,30 @@ def experiment_table(experiment, results):
     rows = [
         [name, *(format_mean(column_values(column, results[name]), column.digits) for column in experiment.columns)]
         for name in experiment.runs
+        if name in results
     ]
     return markdown_table(names, rows)
 
 
+def verdicts_of(experiment, results):
+    """The `Verdict`s on an experiment's claims, of those whose runs and figures there are."""
+    known = [claim for claim in experiment.claims if {claim.better, claim.worse} <= set(results)]
+    verdicts = [judge_claim(claim, results) for claim in known]
+    return [verdict for verdict in verdicts if len(verdict.differences)]
+
+
 def verdict_lines(experiment, results):
     """Markdown list items, one for each claim, with its figures."""
-    for verdict in (judge_claim(claim, results) for claim in experiment.claims):
+    for verdict in verdicts_of(experiment, results):
         claim, count = verdict.claim, len(verdict.differences)
         said, agrees = SAID[verdict.holds], AGREES[claim.source, verdict.holds]
-        digits = claim.column.digits
+        digits, share = claim.column.digits, "" if claim.share == 1 else f"{claim.share:g} of "
         error = f" (standard error {verdict.standard_error:.{digits}f})" if count > 1 else ""
         better = (
             f"better by {verdict.differences.mean():.{digits}f}{error}, in {verdict.seeds_in_favour} of {count} seeds"
         )
         yield (
-            f"- **{claim.text}: {said[0]}, {agrees[0]}.** `{claim.better}` against `{claim.worse}`, "
+            f"- **{claim.text}: {said[0]}, {agrees[0]}.** `{claim.better}` against {share}`{claim.worse}`, "
             f"{claim.column.title}: {better}.  \n"
             f"  {claim.text_zh}：{said[1]}，{agrees[1]}。"
         )
@@ -66,7 +77,7 @@ def claims_table(experiments, results):
     """Markdown table of all claims."""
     rows = []
     for experiment in experiments:
-        for verdict in (judge_claim(claim, results) for claim in experiment.claims):
+        for verdict in verdicts_of(experiment, results):
             claim, count = verdict.claim, len(verdict.differences)
             mean = f"{verdict.differences.mean():.{claim.column.digits}f}"
             words = f"{AGREES[claim.source, verdict.holds][0]} / {AGREES[claim.source, verdict.holds][1]}"

@@ -7,24 +7,29 @@ only while its spec is what it would be now.
 import ast
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from minigpt.common.errors import UserError
 from minigpt.common.files import PROJECT
 
 RESULT = "result.json"
 SHOWN_LOG_LINES = 5  # of a script that failed
+COST_POLL_SECONDS = 0.1
 
 
 def to_flags(given):
     """Settings, a dict, as flags of a command line."""
 
     def text(value):
-        return ",".join(value) if isinstance(value, list) else str(value)
+        return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
     return [f"--{name}={text(value)}" for name, value in given.items()]
 
@@ -96,8 +101,20 @@ def files_of_module(parts):
     return [file for path in paths for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()]
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a script took: seconds of all cores together, and its largest memory in bytes. NaN where the system does not
+    say it (Windows)."""
+
+    cpu_seconds: float = math.nan
+    peak_bytes: float = math.nan
+
+
 def run_logged(*parts, log, threads=0):
-    """Run one of the project's scripts; its output goes to a file. Raises UserError with the last lines of it."""
+    """Run one of the project's scripts; its output goes to a file. Returns its `Cost`.
+
+    Raises UserError with the last lines of the output where the script fails.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     if threads:
@@ -106,7 +123,38 @@ def run_logged(*parts, log, threads=0):
         file.write(f"$ python {' '.join(parts)}\n")
         file.flush()
         script = [sys.executable, str(PROJECT / parts[0]), *parts[1:]]
-        status = subprocess.run(script, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
-    if status:
+        with subprocess.Popen(script, stdout=file, stderr=subprocess.STDOUT, env=environment) as process:
+            cost = wait_for_cost(process)
+    if process.returncode:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-SHOWN_LOG_LINES:]
-        raise UserError(f"{parts[0]} ended with status {status}: {' / '.join(lines)} (the whole output: {log})")
+        raise UserError(
+            f"{parts[0]} ended with status {process.returncode}: {' / '.join(lines)} (the whole output: {log})"
+        )
+    return cost
+
+
+def wait_for_cost(process):
+    """Wait for a Popen to end, and set its returncode; returns its `Cost`."""
+    if not hasattr(os, "wait4"):  # Windows
+        process.wait()
+        return Cost()
+    ended, peak = 0, 0
+    while not ended:
+        # Linux counts into a process's ru_maxrss what its parent had when it was started, so the kernel's own count is
+        # read while it runs.
+        peak = max(peak, read_peak_bytes(process.pid))
+        ended, status, used = os.wait4(process.pid, os.WNOHANG)
+        time.sleep(0 if ended else COST_POLL_SECONDS)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if not peak:  # macOS, where ru_maxrss is in bytes
+        peak = used.ru_maxrss if sys.platform == "darwin" else math.nan
+    return Cost(used.ru_utime + used.ru_stime, peak)
+
+
+def read_peak_bytes(pid):
+    """Largest memory of a running process so far, in bytes; 0 where the system does not say it in /proc."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0

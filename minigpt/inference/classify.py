@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from data_utils import fill_batches, pad_ids
-from minigpt.checkpoint import load_checkpoint, newest_checkpoint
+from minigpt.checkpoint import load_checkpoint, newest_checkpoint, stage_of
 from minigpt.common.errors import UserError
 from minigpt.corpus.task_rows import encode_characters, encode_texts
 from minigpt.corpus.tasks import CLASSIFY, PAIR, TAG
@@ -46,8 +46,8 @@ class Tagged(NamedTuple):
     cut: bool
 
 
-class Classifier:
-    """A GPT with a task's head, its tokenizer, and the task: {"kind": "classify", "pair" or "tag", "labels": [names]}.
+class HeadModel:
+    """A GPT with a task's head, its tokenizer, and the task: {"kind", "labels": [names]}.
 
     Threads may call it at the same time: the model runs for one after the other. about: as `TextGenerator.about`.
     """
@@ -70,6 +70,40 @@ class Classifier:
     def waiting(self):
         """Number of callers that wait for the model."""
         return max(0, len(self._callers) - 1)
+
+    @torch.no_grad()
+    def outputs(self, rows, progress=None):
+        """[(len(places), labels) float32 tensor on the CPU]: the head's outputs for rows [(ids, places of the tokens
+        that have a label)]. progress(n): n more are done."""
+        lengths = np.array([len(ids) for ids, _ in rows], dtype=np.int64)
+        order = np.argsort(-lengths, kind="stable")  # rows of like lengths share a batch, so there is little padding
+        found, caller = [None] * len(rows), threading.get_ident()
+        self._callers.add(caller)
+        try:
+            for part in fill_batches(lengths[order], 0, starting_batch_tokens(self.model)):
+                batch = order[part]
+                with self._lock:
+                    computed = self._batch_outputs([rows[i] for i in batch])
+                for i, output in zip(batch, computed, strict=True):
+                    found[i] = output
+                if progress:
+                    progress(len(batch))
+        finally:
+            self._callers.discard(caller)
+        return found
+
+    def _batch_outputs(self, rows):
+        """As `outputs`, by one forward pass."""
+        idx = pad_ids([ids for ids, _ in rows])
+        outputs = self.model(idx.to(self.model.wte.weight.device)).float().cpu()
+        return [row[places] for row, (_, places) in zip(outputs, rows, strict=True)]
+
+    def close(self, grace=0.0):
+        """Nothing: requests run in the threads of their callers. (The server closes all its models.)"""
+
+
+class Classifier(HeadModel):
+    """A `HeadModel` that labels one text ("classify"), two together ("pair"), or the characters of a text ("tag")."""
 
     def classify(self, texts, progress=None):
         """[`Classified`] of texts, or of pairs (text_a, text_b). progress(n): n more are done.
@@ -104,34 +138,9 @@ class Classifier:
             results.append(Tagged(tags, [*p.max(axis=1).tolist(), *[None] * unread], entities, len(ids), unread > 0))
         return results
 
-    @torch.no_grad()
     def _probabilities(self, rows, progress):
-        """[(len(places), labels) float32 array] of rows [(ids, places of the tokens that have a label)]."""
-        lengths = np.array([len(ids) for ids, _ in rows], dtype=np.int64)
-        order = np.argsort(-lengths, kind="stable")  # rows of like lengths share a batch, so there is little padding
-        found, caller = [None] * len(rows), threading.get_ident()
-        self._callers.add(caller)
-        try:
-            for part in fill_batches(lengths[order], 0, starting_batch_tokens(self.model)):
-                batch = order[part]
-                with self._lock:
-                    computed = self._batch_probabilities([rows[i] for i in batch])
-                for i, p in zip(batch, computed, strict=True):
-                    found[i] = p
-                if progress:
-                    progress(len(batch))
-        finally:
-            self._callers.discard(caller)
-        return found
-
-    def _batch_probabilities(self, rows):
-        """As `_probabilities`, by one forward pass."""
-        idx = pad_ids([ids for ids, _ in rows])
-        p = self.model(idx.to(self.model.wte.weight.device)).float().softmax(dim=-1).cpu()
-        return [row[places].numpy() for row, (_, places) in zip(p, rows, strict=True)]
-
-    def close(self, grace=0.0):
-        """Nothing: requests run in the threads of their callers. (The server closes all its models.)"""
+        """As `outputs`, as probabilities in arrays."""
+        return [output.softmax(dim=-1).numpy() for output in self.outputs(rows, progress)]
 
 
 def label_line(classifier, text):
@@ -154,9 +163,10 @@ def label_line(classifier, text):
 
 
 def find_stage(ckpt, out_root):
-    """(path, stage) of a checkpoint, without its weights; ckpt "": the newest under out_root. Raises UserError."""
+    """(path, its `stage_of`) of a checkpoint, without its weights; ckpt "": the newest under out_root. Raises
+    UserError."""
     path = ckpt or newest_checkpoint(out_root)
-    return path, load_checkpoint(path, mmap=True)["stage"]
+    return path, stage_of(load_checkpoint(path, mmap=True))
 
 
 def open_served(ckpts, settings):

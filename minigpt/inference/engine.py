@@ -14,7 +14,14 @@ import torch
 from torch.nn import functional as F
 
 from minigpt.adapters.lora import merge_lora
-from minigpt.checkpoint import check_generates, group_by_base, load_checkpoint, load_models, newest_checkpoint
+from minigpt.checkpoint import (
+    check_generates,
+    group_by_base,
+    load_checkpoint,
+    load_models,
+    newest_checkpoint,
+    stage_of,
+)
 from minigpt.common.errors import UserError, first_line
 from minigpt.common.streams import TextStream
 from minigpt.corpus.chat import chat_ids, forbidden_ids
@@ -84,6 +91,7 @@ class Stream(TextStream):
     off, because it was too long.
     finish_reason: "stop" (EOT or a stop string), "length" (max_new_tokens or the end of the block), "cancelled" or
     "error"; None while the request waits or runs.
+    ids: the sampled ids, an EOT that ends the answer included.
     prompt_logprobs, logprobs: lists of `TokenLogprob` where the parameters ask for them; embedding: list of floats.
     An EOT that ends the answer is the last of logprobs; a token that lies wholly behind a stop string is none of them.
     """
@@ -96,6 +104,7 @@ class Stream(TextStream):
         self.params = params
         self.sampler = Sampler(params, ids)
         self.last_id = None
+        self.ids = []
         self.prompt_logprobs, self.logprobs, self.embedding = [], [], None
         self._decoded = self._passed_on = 0  # characters of the answer, and those of them before a stop string
         self._cancellations = cancellations
@@ -115,6 +124,7 @@ class Stream(TextStream):
     def add_token(self, token_id, stop_ids, block_size):
         """Add the next token and pass its text to the reader. Finishes the stream where the token ends it."""
         self.first_token = self.first_token or time.perf_counter()
+        self.ids.append(token_id)
         if token_id in stop_ids:
             return self.finish("stop")
         self.completion_tokens += 1
@@ -418,7 +428,11 @@ class TextGenerator:
         return Stream(self.member, ids[-longest:], len(ids) > longest, params, self.engine.cancellations)
 
     def generate(self, prompts, params, progress=None):
-        """Generate a text for each prompt (a text, or a list of ids); returns the list of texts.
+        """Generate a text for each prompt; returns the list of texts. Arguments: as in `generate_streams`."""
+        return ["".join(stream) for stream in self.generate_streams(prompts, params, progress)]
+
+    def generate_streams(self, prompts, params, progress=None):
+        """The `Stream`s of prompts (texts, or lists of ids), in their order, finished unless a thread runs them.
 
         params: `SamplingParams` for all prompts, or a list with one for each. progress(n): called when n more are done
         (not if a thread runs the model already). Must not be called while another thread calls `submit`.
@@ -427,7 +441,7 @@ class TextGenerator:
         streams = [self.new_stream(*request) for request in zip(prompts, each, strict=True)]
         by_length = sorted(streams, key=lambda stream: stream.prompt_tokens)  # less padding in a prefill pass
         self.worker.run(self, by_length, progress)
-        return ["".join(stream) for stream in streams]
+        return streams
 
     def submit(self, prompt, params):
         """Queue a prompt for the generator's thread; returns its `Stream`. Raises RuntimeError after `close`."""
@@ -499,7 +513,7 @@ def open_generators(ckpts, settings, exact=False):
     paths = [ckpt or newest_checkpoint(settings.out_root) for ckpt in ckpts]
     contents = [load_checkpoint(path) for path in paths]
     for path, content in zip(paths, contents, strict=True):
-        check_generates(content["stage"], path)
+        check_generates(stage_of(content), path)
     opened = {}
     for places in group_by_base(contents):
         own = [contents[place] for place in places]

@@ -96,7 +96,7 @@ class RowSettings:
     val_share: float = share(
         0.05,
         "share of subjects in the validation part (of each document's rows, where there are fewer than 20; of a task's "
-        "texts, where there are no dev_files)",
+        "texts, where there are no dev_files; of the prompts of pairs, in objectives dpo and reward)",
     )
 
 
@@ -335,6 +335,28 @@ class InstructionDataSettings(WordedTasks, Seed, Stage):
     instructions: str = setting("sft/instructions.jsonl", "file of questions and answers that is written")
 
 
+@dataclass
+class PreferenceDataSettings(AnswerSampling, LocalModels, CheckpointChoice, Seed, Stage):
+    SCRIPT = "sft/make_preferences.py"
+    data_dir: str = same_as(Measuring, "data_dir", "data/processed_sft")
+    pairs: str = setting("sft/preferences.jsonl", "file of prompts with a chosen and a rejected answer that is written")
+    samples: int = setting(8, "answers sampled for a question", low=1)
+    max_samples: int = same_as(Asking, "max_samples")
+    chosen: str = setting(
+        "reference", "the chosen answer: the question's reference, or the best sample", ["reference", "best"]
+    )
+    rejected: str = setting(
+        "frequent",
+        "rejected answers: the most frequent ones among those that are worse, or the worst",
+        ["frequent", "worst"],
+    )
+    min_gap: float = setting(0.1, "least difference between the scores of a pair's answers", low=0, high=1)
+    pairs_a_question: int = setting(1, "most pairs of a question", low=1)
+    temperature: float = same_as(AnswerSampling, "temperature", 1.0)
+    top_k: int = same_as(AnswerSampling, "top_k", 0)
+    max_batch: int = same_as(LocalModels, "max_batch", 256)
+
+
 # Training.
 
 MATRICES = ["q", "k", "v", "o", "gate", "up", "down"]
@@ -347,8 +369,8 @@ class Adapting:
     method: str = setting(
         "full",
         "what trains: full (everything), lora, adapter (bottlenecks), prompt, p-tuning or prefix (virtual tokens), or "
-        "head (a task's output layer alone)",
-        ["full", "lora", "adapter", "prompt", "p-tuning", "prefix", "head"],
+        "head (a task's output layer alone); dpo, reward, grpo and ppo: everything, for that objective",
+        ["full", "lora", "adapter", "prompt", "p-tuning", "prefix", "head", "dpo", "reward", "grpo", "ppo"],
     )
     rank: int = setting(8, "lora: rank of a matrix's update", low=1)
     alpha: float = setting(16.0, "lora: the update is scaled by alpha / rank", low=0)
@@ -381,7 +403,37 @@ class Adapting:
 
 
 @dataclass
-class TrainSettings(Adapting, DeviceChoice, Seed, Stage):
+class Preferring:
+    """What a fine-tuned model is tuned for further: preferences and rewards."""
+
+    preferences: list[str] = setting(
+        [], "dpo, reward: files of {prompt, chosen, rejected}, from the arena's export or sft/make_preferences.py"
+    )
+    val_share: float = same_as(RowSettings, "val_share")
+    beta: float = setting(0.1, "dpo: how strongly the model is held to the one that it began as", low=1e-6)
+    chosen_weight: float = setting(
+        0.0, "dpo: weight of the chosen answers' own loss (nats a token), which is added", low=0
+    )
+    rewards: list[str] = setting(
+        ["exact"],
+        "grpo, ppo: what an answer is rewarded for, name or name:weight: exact (the reference word for word), rouge_l, "
+        "numbers, format",
+    )
+    reward_model: str = setting("", "grpo, ppo: checkpoint of objective reward that rewards, in place of rewards")
+    group_size: int = setting(8, "grpo, ppo: answers that are sampled of a question", low=1)
+    rollout_questions: int = setting(32, "grpo, ppo: questions that are asked before an update", low=1)
+    updates: int = setting(4, "grpo, ppo: optimizer steps on the answers that were sampled together", low=1)
+    rollout_temperature: float = setting(1.0, "grpo, ppo: temperature of sampling", low=0.01)
+    rollout_tokens: int = setting(48, "grpo, ppo: longest sampled answer, in tokens", low=1)
+    clip: float = setting(0.2, "grpo, ppo: a token's ratio of probabilities counts within 1 ± this", low=0)
+    kl_weight: float = setting(
+        0.02, "weight of the KL divergence to the model that it began as: grpo in the loss, ppo in the reward", low=0
+    )
+    value_weight: float = setting(0.5, "ppo: weight of the value head's loss", low=0)
+
+
+@dataclass
+class TrainSettings(Preferring, Adapting, DeviceChoice, Seed, Stage):
     SCRIPT = "train.py"
     # The run
     init_from: str = setting(
@@ -392,8 +444,9 @@ class TrainSettings(Adapting, DeviceChoice, Seed, Stage):
     out_dir: str = setting("out/pretrain", "the run's folder: checkpoints and log.jsonl")
     objective: str = setting(
         "causal",
-        "pretraining: causal (the next token, GPT's), or mlm (masked tokens, which attend in both directions: BERT's)",
-        ["causal", "mlm"],
+        "causal (the next token), mlm (pretraining as BERT's: masked tokens, which attend in both directions); of a "
+        "fine-tuned model: dpo (preferences), reward (a reward model of preferences), grpo or ppo (rewards)",
+        ["causal", "mlm", "dpo", "reward", "grpo", "ppo"],
     )
     mask_share: float = setting(0.15, "mlm: share of the tokens that are to be found", low=0.01, high=0.9)
     both_ways: bool = setting(False, "tasks: attend in both directions, whatever the base has learned")
@@ -428,6 +481,8 @@ class TrainSettings(Adapting, DeviceChoice, Seed, Stage):
         "random", "order of rows: a fresh permutation each epoch, or the file's (traverse)", ["random", "traverse"]
     )
     train_on_eot: bool = setting(True, "pretraining: EOT is a target too, so the model learns to stop")
+    replay_share: float = share(0.0, "fine-tuning: share of a step's rows that are rows of pretraining")
+    replay_dir: str = setting("", "fine-tuning: folder of the rows for replay_share; '': that of the base's training")
     # Optimizer
     optimizer: str = setting(
         "muon",
@@ -533,7 +588,7 @@ class ArenaSettings(Listening, LocalModels, Stage):
     auth: str = setting("", "user:password that the page asks for; '': the environment's MINIGPT_AUTH, if set, or none")
     peers: str = setting("config/arena_peers.json", "file of the remote models: name, address, perhaps a key")
     base: str = same_as(CheckpointChoice, "base")
-    arena_dir: str = setting("arena", "folder of votes.jsonl and flagged.csv")
+    arena_dir: str = setting("arena", "folder of votes.jsonl, preferences.jsonl and flagged.csv")
     loaded_models: int = setting(3, "checkpoints in memory at once; the least recently used one is dropped", low=1)
     answer_chars: int = setting(32768, "longest answer that is taken from a peer, in characters", low=1)
 
@@ -659,9 +714,27 @@ class ExperimentSettings(QuestionForm, CleaningSteps, ArticleFiles, Stage):
     docs: str = same_as(BenchSettings, "docs", "docs/experiments.md")
 
 
+@dataclass
+class TuningPageSettings(Stage):
+    SCRIPT = "experiments/run.py tuning"
+    base_config: str = setting("config/demo.py", "settings file of the base: articles, tokenizer, pretraining")
+    questions_config: str = setting("config/demo_sft.py", "settings file of the questions: data/prepare_sft.py's")
+    field_config: str = setting("config/demo_task.py", "settings file of the classification: data/prepare_task.py's")
+    correction_config: str = setting("config/correction.py", "settings file of the corrections: make_correction.py's")
+    tune_iters: int = same_as(ExperimentSettings, "tune_iters", 350)
+    batch_size: int = same_as(TrainSettings, "batch_size", 32)
+    max_samples: int = same_as(Asking, "max_samples", 400)
+    dtype: str = same_as(TrainSettings, "dtype", "float32")
+    workers: int = same_as(PrepareSettings, "workers")
+    seeds: list[int] = same_as(ExperimentSettings, "seeds")
+    out_dir: str = same_as(TrainSettings, "out_dir", "out/tuning")
+    docs: str = same_as(BenchSettings, "docs", "docs/tuning.md")
+
+
 STAGES = [
     DownloadSettings, TokenizerSettings, PrepareSettings, PrepareSftSettings, PrepareTaskSettings, GenerateSettings,
-    CorrectionDataSettings, InstructionDataSettings, TrainSettings, SampleSettings, ExportSettings, ServerSettings,
+    CorrectionDataSettings, InstructionDataSettings, PreferenceDataSettings, TrainSettings, SampleSettings,
+    ExportSettings, ServerSettings,
     ArenaSettings, PerplexitySettings, RougeSettings, CorrectionSettings, TasksSettings, DecodingSettings,
-    ReportSettings, VisualizeSettings, BenchSettings, ExperimentSettings,
+    ReportSettings, VisualizeSettings, BenchSettings, ExperimentSettings, TuningPageSettings,
 ]  # fmt: skip

@@ -42,7 +42,7 @@ class CompiledTrunk:
 def compile_trunk(run, batch):
     """Compile the trunk of a `TrainingRun`'s model as its settings say, and try it on a part of a micro-batch.
 
-    batch: (x, y, loss_mask), each (B, T). Returns (whether the trunk is compiled, why).
+    batch: (x, y, loss_mask, …), each (B, T). Returns (whether the trunk is compiled, why).
     """
     compiling, why = should_compile(run.settings.compile, run.device)
     if (run.sharded or run.settings.optimizer == "lomo") and run.settings.compile == "auto":
@@ -54,7 +54,7 @@ def compile_trunk(run, batch):
     if not run.sharded:
         # Two rows at least: the compiler makes special code for one row, and training has several.
         rows = max(2, TRIAL_TOKENS // batch[0].shape[1])
-        x, y, loss_mask = (t[:rows].to(run.device) for t in batch)
+        x, y, loss_mask = (t[:rows].to(run.device) for t in batch[:3])
         with explain_out_of_memory(run.device):
             try:
                 with run.precision.context(run.device), torch.set_grad_enabled(run.settings.optimizer != "mezo"):
@@ -79,7 +79,7 @@ def compute_or_undo(run, compute):
     before = random_states(run.device)
 
     def undo():
-        run.model.zero_grad(set_to_none=True)
+        run.zero_grad()
         set_random_states(run.device, before)
 
     try:

@@ -4,6 +4,7 @@ torchrun starts the processes and sets their ranks in the environment. Numbers t
 of a step, whether to stop) are exchanged between CPUs, so that no GPU has to wait for them.
 """
 
+import functools
 import gc
 import os
 from dataclasses import dataclass
@@ -97,14 +98,15 @@ def start_processes(device_name="auto"):
 
 
 class LossSum(nn.Module):
-    """Calls `GPT.loss_sum` in `forward`, which DDP requires."""
+    """Computes an objective's loss in `forward`, which DDP requires."""
 
-    def __init__(self, model):
+    def __init__(self, model, objective):
         super().__init__()
-        self.model = model
+        self.model, self.objective = model, objective
+        self.module = objective.module
 
-    def forward(self, x, y, loss_mask):
-        return self.model.loss_sum(x, y, loss_mask)
+    def forward(self, *batch):
+        return self.objective.loss(self.model, *batch)
 
 
 def shard(model, device):
@@ -117,13 +119,14 @@ def shard(model, device):
         register_fsdp_forward_method(model, method)
 
 
-def averaging_loss(model, processes, device):
-    """A function like `model.loss_sum`, after whose backward pass gradients are averaged over the processes."""
+def averaging_loss(model, objective, processes, device):
+    """An objective's loss of a micro-batch's tensors. After its backward pass, gradients are averaged over the
+    processes."""
     if processes.count == 1 or isinstance(model, FSDPModule):
-        return model.loss_sum
+        return functools.partial(objective.loss, model)
     devices = [device.index] if device.type == "cuda" else None
     # The only buffers are weights of a base in 4 bits, which stay the same.
-    return DistributedDataParallel(LossSum(model), device_ids=devices, broadcast_buffers=False)
+    return DistributedDataParallel(LossSum(model, objective), device_ids=devices, broadcast_buffers=False)
 
 
 def exchange_gradients(model, loss, exchanging):

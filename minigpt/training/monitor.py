@@ -131,6 +131,7 @@ class Monitor:
         p, run = self.run.progress, self.run
         self.throughput.pause()
         train_loss = self.take_train_loss()
+        figures = {name: finite_or_none(number) for name, number in run.objective.take_figures().items()}
         tokens_per_second, flops_per_second = self.throughput.rates()
         self.throughput.resume()
 
@@ -140,6 +141,9 @@ class Monitor:
         if self.peak_flops:
             more["mfu"] = flops_per_second / (self.peak_flops * run.processes.count)
             self.figures += f", MFU {more['mfu']:.0%}"
+        for name, number in figures.items():
+            if number is not None and not name.startswith("val_"):
+                self.figures += f", {name} {number:.3f}"
         if p.skipped:
             more["skipped"] = p.skipped
             self.figures += f", {p.skipped} skipped"
@@ -153,6 +157,7 @@ class Monitor:
             }  # fmt: skip
             if answered is not None:
                 line["answered"] = answered
+            line |= figures
             self.tracker.add(line, more)
         return train_loss
 

@@ -106,17 +106,19 @@ def split_for_stacking(params):
     return [params[first : first + size] for first in range(0, len(params), size)]
 
 
-def make_optimizers(model, settings, fused=False, muon_dtype=torch.bfloat16):
+def make_optimizers(model, settings, fused=False, muon_dtype=torch.bfloat16, module=None):
     """The optimizers of a GPT's parameters: [AdamW], [AdamW, Muon], [Lomo] or [Mezo], by the setting optimizer.
 
     Weight decay applies to matrices only, as in nanoGPT. Muon updates the matrices of the blocks; embeddings, which
     are looked up and not multiplied, stay with AdamW, and so does a task's output layer, at a rate of its own. Where
     nothing is left for AdamW, there is none. fused: AdamW's fused kernels; muon_dtype: dtype of the
-    orthogonalization. Each parameter group has the entry "peak_lr", which `set_learning_rate` scales.
+    orthogonalization; module: one that trains beside the model, as an output layer does. Each parameter group has the
+    entry "peak_lr", which `set_learning_rate` scales.
     """
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     by_muon = [p for n, p in named if p.dim() == 2 and n.startswith("h.")] if settings.optimizer == "muon" else []
     heads = [model.lm_head.weight] if model.config.n_labels else []
+    heads += module.parameters() if module else []
     apart = {id(p) for p in by_muon + heads}
     rest = [p for _, p in named if id(p) not in apart]
     groups = [

@@ -4,13 +4,14 @@ Several processes (torchrun) share a run, which learns what one process would: a
 kept targets, divided by the kept targets of all processes.
 """
 
+import functools
 import itertools
 import math
 from pathlib import Path
 
 import torch
 
-from data_utils import TrainingData, check_tokenizer
+from data_utils import check_tokenizer
 from minigpt.adapters.adalora import AdaLoRABudget
 from minigpt.adapters.attach import adapting_of, attach_adapter, trained_parameters
 from minigpt.adapters.nf4 import quantized_weights, weight_bytes
@@ -28,12 +29,13 @@ from minigpt.device import (
     precision_text,
     use_deterministic_algorithms,
 )
-from minigpt.run_log import LOG
+from minigpt.run_log import ANSWERS_LOG, LOG
 from minigpt.training.compiling import compile_trunk
 from minigpt.training.distributed import averaging_loss, shard, start_processes
 from minigpt.training.low_memory import LOW_MEMORY_LOSSES, check_low_memory
 from minigpt.training.optim import make_optimizers
 from minigpt.training.state import Progress, check_resumable, restore_run
+from minigpt.tuning.objectives import SPECIAL, check_objective, make_objective, open_data
 from model import GPT, GPTConfig
 
 FEW_STEPS = 100  # a run of fewer steps learns little
@@ -48,10 +50,10 @@ SLOW_COUNT_ROWS = 2_000_000  # rows whose batches take seconds to count
 class TrainingRun:
     """The parts of one training run, and where it stands.
 
-    device, precision, data, model, loss (a callable: x, y, loss_mask -> summed loss), optimizers, scaler: what a step
-    needs; base: of an adapter {"path", "sha256"} of the model that it is trained on, else None; progress: a
-    `Progress`; processes: a `Processes`; out: the run's folder; say(text): prints a line, in the main process only;
-    sharded: whether the model is sharded (FSDP2).
+    device, precision, data, model, objective (an `Objective`), loss (a callable: the tensors of a micro-batch -> summed
+    loss), optimizers, scaler: what a step needs; base: of an adapter {"path", "sha256"} of the model that it is trained
+    on, else None; progress: a `Progress`; processes: a `Processes`; out: the run's folder; say(text): prints a line, in
+    the main process only; sharded: whether the model is sharded (FSDP2).
     """
 
     def __init__(self, settings, say=print):
@@ -65,19 +67,29 @@ class TrainingRun:
         # Processes and devices.
         self.processes = start_processes(settings.device)
         check_low_memory(settings, self.processes.count)
+        check_objective(settings, self.processes.count)
         self.say = say if self.processes.is_main else lambda text: None
         self.sharded = settings.fsdp and self.processes.count > 1
         self.device = pick_device(settings.device, self.processes.local_rank if self.processes.count > 1 else None)
 
         # Data.
         place = self.processes.rank, self.processes.count
-        self.data = TrainingData(settings, *place, pinned=self.device.type == "cuda")
+        if settings.replay_share:
+            settings.replay_dir = replay_folder(settings)
+        self.data = open_data(settings, *place, pinned=self.device.type == "cuda")
         if settings.stop_at_answered and self.data.meta["stage"] != "sft":
             raise UserError(
                 f"stop_at_answered is {settings.stop_at_answered}, but {settings.data_dir} holds articles, not "
                 "questions; it is for fine-tuning, leave it out here"
             )
         self.say(f"{len(self.data.train):,} rows for training, {len(self.data.val):,} for validation")
+        if settings.replay_share:
+            replay = self.data.replay
+            rows = len(self.data.order.batches(0)[0]) * settings.gradient_accumulation_steps
+            self.say(
+                f"replay: {replay.count(rows)} of {len(replay.rows):,} pretraining rows of {replay.folder} beside "
+                f"{rows} rows a step"
+            )
 
         # Model. One that is sharded may be too large for one GPU, so it goes there in shards only.
         torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
@@ -88,10 +100,15 @@ class TrainingRun:
                 self.model.to(self.device)
         self.model.train()
 
+        # What it is trained for.
+        load_reference = functools.partial(load_start, settings, self.base, self.device)
+        self.objective = make_objective(settings, self.data, self.model, self.device, load_reference, self.out)
+
         # Precision and compiling, before the model is wrapped for several processes.
-        batch = self.data.step((0, 0)).batches[0]
+        batch = self.data.typical_step((0, 0)).batches[0]
         self.precision = self.processes.from_main(choose_run_precision(self, resumed, batch[0].shape[1]))
         self.model.use_plain_attention(self.precision.plain_attention)
+        self.objective.precision = self.precision
         scaled = self.precision.dtype == torch.float16 and settings.optimizer != "mezo"  # which has no gradients
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         compiled, why = compile_trunk(self, batch)
@@ -102,7 +119,7 @@ class TrainingRun:
         self.loss = (
             self.model.loss_sum
             if settings.optimizer == "mezo"
-            else averaging_loss(self.model, self.processes, self.device)
+            else averaging_loss(self.model, self.objective, self.processes, self.device)
         )
 
         # Optimizers.
@@ -111,6 +128,7 @@ class TrainingRun:
             settings,
             fused=self.device.type in ("cuda", "cpu"),
             muon_dtype=torch.bfloat16 if self.precision.dtype == torch.bfloat16 else torch.float32,
+            module=self.objective.module,
         )
         self.budget = AdaLoRABudget(self.model, settings) if settings.adalora_rank else None
         self.lr = 0.0  # AdamW's learning rate of the last step
@@ -141,14 +159,25 @@ class TrainingRun:
         p = self.progress
         return p.epoch + (p.batch / len(self.data.order.batches(p.epoch)) if p.batch else 0)
 
+    def parameters(self):
+        """The parameters of the model and of the module beside it, as a list."""
+        return [*self.model.parameters(), *(self.objective.module.parameters() if self.objective.module else ())]
+
+    def zero_grad(self):
+        """Free all gradients."""
+        for p in self.parameters():
+            p.grad = None
+
     def close(self):
         """Leave the process group. Everything that refers to it is deleted first."""
-        self.model = self.loss = self.optimizers = None
+        self.model = self.objective = self.loss = self.optimizers = None
         self.processes.stop()
 
 
 def check_settings(settings):
-    """Raise UserError for settings that contradict each other."""
+    """Raise UserError for settings that contradict each other. `method=dpo` becomes `objective=dpo`, and so on."""
+    if settings.method in SPECIAL:
+        settings.objective, settings.method = settings.method, "full"
     if settings.max_iters < 1 and settings.max_epochs <= 0:
         raise UserError("give max_iters (steps) or max_epochs")
     if settings.n_embd % settings.n_head:
@@ -175,6 +204,25 @@ def check_settings(settings):
         raise UserError("objective mlm attends in both directions by itself; leave out both_ways")
     if settings.fsdp and settings.dtype == "float16":
         raise UserError("fsdp does not go with float16 and its loss scaler; take --dtype=bfloat16 or float32")
+
+
+def replay_folder(settings):
+    """The folder of the pretraining rows that replay_share mixes in: replay_dir, or that of the base's training.
+
+    Raises UserError where there is no base, where its file does not say the folder, or for another objective.
+    """
+    if settings.objective != "causal":
+        raise UserError(f"replay_share is for objective causal, and this is {settings.objective}; leave it out")
+    if settings.replay_dir:
+        return settings.replay_dir
+    if settings.init_from == "scratch":
+        raise UserError("replay_share is for fine-tuning; name a base with --init_from=, or leave it out")
+    resume = settings.init_from == "resume"
+    content = newest_intact(settings.out_dir) if resume else load_checkpoint(settings.init_from, mmap=True)
+    folder = content["settings"].get("replay_dir" if resume else "data_dir")
+    if not folder:
+        raise UserError(f"{settings.init_from} does not say what it was trained on; name the rows with --replay_dir=")
+    return folder
 
 
 def make_model(settings, data):
@@ -254,6 +302,13 @@ def tuned_model(content, path, settings, data):
     return model, base
 
 
+def load_start(settings, base, device):
+    """The GPT that a tuning began with, from its checkpoint: frozen, in eval mode. base: as in `make_model`."""
+    path = base["path"] if base else settings.init_from
+    model, _ = load_model(load_checkpoint(path), device)
+    return model.requires_grad_(False)
+
+
 def is_causal(settings, meta, args):
     """Whether a model attends to earlier tokens only, by the rows' stage. args: the checkpoint's `model_args`."""
     if meta["stage"] == "task":
@@ -311,7 +366,7 @@ def put_earlier_run_aside(out, say):
     """Move an earlier run's files to a folder old, old-2, … within its folder; nothing is ever deleted."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        files = [*out.glob("*.pt"), *out.glob(LOG)]
+        files = [*out.glob("*.pt"), *out.glob(LOG), *out.glob(ANSWERS_LOG)]
         if files:
             numbered = (out / f"old-{number}" for number in itertools.count(2))
             old = next(path for path in itertools.chain([out / "old"], numbered) if not path.exists())
@@ -342,7 +397,7 @@ def say_duration(run):
     flops, p = run.precision.flops, run.progress
     if not flops:
         return
-    rows = run.data.step((p.epoch, p.batch))
+    rows = run.data.typical_step((p.epoch, p.batch))
     seconds = run.model.training_flops(rows.tokens, rows.tokens, rows.squares) / flops / run.processes.count
     if seconds > LONG_STEP_SECONDS:
         hours = seconds * (p.max_iters - p.step) / 3600

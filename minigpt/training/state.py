@@ -46,6 +46,8 @@ def check_resumable(content, path, settings, stage):
     before = content["settings"]["optimizer"]
     if before != settings.optimizer:
         raise UserError(f"{path} was trained with optimizer={before}, whose state {settings.optimizer} cannot use")
+    if (before := content["settings"].get("objective", "causal")) != settings.objective:
+        raise UserError(f"{path} was trained with objective={before}, not {settings.objective}; give that again")
     now, before = dataclasses.asdict(adapting_of(settings)), content["settings"]
     if settings.method == before.get("method", "full") == "full":
         return  # the settings of adapters have no effect
@@ -77,6 +79,7 @@ def save_run(run, name, resumable=False, previous=None):
             "scaler": run.scaler.state_dict(),
             "random": run.processes.gather(random_states(run.device)),
             "precision": run.precision.to_dict(run.device),
+            "objective": run.objective.state_dict(),
             **({"budget": run.budget.state_dict()} if run.budget else {}),
         }
     more = {"task": run.data.meta["task"]} if "task" in run.data.meta else {}
@@ -134,6 +137,7 @@ def restore_run(run, content):
         )
 
     restore_optimizers(run.optimizers, content["optimizers"])
+    run.objective.load_state_dict(content.get("objective", {}))
     if run.budget:
         run.budget.load_state_dict(content["budget"])
     if content["scaler"] and run.scaler.is_enabled():

@@ -9,7 +9,6 @@ from minigpt.corpus.tasks import PAIR
 from minigpt.device import explain_out_of_memory
 from minigpt.inference.classify import Classifier, label_line
 from minigpt.inference.engine import TextGenerator
-from minigpt.inference.likelihood import likelihood
 from minigpt.inference.masks import MASK, MaskFiller, filled_line
 from minigpt.inference.params import SamplingParams
 from minigpt.metrics import exact_match
@@ -23,17 +22,12 @@ MASKED_SAMPLE_TOKENS, MASKED_EVERY = 24, 6  # of the sample of masked language m
 
 
 def validate(run):
-    """Validation loss of a `TrainingRun`'s model, in nats a token."""
-    settings, processes = run.settings, run.processes
+    """Validation loss of a `TrainingRun`'s model, by its objective."""
+    run.model.eval()
     with explain_out_of_memory(run.device):
-        part = likelihood(
-            run.model, run.data.val, run.data.meta, settings.batch_size, precision=run.precision,
-            train_on_eot=settings.train_on_eot, batch_tokens=settings.batch_tokens,
-            rank=processes.rank, count=processes.count,
-        )  # fmt: skip
+        loss = run.objective.validate(run)
     run.model.train()
-    nats, tokens = processes.total(part.nats, part.tokens)
-    return nats / max(1.0, tokens)
+    return loss
 
 
 @contextlib.contextmanager
@@ -53,6 +47,8 @@ def generator_of(run, max_batch=32):
 def sample_line(run):
     """A line of text that the model generates now, from sample_prompt or the start of a validation row."""
     data, prompt = run.data, run.settings.sample_prompt
+    if (line := run.objective.sample_line(run)) is not None:
+        return line.replace("\n", " ")
     if data.meta["stage"] in SAMPLES:
         run.model.eval()
         line = SAMPLES[data.meta["stage"]](run, prompt)
@@ -60,13 +56,19 @@ def sample_line(run):
         return line.replace("\n", " ")
     shown = prompt
     if not prompt:
-        prompt = shown = data.tokenizer.decode(data.val[0][:SAMPLE_PROMPT_TOKENS])
+        row = first_rows(data.val)[0]
+        prompt = shown = data.tokenizer.decode(row[:SAMPLE_PROMPT_TOKENS])
         if data.meta["stage"] == "sft":
-            prompt, _ = row_prompts(data.val[0], data.meta["special_ids"])[0]
-            shown = data.tokenizer.decode(split_row(data.val[0], data.meta["special_ids"])[0][0])
+            prompt, _ = row_prompts(row, data.meta["special_ids"])[0]
+            shown = data.tokenizer.decode(split_row(row, data.meta["special_ids"])[0][0])
     with generator_of(run, max_batch=1) as generator:
         (text,) = generator.generate([prompt], SAMPLE_PARAMS)
     return f"{shown} → {text}".replace("\n", " ")
+
+
+def first_rows(rows):
+    """Rows (n, block_size) of a part; of pairs (n, 2, block_size) those of the chosen answers."""
+    return rows[:, 0] if rows.ndim == 3 else rows
 
 
 def label_sample(run, text):
@@ -104,7 +106,7 @@ def answered_share_of(run):
     if not run.settings.stop_at_answered:
         return None
     with explain_out_of_memory(run.device), generator_of(run) as generator:
-        share = answered_share(generator, run.data.train, run.data.meta)
+        share = answered_share(generator, first_rows(run.data.train), run.data.meta)
     return run.processes.from_main(share)
 
 

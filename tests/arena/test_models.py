@@ -89,6 +89,10 @@ def test_every_checkpoint_is_listed_with_what_it_is_and_broken_ones_cost_no_othe
 def test_models_with_a_head_are_listed_apart_and_label_what_they_are_asked(tmp_path):
     write_checkpoints(tmp_path / "out", ["alpha"])
     write_task_checkpoints(tmp_path / "out")
+    task = {"kind": "reward", "labels": ["reward"]}  # which labels no text
+    write_checkpoint(
+        tmp_path / "out" / "reward" / "ckpt.pt", tiny_model(n_labels=1), tiny_tokenizer(), "task", task=task
+    )
     masked = tiny_model(causal=False)
     write_checkpoint(tmp_path / "out" / "masked" / "ckpt.pt", masked, tiny_tokenizer(), "mlm")
     arena = Arena(arena_settings(tmp_path, device="cpu", dtype="float32"))
@@ -129,6 +133,16 @@ def test_an_adapter_is_listed_and_answers_and_a_missing_base_costs_no_other(tmp_
     assert [c.name for c in found] == ["lora"] and not broken
     with pytest.raises(UserError, match="base cannot be loaded"):
         cache.acquire("lora")
+
+
+def test_fine_tuned_models_alone_can_be_tuned_further_and_no_adapter(tmp_path):
+    write_checkpoints(tmp_path / "out")
+    write_task_checkpoints(tmp_path / "out")
+    write_adapter(tmp_path / "out" / "lora" / "ckpt.pt", tmp_path / "out" / "base" / "ckpt.pt", method="lora", rank=2)
+    arena = Arena(arena_settings(tmp_path), open_fake)
+    assert "lora" in [choice.name for choice in arena.choices()]
+    assert sorted(choice.name for choice in arena.tunable_choices()) == ["alpha", "beta"]
+    arena.close()
 
 
 def test_a_checkpoint_that_the_system_withholds_is_told_apart_from_a_broken_one(tmp_path, monkeypatch):

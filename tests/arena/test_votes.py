@@ -15,7 +15,14 @@ import pytest
 
 from minigpt.arena.leaderboard import ELO_PER_NAT, compute_standings, count_results, fit_strengths, select_votes
 from minigpt.arena.problems import Problem
-from minigpt.arena.votes import Battles, Votes, append_lines, flag_answers, format_csv, preference_pairs, read_votes
+from minigpt.arena.votes import (
+    Battles,
+    Votes,
+    append_lines,
+    flag_answers,
+    format_csv,
+    read_votes,
+)
 
 
 def vote(left="a", right="b", result="left", **more):
@@ -197,21 +204,7 @@ def test_a_match_that_was_run_again_counts_once_and_kinds_can_be_told_apart():
         and len(select_votes(votes, "match")) == 1
     )
     assert compute_standings(select_votes(votes))[0].automatic == 1
-
-
-def test_preferences_are_what_dpo_trainers_read():
-    votes = [
-        vote(),
-        vote(result="right"),
-        vote(result="tie"),
-        vote(result="bad"),
-        vote(right_answer="左答"),
-        {**vote(), "prompt": None},
-    ]
-    assert preference_pairs(votes) == [
-        {"prompt": "问", "chosen": "左答", "rejected": "右答"},
-        {"prompt": "问", "chosen": "右答", "rejected": "左答"},
-    ]
+    assert vote("a", "a") in select_votes(votes, "vote", against_itself=True)  # a preference, but no game
 
 
 def test_flagged_answers_are_a_csv_that_spreadsheets_open_and_no_cell_of_it_is_a_formula(tmp_path):

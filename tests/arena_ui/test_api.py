@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import gradio_client
 import pytest
-from arena_fakes import write_checkpoints
+from arena_fakes import write_checkpoints, write_votes
 from arena_visitors import ELSEWHERE, FIELDS, table, texts, visitor
 from page_in_browser import HANG_SECONDS
 from peer_fakes import peer
+
+from minigpt.arena_ui.preferences import WANTED_PAIRS, describe_pairs
 
 
 @pytest.fixture(scope="module")
@@ -135,20 +137,78 @@ def test_stopping_a_duel_stops_both(client):
     assert "已停止" in left_line and "已停止" in right_line and texts(left)[-1][1] and texts(right)[-1][1]
 
 
-def test_the_board_shows_the_votes_and_exports_them(client, arena):
+def test_the_board_shows_the_votes_and_exports_them(client):
     before = decided_battles(client.predict("vote", api_name="/board")[3])
     for _ in range(3):
         client.predict(False, "alpha", "beta", "full stop 榜", *FIELDS, api_name="/duel_ask")
         client.predict(api_name="/vote_left")
-    state, standings, plot, against, board, preferences = client.predict("vote", api_name="/board")
+    state, standings, plot, against, board = client.predict("vote", api_name="/board")
     assert "票" in state and "alpha (step 7)" in [row[1] for row in table(standings)]
     assert plot["type"] == "altair" and decided_battles(against) == before + 3
     with open(path_of(board), encoding="utf-8") as file:
         assert next(csv.reader(file))[:5] == ["rank", "model", "score", "low", "high"]
-    assert path_of(preferences).endswith(".jsonl")
-    far = visitor(arena, **ELSEWHERE)
-    assert "path" not in json.dumps(far.predict("all", api_name="/board")[-1] or {})  # others' prompts
-    far.close()
+
+
+def test_two_answers_of_one_model_are_voted_on_as_a_preference_and_no_game(client, folder):
+    games = decided_battles(client.predict("vote", api_name="/board")[3])
+    left, right, *_ = client.predict(False, "alpha", "alpha", "full stop 同", *FIELDS, api_name="/duel_ask")
+    assert texts(left) == texts(right)
+    assert "已投票" in client.predict(api_name="/vote_left")[0]
+    vote = votes_of(folder)[-1]
+    assert vote["left"] == vote["right"] == "alpha (step 7)"
+    assert decided_battles(client.predict("vote", api_name="/board")[3]) == games
+
+
+def test_the_way_from_votes_to_a_model_is_written_out_and_the_tuned_model_is_listed(arena, folder):
+    client = visitor(arena, **{"Accept-Language": "en"})
+    before = int(re.search(r"(\d+) of them make pairs", pairs_shown(client, None)[1])[1])
+    write_votes(folder / "arena", [f"问{number}" for number in range(WANTED_PAIRS - 1)])
+    model, state, download, command = pairs_shown(client, None)
+    assert model["value"] == "alpha" and f"{before + WANTED_PAIRS - 1} of them" in state
+    flags = ["--preferences=arena/preferences.jsonl", "--init_from=out/alpha/ckpt.pt", "--out_dir=out/alpha_votes"]
+    assert command.split()[:6] == ["python", "train.py", "config/dpo.py", *flags]
+
+    # The file that the command names has what can be downloaded.
+    said, command = client.predict("vote", "beta", api_name="/write_preferences")
+    assert "arena/preferences.jsonl" in said and "--init_from=out/beta/ckpt.pt" in command
+    lines = (folder / "arena" / "preferences.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == before + WANTED_PAIRS - 1
+    assert json.loads(lines[-1]) == {"prompt": f"问{WANTED_PAIRS - 2}", "chosen": "短", "rejected": "长长"}
+    with open(path_of(download), encoding="utf-8") as file:
+        assert file.read().splitlines() == lines
+
+    # What the command trains is in the list without a restart, and can be trained again.
+    write_checkpoints(folder / "out", ["alpha_votes"])
+    listed = json.dumps(client.predict(api_name="/refresh"), ensure_ascii=False)
+    assert "alpha_votes · " in listed
+    write_votes(folder / "arena", ["再问"] * 100, "alpha_votes (step 7)")
+    *_, command = pairs_shown(client, None)
+    assert "--init_from=out/alpha_votes/ckpt.pt --out_dir=out/alpha_votes2 " in command
+    shutil.rmtree(folder / "out" / "alpha_votes")
+    client.close()
+
+
+def pairs_shown(client, model):
+    """The section of the way from votes to a model: updates of the model and the download, texts of the state and the
+    command."""
+    return client.predict("vote", model, api_name="/preferences")
+
+
+@pytest.mark.parametrize(("votes", "wanted"), [(0, True), (WANTED_PAIRS - 1, True), (WANTED_PAIRS, False)])
+def test_too_few_pairs_are_said(votes, wanted):
+    assert ("at least 60" in describe_pairs(None, [{}] * 99, [{}] * votes)) == wanted
+
+
+def test_who_comes_from_elsewhere_gets_no_preferences_and_writes_none(arena, folder):
+    file = folder / "arena" / "preferences.jsonl"
+    file.unlink(missing_ok=True)
+    write_votes(folder / "arena", ["别人的话"])
+    client = visitor(arena, **ELSEWHERE)
+    shown = pairs_shown(client, None)
+    assert not re.search("path|preferences|票", json.dumps(shown, ensure_ascii=False))  # others' prompts
+    assert "坐在这台机器前" in client.predict("vote", "alpha", api_name="/write_preferences")[0]
+    assert not file.exists()
+    client.close()
 
 
 def decided_battles(against):
@@ -266,7 +326,7 @@ def test_clear_stops_an_answer_and_what_it_had_made_is_not_shown(client):
 
 def test_a_vote_stays_possible_when_the_next_question_cannot_be_asked(client):
     client.predict(False, "alpha", "beta", "full stop", *FIELDS, api_name="/duel_ask")
-    for left, right, prompt in (("gone", "beta", "x"), ("alpha", "alpha", "x"), ("alpha", "beta", " ")):
+    for left, right, prompt in (("gone", "beta", "x"), ("alpha", None, "x"), ("alpha", "beta", " ")):
         result = client.predict(False, left, right, prompt, *FIELDS, api_name="/duel_ask")
         assert result[5].startswith("⚠") and result[4] == prompt
     assert "已投票" in client.predict(api_name="/vote_bad")[0]

@@ -5,10 +5,11 @@ One page serves most tests, since opening one takes seconds: each test begins by
 
 import json
 import re
+import shutil
 import time
 
 import pytest
-from arena_fakes import write_checkpoint
+from arena_fakes import write_checkpoint, write_checkpoints, write_votes
 from corpora import ROOT
 from page_in_browser import (
     BOARD,
@@ -122,6 +123,27 @@ def test_two_models_stream_at_once_a_vote_reveals_them_and_the_board_has_it(page
         with page.expect_download() as download:
             page.click(button)
         assert download.value.suggested_filename == name
+
+
+def test_the_way_from_votes_to_a_model_is_on_the_page_and_a_tuned_model_can_be_asked_after_refresh(page, folder):
+    write_votes(folder / "arena", ["浏览器里的问题"])
+    go(page, BOARD)
+    page.wait_for_selector("#votes-to-model", state="visible")
+    wait_for(page, lambda: "成对" in state(page, "preferences"))
+    assert "DPO" in page.inner_text("#votes-to-model") and "至少要有 60 对" in state(page, "preferences")
+    choose(page, "preferences-model", "beta")
+    page.click("#write-preferences")
+    wait_for(page, lambda: "已写入" in state(page, "preferences"))
+    command = page.inner_text("#preferences-command .cm-content")
+    assert "config/dpo.py" in command and "--init_from=out/beta/ckpt.pt --out_dir=out/beta_votes" in command
+    assert (folder / re.search(r"--preferences=(\S+)", command)[1]).exists()
+    write_checkpoints(folder / "out", ["beta_votes"])  # as train.py does
+    go(page, SINGLE)
+    refresh(page, "beta_votes")
+    ask(page, "full stop")
+    wait_for(page, lambda: last_answer(page) == "full stop" and "首字" in state(page, "single"))
+    shutil.rmtree(folder / "out" / "beta_votes")
+    refresh(page, "alpha")
 
 
 def test_texts_and_pairs_get_bars_of_labels_and_tagged_texts_show_their_entities(page):

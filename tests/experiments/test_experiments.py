@@ -55,8 +55,8 @@ def test_what_a_run_needs_comes_before_it_and_once(plan):
 
 def test_a_run_waits_for_its_base_with_its_own_seed(plan):
     tuned = plan.runs["tuned_gpt2"]
-    assert not is_ready(tuned, 1, {("gpt2", 1): {}, ("tuned", 2): {}})
-    assert is_ready(tuned, 1, {("gpt2", 1): {}, ("tuned", 1): {}})
+    assert not is_ready(plan, tuned, 1, {("gpt2", 1): {}, ("tuned", 2): {}})
+    assert is_ready(plan, tuned, 1, {("gpt2", 1): {}, ("tuned", 1): {}})
 
 
 def losses(*values):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from serving_fakes import make_fake
 
+from minigpt.arena.votes import Votes
 from minigpt.checkpoint import save_checkpoint
 from minigpt.settings.stages import ArenaSettings, TrainSettings
 
@@ -41,6 +42,12 @@ def write_checkpoint(path, model, tokenizer, stage="sft", step=7, loss=1.5, **mo
     progress = {"step": step, "best_val_loss": loss, "last_losses": (1.0, loss + 1)}
     save_checkpoint(path, model.state_dict(), model.config, TrainSettings(), stage, tokenizer, progress, **more)
     return path
+
+
+def write_votes(folder, prompts, model="alpha (step 7)"):
+    """Add votes for the left one of two answers of a model, a vote for each prompt, to an arena's votes."""
+    vote = {"left": model, "right": model, "result": "left", "left_answer": "短", "right_answer": "长长"}
+    Votes(Path(folder) / "votes.jsonl").add([{**vote, "prompt": prompt} for prompt in prompts])
 
 
 def open_fake(ckpt, settings):

@@ -8,6 +8,8 @@ import time
 
 import pytest
 import torch
+from corpora import made_up_questions, write_jsonl
+from preferring import pair_row
 from runs import arguments, finish, log_of, run_here, start, write_stages
 
 from minigpt.checkpoint import load_checkpoint, newest_intact
@@ -47,14 +49,19 @@ def kill_at(process, log, lines, delay):
             *({"optimizer": name} for name in ("adamw", "lomo", "mezo")),
             {"method": "lora", "rank": 2, "lora_dropout": 0.1},
             {"method": "prefix", "virtual_tokens": 3},
+            {"objective": "dpo"},
+            {"objective": "grpo", "rewards": "rouge_l", "rollout_questions": 4, "updates": 3, "rollout_tokens": 8},
         )
     ],
 )
 def test_a_run_killed_at_random_moments_logs_what_one_never_stopped_logs(tmp_path, rounds, changes):
     data, data_dir, begin = write_stages(tmp_path), "pretrain", "scratch"
-    if "method" in changes:
-        run_here(data_dir=data["pretrain"], out_dir=str(tmp_path / "base"))
+    if {"method", "objective"} & set(changes):
+        run_here(data_dir=data["sft" if "objective" in changes else "pretrain"], out_dir=str(tmp_path / "base"))
         data_dir, begin = "sft", str(tmp_path / "base" / "last.pt")
+    if changes.get("objective") == "dpo":
+        pairs = [pair_row(one["question"], one["answer"]) for one in made_up_questions(40)]
+        changes = {**changes, "preferences": write_jsonl(tmp_path / "pairs.jsonl", pairs)}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     flags = arguments(data_dir=data[data_dir], **RUN, **changes)
     resuming = [f"--init_from={begin}"]
