@@ -1,13 +1,14 @@
 """PPO of the demo's fine-tuned model against a reward model (config/reward.py), as in InstructGPT.
 
-python train.py config/ppo.py
-python evaluations-RougeL.py --ckpt=out/ppo/last.pt --data_dir=data/processed_demo_sft --temperature=0
+    python train.py config/ppo.py
+    python evaluations-RougeL.py --ckpt=out/ppo/last.pt --data_dir=data/processed_demo_sft --temperature=0
 
+out/ppo/samples.jsonl has the answers with the highest rewards, which show what the reward model is tricked with.
 Without a reward model, answers are rewarded that are their references: --reward_model= --rewards=exact.
 """
 
 objective = "ppo"
-reward_model = "out/reward/ckpt.pt"
+reward_model = "out/reward/last.pt"
 data_dir = "data/processed_demo_sft"
 init_from = "out/demo_sft/ckpt.pt"
 out_dir = "out/ppo"
@@ -16,17 +17,17 @@ block_size = 192
 rollout_questions = 64
 group_size = 4
 updates = 4
-rollout_tokens = 48
 kl_weight = 0.05
-max_iters = 160
+value_weight = 0.1
+max_iters = 96
 batch_size = 64
 optimizer = "muon"
 # As in fine-tuning, the embeddings (AdamW's) stay nearly as they are.
 learning_rate = 1e-5
-muon_learning_rate = 0.001
+muon_learning_rate = 0.002
 head_learning_rate = 1e-3
 warmup_iters = 8
 min_lr_ratio = 0.1
-eval_interval = 80
+eval_interval = 48
 log_interval = 4
 compile = "off"

@@ -4,8 +4,8 @@ It reads `prompt MARK answer EOT`, and the reward is the head's output at the EO
 the same prompt. By Bradley and Terry (1952), the one with the reward r is preferred to the one with the reward r' with
 the probability σ(r - r'), and training makes the preferences that were given likely.
 
-Only differences between the rewards of a prompt's answers count in that. PPO compares answers to different prompts, so
-the two rewards of a pair are drawn to a sum of 0 (Eisenstein et al. 2023, "Helping or Herding?", equation 2).
+Only differences between the rewards of a prompt's answers count in that. So that one reward has a meaning, too, the two
+rewards of a pair are drawn to a sum of 0 (Eisenstein et al. 2023, "Helping or Herding?", equation 2).
 """
 
 import torch
@@ -23,8 +23,10 @@ CENTERING = 0.01  # weight of the squared sum of a pair's rewards
 
 
 def read_rewards(model, x, loss_mask):
-    """Rewards (B,) float32 of answers: the head's outputs where loss_mask (B, T) is True, once a row. x: ids (B, T)."""
-    return model.lm_head(model.trunk(x)[loss_mask]).squeeze(1).float()
+    """(rewards of the chosen answers, of the rejected ones), each (B,) float32, of B pairs: the head's outputs where
+    loss_mask (2B, T) is True, once a row. x: ids (2B, T)."""
+    rewards = model.lm_head(model.trunk(x)[loss_mask]).squeeze(1).float()
+    return rewards[0::2], rewards[1::2]
 
 
 def bradley_terry_losses(chosen, rejected):
@@ -48,7 +50,7 @@ class RewardObjective(Objective):
 
     def loss(self, model, x, y, loss_mask, numbers):
         """The sum of `bradley_terry_losses`, and of the squares that center the rewards."""
-        chosen, rejected = read_rewards(model, x, loss_mask).view(-1, 2).T
+        chosen, rejected = read_rewards(model, x, loss_mask)
         self.right += int((chosen > rejected).sum())
         self.pairs += len(chosen)
         return (bradley_terry_losses(chosen, rejected) + CENTERING * (chosen + rejected) ** 2).sum()
@@ -59,8 +61,7 @@ class RewardObjective(Objective):
         loss, right, pairs = 0.0, 0, 0
         for x, _, loss_mask, _ in run.data.batches_of("val", run.processes.rank, run.processes.count):
             with run.precision.context(run.device):
-                rewards = read_rewards(run.model, x.to(run.device), loss_mask.to(run.device))
-            chosen, rejected = rewards.view(-1, 2).T
+                chosen, rejected = read_rewards(run.model, x.to(run.device), loss_mask.to(run.device))
             loss += bradley_terry_losses(chosen, rejected).sum().item()
             right += int((chosen > rejected).sum())
             pairs += len(chosen)
@@ -107,8 +108,18 @@ class RewardModel(HeadModel):
         return [output.item() for output in self.outputs([(ids, [len(ids) - 1]) for ids in rows])]
 
     def reward_answers(self, answers):
-        """[reward] of sampled `Answer`s. Where one was cut off, an EOT is put."""
-        return self.score([(a.prompt, a.ids[:-1] if a.ended else a.ids) for a in answers])
+        """[reward] of sampled `Answer`s, less their references' rewards: the log-odds that an answer is preferred.
+
+        So the references have the reward 0, as on average in InstructGPT, and one above 0 shows what the reward model
+        was tricked with. Where an answer was cut off, an EOT is put.
+        """
+        pairs = [(a.prompt, a.ids[:-1] if a.ended else a.ids) for a in answers]
+        pairs += [(a.prompt, self.tokenizer.encode(a.reference)) for a in answers]
+        keys = [(tuple(prompt), tuple(answer)) for prompt, answer in pairs]
+        distinct = dict(zip(keys, pairs, strict=True))  # many samples are equal
+        found = dict(zip(distinct, self.score(list(distinct.values())), strict=True))
+        own, references = keys[: len(answers)], keys[len(answers) :]
+        return [found[a] - found[b] for a, b in zip(own, references, strict=True)]
 
     def score_text(self, text):
         """The reward of a text `question ## answer`. Raises UserError for one without the mark."""

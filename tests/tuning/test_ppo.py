@@ -170,8 +170,15 @@ def test_a_reward_model_rewards_and_another_checkpoint_is_refused(folder, tmp_pa
     answers = run.data.ask(run.data.val[:3], SamplingParams(temperature=1.0, max_new_tokens=12, seed=1))
     scorer = load_reward_model(tmp_path / "reward/last.pt", run.data.tokenizer, "cpu")
     eot = run.data.tokenizer.eot_id
-    rows = [[*answer.prompt, *answer.ids, *([] if answer.ended else [eot])] for answer in answers]
-    plain = [scorer.model(torch.tensor([ids]))[0, -1, 0].item() for ids in rows]
-    assert run.data.reward_answers(answers) == pytest.approx(plain, abs=1e-5)
+
+    def plain(prompt, ids):
+        return scorer.model(torch.tensor([[*prompt, *ids, eot]]))[0, -1, 0].item()
+
+    expected = [
+        plain(answer.prompt, [token_id for token_id in answer.ids if token_id != eot])
+        - plain(answer.prompt, scorer.tokenizer.encode(answer.reference))
+        for answer in answers
+    ]
+    assert run.data.reward_answers(answers) == pytest.approx(expected, abs=1e-5)
     with pytest.raises(UserError, match="of stage sft, no reward model"):
         train_policy(folder, tmp_path / "other", reward_model=base)

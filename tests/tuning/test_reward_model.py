@@ -66,6 +66,9 @@ def test_a_batch_of_pairs_has_the_loss_of_its_pairs_one_by_one(architecture):
     assert loss.item() == pytest.approx(expected.sum().item(), abs=1e-5)
     assert objective.take_figures() == {"accuracy": sum(plain[0::2] > plain[1::2]).item() / 3}
     assert objective.take_figures() == {}
+    nothing = objective.loss(model, x, torch.zeros_like(x), loss_mask & False, torch.arange(6))
+    nothing.backward()  # of a process without a pair
+    assert nothing.item() == 0 and not model.lm_head.weight.grad.any()
 
 
 def write_pairs(path, numbers):
