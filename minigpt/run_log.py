@@ -248,10 +248,11 @@ def overfitting(columns):
 
     A run over-fits if its last validation loss is more than MIN_OVERFITTING_RISE above the best one, while the training
     loss (mean of up to COMPARED_LINES lines before each of the two validations) fell. (Several rises in a row would be
-    a worse definition: a loss that fluctuates while it climbs has none, and three rises may be tiny.)
+    a worse definition: a loss that fluctuates while it climbs has none, and three rises may be tiny.) A log with a
+    loss below 0 is of GRPO or PPO, whose losses are no cross-entropies and show nothing of the kind.
     """
     best, val = best_line(columns), columns["val_loss"]
-    if best is None:
+    if best is None or any((columns[name] < 0).any() for name in ("train_loss", "val_loss")):
         return None
     best = int(np.flatnonzero(val == val[best])[-1])
     last = int(np.flatnonzero(np.isfinite(val))[-1])

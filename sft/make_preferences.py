@@ -35,7 +35,7 @@ from minigpt.settings.stages import PreferenceDataSettings
 BATCHES_A_CHUNK = 4  # of samples that are asked for at a time; what is under way is lost at Ctrl-C
 
 
-def score_answer(answer, reference):
+def score_sample(answer, reference):
     """How right an answer is, 0 to 1: the mean of exact match, Rouge-L's F and, if there are numbers, their match."""
     scores = [exact_match(answer, reference), rouge_l(answer, reference)[2], has_same_numbers(answer, reference)]
     scores = [float(score) for score in scores if score is not None]
@@ -45,7 +45,7 @@ def score_answer(answer, reference):
 def choose_pairs(answers, reference, settings):
     """[(chosen, rejected)] of a question's sampled answers, at most pairs_a_question of them."""
     counts = Counter(filter(None, map(str.strip, answers)))
-    scores = {text: score_answer(text, reference) for text in counts}
+    scores = {text: score_sample(text, reference) for text in counts}
     chosen, high = reference.strip(), 1.0
     if settings.chosen == "best" and scores:
         chosen = max(scores, key=scores.get)

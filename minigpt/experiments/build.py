@@ -8,7 +8,7 @@ from tqdm import tqdm
 from minigpt.common.files import write_json
 from minigpt.experiments.results import RESULT, hash_code, make_spec, read_figures, run_logged, to_flags
 
-THIS_FILE = "minigpt/experiments/build.py"
+BUILD_FILE = "minigpt/experiments/build.py"
 
 
 def run_all(plan, names, seeds, workers, threads):
@@ -60,7 +60,7 @@ def train_and_measure(plan, run, seed, threads):
     """
     result = plan.place(run.name, seed) / RESULT
     given = plan.training_settings(run, seed)
-    spec = make_spec(given, *plan.sources(run, seed), hash_code("train.py", THIS_FILE, plan.MEASURING))
+    spec = make_spec(given, *plan.sources(run, seed), hash_code("train.py", BUILD_FILE, plan.MEASURING))
     if (figures := read_figures(result, spec)) is None:
         log = result.with_name("train.log")
         cost = run_logged("train.py", *to_flags(given), log=log, threads=threads) if given else None

@@ -22,7 +22,7 @@ from minigpt.common.files import PROJECT
 
 RESULT = "result.json"
 SHOWN_LOG_LINES = 5  # of a script that failed
-POLL_SECONDS = 0.1
+COST_POLL_SECONDS = 0.1
 
 
 def to_flags(given):
@@ -144,7 +144,7 @@ def wait_for_cost(process):
         # read while it runs.
         peak = max(peak, read_peak_bytes(process.pid))
         ended, status, used = os.wait4(process.pid, os.WNOHANG)
-        time.sleep(0 if ended else POLL_SECONDS)
+        time.sleep(0 if ended else COST_POLL_SECONDS)
     process.returncode = os.waitstatus_to_exitcode(status)
     if not peak:  # macOS, where ru_maxrss is in bytes
         peak = used.ru_maxrss if sys.platform == "darwin" else math.nan

@@ -13,20 +13,20 @@ from minigpt.experiments.results import RESULT, read_spec
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import TrainSettings
 
-TASKS = ("questions", "field", "correction")
-BASE = "base"
+TUNED_TASKS = ("questions", "field", "correction")
+BASE_RUN = "base"
 FEW_SHOT = "few_shot"
 BASE_SHARES = (0.1, 0.3)  # of pretraining, beside all of it
 QUESTION_SHARES = (0.01, 0.1)  # of the training questions, beside all of them
-RANKS = (1, 2, 4, 8, 16, 32, 64)
+LORA_RANKS = (1, 2, 4, 8, 16, 32, 64)
 REPLAY_SHARES = (0.05, 0.2)
 VALIDATIONS_OF_BASE = 10  # its checkpoints are kept at each of them
 LORA = {"method": "lora", "optimizer": "adamw", "learning_rate": 4e-3, "weight_decay": 0.0}
 # By method: its settings of train.py. The rates are those of config/demo_*.py and docs/adapting.md.
-METHODS = {
+TUNING_METHODS = {
     "full": {"optimizer": "muon", "learning_rate": 1e-5, "muon_learning_rate": 2e-3},
     "full_adamw": {"optimizer": "adamw", "learning_rate": 2e-4},
-    **{f"lora_{rank}": {**LORA, "rank": rank} for rank in RANKS},
+    **{f"lora_{rank}": {**LORA, "rank": rank} for rank in LORA_RANKS},
     "qlora": {**LORA, "rank": 8, "quantize": "nf4"},
     "adapter": {"method": "adapter", "optimizer": "adamw", "learning_rate": 3e-3, "weight_decay": 0.0},
     "prefix": {"method": "prefix", "optimizer": "adamw", "learning_rate": 0.3, "weight_decay": 0.0},
@@ -34,17 +34,18 @@ METHODS = {
     "prompt": {"method": "prompt", "optimizer": "adamw", "learning_rate": 0.1, "weight_decay": 0.0},
     "head": {"method": "head", "optimizer": "adamw", "head_learning_rate": 1e-2, "weight_decay": 0.0},
 }
-# Of a method on a task, what is other than in METHODS.
+# Of a method on a task, what is other than in TUNING_METHODS.
 TASK_RATES = {
     ("full", "field"): {"learning_rate": 3e-4, "muon_learning_rate": 5e-3},
     ("full", "correction"): {"learning_rate": 3e-4, "muon_learning_rate": 5e-3},
 }
-REPEATED = ("full", "lora_8", "prefix", "p-tuning", "prompt", FEW_SHOT)  # made with every seed
+REPEATED_METHODS = ("full", "full_adamw", "lora_8", "prefix", "p-tuning", "prompt", FEW_SHOT)  # made with every seed
 # Made from each base and on each amount of questions.
 SWEPT_METHODS = ("full", "lora_8", "adapter", "prefix", "p-tuning", "prompt")
 REPEATED_BASES = ("full", "lora_8", "prefix", "prompt")  # made with every seed from each base
 OVERFITTING = ("full", "lora_8")  # made with every seed on a tenth of the questions
 REPLAYED = ("full", "lora_8")
+RATE_FACTORS = (0.3, 3.0)  # of a method's rate
 LONG_FACTOR = 3  # of the steps of a long tuning
 LONG_METHODS = {"full": True, "lora_8": True, "prefix": True, "p-tuning": False, "prompt": False}  # with every seed?
 
@@ -53,9 +54,9 @@ LONG_METHODS = {"full": True, "lora_8": True, "prefix": True, "p-tuning": False,
 class TuningRun:
     """A run of the comparison of tuning methods.
 
-    name: also of its folder; task: one of TASKS, "" for the base; method: a key of METHODS, or FEW_SHOT; rows: name of
-    its folder of rows; given: settings of train.py, beside those of all runs; base_share: how much of pretraining the
-    checkpoint that it begins as has had; repeated: made with every seed, else with the first.
+    name: also of its folder; task: one of TUNED_TASKS, "" for the base; method: a key of TUNING_METHODS, or FEW_SHOT;
+    rows: name of its folder of rows; given: settings of train.py, beside those of all runs; base_share: how much of
+    pretraining the checkpoint that it begins as has had; repeated: made with every seed, else with the first.
     """
 
     name: str
@@ -90,11 +91,11 @@ class TuningPlan:
         self.runs = {run.name: run for run in self._runs()}
 
     def _runs(self):
-        yield TuningRun(BASE, "", BASE, "articles")
-        for task in TASKS:
-            for method in (*METHODS, FEW_SHOT):
-                if not (method == "head" and task != "field") and not (method == "full_adamw" and task != "questions"):
-                    yield self._tuning(task, method, repeated=method in REPEATED)
+        yield TuningRun(BASE_RUN, "", BASE_RUN, "articles")
+        for task in TUNED_TASKS:
+            for method in (*TUNING_METHODS, FEW_SHOT):
+                if method != "head" or task == "field":
+                    yield self._tuning(task, method, repeated=method in REPEATED_METHODS)
         for share in BASE_SHARES:
             for method in (*SWEPT_METHODS, FEW_SHOT):
                 again = method in REPEATED_BASES
@@ -107,13 +108,18 @@ class TuningPlan:
             for method in REPLAYED:
                 replay = {"replay_share": share, "replay_dir": str(self.rows_folder("articles"))}
                 yield self._tuning("questions", method, f"_replay{share_name(share)}", given=replay)
+        for method in ("full_adamw", *SWEPT_METHODS):
+            rate = "muon_learning_rate" if TUNING_METHODS[method]["optimizer"] == "muon" else "learning_rate"
+            for factor in RATE_FACTORS:
+                given = {rate: factor * TUNING_METHODS[method][rate]}
+                yield self._tuning("questions", method, f"_rate{share_name(factor)}", given=given)
         for method, again in LONG_METHODS.items():
             steps = LONG_FACTOR * self.settings.tune_iters
             given = {"max_iters": steps, "eval_interval": steps}
             yield self._tuning("questions", method, "_long", given=given, repeated=again)
 
     def _tuning(self, task, method, ending="", rows="", given=None, **more):
-        given = METHODS.get(method, {}) | TASK_RATES.get((method, task), {}) | (given or {})
+        given = TUNING_METHODS.get(method, {}) | TASK_RATES.get((method, task), {}) | (given or {})
         return TuningRun(f"{task}_{method}{ending}", task, method, rows or task, given, **more)
 
     def can_run(self, run):
@@ -130,7 +136,7 @@ class TuningPlan:
 
     def base_path(self, share):
         """The base's checkpoint after a share of its steps."""
-        folder = self.place(BASE, self.settings.seeds[0])
+        folder = self.place(BASE_RUN, self.settings.seeds[0])
         if share == 1:
             return folder / "last.pt"
         interval = self.base_interval()
@@ -148,20 +154,22 @@ class TuningPlan:
 
     def tasks(self, names, seeds):
         """[(run, seed)] of the base and the runs of those names (all: []): all with the first seed, then the others."""
-        runs = [run for run in self.runs.values() if (not names or run.name in (BASE, *names)) and self.can_run(run)]
+        runs = [
+            run for run in self.runs.values() if (not names or run.name in (BASE_RUN, *names)) and self.can_run(run)
+        ]
         repeated = [run for run in runs if run.repeated]
         return [*((run, seeds[0]) for run in runs), *((run, seed) for seed in seeds[1:] for run in repeated)]
 
     def requirements(self, run, seed):
         """[(name, seed)] of the runs that must be done before a run: the base."""
-        return [(BASE, self.settings.seeds[0])] if run.name != BASE else []
+        return [(BASE_RUN, self.settings.seeds[0])] if run.name != BASE_RUN else []
 
     def sources(self, run, seed):
         """What a run is made from: the spec of its rows and of its base, and how it is measured."""
         rows = read_spec(self.folder / "rows" / RESULT)
-        if run.name == BASE:
+        if run.name == BASE_RUN:
             return [rows]
-        base = read_spec(self.place(BASE, self.settings.seeds[0]) / RESULT)
+        base = read_spec(self.place(BASE_RUN, self.settings.seeds[0]) / RESULT)
         return [rows, run.rows, base, run.base_share, run.method, self.settings.max_samples]
 
     def training_settings(self, run, seed):
@@ -173,7 +181,7 @@ class TuningPlan:
             "data_dir": str(self.rows_folder(run.rows)), "out_dir": str(self.place(run.name, seed)), "seed": seed,
             "dtype": settings.dtype, "compile": "off",
         }  # fmt: skip
-        if run.name == BASE:
+        if run.name == BASE_RUN:
             interval = self.base_interval()
             of_config = {name: getattr(base, name) for name in sorted(base.given)}
             return of_config | given | {"max_seconds": 0.0, "eval_interval": interval, "keep_every": interval}

@@ -13,16 +13,17 @@ from minigpt.experiments.claims import column_values, read_claims
 from minigpt.experiments.report import claims_table, draw_range, experiment_table, format_mean, verdict_lines
 from minigpt.experiments.results import to_flags
 from minigpt.experiments.tuning_plan import (
-    BASE,
+    BASE_RUN,
     BASE_SHARES,
     FEW_SHOT,
-    METHODS,
+    LORA_RANKS,
     QUESTION_SHARES,
-    RANKS,
+    RATE_FACTORS,
     REPLAY_SHARES,
     REPLAYED,
     SWEPT_METHODS,
-    TASKS,
+    TUNED_TASKS,
+    TUNING_METHODS,
     share_name,
 )
 from minigpt.settings.stages import TuningPageSettings
@@ -37,6 +38,12 @@ TASK_TITLES = {
 }
 FULL_METHODS = {"full": "Muon", "full_adamw": "AdamW"}  # whose changes of the matrices are shown
 COLOUR_OF = dict(zip(("full", "lora_8", "adapter", "prefix", "p-tuning", "prompt", FEW_SHOT), COLOURS, strict=True))
+COLOUR_OF |= {"full_adamw": COLOUR_OF["full"], "head": COLOUR_OF[FEW_SHOT]}
+COLOUR_OF |= {method: COLOUR_OF["lora_8"] for method in ("qlora", *(f"lora_{rank}" for rank in LORA_RANKS))}
+SQUARES = ("full_adamw", "qlora", "head")  # methods drawn as squares, or dashed: their colour is another's
+LABEL_HEIGHTS = {"p-tuning": -18, "qlora": 8} | {
+    f"lora_{rank}": -11 for rank in LORA_RANKS
+}  # points; the others are above
 
 
 def write_tuning_page(plan, results, counts, seconds):
@@ -73,7 +80,7 @@ def tuning_head(plan, results, counts, seconds):
     planned = {(run.name, seed) for run in plan.runs.values() for seed in settings.seeds[: None if run.repeated else 1]}
     made = {(name, seed) for name, each in results.items() for seed in settings.seeds[: len(each)]}
     missing = sorted(f"{name} (seed {seed})" for name, seed in planned - made)
-    base = results[BASE][0]
+    base = results[BASE_RUN][0]
     return TUNING_HEAD.read_text(encoding="utf-8").format(
         settings=settings, counts=counts, minutes=seconds / 60, n_seeds=len(settings.seeds),
         base_parameters=base["parameters"],
@@ -108,10 +115,10 @@ def values_of(results, name, column=QUALITY):
 def draw_methods(results):
     """Figure with a panel for each task: quality over trained parameters, a point for the mean of each method and the
     range of its seeds; LoRA's ranks are joined; few-shot is a line across."""
-    figure, panels = plt.subplots(1, len(TASKS), figsize=(5.2 * len(TASKS), 4.6))
-    for panel, task in zip(panels, TASKS, strict=True):
+    figure, panels = plt.subplots(1, len(TUNED_TASKS), figsize=(5.2 * len(TUNED_TASKS), 4.6))
+    for panel, task in zip(panels, TUNED_TASKS, strict=True):
         draw_task(panel, task, results)
-        panel.set(title=TASK_TITLES[task], xlabel="trained parameters", xscale="log", ylim=(-0.03, 1.05))
+        panel.set(title=TASK_TITLES[task], xlabel="trained parameters", xscale="log", ylim=(-0.08, 1.08))
     panels[0].set_ylabel("held-out, right")
     return figure
 
@@ -119,25 +126,23 @@ def draw_methods(results):
 def draw_task(panel, task, results):
     """Draw a task's panel of `draw_methods`."""
     points = {}
-    for number, method in enumerate(METHODS):
+    for method in TUNING_METHODS:
         name = f"{task}_{method}"
         if name in results:
             quality, size = values_of(results, name), results[name][0]["parameters"]
             points[method] = size, quality.mean()
-            colour = COLOURS[1] if method.startswith("lora") else COLOURS[number % len(COLOURS)]
             error = [[quality.mean() - quality.min()], [quality.max() - quality.mean()]]
-            panel.errorbar(size, quality.mean(), yerr=error, color=colour, marker="o", markersize=4, capsize=3)
-            # Labels of LoRA's ranks stand below, the others above: their points lie close together.
-            label, below = (method.replace("lora_", "r"), True) if method.startswith("lora") else (method, False)
-            panel.annotate(label, points[method], (0, -11 if below else 6), textcoords="offset points", ha="center",
-                           fontsize=7, color=colour)  # fmt: skip
-    lora = [points[f"lora_{rank}"] for rank in RANKS if f"lora_{rank}" in points]
-    panel.plot(*zip(*lora, strict=True), color=COLOURS[1], lw=1, alpha=0.7)
+            style = {"color": COLOUR_OF[method], "marker": "s" if method in SQUARES else "o"}
+            panel.errorbar(*points[method], yerr=error, markersize=4, capsize=3, **style)
+            panel.annotate(method.replace("lora_", "r"), points[method], (0, LABEL_HEIGHTS.get(method, 6)),
+                           textcoords="offset points", ha="center", fontsize=7, color=COLOUR_OF[method])  # fmt: skip
+    lora = [points[f"lora_{rank}"] for rank in LORA_RANKS if f"lora_{rank}" in points]
+    panel.plot(*zip(*lora, strict=True), color=COLOUR_OF["lora_8"], lw=1, alpha=0.7)
     few = values_of(results, f"{task}_{FEW_SHOT}")
     if len(few):
-        panel.axhline(few.mean(), color=COLOURS[6], ls="--", lw=1)
-        panel.annotate("few-shot", (0.02, few.mean()), (0, 3), xycoords=("axes fraction", "data"),
-                       textcoords="offset points", fontsize=7, color=COLOURS[6])  # fmt: skip
+        panel.axhline(few.mean(), color=COLOUR_OF[FEW_SHOT], ls="--", lw=1)
+        panel.annotate("few-shot", (0.3, few.mean()), (0, 3), xycoords=("axes fraction", "data"),
+                       textcoords="offset points", fontsize=7, color=COLOUR_OF[FEW_SHOT])  # fmt: skip
 
 
 # Sweeps
@@ -153,7 +158,7 @@ def sweep_lines(results, methods, endings, heads, column):
     return markdown_table([column.title, *heads], rows)
 
 
-def draw_sweep(panel, results, methods, x, endings, column):
+def draw_methods_over(panel, results, methods, x, endings, column):
     """Draw a line for each method: a column over x, with the range of the seeds that all points have."""
     for method in methods:
         names = [f"questions_{method}{ending}" for ending in endings]
@@ -161,6 +166,7 @@ def draw_sweep(panel, results, methods, x, endings, column):
         if all(len(each) for each in values):
             count = min(map(len, values))
             draw_range(panel, x, np.array([each[:count] for each in values]).T, method, COLOUR_OF[method])
+            panel.lines[-1].set_linestyle("--" if method in SQUARES else "-")
     panel.set(xscale="log", ylabel=column.title)
     panel.set_xticks(x, [share_name(share) for share in x])
     panel.minorticks_off()
@@ -168,11 +174,11 @@ def draw_sweep(panel, results, methods, x, endings, column):
 
 def sweep_section(results, folder, name, methods, shares, endings, columns, xlabel):
     """Markdown lines with the plot and a table for each column of a sweep."""
-    figure, panels = plt.subplots(1, len(columns), figsize=(5 * len(columns), 4))
-    for panel, column in zip(panels, columns, strict=True):
-        draw_sweep(panel, results, methods, shares, endings, column)
+    figure, panels = plt.subplots(1, len(columns), figsize=(1 + 5 * len(columns), 4), squeeze=False)
+    for panel, column in zip(panels[0], columns, strict=True):
+        draw_methods_over(panel, results, methods, shares, endings, column)
         panel.set_xlabel(xlabel)
-    panels[0].legend(fontsize=7)
+    panels[0, 0].legend(fontsize=7)
     save_plot(figure, folder / f"{name}.png")
     heads = [share_name(share) for share in shares]
     lines = [f"![{name}]({folder.name}/{name}.png)", ""]
@@ -195,6 +201,14 @@ def amounts_section(results, folder):
     columns = [QUALITY, TUNING_COLUMNS["gap"]]
     return sweep_section(results, folder, "amounts", SWEPT_METHODS, [*QUESTION_SHARES, 1.0], endings, columns,
                          "training questions")  # fmt: skip
+
+
+def rates_section(results, folder):
+    """Markdown lines of other learning rates, with a plot."""
+    low, high = RATE_FACTORS
+    endings = [f"_rate{share_name(low)}", "", f"_rate{share_name(high)}"]
+    methods = ["full_adamw", *SWEPT_METHODS]
+    return sweep_section(results, folder, "rates", methods, [low, 1.0, high], endings, [QUALITY], "of the rate")
 
 
 # Ranks
@@ -232,13 +246,13 @@ def draw_ranks(results):
     the changes under full tuning, a panel for each optimizer."""
     methods = [method for method in FULL_METHODS if f"questions_{method}" in results]
     figure, panels = plt.subplots(1, 1 + len(methods), figsize=(5 * (1 + len(methods)), 4))
-    for task, colour in zip(TASKS, COLOURS, strict=False):
-        ranks = [rank for rank in RANKS if f"{task}_lora_{rank}" in results]
+    for task, colour in zip(TUNED_TASKS, COLOURS, strict=False):
+        ranks = [rank for rank in LORA_RANKS if f"{task}_lora_{rank}" in results]
         means = [values_of(results, f"{task}_lora_{rank}").mean() for rank in ranks]
         panels[0].plot(ranks, means, color=colour, marker="o", markersize=3, label=TASK_TITLES[task])
         panels[0].axhline(values_of(results, f"{task}_full").mean(), color=colour, ls="--", lw=1)
     panels[0].set_xscale("log", base=2)
-    panels[0].set_xticks(RANKS, [str(rank) for rank in RANKS])
+    panels[0].set_xticks(LORA_RANKS, [str(rank) for rank in LORA_RANKS])
     panels[0].set(
         title="LoRA (dashed: full tuning)", xlabel="rank", ylabel="held-out, right", xlim=(0.8, 80), ylim=(0, 1.03)
     )
@@ -261,7 +275,7 @@ def draw_ranks(results):
 def replay_section(results, folder):
     """Markdown lines of forgetting with pretraining rows mixed in, with a plot."""
     endings = ["", *(f"_replay{share_name(share)}" for share in REPLAY_SHARES)]
-    base = results[BASE][0]["perplexity"]
+    base = results[BASE_RUN][0]["perplexity"]
     figure, panels = plt.subplots(1, 2, figsize=(10, 4))
     for panel, column in zip(panels, (TUNING_COLUMNS["perplexity"], QUALITY), strict=True):
         for method in REPLAYED:
@@ -272,16 +286,19 @@ def replay_section(results, folder):
             if count:
                 draw_range(panel, [share for share, _ in found], series, method, COLOUR_OF[method])
         panel.set(xlabel="replay_share", ylabel=column.title)
-    panels[0].axhline(base, color=COLOURS[6], ls="--", lw=1, label="the base")
+    panels[0].axhline(base, color=COLOUR_OF[FEW_SHOT], ls="--", lw=1, label="the base")
     panels[0].legend(fontsize=7)
     panels[1].set_ylim(0, 1)
     save_plot(figure, folder / "replay.png")
     return [
         f"![Forgetting]({folder.name}/replay.png)",
         "",
-        f"The base has perplexity {base:.1f} / 基座：{base:.1f}",
+        f"The base has perplexity {base:.1f} / 底座：{base:.1f}",
         "",
     ]
 
 
-EXTRAS = {"bases": bases_section, "amounts": amounts_section, "ranks": ranks_section, "replay": replay_section}
+EXTRAS = {
+    "bases": bases_section, "amounts": amounts_section, "rates": rates_section, "ranks": ranks_section,
+    "replay": replay_section,
+}  # fmt: skip

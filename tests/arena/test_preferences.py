@@ -1,11 +1,22 @@
 """From votes to a model: pairs of answers, their file, the command, and the model that it trains."""
 
 import json
+import shlex
 
 import pytest
+from arena_fakes import arena_settings, write_checkpoint
+from corpora import ROOT
+from tiny import confident_model, tiny_tokenizer
 
-from minigpt.arena.preferences import free_run_folder, preference_pairs, write_pairs
+import train
+from minigpt.arena.answers import follow_answers
+from minigpt.arena.arena import Arena
+from minigpt.arena.preferences import free_run_folder, preference_pairs, training_command, write_pairs
 from minigpt.arena.problems import Problem
+from minigpt.inference.params import SamplingParams
+from minigpt.settings.parse import load_settings
+from minigpt.settings.stages import TrainSettings
+from minigpt.training.setup import TrainingRun
 
 
 def vote(left="a", right="b", result="left", **more):
@@ -53,3 +64,38 @@ def test_each_tuning_by_votes_has_a_folder_of_its_own(tmp_path, checkpoint, ther
     for name in there:
         (tmp_path / name).mkdir()
     assert free_run_folder(tmp_path, tmp_path / checkpoint) == tmp_path / folder
+
+
+def compete(arena, names, numbers):
+    """Let two models answer the questions of some numbers, and vote on each battle for the answer with more small
+    letters. Returns the left one's share of the battles that have a winner."""
+    prompts = {f"q{number}": number for number in numbers}
+    answers = [
+        arena.ask(name, prompt, SamplingParams(temperature=1.0, top_k=0, max_new_tokens=8, seed=2 * number + side))
+        for prompt, number in prompts.items()
+        for side, name in enumerate(names)
+    ]
+    for _ in follow_answers(answers):
+        pass
+    results = []
+    for prompt, *pair in zip(prompts, answers[::2], answers[1::2], strict=True):
+        left, right = (sum(char.islower() for char in answer.text) for answer in pair)
+        id = arena.battles.begin(prompt, pair, False, {})
+        results.append(arena.battles.cast(id, "left" if left > right else "right" if right > left else "tie")["result"])
+    return results.count("left") / (results.count("left") + results.count("right"))
+
+
+@pytest.mark.numeric
+def test_sixty_votes_of_a_taste_make_a_model_that_has_it(tmp_path):
+    write_checkpoint(tmp_path / "out" / "sft" / "ckpt.pt", confident_model("gpt2"), tiny_tokenizer())
+    arena = Arena(arena_settings(tmp_path, device="cpu", dtype="float32"))
+    (before,) = arena.tunable_choices()
+    assert 0.3 < compete(arena, ["sft", "sft"], range(90)) < 0.7
+    pairs = preference_pairs(arena.votes.all()[0])[:60]
+    write_pairs(arena.preferences, pairs)
+    _, _, config, *flags = shlex.split(training_command(arena.preferences, before.checkpoint.path, tmp_path / "out"))
+    tiny = ["--block_size=64", "--device=cpu", "--dtype=float32"]
+    train.train(TrainingRun(load_settings(TrainSettings, [str(ROOT / config), *flags, *tiny]), say=lambda line: None))
+    assert sorted(choice.name for choice in arena.choices()) == ["sft", "sft_votes", "sft_votes/last"]
+    assert len(pairs) == 60 and compete(arena, ["sft_votes", "sft"], range(100, 200)) > 0.7
+    arena.close()

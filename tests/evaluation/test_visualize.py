@@ -181,6 +181,7 @@ def test_a_short_run_is_labelled_as_smoothed_only_if_it_is(tmp_path):
         ([3.0, 2.0, 2.5], [3.0, 2.0, 2.1], None),  # training did not fall on
         ([3.0, 2.0, 2.5, 1.9], [3.0, 2.0, 1.5, 1.0], None),  # it came down again
         ([3.0, 2.5, 2.0], [3.0, 2.0, 1.0], None),
+        ([-0.5, -0.9, -0.8], [0.02, 0.01, -0.01], None),  # minus a reward, and a policy's loss
         ([2.0], [2.0], None),
     ],
 )

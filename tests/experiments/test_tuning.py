@@ -19,7 +19,7 @@ from minigpt.experiments.report import verdicts_of
 from minigpt.experiments.results import Cost, run_logged
 from minigpt.experiments.tuning_data import copy_share_of_rows, make_tuning_data
 from minigpt.experiments.tuning_measure import change_figures
-from minigpt.experiments.tuning_plan import BASE, FEW_SHOT, RANKS, TASKS, TuningPlan
+from minigpt.experiments.tuning_plan import BASE_RUN, FEW_SHOT, LORA_RANKS, TUNED_TASKS, TuningPlan
 from minigpt.experiments.tuning_report import QUALITY, TUNING_EXPERIMENTS, write_tuning_page
 from minigpt.inference.params import SamplingParams
 from minigpt.settings.parse import load_settings
@@ -79,9 +79,9 @@ def trained_here(monkeypatch):
     """train.py runs in this process instead of its own; the list of what it was called with. Fewer runs are compared
     and answers are shorter than in earnest."""
     left_out = {"lora_1", "lora_4", "lora_16", "lora_32", "lora_64", "adapter", "p-tuning"}
-    few = {name: given for name, given in tuning_plan.METHODS.items() if name not in left_out}
-    monkeypatch.setattr(tuning_plan, "METHODS", few)
-    monkeypatch.setattr(tuning_plan, "REPEATED", ("full", FEW_SHOT))
+    few = {name: given for name, given in tuning_plan.TUNING_METHODS.items() if name not in left_out}
+    monkeypatch.setattr(tuning_plan, "TUNING_METHODS", few)
+    monkeypatch.setattr(tuning_plan, "REPEATED_METHODS", ("full", FEW_SHOT))
     monkeypatch.setattr(tuning_plan, "REPEATED_BASES", ())
     monkeypatch.setattr(tuning_plan, "SWEPT_METHODS", ("full", "prompt"))
     monkeypatch.setattr(tuning_plan, "LONG_METHODS", {"full": False, "prefix": False})
@@ -117,13 +117,13 @@ def test_a_comparison_from_its_data_to_its_page_and_again_from_what_was_kept(set
     assert (sizes["questions_prompt"], sizes["questions_few_shot"]) == (20 * 16, 0)
     assert sizes["field_head"] == 3 * 16 and sizes["field_prompt"] == 20 * 16 + 3 * 16
     assert {len(results[name]) for name in ("questions_full", "field_full", "correction_few_shot")} == {2}
-    assert {len(results[name]) for name in ("questions_lora_2", "questions_prompt_base10%", BASE)} == {1}
+    assert {len(results[name]) for name in ("questions_lora_2", "questions_prompt_base10%", BASE_RUN)} == {1}
     begun = {flags[1]: flags for flags in trained_here if any("_base30%" in flag for flag in flags)}
     assert all(any(flag.endswith("step_000006.pt") for flag in flags) for flags in begun.values()) and begun
-    assert {each["quality"] <= 1 for name in results if name != BASE for each in results[name]} == {True}
+    assert {each["quality"] <= 1 for name in results if name != BASE_RUN for each in results[name]} == {True}
     assert all(math.isfinite(each["perplexity"]) for each in results["correction_prefix"])
     assert "perplexity" not in results["field_full"][0]
-    assert set(results[BASE][0]["perplexities"]) == {"0.1", "0.3", "1.0"}
+    assert set(results[BASE_RUN][0]["perplexities"]) == {"0.1", "0.3", "1.0"}
 
     # The page has every table, plot and claim.
     write_tuning_page(plan, results, counts, 60.0)
@@ -132,7 +132,7 @@ def test_a_comparison_from_its_data_to_its_page_and_again_from_what_was_kept(set
         assert f"## {experiment.title} / {experiment.title_zh}" in text
         assert all(f"| {name} |" in text for name in experiment.runs if name in results)
         assert all(verdict.claim.text in text for verdict in verdicts_of(experiment, results))
-    for name in ("methods", "bases", "amounts", "ranks", "replay"):
+    for name in ("methods", "bases", "amounts", "rates", "ranks", "replay"):
         assert (tmp_path / "page" / f"{name}.png").stat().st_size > 1000
         assert f"page/{name}.png" in text
     assert "0 q_proj" not in text and "0 c_attn" in text  # gpt2 has the three in one matrix
@@ -156,9 +156,9 @@ def test_every_claim_names_runs_and_columns_that_there_are():
         for claim in experiment.claims:
             assert {claim.better, claim.worse} <= set(experiment.runs) and claim.column in experiment.columns
     shown = {name for experiment in TUNING_EXPERIMENTS for name in experiment.runs}
-    assert set(runs) - shown == {BASE}
-    for task in TASKS:
-        assert {f"{task}_lora_{rank}" for rank in RANKS} | {f"{task}_{FEW_SHOT}"} <= set(runs)
+    assert set(runs) - shown == {BASE_RUN}
+    for task in TUNED_TASKS:
+        assert {f"{task}_lora_{rank}" for rank in LORA_RANKS} | {f"{task}_{FEW_SHOT}"} <= set(runs)
 
 
 def test_without_bitsandbytes_qlora_is_left_out_and_the_page_says_so(settings, monkeypatch):

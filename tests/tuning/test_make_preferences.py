@@ -37,8 +37,8 @@ def test_answers_that_are_worse_by_enough_are_rejected(given, answers, pairs):
     [("有12座桥", 1.0), ("有13座桥", (0 + 0.8 + 0) / 3), ("12", (0 + 4 / 7 + 1) / 3), ("没", 0.0)],
 )
 def test_an_answer_is_scored_by_its_text_and_its_numbers(answer, score):
-    assert SCRIPT.score_answer(answer, "有12座桥") == pytest.approx(score)
-    assert SCRIPT.score_answer(answer, "无") == 0.0  # no numbers are asked for
+    assert SCRIPT.score_sample(answer, "有12座桥") == pytest.approx(score)
+    assert SCRIPT.score_sample(answer, "无") == 0.0  # no numbers are asked for
 
 
 @pytest.fixture

@@ -120,11 +120,12 @@ def tuning(tmp_path):
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_run_prefers_what_was_chosen(tuning, method, capsys):
-    run_here(**{**tuning, "method": method, "dropout": 0.0, "max_iters": 30})
+    run_here(**{**tuning, "method": method, "dropout": 0.0, "max_iters": 30, "stop_at_answered": 1.0})
     log = log_of(tuning["out_dir"])
     assert log[0]["train_loss"] == pytest.approx(math.log(2), abs=1e-5)  # the model is its own reference
     assert log[-1]["val_loss"] < log[3]["val_loss"] < math.log(2)
     assert log[-1]["val_accuracy"] > 0.8 and log[-1]["val_margin"] > 0
+    assert log[-1]["answered"] < 0.5  # of the chosen answers: so small a model learns none by heart
     content = load_checkpoint(f"{tuning['out_dir']}/last.pt")
     assert content["stage"] == "sft" and ("adapter" in content) == (method == "lora")
     assert "镇有几座桥？ →" in capsys.readouterr().out  # the sample: a question of the validation part
