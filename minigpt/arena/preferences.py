@@ -11,9 +11,7 @@ from minigpt.arena.problems import Problem
 from minigpt.common.files import write_atomic
 
 TUNED_SUFFIX = "_votes"  # of the folder of a run that is tuned by votes
-# A pass over a few dozen pairs is a few steps, in which nothing is learned, and of the two or three pairs that are for
-# validation no loss tells which step is best.
-TUNING_STEPS = 100
+CONFIGS = "config/dpo.py", "config/votes.py"
 
 
 def preference_pairs(votes):
@@ -50,10 +48,9 @@ def chosen_or_most_voted(choices, name, votes):
 
 def training_command(preferences, checkpoint, out_root):
     """The command, as for a shell, that tunes a checkpoint by a file of pairs, in a run's folder of its own."""
-    paths = {"preferences": preferences, "init_from": checkpoint, "out_dir": free_run_folder(out_root, checkpoint)}
-    flags = {key: Path(path).as_posix() for key, path in paths.items()}
-    flags |= {"max_iters": TUNING_STEPS, "eval_interval": TUNING_STEPS}
-    return shlex.join(["python", "train.py", "config/dpo.py", *(f"--{key}={value}" for key, value in flags.items())])
+    flags = {"preferences": preferences, "init_from": checkpoint, "out_dir": free_run_folder(out_root, checkpoint)}
+    given = [f"--{key}={Path(path).as_posix()}" for key, path in flags.items()]
+    return shlex.join(["python", "train.py", *CONFIGS, *given])
 
 
 def free_run_folder(root, checkpoint):

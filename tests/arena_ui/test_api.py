@@ -166,7 +166,7 @@ def test_the_way_from_votes_to_a_model_is_written_out_and_the_tuned_model_is_lis
     model, state, download, command = pairs_shown(client, None)
     assert model["value"] == "alpha" and f"{before + WANTED_PAIRS - 1} of them" in state
     flags = ["--preferences=arena/preferences.jsonl", "--init_from=out/alpha/ckpt.pt", "--out_dir=out/alpha_votes"]
-    assert command.split()[:6] == ["python", "train.py", "config/dpo.py", *flags]
+    assert command.split() == ["python", "train.py", "config/dpo.py", "config/votes.py", *flags]
 
     # The file that the command names has what can be downloaded.
     said, command = client.predict("vote", "beta", api_name="/write_preferences")
@@ -183,7 +183,7 @@ def test_the_way_from_votes_to_a_model_is_written_out_and_the_tuned_model_is_lis
     assert "alpha_votes · " in listed
     write_votes(folder / "arena", ["再问"] * 100, "alpha_votes (step 7)")
     *_, command = pairs_shown(client, None)
-    assert "--init_from=out/alpha_votes/ckpt.pt --out_dir=out/alpha_votes2 " in command
+    assert "--init_from=out/alpha_votes/ckpt.pt --out_dir=out/alpha_votes2" in command
     shutil.rmtree(folder / "out" / "alpha_votes")
     client.close()
 
