@@ -12,7 +12,7 @@ from minigpt.inference.engine import TextGenerator
 from minigpt.inference.params import SamplingParams
 from minigpt.run_log import ANSWERS_LOG
 from minigpt.settings.stages import TrainSettings
-from minigpt.tuning.rollouts import PolicyObjective, Rollouts, pad_answers, has_signal
+from minigpt.tuning.rollouts import PolicyObjective, Rollouts, has_signal, pad_answers
 
 QUESTIONS = [b"abc", b"de", b"fghi", b"j", b"klm", b"no", b"pq"]
 
