@@ -163,7 +163,7 @@ class Rollouts:
         # What is trained on: all answers to the questions that the objective chooses.
         chosen = self.objective.choose_questions(rewards)
         places = chosen.repeat_interleave(s.group_size).nonzero()[:, 0].tolist()
-        x, y, loss_mask = answer_rows([answers[i] for i in places], self.model.row_positions)
+        x, y, loss_mask = pad_answers([answers[i] for i in places], self.model.row_positions)
         old, reference = (self.logprobs(model, x, y, loss_mask) for model in (self.model, self.reference))
         self.add_figures(kl=kl_estimate((reference - old)[loss_mask]).mean())
         rollout = Rollout(x, y, loss_mask, old, reference, rewards[chosen])
@@ -271,7 +271,7 @@ class Rollouts:
         self.figures, self.samples = state["figures"], state["samples"]
 
 
-def answer_rows(answers, block_size):
+def pad_answers(answers, block_size):
     """(x, y, loss_mask), each (N, T), of N `Answer`s: see the module. block_size: ids that a row has at most."""
     rows = [[*answer.prompt, *answer.ids] for answer in answers]
     width = input_width(max(map(len, rows)), block_size)

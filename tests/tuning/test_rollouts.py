@@ -12,7 +12,7 @@ from minigpt.inference.engine import TextGenerator
 from minigpt.inference.params import SamplingParams
 from minigpt.run_log import ANSWERS_LOG
 from minigpt.settings.stages import TrainSettings
-from minigpt.tuning.rollouts import PolicyObjective, Rollouts, answer_rows, has_signal
+from minigpt.tuning.rollouts import PolicyObjective, Rollouts, has_signal, pad_answers
 
 QUESTIONS = [b"abc", b"de", b"fghi", b"j", b"klm", b"no", b"pq"]
 
@@ -84,7 +84,7 @@ def test_answers_are_rewarded_as_they_were_sampled(tmp_path):
         assert answer.reference == chr(100 + QUESTIONS.index(question))
         assert answer.ended == (answer.ids[-1] == EOT) and (answer.ended or len(answer.ids) == 6)
         assert answer.text == rollouts.tokenizer.decode(answer.ids)
-    x, y, loss_mask = answer_rows(answers, 24)
+    x, y, loss_mask = pad_answers(answers, 24)
     assert [y[i][mask].tolist() for i, mask in enumerate(loss_mask)] == [answer.ids for answer in answers]
     assert loss_mask.shape == x.shape == y.shape and x.shape[1] % 8 == 0
 
