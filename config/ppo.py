@@ -16,18 +16,16 @@ block_size = 192
 
 rollout_questions = 64
 group_size = 4
-updates = 4
+updates = 2
 kl_weight = 0.05
 value_weight = 0.1
-max_iters = 96
-batch_size = 64
-optimizer = "muon"
-# As in fine-tuning, the embeddings (AdamW's) stay nearly as they are.
-learning_rate = 1e-5
-muon_learning_rate = 0.002
+max_iters = 40
+batch_size = 128
+optimizer = "adamw"
+learning_rate = 2e-4
 head_learning_rate = 1e-3
-warmup_iters = 8
-min_lr_ratio = 0.1
-eval_interval = 48
+warmup_iters = 4
+min_lr_ratio = 0.0
+eval_interval = 20
 log_interval = 4
 compile = "off"

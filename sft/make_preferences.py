@@ -1,7 +1,8 @@
 """Makes pairs of answers: a model answers training questions several times, and its answers are scored.
 
-    python sft/make_preferences.py --ckpt=out/demo_sft/ckpt.pt --data_dir=data/processed_demo_sft
-    python train.py config/dpo.py                  # next step: direct preference optimization (DPO) on the pairs
+    python sft/make_preferences.py config/demo_dpo.py       # of the demo's model
+    python sft/make_preferences.py --ckpt=out/sft/ckpt.pt --data_dir=data/processed_sft
+    python train.py config/demo_dpo.py                      # next step: direct preference optimization on the pairs
 
 The questions are those of the train part of a folder of data/prepare_sft.py; the other parts are never asked. A score
 compares an answer with the question's reference: the mean of exact match, Rouge-L and, where the reference has numbers,
@@ -118,7 +119,7 @@ class PairMaker:
                 "--temperature or --samples, or lower --min_gap"
             )
         write_text(self.settings.pairs, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows))
-        print(f"{self.summary()}\nwritten to {self.settings.pairs}; go on with: python train.py config/dpo.py")
+        print(f"{self.summary()}\nwritten to {self.settings.pairs}; go on with: python train.py config/demo_dpo.py")
 
 
 def main():
