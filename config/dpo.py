@@ -1,24 +1,25 @@
-"""Direct preference optimization (DPO) of the demo's model on the votes of the arena, or on other pairs of answers.
+"""Direct preference optimization (DPO) by the arena's votes, or by other pairs of answers.
 
-    python train.py config/dpo.py --preferences=arena/preferences.jsonl
+    python train.py config/dpo.py --preferences=arena/preferences.jsonl --init_from=out/demo_sft/ckpt.pt
 
-A hundred steps see each of 60 votes about 50 times, after which a taste is learned. On the demo's own answers to
-training questions, where there are more pairs and less to learn: config/demo_dpo.py.
+The arena's page writes the file of pairs, and shows the whole command. config/demo_dpo.py is for the pairs of
+sft/make_preferences.py, of which there are more, and which change less.
 """
 
 objective = "dpo"
 preferences = ["arena/preferences.jsonl"]
-data_dir = "data/processed_demo_sft"  # what the model was fine-tuned on, for evaluations that look for known questions
 init_from = "out/demo_sft/ckpt.pt"
 out_dir = "out/dpo"
-block_size = 192
 
+# Few pairs: a hundred steps see each of 60 about 50 times, after which a taste is learned. The last step is kept, since
+# no loss of three validation pairs tells which one is best.
 max_iters = 100
+eval_interval = 100
 batch_size = 32
+beta = 0.1
 optimizer = "muon"
 learning_rate = 1e-5
 muon_learning_rate = 0.001
 warmup_iters = 10
 min_lr_ratio = 0.0
-eval_interval = 50
 compile = "off"

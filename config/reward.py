@@ -1,9 +1,9 @@
 """A reward model on the demo's fine-tuned model, after `python demo.py`: which of two answers is preferred?
 
-    python sft/make_preferences.py config/dpo.py --pairs_a_question=8     # pairs of answers to training questions
-    python train.py config/reward.py
-    python sample.py --ckpt=out/reward/last.pt --prompt="铁的元素符号是什么？ ## 铁的元素符号是Fe。"
-    python train.py config/ppo.py                                         # next step: PPO against it
+python sft/make_preferences.py config/demo_dpo.py --pairs_a_question=8     # pairs of answers to training questions
+python train.py config/reward.py
+python sample.py --ckpt=out/reward/last.pt --prompt="铁的元素符号是什么？ ## 铁的元素符号是Fe。"
+python train.py config/ppo.py                                         # next step: PPO against it
 """
 
 objective = "reward"

@@ -11,7 +11,7 @@ from minigpt.arena.problems import Problem
 from minigpt.common.files import write_atomic
 
 TUNED_SUFFIX = "_votes"  # of the folder of a run that is tuned by votes
-CONFIGS = "config/dpo.py", "config/votes.py"
+CONFIG = "config/dpo.py"
 
 
 def preference_pairs(votes):
@@ -50,7 +50,7 @@ def training_command(preferences, checkpoint, out_root):
     """The command, as for a shell, that tunes a checkpoint by a file of pairs, in a run's folder of its own."""
     flags = {"preferences": preferences, "init_from": checkpoint, "out_dir": free_run_folder(out_root, checkpoint)}
     given = [f"--{key}={Path(path).as_posix()}" for key, path in flags.items()]
-    return shlex.join(["python", "train.py", *CONFIGS, *given])
+    return shlex.join(["python", "train.py", CONFIG, *given])
 
 
 def free_run_folder(root, checkpoint):

@@ -92,11 +92,11 @@ def causal_group(model, prompts, labels, pad_id):
     # The prompt's last token predicts the first token of each label, a label's token the next one of it.
     last = states[torch.arange(len(rows), device=device), lengths - 1]
     firsts = torch.tensor([ids[0] for ids in labels], device=device).expand(len(rows), -1)
-    found = target_logprobs(model, last, firsts)
+    found = candidate_logprobs(model, last, firsts)
     if len(inputs):
         nexts = torch.tensor([token for ids in labels for token in ids[1:]], device=device)
         targets = nexts.expand(len(rows), -1).reshape(-1, 1)
-        rest = target_logprobs(model, states[:, width:].flatten(0, 1), targets).view(len(rows), -1)
+        rest = candidate_logprobs(model, states[:, width:].flatten(0, 1), targets).view(len(rows), -1)
         found.index_add_(1, branch[:, 0], rest)
     return found
 
@@ -113,12 +113,12 @@ def masked_logprobs(model, prompts, labels, tokenizer):
         states = model.hidden(idx.to(device))[torch.arange(len(rows), device=device)[:, None], places]
         mine = [i for i, ids in enumerate(labels) if len(ids) == length]
         targets = torch.tensor([labels[i] for i in mine], device=device).T  # (length, labels of this length)
-        each = target_logprobs(model, states.flatten(0, 1), targets.repeat(len(rows), 1))
+        each = candidate_logprobs(model, states.flatten(0, 1), targets.repeat(len(rows), 1))
         found[:, mine] = each.view(len(rows), length, -1).sum(dim=1)
     return found
 
 
-def target_logprobs(model, states, targets):
+def candidate_logprobs(model, states, targets):
     """Log probabilities (N, k) of targets (N, k) from states (N, C). As in `GPT.token_losses`, only MAX_LOGIT_ROWS
     states have logits at a time."""
     parts = zip(states.split(MAX_LOGIT_ROWS), targets.split(MAX_LOGIT_ROWS), strict=True)

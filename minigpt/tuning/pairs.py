@@ -149,11 +149,17 @@ class PreferenceData(TrainingData):
     Objective reward: x has the EOT, PAD is -1 in it, loss_mask is where the EOT is, and y is 0.
 
     settings: `TrainSettings`; rank, count, pinned: as in `TrainingData`. The tokenizer is that of the checkpoint that
-    training begins with. Raises UserError where no pair can be used, naming the first that could not.
+    training begins with. Where they are not given, data_dir is the checkpoint's, too, and block_size is no larger than
+    the checkpoint's. Raises UserError where no pair can be used, naming the first that could not.
     """
 
     def __init__(self, settings, rank=0, count=1, pinned=False):
-        self.tokenizer = starting_tokenizer(settings)
+        content = load_starting_point(settings)
+        if "data_dir" not in settings.given:  # evaluations of the tuned model find its questions there
+            settings.data_dir = content["settings"]["data_dir"]
+        if "block_size" not in settings.given:
+            settings.block_size = min(settings.block_size, content["model_args"]["block_size"])
+        self.tokenizer = load_own_tokenizer(load_base(content["base"], settings.base) if "base" in content else content)
         self.meta = {
             "stage": "task" if settings.objective == "reward" else "sft",
             "block_size": settings.block_size,
@@ -230,14 +236,13 @@ class PreferenceData(TrainingData):
         return self.make_pairs_batch(data[rows], rows)
 
 
-def starting_tokenizer(settings):
-    """The tokenizer of the checkpoint that a training begins with, or is resumed from. Raises UserError."""
+def load_starting_point(settings):
+    """The dict of the checkpoint that a training begins with, or is resumed from. Raises UserError."""
     if settings.init_from == "resume":
-        content = newest_intact(settings.out_dir)
-    else:
-        content = load_checkpoint(settings.init_from, mmap=True)
-        if settings.objective == "dpo":
-            check_generates(content["stage"], settings.init_from)
-            if content["stage"] != "sft":
-                raise UserError(f"{settings.init_from} is a base model, which answers no questions; fine-tune it first")
-    return load_own_tokenizer(load_base(content["base"], settings.base) if "base" in content else content)
+        return newest_intact(settings.out_dir)
+    content = load_checkpoint(settings.init_from, mmap=True)
+    if settings.objective == "dpo":
+        check_generates(content["stage"], settings.init_from)
+        if content["stage"] != "sft":
+            raise UserError(f"{settings.init_from} is a base model, which answers no questions; fine-tune it first")
+    return content

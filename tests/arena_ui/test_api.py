@@ -166,7 +166,7 @@ def test_the_way_from_votes_to_a_model_is_written_out_and_the_tuned_model_is_lis
     model, state, download, command = pairs_shown(client, None)
     assert model["value"] == "alpha" and f"{before + WANTED_PAIRS - 1} of them" in state
     flags = ["--preferences=arena/preferences.jsonl", "--init_from=out/alpha/ckpt.pt", "--out_dir=out/alpha_votes"]
-    assert command.split() == ["python", "train.py", "config/dpo.py", "config/votes.py", *flags]
+    assert command.split() == ["python", "train.py", "config/dpo.py", *flags]
 
     # The file that the command names has what can be downloaded.
     said, command = client.predict("vote", "beta", api_name="/write_preferences")
