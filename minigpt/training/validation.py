@@ -41,6 +41,7 @@ def generator_of(run, max_batch=32):
     try:
         yield generator
     finally:
+        generator.close()
         run.model.train()
 
 

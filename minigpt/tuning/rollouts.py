@@ -178,6 +178,7 @@ class Rollouts:
         # A new one each time, since virtual tokens that train are computed once by each. The weights are the model's.
         generator = TextGenerator(self.model, self.tokenizer, self.meta["stage"], MAX_SAMPLED_BATCH)
         streams = generator.generate_streams([prompt for prompt, _ in pairs], params)
+        generator.close()  # else its cache stays in memory until Python looks for unreachable cycles
         self.model.train(was_training)
         questions = [split_row(row, self.meta["special_ids"])[-1][0] for row in rows]
         decode = self.tokenizer.decode

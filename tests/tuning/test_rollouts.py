@@ -1,6 +1,8 @@
 """Rollouts: what is sampled, its log-probabilities and rewards, and how it is divided into steps."""
 
+import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from minigpt.inference.engine import TextGenerator
 from minigpt.inference.params import SamplingParams
 from minigpt.run_log import ANSWERS_LOG
 from minigpt.settings.stages import TrainSettings
+from minigpt.tuning import rollouts as rollouts_module
 from minigpt.tuning.rollouts import PolicyObjective, Rollouts, has_signal, pad_answers
 
 QUESTIONS = [b"abc", b"de", b"fghi", b"j", b"klm", b"no", b"pq"]
@@ -154,3 +157,21 @@ def test_figures_and_samples(tmp_path):
 def test_rows_that_ask_nothing_are_refused(tmp_path):
     with pytest.raises(UserError, match="holds pretrain rows"):
         open_rollouts(tmp_path, stage="pretrain")
+
+
+def test_the_cache_of_a_rollout_is_freed_when_it_is_sampled(tmp_path, monkeypatch):
+    caches = []
+
+    class Watched(TextGenerator):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            caches.append(weakref.ref(self.engine.runner))
+
+    monkeypatch.setattr(rollouts_module, "TextGenerator", Watched)
+    rollouts, _ = open_rollouts(tmp_path)
+    gc.disable()
+    try:
+        rollouts.step((0, 0))
+        assert [cache() for cache in caches] == [None]
+    finally:
+        gc.enable()
