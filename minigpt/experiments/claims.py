@@ -33,7 +33,8 @@ class Column:
 class Claim:
     """Run `better` has a better figure in `column` than run `worse`, or than `share` times that of run `worse`.
 
-    source: "report" or "lectures" where these say so, "expected" where it is only what one would expect.
+    source: "report" or "lectures" where these say so, "expected" where it is only what one would expect,
+    "seen" where it was first seen in these very figures.
     """
 
     better: str

@@ -41,7 +41,7 @@ COLOUR_OF = dict(zip(("full", "lora_8", "adapter", "prefix", "p-tuning", "prompt
 COLOUR_OF |= {"full_adamw": COLOUR_OF["full"], "head": COLOUR_OF[FEW_SHOT]}
 COLOUR_OF |= {method: COLOUR_OF["lora_8"] for method in ("qlora", *(f"lora_{rank}" for rank in LORA_RANKS))}
 SQUARES = ("full_adamw", "qlora", "head")  # methods drawn as squares, or dashed: their colour is another's
-LABEL_HEIGHTS = {"p-tuning": -18, "qlora": 8} | {
+LABEL_HEIGHTS = {"full": -11, "p-tuning": -18, "qlora": 8} | {
     f"lora_{rank}": -11 for rank in LORA_RANKS
 }  # points; the others are above
 
