@@ -70,4 +70,4 @@ $(VENV)/ready-peers: requirements-peers.txt $(VENV)/ready-dev
 
 # Models of your own, under out/, stay.
 clean:
-	rm -rf $(VENV) out/demo* out/correction* out/experiments data/processed_demo* data/processed_correction* .pytest_cache .ruff_cache
+	rm -rf $(VENV) out/demo* out/correction* out/experiments out/tuning data/processed_demo* data/processed_correction* .pytest_cache .ruff_cache
