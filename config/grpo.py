@@ -2,7 +2,7 @@
 references, and no reward model is needed.
 
     python train.py config/grpo.py
-    python evaluations-RougeL.py --ckpt=out/grpo/ckpt.pt --data_dir=data/processed_demo_sft --temperature=0
+    python evaluations-RougeL.py --ckpt=out/grpo/last.pt --data_dir=data/processed_demo_sft --temperature=0
 
 samples.jsonl in the run's folder has answers of the highest reward, which show a reward that is tricked.
 """
