@@ -28,8 +28,6 @@ def check_objective(settings, processes):
         raise UserError(f"objective {name} trains with optimizer muon or adamw, not {settings.optimizer}")
     if settings.fsdp:
         raise UserError(f"objective {name} does not go with fsdp; leave that out")
-    if settings.replay_share:
-        raise UserError(f"replay_share is for fine-tuning (objective causal), not for {name}")
     if name in PREFERENCES and not settings.preferences:
         raise UserError(
             f"objective {name} learns from pairs: name files of {{prompt, chosen, rejected}} with --preferences= (the "

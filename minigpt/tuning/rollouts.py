@@ -300,7 +300,8 @@ def kl_estimate(log_ratio):
 
 
 class PolicyObjective(Objective):
-    """What GRPO and PPO have in common. They add `prepare_rollout` and `loss`.
+    """What GRPO and PPO have in common. They add `loss`, and `prepare_rollout(rollout)`, which sets the columns of a
+    `Rollout`: what `loss` takes beside its other tensors.
 
     rollouts: the `Rollouts` of the run; other arguments: as in `Rollouts.start`.
     """
@@ -313,10 +314,6 @@ class PolicyObjective(Objective):
     def choose_questions(self, rewards):
         """bool (questions,): those whose answers are trained on. rewards (questions, group_size)."""
         return torch.ones(len(rewards), dtype=torch.bool)
-
-    def prepare_rollout(self, rollout):
-        """Set the columns of a `Rollout`: what `loss` takes beside its other tensors."""
-        raise NotImplementedError
 
     def validate(self, run):
         """Minus the mean reward of greedy answers to validation questions. Writes the newest rollout's samples."""

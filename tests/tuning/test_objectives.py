@@ -29,7 +29,6 @@ def test_a_method_that_names_an_objective_is_full_tuning_for_it(name):
         ({"objective": "reward", **PAIRS, "fsdp": True}, 1, "does not go with fsdp"),
         ({"objective": "grpo", **PAIRS}, 2, "start it without torchrun"),
         ({"objective": "grpo", **PAIRS, "gradient_accumulation_steps": 2}, 1, "set by updates"),
-        ({"objective": "dpo", **PAIRS, "replay_share": 0.1}, 1, "replay_share is for fine-tuning"),
     ],
 )
 def test_wrong_settings_of_an_objective_are_one_line(given, processes, said):
