@@ -23,11 +23,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from minigpt import kernels
+
 TARGETS_MULTIPLE = 128  # the number of targets of a loss is padded to a multiple of this
 MAX_LOGIT_ROWS = 512  # positions whose logits are in memory at the same time
 PLAIN_ATTENTION_QUERIES = 256  # queries that plain_attention computes at a time
 INNER_MULTIPLE = 64  # the default width of SwiGLU is a multiple of this
-SOFTMAX_CHUNK_BYTES = 2**22  # float32 logits per softmax on a CPU, so that they fit its cache
 
 
 ARCHITECTURES = ("gpt2", "qwen3", "qwen2", "llama")
@@ -311,6 +312,11 @@ def is_eager_on_cpu(x):
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def has_kernels(x):
+    """Whether minigpt/kernels.py computes with x."""
+    return is_eager_on_cpu(x) and x.dtype in (torch.float32, torch.bfloat16)
+
+
 class RMSNorm(nn.RMSNorm):
     def forward(self, x):
         return RMSNormOnCPU.apply(x, self.weight, self.eps) if is_eager_on_cpu(x) else super().forward(x)
@@ -361,6 +367,30 @@ class CausalSelfAttention(nn.Module):
         return F.dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, -1)), self.dropout, self.training)
 
 
+def swiglu(x):
+    """silu(gate) * u of x (..., 2 n), which is gate and, behind it, u: the plain implementation."""
+    gate, u = x.chunk(2, dim=-1)
+    return F.silu(gate) * u
+
+
+class SwiGLUOnCPU(torch.autograd.Function):
+    """`swiglu` in half the time on a CPU, with one pass forward and one backward."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        y = x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
+        kernels.run_on_rows(kernels.swiglu_rows, (x.flatten(0, -2), y.flatten(0, -2)))
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        x_grad = torch.empty_like(x)
+        kernels.run_on_rows(kernels.swiglu_gradients, [t.flatten(0, -2) for t in (x, grad.contiguous(), x_grad)])
+        return x_grad
+
+
 class MLP(nn.Module):
     """GPT-2's, or SwiGLU: c_fc then computes the gate and, behind it, what the gate lets through."""
 
@@ -374,8 +404,7 @@ class MLP(nn.Module):
     def forward(self, x):
         x = self.c_fc(x)
         if self.gated:
-            gate, x = x.chunk(2, dim=-1)
-            x = F.silu(gate) * x
+            x = SwiGLUOnCPU.apply(x) if has_kernels(x) else swiglu(x)
         else:
             x = F.gelu(x, approximate=self.approximate)
         return F.dropout(self.c_proj(x), self.dropout, self.training)
@@ -414,12 +443,14 @@ class OutputLoss(torch.autograd.Function):
         dtype = compute_dtype(states)
         with torch.autocast(states.device.type, enabled=False):
             x, w = states.to(dtype), weight.to(dtype)
-            grad_x = torch.empty_like(x)
+            grad_x = torch.zeros_like(x)
             grad_w = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-            logits = x.new_empty(min(MAX_LOGIT_ROWS, len(x)), len(w))
+            # In float32 on a CPU no kernel is prepared for a shape, so the padding is left out.
+            end = n if dtype == torch.float32 and is_eager_on_cpu(x) else len(x)
+            logits = x.new_empty(min(MAX_LOGIT_ROWS, end), len(w))
             losses = x.new_zeros(len(x), dtype=torch.float32)
-            for first in range(0, len(x), MAX_LOGIT_ROWS):
-                part = slice(first, min(first + MAX_LOGIT_ROWS, len(x)))
+            for first in range(0, end, MAX_LOGIT_ROWS):
+                part = slice(first, min(first + MAX_LOGIT_ROWS, end))
                 rows = torch.mm(x[part], w.T, out=logits[: part.stop - first])
                 OutputLoss.to_gradient(rows, targets[part], losses[part])
                 rows[max(0, n - first) :] = 0
@@ -437,16 +468,16 @@ class OutputLoss(torch.autograd.Function):
     @staticmethod
     def to_gradient(logits, targets, losses):
         """Replace logits (n, V) by their gradients, in place, and write the cross-entropies into losses (n,)."""
-        step = max(8, SOFTMAX_CHUNK_BYTES // (4 * logits.shape[1])) if logits.device.type == "cpu" else len(logits)
-        for first in range(0, len(logits), step):
-            part = slice(first, first + step)
-            log_p = F.log_softmax(logits[part], dim=1, dtype=torch.float32)
-            losses[part] = -log_p.gather(1, targets[part, None]).squeeze(1)
-            # Subtract 1 before rounding to bfloat16, which has no number between 0.996 and 1: a probability close to 1
-            # would round to 1, and its gradient to 0.
-            p = log_p.exp_()
-            p[torch.arange(len(p), device=p.device), targets[part]] -= 1
-            logits[part] = p
+        if has_kernels(logits):
+            kernels.run_on_rows(kernels.loss_gradients, (logits, targets, losses))
+            return
+        log_p = F.log_softmax(logits, dim=1, dtype=torch.float32)
+        losses.copy_(-log_p.gather(1, targets[:, None]).squeeze(1))
+        # Subtract 1 before rounding to bfloat16, which has no number between 0.996 and 1: a probability close to 1
+        # would round to 1, and its gradient to 0.
+        p = log_p.exp_()
+        p[torch.arange(len(p), device=p.device), targets] -= 1
+        logits.copy_(p)
 
     @staticmethod
     def backward(ctx, grad):

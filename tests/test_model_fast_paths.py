@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import PAD, VOCAB, padded_rows, random_ids, tiny_meta, tiny_model
+from tiny import PAD, padded_rows, random_ids, tiny_meta, tiny_model
 
 import model as model_module
 from data_utils import make_batch
@@ -20,11 +20,11 @@ def batch():
     return x, y, random_ids(6, 31, below=3) > 0  # two thirds have a loss: more than one chunk below
 
 
-@pytest.fixture(params=[(512, 2**22), (50, 4 * VOCAB * 16)], ids=["one chunk", "several"])
+@pytest.fixture(params=[(512, True), (50, True), (50, False)], ids=["one chunk", "several", "without kernels"])
 def chunk_sizes(request, monkeypatch):
-    """All rows in one chunk, or in many small ones with a last one that is not full."""
+    """All rows in one chunk, or in many small ones with a last one that is not full; by the kernel, or as on a GPU."""
     monkeypatch.setattr(model_module, "MAX_LOGIT_ROWS", request.param[0])
-    monkeypatch.setattr(model_module, "SOFTMAX_CHUNK_BYTES", request.param[1])
+    monkeypatch.setattr(model_module, "is_eager_on_cpu", lambda x: request.param[1])
 
 
 def test_loss_sum_and_its_gradient_equal_the_plain_implementation(chunk_sizes, architecture):

@@ -1,0 +1,190 @@
+"""Passes over rows of numbers in a training step on a CPU, compiled by numba.
+
+Each does in one pass over the memory what torch's operators do in several. Numbers are float32, or the bits of bfloat16
+in uint16, and are computed in float32. Kernels hold no lock of Python's, and `run_on_rows` splits them over threads.
+numba keeps its code on disk. model.py calls them; tests hold them against torch's operators.
+"""
+
+import functools
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numba import njit, types
+from numba.extending import overload
+
+# Sums may be reordered, so that they are computed in vectors; infinities and NaN keep their meaning.
+FAST_SUMS = {"reassoc", "contract", "nsz"}
+# error_model: a check for division by zero would keep loops from being computed in vectors.
+COMPILED = {"fastmath": FAST_SUMS, "error_model": "numpy", "cache": True, "nogil": True}
+MIN_NUMBERS_A_THREAD = 2**15  # starting a thread's work takes about 50 µs
+VECTORS = 32  # numbers in the vectors that a loop computes at a time
+ONE, HALF = np.float32(1), np.float32(0.5)
+
+
+def as_array(tensor):
+    """A CPU tensor as an array that shares its memory; bfloat16 as its bits in uint16."""
+    tensor = tensor.detach()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+@functools.cache
+def thread_pool(threads):
+    """The threads that kernels are split over."""
+    return ThreadPoolExecutor(threads, "kernels")
+
+
+def run_on_rows(kernel, tensors, *numbers):
+    """Call kernel(*arrays, *numbers) with arrays of contiguous CPU tensors, whose first dimensions are equal.
+
+    Each of torch's threads takes a part of the rows.
+    """
+    rows, arrays = len(tensors[0]), [as_array(tensor) for tensor in tensors]
+    parts = min(torch.get_num_threads(), rows, arrays[0].size // MIN_NUMBERS_A_THREAD)
+    if parts <= 1:
+        kernel(*arrays, *numbers)
+        return
+    ends = [rows * part // parts for part in range(parts + 1)]
+    work = [
+        thread_pool(parts).submit(kernel, *(array[first:end] for array in arrays), *numbers)
+        for first, end in itertools.pairwise(ends)
+    ]
+    for part in work:
+        part.result()
+
+
+# Numbers
+
+
+def to_float(value):
+    """A number of an array as float32. uint16: the bits of a bfloat16."""
+    raise TypeError("called by compiled code only")
+
+
+@overload(to_float, inline="always")
+def compile_to_float(value):
+    if value == types.uint16:
+        return lambda value: np.uint32(np.uint32(value) << np.uint32(16)).view(np.float32)
+    return lambda value: np.float32(value)
+
+
+def from_float(value, like):
+    """A float32 as a number of the type of `like`: itself, or rounded to the bits of a bfloat16."""
+    raise TypeError("called by compiled code only")
+
+
+@overload(from_float, inline="always")
+def compile_from_float(value, like):
+    if like == types.uint16:
+
+        def round_to_bfloat16(value, like):
+            bits = np.float32(value).view(np.uint32)
+            return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+        return round_to_bfloat16
+    return lambda value, like: np.float32(value)
+
+
+@njit(**COMPILED)
+def exp(x):
+    """e^x of a float32 to 1.2e-7, as Cephes computes it; vectors of it need no library."""
+    x = np.float32(-87) if x < np.float32(-87) else x  # NaN stays NaN
+    x = np.float32(88) if x > np.float32(88) else x
+    n = np.floor(x * np.float32(1.44269504) + HALF)
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    power_of_two = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+    return (p * r * r + r + ONE) * power_of_two
+
+
+@njit(**COMPILED)
+def flip(bits):
+    """The bits of a float32 as an int32 of the same order, and back."""
+    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
+
+
+@njit(**COMPILED)
+def largest(x):
+    """The largest number of x (n,), computed in integers, whose maximum needs no order of comparing."""
+    found = np.int32(-(2**31))
+    for i in range(len(x)):
+        found = max(found, flip(np.float32(to_float(x[i])).view(np.int32)))
+    return np.int32(flip(found)).view(np.float32)
+
+
+# Passes over rows
+
+
+@njit(**COMPILED)
+def loss_gradients(logits, targets, losses):
+    """Replace logits (n, V) by the gradients of their cross-entropies, which are written into losses (n,) in nats."""
+    e = np.empty(logits.shape[1], np.float32)
+    for row in range(len(logits)):
+        x, target = logits[row], targets[row]
+        top, total = largest(x), np.float32(0)
+        losses[row] = top - to_float(x[target])
+        for i in range(len(x)):
+            e[i] = exp(to_float(x[i]) - top)
+            total += e[i]
+        losses[row] += np.log(total)
+        # Subtract 1 before rounding to bfloat16, which has no number between 0.996 and 1: a probability close to 1
+        # would round to 1, and its gradient to 0.
+        e[target] -= total
+        scale = ONE / total
+        for i in range(len(x)):
+            x[i] = from_float(e[i] * scale, x[i])
+
+
+@njit(**COMPILED)
+def causal_softmax(scores, scale, first):
+    """Replace scores (n, queries, T) by attention probabilities: the softmax of scale times the scores up to
+    first + query, and 0 behind."""
+    e = np.empty(scores.shape[2] + VECTORS, np.float32)
+    for matrix in range(len(scores)):
+        for query in range(scores.shape[1]):
+            x, end = scores[matrix, query], first + query + 1
+            for i in range(end):
+                e[i] = to_float(x[i]) * scale
+            # Whole vectors only: what is left over would be computed one by one.
+            padded = e[: (end + VECTORS - 1) // VECTORS * VECTORS]
+            padded[end:] = np.float32(-1e30)
+            top, total = largest(padded), np.float32(0)
+            for i in range(len(padded)):
+                padded[i] = exp(padded[i] - top)
+                total += padded[i]
+            factor = ONE / total
+            for i in range(end):
+                x[i] = from_float(e[i] * factor, x[i])
+            x[end:] = 0
+
+
+@njit(**COMPILED)
+def swiglu_rows(x, y):
+    """Write SwiGLU silu(gate) u of rows x (n, 2 width), which are gate and u, into y (n, width)."""
+    width = y.shape[1]
+    for row in range(len(x)):
+        for i in range(width):
+            gate = to_float(x[row, i])
+            y[row, i] = from_float(gate / (ONE + exp(-gate)) * to_float(x[row, width + i]), y[row, i])
+
+
+@njit(**COMPILED)
+def swiglu_gradients(x, grads, x_grads):
+    """Write the gradients of `swiglu_rows`'s x into x_grads (n, 2 width), from those of its result, grads (n, width)."""
+    width = grads.shape[1]
+    for row in range(len(x)):
+        gates, us, grad = x[row, :width], x[row, width:], grads[row]
+        gate_grads, u_grads = x_grads[row, :width], x_grads[row, width:]
+        for i in range(width):
+            gate, g = to_float(gates[i]), to_float(grad[i])
+            sigmoid = ONE / (ONE + exp(-gate))
+            silu = gate * sigmoid
+            slope = sigmoid + silu * (ONE - sigmoid)
+            gate_grads[i] = from_float(g * to_float(us[i]) * slope, grad[i])
+            u_grads[i] = from_float(g * silu, grad[i])
