@@ -233,6 +233,67 @@ def plain_attention(q, k, v, dropout=0.0):
     return torch.cat(out, dim=2) if len(out) > 1 else out[0]
 
 
+class PlainAttentionOnCPU(torch.autograd.Function):
+    """`plain_attention` without dropout, with fewer passes over the memory.
+
+    Queries, keys and values are copied once, into the order of the products, and their gradients once back. The softmax
+    computes nothing behind a query.
+    """
+
+    @staticmethod
+    def forward(ctx, n_head, *parts):
+        """Attention (B, T, n_head * D) of queries, keys and values, which are the heads of parts (B, T, heads, D)."""
+        B, T, _, D = parts[0].shape
+        ctx.n_head, ctx.sizes, ctx.scale = n_head, [part.shape[2] for part in parts], D**-0.5
+        heads = torch.cat([part.permute(2, 0, 1, 3) for part in parts])
+        q, k, v = PlainAttentionOnCPU.split_heads(ctx, heads)
+        out, probabilities = torch.empty_like(q), []
+        for first, end in PlainAttentionOnCPU.blocks(q):
+            p = torch.bmm(q[:, first:end], k[:, :end].mT)
+            kernels.run_on_rows(kernels.causal_softmax, (p,), ctx.scale, first)
+            torch.bmm(p, v[:, :end], out=out[:, first:end])
+            probabilities.append(p)
+        ctx.save_for_backward(heads, *probabilities)
+        return out.view(n_head, B, T, D).permute(1, 2, 0, 3).reshape(B, T, -1)
+
+    @staticmethod
+    def blocks(q):
+        """[(first, end)] of the queries that are computed at a time. In float32, where products take most of the time,
+        smaller blocks have fewer keys behind their queries."""
+        step = max(1, PLAIN_ATTENTION_QUERIES // (4 if q.dtype == torch.float32 else 1))
+        return [(first, min(first + step, q.shape[1])) for first in range(0, q.shape[1], step)]
+
+    @staticmethod
+    def split_heads(ctx, heads):
+        """Queries, keys and values, each (n_head * B, T, D), of heads (all, B, T, D)."""
+        shared = (len(heads) - ctx.n_head) // 2
+        q, k, v = heads.split([ctx.n_head, shared, shared])
+        if shared < ctx.n_head:  # consecutive heads share keys and values
+            k, v = (t.repeat_interleave(ctx.n_head // shared, dim=0) for t in (k, v))
+        return [t.flatten(0, 1) for t in (q, k, v)]
+
+    @staticmethod
+    def backward(ctx, grad):
+        heads, *probabilities = ctx.saved_tensors
+        (n_all, B, T, D), n_head = heads.shape, ctx.n_head
+        q, k, v = PlainAttentionOnCPU.split_heads(ctx, heads)
+        grad = grad.view(B, T, n_head, D).permute(2, 0, 1, 3).reshape(q.shape)
+        grads = heads.new_empty(3 * n_head, B, T, D)
+        grad_q, grad_k, grad_v = (t.flatten(0, 1) for t in grads.split(n_head))
+        # The last block has all keys, so it writes the gradients that the others add to.
+        for (first, end), p in reversed(list(zip(PlainAttentionOnCPU.blocks(q), probabilities, strict=True))):
+            added = 0 if end == T else 1
+            torch.baddbmm(grad_v[:, :end], p.mT, grad[:, first:end], beta=added, out=grad_v[:, :end])
+            s = torch.bmm(grad[:, first:end], v[:, :end].mT)
+            torch.ops.aten._softmax_backward_data.out(s, p, -1, p.dtype, grad_input=s)
+            torch.baddbmm(grad_q[:, first:end], s, k[:, :end], beta=0, alpha=ctx.scale, out=grad_q[:, first:end])
+            torch.baddbmm(grad_k[:, :end], s.mT, q[:, first:end], beta=added, alpha=ctx.scale, out=grad_k[:, :end])
+        if n_all < 3 * n_head:
+            of_keys_and_values = grads[n_head:].unflatten(0, (n_all - n_head, -1)).sum(1)
+            grads = torch.cat([grads[:n_head], of_keys_and_values])
+        return None, *grads.permute(1, 2, 0, 3).contiguous().split(ctx.sizes, dim=2)
+
+
 def rotary_angles(at, config):
     """(cos, sin) of the rotary angles at positions `at` (...,), each (..., 1, D), float32, as `rotate` takes them."""
     pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=at.device)
@@ -347,7 +408,12 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x, angles=None, kv_pass=None, layer=0):
         B, T, _ = x.shape
         n_head, n_kv_head = self.heads
-        qk, v = self.c_attn(x).view(B, T, -1, self.head_dim).split([n_head + n_kv_head, n_kv_head], dim=2)
+        qkv = self.c_attn(x).view(B, T, -1, self.head_dim)
+        dropout = self.dropout if self.training else 0.0
+        uses_kernels = kv_pass is None and self.plain and not dropout and has_kernels(qkv)
+        if angles is None and uses_kernels:
+            return self.c_proj(PlainAttentionOnCPU.apply(n_head, qkv))
+        qk, v = qkv.split([n_head + n_kv_head, n_kv_head], dim=2)
         if self.q_norm is not None:
             norms = (self.q_norm, n_head), (self.k_norm, n_kv_head)
             weight = torch.cat([norm.weight.expand(heads, -1) for norm, heads in norms])
@@ -355,8 +421,9 @@ class CausalSelfAttention(nn.Module):
             qk = compute(qk, weight, *angles, self.q_norm.eps)
         elif angles is not None:
             qk = rotate(qk, *angles)
+        if uses_kernels:
+            return self.c_proj(PlainAttentionOnCPU.apply(n_head, qk, v))
         q, k, v = (t.transpose(1, 2) for t in (*qk.split(self.heads, dim=2), v))
-        dropout = self.dropout if self.training else 0.0
         if kv_pass is not None:
             y = kv_pass.attend(layer, q, k, v)
         elif self.plain:

@@ -176,7 +176,7 @@ def swiglu_rows(x, y):
 
 @njit(**COMPILED)
 def swiglu_gradients(x, grads, x_grads):
-    """Write the gradients of `swiglu_rows`'s x into x_grads (n, 2 width), from those of its result, grads (n, width)."""
+    """Write the gradients of `swiglu_rows`: of x (n, 2 width) into x_grads, from those of y, grads (n, width)."""
     width = grads.shape[1]
     for row in range(len(x)):
         gates, us, grad = x[row, :width], x[row, width:], grads[row]
