@@ -320,52 +320,57 @@ def normalize_and_rotate(x, weight, cos, sin, eps):
     return rotate(F.rms_norm(x, x.shape[-1:], None, eps) * weight.to(x.dtype), cos, sin)
 
 
-def inverse_rms(x, eps):
-    """1 / sqrt(mean of squares + eps) over the last dimension of x, which stays as 1; float32."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-
-
-class RMSNormOnCPU(torch.autograd.Function):
-    """RMSNorm over the last dimension of x (..., C) with weight (C,), in half the time of torch's on a CPU."""
+class NormOnCPU(torch.autograd.Function):
+    """LayerNorm (centered) or RMSNorm over the last dimension of x (..., C) with weight (C,) and bias (C,) or None, in
+    one pass forward and one backward. Under autocast to bfloat16 the result is bfloat16, as products take it."""
 
     @staticmethod
-    def forward(ctx, x, weight, eps):
-        r = inverse_rms(x, eps)
-        normed = (x * r).to(x.dtype)
-        ctx.save_for_backward(normed, weight, r)
-        return normed * weight
+    def forward(ctx, x, weight, bias, centered, eps):
+        x, stats = x.contiguous(), x.new_empty(x.shape[:-1].numel(), 2, dtype=torch.float32)
+        y = torch.empty_like(x, dtype=torch.bfloat16 if compute_dtype(x) == torch.bfloat16 else x.dtype)
+        weights = [kernels.as_array(t.float()) for t in (weight, torch.zeros_like(weight) if bias is None else bias)]
+        kernels.run_on_rows(kernels.norm_rows, (x.flatten(0, -2), y.flatten(0, -2), stats), *weights, centered, eps)
+        ctx.save_for_backward(x, weight, stats)
+        ctx.centered, ctx.has_bias = centered, bias is not None
+        return y
 
     @staticmethod
     def backward(ctx, grad):
-        normed, weight, r = ctx.saved_tensors
-        product = grad * normed
-        mean = (product @ weight)[..., None] / -normed.shape[-1]
-        return torch.addcmul(grad * weight, normed, mean).mul_(r), product.flatten(0, -2).sum(0), None
+        x, weight, stats = ctx.saved_tensors
+        x_grad = torch.empty_like(x)
+        rows = [t.flatten(0, -2) for t in (x, grad.contiguous())]
+        sums = kernels.run_on_rows(
+            kernels.norm_row_gradients,
+            (*rows, stats, x_grad.flatten(0, -2)),
+            kernels.as_array(weight.float()),
+            ctx.centered,
+            ctx.has_bias,
+        )
+        weight_grad, bias_grad = torch.from_numpy(sum(sums)).to(weight.dtype)
+        return x_grad, weight_grad, bias_grad if ctx.has_bias else None, None, None
 
 
 class NormalizeAndRotateOnCPU(torch.autograd.Function):
-    """`normalize_and_rotate` in half the time on a CPU. Factors of a row, 1 / its RMS, and of an element, the weight,
-    are multiplied into the rotation's."""
+    """`normalize_and_rotate` of the first heads of x (B, T, heads, D), of weight (first heads, D); the others
+    stay as they are. One pass forward and one backward."""
 
     @staticmethod
     def forward(ctx, x, weight, cos, sin, eps):
-        r = inverse_rms(x, eps)
-        weight, cos, sin = (t.to(x.dtype) for t in (weight, cos, sin))
-        ctx.save_for_backward(x, weight, cos, sin, r)
-        half = x.shape[-1] // 2
-        y = x * (cos * weight)
-        return y.addcmul_(x.roll(half, -1), sin * weight.roll(half, -1)).mul_(r)
+        x, angles = x.contiguous(), [t.reshape(-1, t.shape[-1]).contiguous() for t in (cos, sin)]
+        y, r = torch.empty_like(x), x.new_empty(x.shape[:2].numel(), len(weight), dtype=torch.float32)
+        ctx.places = torch.arange(len(r)) % len(angles[0])
+        others = [kernels.as_array(t.float()) for t in (weight, *angles)]
+        kernels.run_on_rows(kernels.norm_and_rotate, (x.flatten(0, 1), y.flatten(0, 1), r, ctx.places), *others, eps)
+        ctx.save_for_backward(x, weight, r, *angles)
+        return y
 
     @staticmethod
     def backward(ctx, grad):
-        x, weight, cos, sin, r = ctx.saved_tensors
-        grad = grad * r.to(grad.dtype)
-        turned_back = (grad * sin).roll(x.shape[-1] // 2, -1).addcmul_(grad, cos)
-        product = turned_back * x
-        grad_weight = product.sum((0, 1), dtype=torch.float32)
-        mean = product.mul_(weight).sum(-1, keepdim=True, dtype=torch.float32).mul_(r.square()).div_(-x.shape[-1])
-        return turned_back.mul_(weight).addcmul_(x, mean.to(x.dtype)), grad_weight, None, None, None
+        x, weight, r, *angles = ctx.saved_tensors
+        x_grad, others = torch.empty_like(x), [kernels.as_array(t.float()) for t in (weight, *angles)]
+        rows = x.flatten(0, 1), grad.contiguous().flatten(0, 1), r, ctx.places, x_grad.flatten(0, 1)
+        sums = kernels.run_on_rows(kernels.norm_and_rotate_gradients, rows, *others)
+        return x_grad, torch.from_numpy(sum(sums)).to(weight.dtype), None, None, None
 
 
 def is_eager_on_cpu(x):
@@ -380,13 +385,18 @@ def has_kernels(x):
 
 class RMSNorm(nn.RMSNorm):
     def forward(self, x):
-        return RMSNormOnCPU.apply(x, self.weight, self.eps) if is_eager_on_cpu(x) else super().forward(x)
+        return NormOnCPU.apply(x, self.weight, None, False, self.eps) if has_kernels(x) else super().forward(x)
+
+
+class LayerNorm(nn.LayerNorm):
+    def forward(self, x):
+        return NormOnCPU.apply(x, self.weight, self.bias, True, self.eps) if has_kernels(x) else super().forward(x)
 
 
 def make_norm(config, width):
     """The norm of an architecture, over the last dimension, which is `width` wide."""
     if config.is_gpt2:
-        return nn.LayerNorm(width, config.norm_eps, bias=config.bias)
+        return LayerNorm(width, config.norm_eps, bias=config.bias)
     return RMSNorm(width, config.norm_eps)
 
 
@@ -409,20 +419,20 @@ class CausalSelfAttention(nn.Module):
         B, T, _ = x.shape
         n_head, n_kv_head = self.heads
         qkv = self.c_attn(x).view(B, T, -1, self.head_dim)
-        dropout = self.dropout if self.training else 0.0
-        uses_kernels = kv_pass is None and self.plain and not dropout and has_kernels(qkv)
-        if angles is None and uses_kernels:
-            return self.c_proj(PlainAttentionOnCPU.apply(n_head, qkv))
-        qk, v = qkv.split([n_head + n_kv_head, n_kv_head], dim=2)
+        parts, sizes = [qkv], [n_head + n_kv_head, n_kv_head]
         if self.q_norm is not None:
             norms = (self.q_norm, n_head), (self.k_norm, n_kv_head)
             weight = torch.cat([norm.weight.expand(heads, -1) for norm, heads in norms])
-            compute = NormalizeAndRotateOnCPU.apply if is_eager_on_cpu(x) else normalize_and_rotate
-            qk = compute(qk, weight, *angles, self.q_norm.eps)
+        if self.q_norm is not None and has_kernels(qkv):
+            parts = [NormalizeAndRotateOnCPU.apply(qkv, weight, *angles, self.q_norm.eps)]
         elif angles is not None:
-            qk = rotate(qk, *angles)
-        if uses_kernels:
-            return self.c_proj(PlainAttentionOnCPU.apply(n_head, qk, v))
+            qk, v = qkv.split(sizes, dim=2)
+            normed = self.q_norm is not None
+            parts = [normalize_and_rotate(qk, weight, *angles, self.q_norm.eps) if normed else rotate(qk, *angles), v]
+        dropout = self.dropout if self.training else 0.0
+        if self.plain and kv_pass is None and not dropout and has_kernels(qkv):
+            return self.c_proj(PlainAttentionOnCPU.apply(n_head, *parts))
+        qk, v = parts if len(parts) == 2 else parts[0].split(sizes, dim=2)
         q, k, v = (t.transpose(1, 2) for t in (*qk.split(self.heads, dim=2), v))
         if kv_pass is not None:
             y = kv_pass.attend(layer, q, k, v)

@@ -35,23 +35,21 @@ def thread_pool(threads):
     return ThreadPoolExecutor(threads, "kernels")
 
 
-def run_on_rows(kernel, tensors, *numbers):
-    """Call kernel(*arrays, *numbers) with arrays of contiguous CPU tensors, whose first dimensions are equal.
+def run_on_rows(kernel, tensors, *others):
+    """Call kernel(*arrays, *others) with arrays of contiguous CPU tensors, whose first dimensions are equal.
 
-    Each of torch's threads takes a part of the rows.
+    Each of torch's threads takes a part of the rows. Returns the list of what the calls return.
     """
     rows, arrays = len(tensors[0]), [as_array(tensor) for tensor in tensors]
     parts = min(torch.get_num_threads(), rows, arrays[0].size // MIN_NUMBERS_A_THREAD)
     if parts <= 1:
-        kernel(*arrays, *numbers)
-        return
+        return [kernel(*arrays, *others)]
     ends = [rows * part // parts for part in range(parts + 1)]
     work = [
-        thread_pool(parts).submit(kernel, *(array[first:end] for array in arrays), *numbers)
+        thread_pool(parts).submit(kernel, *(array[first:end] for array in arrays), *others)
         for first, end in itertools.pairwise(ends)
     ]
-    for part in work:
-        part.result()
+    return [part.result() for part in work]
 
 
 # Numbers
@@ -188,3 +186,107 @@ def swiglu_gradients(x, grads, x_grads):
             slope = sigmoid + silu * (ONE - sigmoid)
             gate_grads[i] = from_float(g * to_float(us[i]) * slope, grad[i])
             u_grads[i] = from_float(g * silu, grad[i])
+
+
+@njit(**COMPILED)
+def norm_rows(x, y, stats, weight, bias, centered, eps):
+    """Write LayerNorm (centered) or RMSNorm of rows x (n, C) into y (n, C), and into stats (n, 2) what each row was
+    shifted by, which is its mean or 0, and multiplied by."""
+    width = x.shape[1]
+    e = np.empty(width, np.float32)
+    for row in range(len(x)):
+        a, b, total, squares = x[row], y[row], np.float32(0), np.float32(0)
+        for i in range(width):
+            e[i] = to_float(a[i])
+            total += e[i]
+        mean = total / np.float32(width) if centered else np.float32(0)
+        for i in range(width):
+            e[i] -= mean
+            squares += e[i] * e[i]
+        r = ONE / np.sqrt(squares / np.float32(width) + np.float32(eps))
+        stats[row, 0], stats[row, 1] = mean, r
+        for i in range(width):
+            b[i] = from_float(e[i] * r * weight[i] + bias[i], b[i])
+
+
+@njit(**COMPILED)
+def norm_row_gradients(x, grads, stats, x_grads, weight, centered, has_bias):
+    """Write the gradients of `norm_rows`'s x into x_grads (n, C), from those of y, grads (n, C).
+
+    Returns those of weight and bias, (2, C).
+    """
+    width = x.shape[1]
+    weight_grads, bias_grads = np.zeros(width, np.float32), np.zeros(width, np.float32)
+    normed, g = np.empty(width, np.float32), np.empty(width, np.float32)
+    for row in range(len(x)):
+        a, b, c = x[row], grads[row], x_grads[row]
+        mean, r, total, product = stats[row, 0], stats[row, 1], np.float32(0), np.float32(0)
+        for i in range(width):
+            normed[i] = (to_float(a[i]) - mean) * r
+            g[i] = to_float(b[i])
+        for i in range(width):
+            weight_grads[i] += g[i] * normed[i]
+        if has_bias:
+            for i in range(width):
+                bias_grads[i] += g[i]
+        for i in range(width):
+            g[i] *= weight[i]
+            total += g[i]
+            product += g[i] * normed[i]
+        shift = total / np.float32(width) if centered else np.float32(0)
+        product /= np.float32(width)
+        for i in range(width):
+            c[i] = from_float((g[i] - shift - normed[i] * product) * r, c[i])
+    return np.stack((weight_grads, bias_grads))
+
+
+@njit(**COMPILED)
+def norm_and_rotate(x, y, r, places, weight, cos, sin, eps):
+    """Write RMSNorm of the first heads of x (n, heads, D), rotated, into y, and the other heads as they are.
+
+    weight (normed heads, D); cos, sin: angles by place, in which row i has places[i]; r (n, normed heads): 1 / RMS.
+    """
+    D = x.shape[2]
+    half = D // 2
+    e = np.empty(D, np.float32)
+    for row in range(len(x)):
+        c, s = cos[places[row]], sin[places[row]]
+        for head in range(len(weight)):
+            a, b, w, squares = x[row, head], y[row, head], weight[head], np.float32(0)
+            for i in range(D):
+                e[i] = to_float(a[i])
+                squares += e[i] * e[i]
+            factor = ONE / np.sqrt(squares / np.float32(D) + np.float32(eps))
+            r[row, head] = factor
+            for i in range(D):
+                e[i] *= factor * w[i]
+            for i in range(half):
+                b[i] = from_float(e[i] * c[i] + e[half + i] * s[i], b[i])
+                b[half + i] = from_float(e[half + i] * c[half + i] + e[i] * s[half + i], b[i])
+        y[row, len(weight) :] = x[row, len(weight) :]
+
+
+@njit(**COMPILED)
+def norm_and_rotate_gradients(x, grads, r, places, x_grads, weight, cos, sin):
+    """Write the gradients of `norm_and_rotate`'s x into x_grads, from those of y, grads. Returns those of weight."""
+    D = x.shape[2]
+    half = D // 2
+    sums, normed, g = np.zeros(weight.shape, np.float32), np.empty(D, np.float32), np.empty(D, np.float32)
+    for row in range(len(x)):
+        c, s = cos[places[row]], sin[places[row]]
+        for head in range(len(weight)):
+            a, b, out, w, total = x[row, head], grads[row, head], x_grads[row, head], weight[head], sums[head]
+            factor, product = r[row, head], np.float32(0)
+            for i in range(half):
+                g[i] = to_float(b[i]) * c[i] + to_float(b[half + i]) * s[half + i]
+                g[half + i] = to_float(b[half + i]) * c[half + i] + to_float(b[i]) * s[i]
+            for i in range(D):
+                normed[i] = to_float(a[i]) * factor
+                total[i] += g[i] * normed[i]
+                g[i] *= w[i]
+                product += g[i] * normed[i]
+            product /= np.float32(D)
+            for i in range(D):
+                out[i] = from_float((g[i] - normed[i] * product) * factor, out[i])
+        x_grads[row, len(weight) :] = grads[row, len(weight) :]
+    return sums
