@@ -521,7 +521,7 @@ class OutputLoss(torch.autograd.Function):
         with torch.autocast(states.device.type, enabled=False):
             x, w = states.to(dtype), weight.to(dtype)
             grad_x = torch.zeros_like(x)
-            grad_w = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+            grad_w = torch.empty_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
             # In float32 on a CPU no kernel is prepared for a shape, so the padding is left out.
             end = n if dtype == torch.float32 and is_eager_on_cpu(x) else len(x)
             logits = x.new_empty(min(MAX_LOGIT_ROWS, end), len(w))
@@ -534,10 +534,14 @@ class OutputLoss(torch.autograd.Function):
                 torch.mm(rows, w, out=grad_x[part])
                 if grad_w is None:  # the output layer is frozen
                     continue
-                if dtype == torch.float32:
-                    grad_w.addmm_(rows.T, x[part])
-                else:
+                if dtype == torch.float32:  # the first chunk writes, the others add
+                    grad_w.addmm_(rows.T, x[part], beta=min(first, 1))
+                elif first:
                     grad_w += rows.T @ x[part]
+                else:
+                    grad_w.copy_(rows.T @ x[part])
+        if grad_w is not None and not n:
+            grad_w.zero_()
         ctx.save_for_backward(grad_x, grad_w)
         ctx.types = states.dtype, weight.dtype
         return losses[:n].sum()
