@@ -520,10 +520,11 @@ class OutputLoss(torch.autograd.Function):
         dtype = compute_dtype(states)
         with torch.autocast(states.device.type, enabled=False):
             x, w = states.to(dtype), weight.to(dtype)
-            grad_x = torch.zeros_like(x)
+            grad_x = torch.empty_like(x)
             grad_w = torch.empty_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
             # In float32 on a CPU no kernel is prepared for a shape, so the padding is left out.
             end = n if dtype == torch.float32 and is_eager_on_cpu(x) else len(x)
+            grad_x[end:] = 0
             logits = x.new_empty(min(MAX_LOGIT_ROWS, end), len(w))
             losses = x.new_zeros(len(x), dtype=torch.float32)
             for first in range(0, end, MAX_LOGIT_ROWS):
