@@ -12,6 +12,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -55,7 +56,8 @@ class Clone:
 
     def __init__(self, path, cache):
         self.path = Path(path).resolve()
-        os.environ["HF_DATASETS_CACHE"] = str(cache)
+        os.environ |= {"HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+        warnings.simplefilter("ignore")  # as its script does
         # Both projects have a module `model`: ours is put aside while theirs is imported. The folder stays on sys.path
         # for the loader's processes, which import the data set's class by its name.
         ours = sys.modules.pop("model", None)
@@ -69,8 +71,8 @@ class Clone:
             self.get_lr, self.set_seed = trainer.get_lr, trainer.setup_seed
         except (ImportError, AttributeError) as error:
             raise UserError(
-                f"minimind={path} cannot be imported ({error}); pip install transformers datasets, or take the version "
-                "of minimind that this was written for (of 2026)"
+                f"minimind={path} cannot be imported ({error}); pip install transformers datasets, or check out a "
+                "minimind of August 2026"
             ) from None
         finally:
             sys.path.append(sys.path.pop(0))

@@ -101,7 +101,8 @@ def clone(tmp_path, monkeypatch):
     for name, text in FAKE_CLONE.items():
         (tmp_path / "clone" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "clone" / name).write_text(text, encoding="utf-8")
-    monkeypatch.setenv("HF_DATASETS_CACHE", "")
+    for name in ("HF_DATASETS_CACHE", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(name, "")
     monkeypatch.setattr(sys, "path", list(sys.path))
     known = set(sys.modules)
     yield tmp_path / "clone"
