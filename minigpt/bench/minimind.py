@@ -37,14 +37,15 @@ LOADER_PROCESSES = 8
 CORPUS = "corpus.json"
 
 
-def check_clone(path):
-    """Raise UserError unless `path` is a folder with the files of minimind that are used here."""
+def check_clone(path, cache):
+    """Raise UserError unless `path` is a folder of minimind that can be imported. cache: as in `Clone`."""
     for name in MINIMIND_FILES:
         if not (Path(path) / name).is_file():
             raise UserError(
                 f"minimind={path} has no {name}; name the folder of a clone: "
                 "git clone https://github.com/jingyaogong/minimind"
             )
+    Clone(path, cache)
 
 
 class Clone:

@@ -298,12 +298,12 @@ def training_table(sizes, quality, ratios, beside_minimind=None):
 def bench_training(settings):
     """Measure training; print the tables, and write JSON and docs by the settings of bench.py."""
     device, quick, minimind = pick_device(settings.device), settings.quick, settings.minimind
-    if minimind:
-        check_clone(minimind)
     rounds, seconds = (QUICK_TRAINING_ROUNDS, QUICK_ROUND_SECONDS) if quick else (TRAINING_ROUNDS, ROUND_SECONDS)
     name = machine_name(device)
-    print(f"{name}\npreparing the rows …", flush=True)
     with tempfile.TemporaryDirectory(prefix="minigpt-bench-") as folder:
+        if minimind:
+            call_in_process(check_clone, minimind, f"{folder}/cache")
+        print(f"{name}\npreparing the rows …", flush=True)
         tokenizer_seconds = prepare_benchmark_rows(folder, settings)
         if minimind:
             texts = f"{folder}/minimind"

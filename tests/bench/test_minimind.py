@@ -171,21 +171,20 @@ def test_speed_and_quality_are_measured_as_of_the_other_ways(texts, clock):
     assert after < before < 8 and seconds == 2
 
 
-def test_a_folder_that_is_no_clone_is_refused_before_anything_is_prepared(clone):
-    (clone / "dataset" / "lm_dataset.py").unlink()
-    with pytest.raises(UserError, match=r"clone has no dataset/lm_dataset.py.*git clone"):
-        training.bench_training(BenchSettings(minimind=str(clone)))
-
-
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
+        ("dataset/lm_dataset.py", None, r"clone has no dataset/lm_dataset.py.*git clone"),
         ("dataset/lm_dataset.py", "import no_such_package", "'no_such_package'.*pip install"),
         ("trainer/trainer_utils.py", "", "SkipBatchSampler"),
     ],
 )
-def test_what_cannot_be_imported_is_said_and_our_model_stays(clone, name, text, said):
-    (clone / name).write_text(text, encoding="utf-8")
+def test_what_is_no_clone_or_lacks_a_package_is_refused_before_anything_is_prepared(
+    clone, monkeypatch, name, text, said
+):
+    (clone / name).unlink() if text is None else (clone / name).write_text(text, encoding="utf-8")
+    monkeypatch.setattr(training, "call_in_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(training, "prepare_benchmark_rows", lambda *arguments: pytest.fail("prepared"))
     with pytest.raises(UserError, match=said):
-        minimind.Clone(clone, clone)
+        training.bench_training(BenchSettings(minimind=str(clone)))
     assert sys.modules["model"] is model
