@@ -10,6 +10,7 @@ import importlib
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import sys
 import warnings
@@ -34,6 +35,7 @@ MINIMIND_FILES = (
 BATCH_TEXTS, MAX_TOKENS, ACCUMULATED_BATCHES = 32, 340, 8
 LEARNING_RATE, MAX_NORM, EPOCHS, FIRST_SEED = 5e-4, 1.0, 2, 42
 LOADER_PROCESSES = 8
+START_METHOD = multiprocessing.get_all_start_methods()[0]  # the system's; what is measured runs in a spawned process
 CORPUS = "corpus.json"
 
 
@@ -134,12 +136,13 @@ class Minimind:
     def draw_batches(self):
         """Yield (ids, targets, learning rate, whether to update the weights behind it) without end. After EPOCHS epochs
         the learning rate stays."""
+        workers = {"num_workers": LOADER_PROCESSES, "multiprocessing_context": START_METHOD} if LOADER_PROCESSES else {}
+        on_gpu = self.device.type == "cuda"
         for epoch in itertools.count():
             self.clone.set_seed(FIRST_SEED + epoch)
             order = torch.randperm(len(self.texts)).tolist()
             sampler = self.clone.sampler_class(order, BATCH_TEXTS)
-            on_gpu = self.device.type == "cuda"
-            loader = DataLoader(self.texts, batch_sampler=sampler, num_workers=LOADER_PROCESSES, pin_memory=on_gpu)
+            loader = DataLoader(self.texts, batch_sampler=sampler, pin_memory=on_gpu, **workers)
             for i, (ids, targets) in enumerate(loader, start=1):
                 done = min(epoch * len(loader) + i, EPOCHS * len(loader))
                 rate = self.clone.get_lr(done, EPOCHS * len(loader), LEARNING_RATE)
