@@ -679,6 +679,11 @@ class VisualizeSettings(PlotFile, Stage):
 class BenchSettings(CheckpointChoice, QuestionFiles, ArticleFiles, DeviceChoice, Stage):
     SCRIPT = "bench.py"
     quick: bool = setting(False, "measure in five to ten minutes at most, and leave out what takes longer")
+    minimind: str = setting(
+        "",
+        "train: folder of a clone of github.com/jingyaogong/minimind, whose pretraining is measured too (it needs pip "
+        "install transformers datasets); '': is not",
+    )
     json: str = same_as(Measuring, "json")
     docs: str = setting("docs/benchmarks.md", "Markdown file that the table of a whole measurement goes into")
 
