@@ -9,7 +9,6 @@ processes, too. Whoever is not asked is idle.
 
 import itertools
 import math
-import os
 import tempfile
 import time
 from contextlib import ExitStack
@@ -25,13 +24,12 @@ from data_utils import loss_mask, open_rows, row_lengths
 from minigpt.adapters.attach import attach_adapter, trained_parameters
 from minigpt.adapters.mixing import share_layers
 from minigpt.bench.common import fresh_process, machine_name, medians, publish_results, reading_flags, run_quietly
-from minigpt.bench.llama_cpp import GREEDY_REQUEST, LlamaCpp, round_as_gguf
+from minigpt.bench.llama_cpp import GREEDY_REQUEST, check_same_text, llama_cpp_way, open_llama_cpps, round_as_gguf
 from minigpt.bench.load import ServedModel, load_server, seconds_to_full_speed
 from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.errors import UserError
 from minigpt.device import pick_device, wait_for
 from minigpt.evaluation.tables import markdown_table
-from minigpt.formats.gguf_file import write_gguf
 from minigpt.formats.weights import to_huggingface
 from minigpt.inference.engine import Engine, EngineWorker, TextGenerator
 from minigpt.inference.model_runner import ModelRunner
@@ -47,14 +45,13 @@ GENERATION_ROUNDS, QUICK_GENERATION_ROUNDS = 3, 2
 WARM_TOKENS = 8  # of each answer in the round that is not counted
 BATCH_SIZES = (1, 8)
 REQUESTS_OF_EACH = {1: 3, 8: 2, 32: 1}  # number of clients: requests of each
-MOST_CLIENTS_OF_FLOAT32, MOST_CLIENTS_QUICK = 8, 8
+MOST_CLIENTS_OF_SLOW = 8  # of servers in float32, and of a quick measurement
 SCORED_ROWS = 24
 COMPARED_TYPES = tuple(name for name in WEIGHT_TYPES if name != "float16")
 CPU_DTYPE, GPU_DTYPE = "int8", "bfloat16"  # the fastest
 # Our types and llama.cpp's of as many bits. Its q4_0 is measured whether or not there is one of ours.
 LLAMA_CPP_TYPES = {"float32": "float32", "int8": "q8_0", "int4": "q4_0"}
 ROUNDED_GGUF_TYPES = ("q8_0", "q4_0")
-CHECKED_TOKENS, MIN_EQUAL_SHARE = 8, 0.8  # of llama.cpp's answers in float32; the others may be near-ties
 N_ADAPTERS, ADAPTER_STD = 8, 0.02
 DEMO_MODEL, DEMO_ROWS = "out/demo_sft/ckpt.pt", "data/processed_demo_sft"
 
@@ -194,55 +191,9 @@ def our_way(dtype):
     return f"ours, {dtype}"
 
 
-def llama_cpp_way(gguf_type):
-    """Name of llama.cpp's way with a file of a type."""
-    return f"llama.cpp, {gguf_type}"
-
-
 def adapters_way(dtype):
     """Name of the way that mixes adapters on a base of a compute type."""
     return f"{our_way(dtype)}, {N_ADAPTERS} LoRA adapters mixed"
-
-
-def open_llama_cpps(stack, path, folder):
-    """{type: `LlamaCpp`} with GGUF files of a checkpoint, which are written into a folder, open until a stack closes.
-
-    {} with a printed line where llama.cpp is not installed or does not run on this processor.
-    """
-    model, tokenizer = load_model(load_checkpoint(path))
-    opened = {}
-    for name in LLAMA_CPP_TYPES.values():
-        file = f"{folder}/{name}.gguf"
-        write_gguf(file, model, tokenizer, "pretrain", name, name)
-        llama = LlamaCpp(file, model.config.block_size, max(REQUESTS_OF_EACH))
-        try:
-            opened[name] = stack.enter_context(llama)
-        except UserError as error:
-            print(f"  llama.cpp is not measured: {error}", flush=True)
-            return {}
-    return opened
-
-
-def check_same_text(generator, llamas, prompts):
-    """{type: share of prompts after which llama.cpp's first CHECKED_TOKENS ids are those of our generator in float32}.
-
-    llamas: {type: `LlamaCpp`}. Prints the shares. Raises UserError where that of float32 is below MIN_EQUAL_SHARE: then
-    the two do not compute the same, and comparing their speeds means nothing.
-    """
-    params = SamplingParams(temperature=0, max_new_tokens=CHECKED_TOKENS)
-    ours = [stream.ids for stream in generator.generate_streams(prompts, params)]
-    shares = {}
-    for name, llama in llamas.items():
-        equal = sum(llama.greedy_ids(*each, CHECKED_TOKENS) == ids for *each, ids in zip(prompts, ours, strict=True))
-        shares[name] = equal / len(prompts)
-        print(
-            f"  {llama_cpp_way(name)}: the first {CHECKED_TOKENS} tokens are ours in float32 after {equal} of "
-            f"{len(prompts)} prompts",
-            flush=True,
-        )
-    if shares.get("float32", 1) < MIN_EQUAL_SHARE:
-        raise UserError("llama.cpp computes something else in float32 (see above), so its speed is not measured")
-    return shares
 
 
 def take_prompts(rows, n):
@@ -325,7 +276,7 @@ def measure_starts(path, flags, prompts, warm, folder):
 
     warm: address of a server that has long been running; folder: where the compiled kernels are kept.
     """
-    caches = {name: os.path.join(folder, name) for name in ("NUMBA_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")}
+    caches = {name: str(Path(folder, name)) for name in ("NUMBA_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")}
     return {start: seconds_to_full_speed(path, flags, prompts, warm, caches) for start in ("first", "later")}
 
 
@@ -404,54 +355,65 @@ def generation_table(speed, loads, starts, ratios, characters_a_token):
     return "\n\n".join(tables)
 
 
-def bench_generation(settings):
-    """Measure generation; print the tables, and write JSON and docs by the settings of bench.py."""
-    device, quick = pick_device(settings.device), settings.quick
-    on_cpu = device.type == "cpu"
-    name = machine_name(device)
-    print(f"{name}\ntraining a model of 124M parameters for a few minutes …", flush=True)
-    with tempfile.TemporaryDirectory(prefix="minigpt-bench-") as folder, ExitStack() as stack:
-        path = make_checkpoint(folder, settings, QUICK_TRAIN_STEPS if quick else TRAIN_STEPS)
-        rows, meta = open_rows(f"{folder}/rows", "val")
-        best = CPU_DTYPE if on_cpu else GPU_DTYPE
-        compiled = () if not on_cpu else (CPU_DTYPE,) if quick else COMPARED_TYPES
-        prompts = take_prompts(rows, max(REQUESTS_OF_EACH))
-        served = [best] if quick or not on_cpu else [best, "float32"]
-        flags = {dtype: [f"--device={settings.device}", f"--dtype={dtype}"] for dtype in served}
+def choose_served(device, quick):
+    """{compute type: numbers of clients} of our servers on a device. The fastest type is the first."""
+    fastest = CPU_DTYPE if device.type == "cpu" else GPU_DTYPE
+    few = [clients for clients in REQUESTS_OF_EACH if clients <= MOST_CLIENTS_OF_SLOW]
+    if quick:
+        return {fastest: few}
+    slow = {"float32": few} if device.type == "cpu" else {}
+    return {fastest: list(REQUESTS_OF_EACH), **slow}
+
+
+def measure_speeds(path, folder, prompts, device, quick):
+    """Speeds of generating with a checkpoint: (speed, loads) of `measure_generation`, (starts) of `measure_starts`,
+    (equal) of `check_same_text`, and (about) a line about llama.cpp, "" without it.
+
+    prompts: lists of ids; folder: for files of llama.cpp's and compiled kernels.
+    """
+    served, on_cpu = choose_served(device, quick), device.type == "cpu"
+    fastest = next(iter(served))
+    compiled = () if not on_cpu else (CPU_DTYPE,) if quick else COMPARED_TYPES
+    with ExitStack() as stack:
+        flags = {dtype: [f"--device={device}", f"--dtype={dtype}"] for dtype in served}
         ours = {dtype: stack.enter_context(ServedModel(path, *flags[dtype])) for dtype in served}
         ways = GenerationWays(path, device, compiled)
-        llamas = open_llama_cpps(stack, path, folder) if on_cpu else {}
-        about = "; ".join({llama.about for llama in llamas.values()})
-        print(f"  {about or 'without llama.cpp'}", flush=True)
+        llamas = open_llama_cpps(stack, path, folder, LLAMA_CPP_TYPES.values(), max(REQUESTS_OF_EACH)) if on_cpu else {}
         equal = check_same_text(ways.generators["float32"], llamas, prompts)
         ways.ways |= {llama_cpp_way(name): llama.generate for name, llama in llamas.items()}
-        for server in ours.values():
-            server.wait_until_compiled()
-
-        def numbers(dtype):
-            most = MOST_CLIENTS_QUICK if quick else MOST_CLIENTS_OF_FLOAT32 if dtype == "float32" else math.inf
-            return [clients for clients in REQUESTS_OF_EACH if clients <= most]
-
         servers = {}
-        for dtype, server in ours.items():
-            servers[our_way(dtype)] = server.address, {}, numbers(dtype)
-            theirs = LLAMA_CPP_TYPES.get(dtype)
-            if theirs in llamas:
-                servers[llama_cpp_way(theirs)] = llamas[theirs].address, GREEDY_REQUEST, numbers(dtype)
+        for dtype, clients in served.items():
+            ours[dtype].wait_until_compiled()
+            servers[our_way(dtype)] = ours[dtype].address, {}, clients
+            if theirs := llamas.get(LLAMA_CPP_TYPES.get(dtype)):
+                servers[llama_cpp_way(LLAMA_CPP_TYPES[dtype])] = theirs.address, GREEDY_REQUEST, clients
         rounds = QUICK_GENERATION_ROUNDS if quick else GENERATION_ROUNDS
         speed, loads = measure_generation(ways, servers, prompts, rounds)
         starts = {}
         if on_cpu and not quick:
             print("  starts of the server …", flush=True)
-            starts = measure_starts(path, flags[best], prompts, ours[best].address, f"{folder}/kernels")
+            starts = measure_starts(path, flags[fastest], prompts, ours[fastest].address, f"{folder}/kernels")
+        return speed, loads, starts, equal, next((llama.about for llama in llamas.values()), "")
+
+
+def bench_generation(settings):
+    """Measure generation; print the tables, and write JSON and docs by the settings of bench.py."""
+    device, quick = pick_device(settings.device), settings.quick
+    name = machine_name(device)
+    print(f"{name}\ntraining a model of 124M parameters for a few minutes …", flush=True)
+    with tempfile.TemporaryDirectory(prefix="minigpt-bench-") as folder:
+        path = make_checkpoint(folder, settings, QUICK_TRAIN_STEPS if quick else TRAIN_STEPS)
+        rows, meta = open_rows(f"{folder}/rows", "val")
+        prompts = take_prompts(rows, max(REQUESTS_OF_EACH))
+        speed, loads, starts, equal, about = measure_speeds(path, folder, prompts, device, quick)
         print("  perplexities …", flush=True)
         large = measure_perplexities(path, rows, meta, device)
     demo = demo_perplexities(device)
     counts = meta["parts"]["val"]
-    ratios = generation_ratios(speed, loads, large, demo, best)
+    ratios = generation_ratios(speed, loads, large, demo, next(iter(choose_served(device, quick))))
     table = generation_table(speed, loads, starts, ratios, counts["characters"] / counts["tokens"])
-    flat = {f"{way}, {batch}": f for (way, batch), f in speed.items()}
-    values = {"machine": name, "llama_cpp": about, **ratios, "speed": flat}
-    values |= {"server": {f"{way}, {clients}": f for (way, clients), f in loads.items()}, "starts": starts}
-    values |= {"perplexity": {"124M": large, "demo": demo}, "llama_cpp_equal_share": equal}
+    values = {"machine": name, "llama_cpp": about, **ratios}
+    values["speed"] = {f"{way}, {batch}": f for (way, batch), f in speed.items()}
+    values["server"] = {f"{way}, {clients}": f for (way, clients), f in loads.items()}
+    values |= {"starts": starts, "perplexity": {"124M": large, "demo": demo}, "llama_cpp_equal_share": equal}
     publish_results(settings, f"Generation: {name}", f"{about}\n\n{table}" if about else table, values)

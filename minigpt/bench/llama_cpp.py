@@ -10,13 +10,16 @@ from urllib.parse import urlsplit
 import gguf
 import torch
 
-from minigpt.bench.common import count_cores, fresh_process
+from minigpt.bench.common import fresh_process
+from minigpt.checkpoint import load_checkpoint, load_model
 from minigpt.common.errors import UserError
-from minigpt.formats.gguf_file import GGUF_TYPES, tensor_type
+from minigpt.formats.gguf_file import GGUF_TYPES, tensor_type, write_gguf
+from minigpt.inference.params import SamplingParams
 
 # Fields of a request: always the likeliest token, never an end, and no keys and values of an earlier request.
 GREEDY_REQUEST = {"temperature": 0, "top_k": 1, "samplers": ["top_k"], "ignore_eos": True, "cache_prompt": False}
 LONGEST_ANSWER_SECONDS = 300
+CHECKED_TOKENS, MIN_EQUAL_SHARE = 8, 0.8  # of llama.cpp's answers in float32; the others may be near-ties
 
 running = []  # in the process of a `LlamaCpp`: its xllamacpp.Server
 
@@ -24,8 +27,8 @@ running = []  # in the process of a `LlamaCpp`: its xllamacpp.Server
 def open_llama_cpp(path, positions, streams):
     """llama.cpp with a GGUF file, an xllamacpp.Server, which listens on a free port of 127.0.0.1, too.
 
-    positions: of a stream, prompt and answer; streams: the most requests that it answers together. It has a thread for
-    each core. Raises UserError where xllamacpp is not installed.
+    positions: of a stream, prompt and answer; streams: the most requests that it answers together. It has as many
+    threads as torch. Raises UserError where xllamacpp is not installed.
     """
     try:
         import xllamacpp
@@ -33,7 +36,7 @@ def open_llama_cpp(path, positions, streams):
         raise UserError("pip install -r requirements-dev.txt: llama.cpp is measured too") from None
     params = xllamacpp.CommonParams()
     params.model.path, params.n_ctx, params.n_parallel, params.verbosity = str(path), positions * streams, streams, 0
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = count_cores()
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
     params.hostnames, params.port = ["127.0.0.1"], 0
     return xllamacpp.Server(params)
 
@@ -103,6 +106,54 @@ def answer_here(_, prompts, n_new):
 
     with ThreadPoolExecutor(len(prompts)) as pool:
         return list(pool.map(ask, prompts))
+
+
+def llama_cpp_way(gguf_type):
+    """Name of llama.cpp's way with a file of a type."""
+    return f"llama.cpp, {gguf_type}"
+
+
+def open_llama_cpps(stack, path, folder, types, streams):
+    """{type: `LlamaCpp`} with GGUF files of a checkpoint, which are written into a folder, open until a stack closes.
+
+    types: keys of GGUF_TYPES; streams: as in `open_llama_cpp`. {} with a printed line where llama.cpp is not installed
+    or does not run on this processor.
+    """
+    model, tokenizer = load_model(load_checkpoint(path))
+    opened = {}
+    for name in types:
+        file = f"{folder}/{name}.gguf"
+        write_gguf(file, model, tokenizer, "pretrain", name, name)
+        llama = LlamaCpp(file, model.config.block_size, streams)
+        try:
+            opened[name] = stack.enter_context(llama)
+        except UserError as error:
+            print(f"  llama.cpp is not measured: {error}", flush=True)
+            return {}
+    print(f"  {opened[name].about}", flush=True)
+    return opened
+
+
+def check_same_text(generator, llamas, prompts):
+    """{type: share of prompts after which llama.cpp's first CHECKED_TOKENS ids are those of our generator in float32}.
+
+    llamas: {type: `LlamaCpp`}. Prints the shares. Raises UserError where that of float32 is below MIN_EQUAL_SHARE: then
+    the two do not compute the same, and comparing their speeds means nothing.
+    """
+    params = SamplingParams(temperature=0, max_new_tokens=CHECKED_TOKENS)
+    ours = [stream.ids for stream in generator.generate_streams(prompts, params)]
+    shares = {}
+    for name, llama in llamas.items():
+        equal = sum(llama.greedy_ids(*each, CHECKED_TOKENS) == ids for *each, ids in zip(prompts, ours, strict=True))
+        shares[name] = equal / len(prompts)
+        print(
+            f"  {llama_cpp_way(name)}: the first {CHECKED_TOKENS} tokens are ours in float32 after {equal} of "
+            f"{len(prompts)} prompts",
+            flush=True,
+        )
+    if shares.get("float32", 1) < MIN_EQUAL_SHARE:
+        raise UserError("llama.cpp computes something else in float32 (see above), so its speed is not measured")
+    return shares
 
 
 @torch.no_grad()

@@ -13,12 +13,13 @@ from tiny import confident_model, padded_rows, random_ids, tiny_meta, tiny_model
 
 from minigpt.bench import generating, load
 from minigpt.bench.common import medians
-from minigpt.bench.llama_cpp import GREEDY_REQUEST, LlamaCpp, round_as_gguf
+from minigpt.bench.llama_cpp import GREEDY_REQUEST, LlamaCpp, check_same_text, open_llama_cpps, round_as_gguf
 from minigpt.checkpoint import save_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.formats.gguf_file import gguf_weights, write_gguf
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.likelihood import likelihood
+from minigpt.inference.params import SamplingParams
 from minigpt.settings.stages import BenchSettings
 
 
@@ -173,8 +174,8 @@ def llama(tmp_path_factory):
 def test_llama_cpp_makes_our_greedy_text_with_and_without_http(llama):
     generator, opened = llama
     prompts = (33 + random_ids(8, 6, below=90)).tolist()
-    assert generating.check_same_text(generator, {"float32": opened}, prompts) == {"float32": 1.0}
-    params = generating.SamplingParams(temperature=0, max_new_tokens=9)
+    assert check_same_text(generator, {"float32": opened}, prompts) == {"float32": 1.0}
+    params = SamplingParams(temperature=0, max_new_tokens=9)
     assert opened.generate(prompts, 9) == generator.generate(prompts, params)
     assert load.load_server(opened.address, prompts, 3, 2, 9, GREEDY_REQUEST)["tokens_per_second"] > 0
     assert opened.about.startswith("llama.cpp: xllamacpp 20") and "CPU" not in opened.about
@@ -185,7 +186,7 @@ def test_llama_cpp_with_another_model_is_not_measured(llama):
     _, opened = llama
     other = TextGenerator(tiny_model(), tiny_tokenizer(), "pretrain")
     with pytest.raises(UserError, match="something else"):
-        generating.check_same_text(other, {"float32": opened}, random_ids(4, 6).tolist())
+        check_same_text(other, {"float32": opened}, random_ids(4, 6).tolist())
 
 
 def test_without_llama_cpp_the_others_are_measured(monkeypatch, tmp_path, capsys):
@@ -194,7 +195,7 @@ def test_without_llama_cpp_the_others_are_measured(monkeypatch, tmp_path, capsys
     direct = contextlib.nullcontext(lambda function, *arguments: function(*arguments))
     monkeypatch.setattr("minigpt.bench.llama_cpp.fresh_process", lambda: direct)
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
-    assert generating.open_llama_cpps(contextlib.ExitStack(), path, tmp_path) == {}
+    assert open_llama_cpps(contextlib.ExitStack(), path, tmp_path, ["float32"], 8) == {}
     assert "llama.cpp is not measured: pip install -r requirements-dev.txt" in capsys.readouterr().out
 
 
