@@ -46,7 +46,8 @@ WARM_TOKENS = 8  # of each answer in the round that is not counted
 BATCH_SIZES = (1, 8)
 REQUESTS_OF_EACH = {1: 3, 8: 2, 32: 1}  # number of clients: requests of each
 MOST_CLIENTS_OF_SLOW = 8  # of servers in float32, and of a quick measurement
-SCORED_ROWS = 24
+SCORED_ROWS, SCORED_POSITIONS = 24, 256
+QUICK_SCORED_ROWS, QUICK_SCORED_POSITIONS = 8, 128
 COMPARED_TYPES = tuple(name for name in WEIGHT_TYPES if name != "float16")
 CPU_DTYPE, GPU_DTYPE = "int8", "bfloat16"  # the fastest
 # Our types and llama.cpp's of as many bits. Its q4_0 is measured whether or not there is one of ours.
@@ -210,11 +211,11 @@ def measure_generation(ways, servers, prompts, rounds):
     """({(way, batch size): {"tokens_per_second", "first_token"}}, {(server, clients): figures of `load_server`}).
 
     The figures are medians of the rounds. A round has every way once, then each server with each number of clients. The
-    plain loop with several prompts takes most of a minute, so it is in the first round only; adapters are mixed in a
-    full batch only. servers: {name: (address, further fields of its requests, numbers of clients)}.
+    plain loop, which takes most of a minute for several prompts, has a single one; adapters are mixed in a full batch
+    only. servers: {name: (address, further fields of its requests, numbers of clients)}.
     """
-    cases = [(name, batch) for batch in BATCH_SIZES for name in ways.ways]
-    cases = [(name, batch) for name, batch in cases if batch >= N_ADAPTERS or "adapters" not in name]
+    only = {"plain loop, float32": 1} | {adapters_way(dtype): N_ADAPTERS for dtype in COMPARED_TYPES}
+    cases = [(name, batch) for batch in BATCH_SIZES for name in ways.ways if only.get(name, batch) == batch]
     asked = [(name, clients) for name, (_, _, numbers) in servers.items() for clients in numbers]
     found, loads = {case: [] for case in cases}, {case: [] for case in asked}
     with fresh_process() as call:
@@ -222,8 +223,6 @@ def measure_generation(ways, servers, prompts, rounds):
             print(f"  round {turn} of {rounds} …", flush=True)
             n_new = NEW_TOKENS if turn else WARM_TOKENS
             for name, batch in cases:
-                if "plain" in name and batch > 1 and turn > 1:
-                    continue
                 first = ways.time(name, prompts[:batch], 1)
                 seconds = ways.time(name, prompts[:batch], n_new)
                 found[name, batch].append({"tokens_per_second": batch * n_new / seconds, "first_token": first})
@@ -250,17 +249,16 @@ def perplexity(model, rows, meta):
 
 
 def measure_perplexities(path, rows, meta, device):
-    """{type: perplexity of the first SCORED_ROWS rows} of a checkpoint in our compute types and in llama.cpp's.
+    """{type: perplexity of rows} of a checkpoint in our compute types and in llama.cpp's.
 
     llama.cpp's is that of our engine in float32 with the weights that are in the GGUF file. So it has the rounding of
     the weights, and not that of activations, which llama.cpp rounds to 8 bits before a product with such weights.
     """
     content, found = load_checkpoint(path), {}
     for name in types_of_ours(device):
-        found[name] = perplexity(convert_weights(load_model(content, device)[0], name), rows[:SCORED_ROWS], meta)
+        found[name] = perplexity(convert_weights(load_model(content, device)[0], name), rows, meta)
     for name in ROUNDED_GGUF_TYPES:
-        rounded = round_as_gguf(load_model(content)[0], name)
-        found[llama_cpp_way(name)] = perplexity(rounded, rows[:SCORED_ROWS], meta)
+        found[llama_cpp_way(name)] = perplexity(round_as_gguf(load_model(content)[0], name), rows, meta)
     return found
 
 
@@ -268,7 +266,8 @@ def demo_perplexities(device):
     """`measure_perplexities` of the demo's model on its test part; {} where the demo has not run."""
     if not Path(DEMO_MODEL).exists() or not Path(DEMO_ROWS).exists():
         return {}
-    return measure_perplexities(DEMO_MODEL, *open_rows(DEMO_ROWS, "test"), device)
+    rows, meta = open_rows(DEMO_ROWS, "test")
+    return measure_perplexities(DEMO_MODEL, rows[:SCORED_ROWS], meta, device)
 
 
 def measure_starts(path, flags, prompts, warm, folder):
@@ -407,7 +406,8 @@ def bench_generation(settings):
         prompts = take_prompts(rows, max(REQUESTS_OF_EACH))
         speed, loads, starts, equal, about = measure_speeds(path, folder, prompts, device, quick)
         print("  perplexities …", flush=True)
-        large = measure_perplexities(path, rows, meta, device)
+        n, end = (QUICK_SCORED_ROWS, QUICK_SCORED_POSITIONS) if quick else (SCORED_ROWS, SCORED_POSITIONS)
+        large = measure_perplexities(path, rows[:n, :end], meta, device)
     demo = demo_perplexities(device)
     counts = meta["parts"]["val"]
     ratios = generation_ratios(speed, loads, large, demo, next(iter(choose_served(device, quick))))
