@@ -12,9 +12,10 @@ CLIENT_POLL_SECONDS = 0.25
 CANCEL_WAIT_SECONDS = 1.0
 # How long a request with several streams waits for the first of them before it looks at the others.
 MAX_STREAM_WAIT_SECONDS = 0.02
-# Pause after each update, for each stream that the model runs. Without it, each of 32 threads would wake for every
-# token and take more time from the engine than the sending itself. A single stream is still sent token by token.
-PAUSE_SECONDS_PER_STREAM = 0.001
+# Pause between two updates of a request, for each further stream that the model runs. An update wakes a thread here and
+# one of the client, which takes more processor time than its tokens do.
+PAUSE_SECONDS_PER_STREAM = 0.004
+MAX_PAUSE_SECONDS = 0.03  # 33 updates a second look like a steady flow
 
 
 class Admission:
@@ -65,6 +66,15 @@ def too_many_requests(reason, seconds):
     """The ApiError for 429. Its Retry-After is `seconds`, limited to 1 to 30."""
     headers = {"Retry-After": str(round(min(max(seconds, 1), 30)))}
     return ApiError(429, f"{reason}; try again later", None, "rate_limit_exceeded", "rate_limit_exceeded", headers)
+
+
+def pause_seconds(running):
+    """Seconds between two updates of a request while its model runs so many streams.
+
+    A single stream is sent token by token. Of several, an update has the tokens of several steps, so that sending takes
+    little of the processor from the model. The first update is not delayed, nor is the end of a request's only stream.
+    """
+    return min(MAX_PAUSE_SECONDS, PAUSE_SECONDS_PER_STREAM * max(0, running - 1))
 
 
 class ClientGone(Exception):
@@ -184,5 +194,5 @@ class RunningRequest:
                     update.append((i, text, reason if ended else None))
             if update:
                 yield update
-                if live:
-                    time.sleep(PAUSE_SECONDS_PER_STREAM * self._generator.running)
+                if live and (pause := pause_seconds(self._generator.running)):
+                    next(iter(live.values())).wait_for_end(pause)
