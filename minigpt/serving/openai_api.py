@@ -58,9 +58,8 @@ class OpenAIAnswer:
                     events.append(to_event({**head, "choices": [self._chunk(i, "", None, reason)]}))
             if events:
                 yield b"".join(events)
-        if include_usage:
-            yield to_event({**head, "choices": [], "usage": count_usage(running)})
-        yield DONE
+        usage = to_event({**head, "choices": [], "usage": count_usage(running)}) if include_usage else b""
+        yield usage + DONE
 
     def _text_template(self, head, i):
         """What stands before and after the text in an event of choice i that has text only."""

@@ -15,7 +15,7 @@ MAX_STREAM_WAIT_SECONDS = 0.02
 # Pause between two updates of a request, for each further stream that the model runs. An update wakes a thread here and
 # one of the client, which takes more processor time than its tokens do.
 PAUSE_SECONDS_PER_STREAM = 0.004
-MAX_PAUSE_SECONDS = 0.03  # 33 updates a second look like a steady flow
+MAX_PAUSE_SECONDS = 0.04  # 25 updates a second look like a steady flow
 
 
 class Admission:
@@ -104,6 +104,7 @@ class RunningRequest:
         self._first_update = []
         self._first_update_at = None
         self._timed_out = False
+        self._sends_parts = True
         service.admission.admit(model, self._n_streams)
         try:
             for prompt in prompts:
@@ -132,6 +133,7 @@ class RunningRequest:
 
     def wait_for_texts(self):
         """(texts, finish reasons) of all streams, when all have ended."""
+        self._sends_parts = False
         texts = [""] * len(self.streams)
         reasons = [None] * len(self.streams)
         for update in self.updates():
@@ -194,5 +196,7 @@ class RunningRequest:
                     update.append((i, text, reason if ended else None))
             if update:
                 yield update
-                if live and (pause := pause_seconds(self._generator.running)):
-                    next(iter(live.values())).wait_for_end(pause)
+                # An answer that is sent whole needs no updates; its thread wakes to check that its client is there.
+                pause = pause_seconds(self._generator.running) if self._sends_parts else CLIENT_POLL_SECONDS
+                if live and pause:
+                    next(iter(live.values())).wait_for_end(min(pause, left))
