@@ -50,6 +50,8 @@ class StopStringFilter:
 
     def feed(self, text):
         """Take more text; returns the text that cannot be part of a stop string any more."""
+        if not self.stops:
+            return text
         text = self.held + text
         starts = [start for start in (text.find(stop) for stop in self.stops) if start >= 0]
         if starts:
@@ -58,7 +60,7 @@ class StopStringFilter:
             return text[: min(starts)]
 
         # Hold back the longest end of the text that a stop string begins with.
-        longest = max((len(stop) for stop in self.stops), default=1) - 1
+        longest = max(len(stop) for stop in self.stops) - 1
         keep = next((n for n in range(min(longest, len(text)), 0, -1) if self.begins_stop(text[-n:])), 0)
         self.held = text[len(text) - keep :]
         return text[: len(text) - keep]
