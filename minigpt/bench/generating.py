@@ -308,6 +308,8 @@ def generation_ratios(speed, loads, large, demo, fastest_type):
         "server_vs_engine_8": quotient(eight, fastest(8, fastest_type)),
     }
     for dtype, theirs in LLAMA_CPP_TYPES.items():
+        if dtype not in COMPARED_TYPES:
+            continue
         for n in BATCH_SIZES:
             ratios[f"{dtype}_vs_llama_cpp_{n}"] = quotient(fastest(n, dtype), rate(llama_cpp_way(theirs), n))
         for n in REQUESTS_OF_EACH:
