@@ -32,6 +32,7 @@ from minigpt.device import pick_device, wait_for
 from minigpt.evaluation.tables import markdown_table
 from minigpt.formats.weights import to_huggingface
 from minigpt.inference.engine import Engine, EngineWorker, TextGenerator
+from minigpt.inference.kernels import KernelStep, can_run
 from minigpt.inference.model_runner import ModelRunner
 from minigpt.inference.params import SamplingParams
 from minigpt.inference.quantize import WEIGHT_TYPES, convert_weights
@@ -108,11 +109,11 @@ def generate_by_hugging_face(model, prompts, n_new):
 class GenerationWays:
     """The ways to generate that are compared, with the weights of one checkpoint.
 
-    ways: {name: function(prompts, n_new)}; generators: {compute type: `TextGenerator`}, of those that are not compiled;
-    compiled: names of the compute types that are also compiled. Raises UserError where compiling fails.
+    ways: {name: function(prompts, n_new)}; generators: {compute type: `TextGenerator`}. On a CPU the steps of ours are
+    compiled; UserError where that fails.
     """
 
-    def __init__(self, path, device, compiled):
+    def __init__(self, path, device):
         self.device, content = device, load_checkpoint(path)
         model, self.tokenizer = load_model(content, device)
         theirs = to_hugging_face(model).to(device)
@@ -127,26 +128,19 @@ class GenerationWays:
         for name in types_of_ours(device):
             self.generators[name] = self.add(our_way(name), convert_weights(load_model(content, device)[0], name))
             self.add_adapters(name, load_model(content, device)[0])
-            if name in compiled:
-                self.add_compiled(name)
 
     def add(self, name, model):
         """Add a way: our generation with a model. Returns its `TextGenerator`."""
         generator = TextGenerator(model, self.tokenizer, "pretrain")
         generator.engine.stop_ids = set()  # no token ends a text early
+        if self.device.type == "cpu":
+            generator.compile()
+            if not generator.compiled:
+                raise UserError(f"{name}: the steps were not compiled (the reason is above), so it is not measured")
         self.ways[name] = lambda prompts, n_new: generator.generate(
             prompts, SamplingParams(temperature=0, max_new_tokens=n_new)
         )
         return generator
-
-    def add_compiled(self, dtype):
-        """Add a way: our generation in a compute type, compiled."""
-        name = f"{our_way(dtype)}, compiled"
-        generator = self.add(name, self.generators[dtype].model)
-        print(f"  compiling: {name} …", flush=True)
-        generator.compile()
-        if not generator.compiled:
-            raise UserError(f"{name}: the model was not compiled (the reason is above), so it is not measured")
 
     def add_adapters(self, dtype, base):
         """Add a way: each prompt has one of N_ADAPTERS LoRA adapters on one base, of random numbers, in turn.
@@ -235,11 +229,15 @@ def measure_generation(ways, servers, prompts, rounds):
 
 @torch.no_grad()
 def perplexity(model, rows, meta):
-    """Perplexity of rows (n, T) under their loss mask, one token at a time with the KV cache, as in generation."""
+    """Perplexity of rows (n, T) under their loss mask, one token at a time with the KV cache, as in generation.
+
+    Integer weights are multiplied by the compiled kernels where there are any, since these round rows their own way.
+    """
     rows = rows[:, : int(row_lengths(rows, meta["special_ids"]["pad"]).max())]
     mask = torch.from_numpy(loss_mask(rows, meta["special_ids"], meta["stage"], train_on_eot=False))
     ids, nats, kept = torch.from_numpy(rows.astype(np.int64)), 0.0, 0
     runner = ModelRunner(model, len(ids))
+    runner.kernels = KernelStep(model) if can_run(model) else None
     logits = runner.prefill(ids[:, :1].tolist())
     for t in range(1, ids.shape[1]):
         losses = F.cross_entropy(logits.float().cpu(), ids[:, t], reduction="none")
@@ -275,8 +273,8 @@ def measure_starts(path, flags, prompts, warm, folder):
 
     warm: address of a server that has long been running; folder: where the compiled kernels are kept.
     """
-    caches = {name: str(Path(folder, name)) for name in ("NUMBA_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")}
-    return {start: seconds_to_full_speed(path, flags, prompts, warm, caches) for start in ("first", "later")}
+    kept = {"NUMBA_CACHE_DIR": folder}
+    return {start: seconds_to_full_speed(path, flags, prompts, warm, kept) for start in ("first", "later")}
 
 
 def generation_ratios(speed, loads, large, demo, fastest_type):
@@ -374,17 +372,17 @@ def measure_speeds(path, folder, prompts, device, quick):
     """
     served, on_cpu = choose_served(device, quick), device.type == "cpu"
     fastest = next(iter(served))
-    compiled = () if not on_cpu else (CPU_DTYPE,) if quick else COMPARED_TYPES
     with ExitStack() as stack:
         flags = {dtype: [f"--device={device}", f"--dtype={dtype}"] for dtype in served}
         ours = {dtype: stack.enter_context(ServedModel(path, *flags[dtype])) for dtype in served}
-        ways = GenerationWays(path, device, compiled)
+        ways = GenerationWays(path, device)
         llamas = open_llama_cpps(stack, path, folder, LLAMA_CPP_TYPES.values(), max(REQUESTS_OF_EACH)) if on_cpu else {}
         equal = check_same_text(ways.generators["float32"], llamas, prompts)
         ways.ways |= {llama_cpp_way(name): llama.generate for name, llama in llamas.items()}
         servers = {}
         for dtype, clients in served.items():
-            ours[dtype].wait_until_compiled()
+            if on_cpu:
+                ours[dtype].wait_until_compiled()
             servers[our_way(dtype)] = ours[dtype].address, {}, clients
             if theirs := llamas.get(LLAMA_CPP_TYPES.get(dtype)):
                 servers[llama_cpp_way(LLAMA_CPP_TYPES[dtype])] = theirs.address, GREEDY_REQUEST, clients

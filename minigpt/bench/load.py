@@ -17,7 +17,7 @@ from minigpt.common.errors import UserError
 from minigpt.common.files import PROJECT
 
 MODEL = "run/last"  # the server's name for run/last.pt
-START_SECONDS, COMPILE_SECONDS = 120, 900
+START_SECONDS, COMPILE_SECONDS = 120, 300
 STARTING_TOKENS, STARTING_CLIENTS = 20, (1, 8)  # of the requests that a server is asked until it is at full speed
 FULL_SPEED_SHARE, FULL_SPEED_SECONDS = 0.9, 120  # of a warm server's rate; after which the wait for it ends
 WARM_REQUESTS = 5
@@ -83,8 +83,8 @@ class ServedModel:
         return line
 
     def wait_until_compiled(self):
-        """Wait until the server has compiled its model in the background. Raises UserError where that fails."""
-        self.wait_for_line("compiled in", COMPILE_SECONDS)
+        """Wait until the server has compiled its steps in the background. Raises UserError where that fails."""
+        self.wait_for_line("steps are compiled", COMPILE_SECONDS)
 
 
 def load_server(address, prompts, clients, requests, n_new, fields=None):
