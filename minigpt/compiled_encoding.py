@@ -55,7 +55,7 @@ class CompiledEncoder:
             return None
         if codes.max(initial=0) >= MAX_CODE:
             return None
-        ids = np.empty(4 * len(codes), dtype=np.int32)
+        ids = np.empty(4 * len(codes) + ROW_IDS, dtype=np.int32)
         tables = (self.byte_ids, self.merges, self.joined_bytes, self.joined_characters, self.cache)
         count = encode_codes(codes, self.kinds, self.is_qwen2, *tables, ids)
         return None if count < 0 else ids[:count]
@@ -239,7 +239,7 @@ def encode_codes(codes, kinds, is_qwen2, byte_ids, merges, joined_bytes, joined_
         high |= n_bytes << 56
         row = cache[(low * HASH_FACTORS[0] ^ high * HASH_FACTORS[1]) >> 40 & (CACHE_ROWS - 1)]
         if n_bytes <= MAX_KEY_BYTES and row[0] == low and row[1] == high:
-            for i in range(row[2]):
+            for i in range(ROW_IDS):  # always all, which is faster than a loop of row[2]
                 ids[count + i] = row[3 + i]
             count += row[2]
         else:
