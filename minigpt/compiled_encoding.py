@@ -43,6 +43,8 @@ class CompiledEncoder:
                 for left, right in itertools.pairwise(token):
                     self.joined_bytes[left, right] = True
         self.joined_characters = build_table(np.array([(*pair, 0) for pair in pairs], dtype=np.int64).reshape(-1, 3))
+        self.may_join = np.zeros(MAX_CODE, dtype=bool)  # spares most searches in that table
+        self.may_join[[left for left, _ in pairs if left < MAX_CODE]] = True
         self.cache = np.zeros((CACHE_ROWS, 3 + ROW_IDS), dtype=np.int64)
         data, lengths = np.frombuffer(b"".join(ranks), dtype=np.uint8), np.array(list(map(len, ranks)))
         self.is_exact = reach_tokens(data, lengths, self.byte_ids, self.merges)
@@ -56,7 +58,7 @@ class CompiledEncoder:
         if codes.max(initial=0) >= MAX_CODE:
             return None
         ids = np.empty(4 * len(codes) + ROW_IDS, dtype=np.int32)
-        tables = (self.byte_ids, self.merges, self.joined_bytes, self.joined_characters, self.cache)
+        tables = (self.byte_ids, self.merges, self.joined_bytes, self.joined_characters, self.may_join, self.cache)
         count = encode_codes(codes, self.kinds, self.is_qwen2, *tables, ids)
         return None if count < 0 else ids[:count]
 
@@ -213,8 +215,11 @@ def write_utf8(code):
 
 
 @njit(cache=True)
-def encode_codes(codes, kinds, is_qwen2, byte_ids, merges, joined_bytes, joined_characters, cache, ids):
-    """Writes the ids of characters (n,) of int32 to `ids` (4n,); returns how many, or -1 for a run that is too long."""
+def encode_codes(codes, kinds, is_qwen2, byte_ids, merges, joined_bytes, joined_characters, may_join, cache, ids):
+    """Writes the ids of characters (n,) of int32 to `ids` (4n + ROW_IDS,); returns how many they are.
+
+    Returns -1 where a run is too long.
+    """
     run_ids, ranks = np.empty(MAX_RUN_BYTES, dtype=np.int64), np.empty(MAX_RUN_BYTES, dtype=np.int64)
     start = count = piece_end = 0
     while start < len(codes):
@@ -225,8 +230,9 @@ def encode_codes(codes, kinds, is_qwen2, byte_ids, merges, joined_bytes, joined_
         high, end = 0, start + 1
         while end < piece_end:
             character, length = write_utf8(np.int64(codes[end]))
-            if not joined_bytes[low & 255, character >> 8 * (length - 1)] and (
-                find_in_table(joined_characters, np.int64(codes[end - 1]), np.int64(codes[end])) == NO_TOKEN
+            left, right = np.int64(codes[end - 1]), np.int64(codes[end])
+            if not joined_bytes[low & 255, character >> 8 * (length - 1)] and not (
+                may_join[left] and find_in_table(joined_characters, left, right) != NO_TOKEN
             ):
                 break
             high = high << 8 * length | low >> (64 - 8 * length) & ((1 << 8 * length) - 1)
@@ -235,13 +241,13 @@ def encode_codes(codes, kinds, is_qwen2, byte_ids, merges, joined_bytes, joined_
             end += 1
         if n_bytes > MAX_RUN_BYTES:
             return -1
-        # Its ids, from the cache or by merging.
+        # Its ids, from the cache or by merging. (A slice such as cache[row] would take a third of all time.)
         high |= n_bytes << 56
-        row = cache[(low * HASH_FACTORS[0] ^ high * HASH_FACTORS[1]) >> 40 & (CACHE_ROWS - 1)]
-        if n_bytes <= MAX_KEY_BYTES and row[0] == low and row[1] == high:
+        row = (low * HASH_FACTORS[0] ^ high * HASH_FACTORS[1]) >> 40 & (CACHE_ROWS - 1)
+        if n_bytes <= MAX_KEY_BYTES and cache[row, 0] == low and cache[row, 1] == high:
             for i in range(ROW_IDS):  # always all, which is faster than a loop of row[2]
-                ids[count + i] = row[3 + i]
-            count += row[2]
+                ids[count + i] = cache[row, 3 + i]
+            count += cache[row, 2]
         else:
             n = 0
             for i in range(start, end):
@@ -254,7 +260,8 @@ def encode_codes(codes, kinds, is_qwen2, byte_ids, merges, joined_bytes, joined_
                 ids[count + i] = run_ids[i]
             count += n
             if n_bytes <= MAX_KEY_BYTES and n <= ROW_IDS:
-                row[0], row[1], row[2] = low, high, n
-                row[3 : 3 + n] = run_ids[:n]
+                cache[row, 0], cache[row, 1], cache[row, 2] = low, high, n
+                for i in range(n):
+                    cache[row, 3 + i] = run_ids[i]
         start = end
     return count

@@ -36,8 +36,8 @@ QWEN2_PATTERN = (
 SPECIAL_NAMES = ("eot", "pad", "answer")
 # tiktoken's regular expression overflows its stack on a million spaces in a row.
 MAX_SPACES = 1000
-# Characters that a process encodes as arrays before it loads the compiled encoding, which takes as long.
-COMPILE_CHARS = 4_000_000
+# Characters that a process encodes as arrays before it loads the compiled encoding, which takes about as long.
+COMPILE_CHARS = 2_000_000
 LONG_SPACES = re.compile(rf"\s{{{MAX_SPACES},}}")
 
 
