@@ -47,7 +47,7 @@ class CompiledEncoder:
         self.may_join[[left for left, _ in pairs if left < MAX_CODE]] = True
         self.cache = np.zeros((CACHE_ROWS, 3 + ROW_IDS), dtype=np.int64)
         data, lengths = np.frombuffer(b"".join(ranks), dtype=np.uint8), np.array(list(map(len, ranks)))
-        self.is_exact = reach_tokens(data, lengths, self.byte_ids, self.merges)
+        self.is_exact = reach_tokens(data, lengths, lengths.max(), self.byte_ids, self.merges)
 
     def encode(self, text):
         """(n,) of int32: the ids of a text; None where it has characters or runs that are left to tiktoken."""
@@ -89,6 +89,13 @@ def list_merges(ranks):
     ).reshape(-1, 3)
 
 
+def build_table(entries):
+    """The hash table of entries, (n, 3) of int64: left, right, and the number under this key."""
+    table = np.full((2 << len(entries).bit_length(), 2), -1, dtype=np.int64)  # more than half of it stays free
+    fill_table(table, entries)
+    return table
+
+
 # The compiled part. Hash tables are (2^k, 2) of int64, of a key and what it stands for, with open addressing.
 
 
@@ -105,19 +112,14 @@ def find_in_table(table, left, right):
 
 
 @njit(cache=True)
-def build_table(entries):
-    """The hash table of entries, (n, 3) of int64: left, right, and the number under this key."""
-    size = 2
-    while size < 2 * len(entries):
-        size *= 2
-    table = np.full((size, 2), -1, dtype=np.int64)
-    for left, right, number in entries:
-        key = left << 32 | right
-        place = (key * HASH_FACTORS[0]) >> 40 & (size - 1)
+def fill_table(table, entries):
+    """Adds entries, (n, 3) of int64: left, right, and the number under this key."""
+    for i in range(len(entries)):
+        key = entries[i, 0] << 32 | entries[i, 1]
+        place = (key * HASH_FACTORS[0]) >> 40 & (len(table) - 1)
         while table[place, 0] >= 0:
-            place = (place + 1) & (size - 1)
-        table[place] = key, number
-    return table
+            place = (place + 1) & (len(table) - 1)
+        table[place, 0], table[place, 1] = key, entries[i, 2]
 
 
 @njit(cache=True)
@@ -144,9 +146,8 @@ def merge_ids(ids, n, ranks, merges):
 
 
 @njit(cache=True)
-def reach_tokens(data, lengths, byte_ids, merges):
+def reach_tokens(data, lengths, longest, byte_ids, merges):
     """Whether merges make one id of the bytes of each token; data: those of all tokens, one behind the other."""
-    longest = lengths.max()
     ids, ranks, start = np.empty(longest, dtype=np.int64), np.empty(longest, dtype=np.int64), 0
     for length in lengths:
         for i in range(length):
@@ -221,7 +222,8 @@ def encode_codes(codes, kinds, is_qwen2, byte_ids, merges, joined_bytes, joined_
     Returns -1 where a run is too long.
     """
     run_ids, ranks = np.empty(MAX_RUN_BYTES, dtype=np.int64), np.empty(MAX_RUN_BYTES, dtype=np.int64)
-    start = count = piece_end = 0
+    zero = np.int64(0)  # for a plain 0 numba compiles the called functions once more
+    start = count = piece_end = zero
     while start < len(codes):
         if start == piece_end:
             piece_end = find_piece_end(codes, kinds, start, is_qwen2)
@@ -249,7 +251,7 @@ def encode_codes(codes, kinds, is_qwen2, byte_ids, merges, joined_bytes, joined_
                 ids[count + i] = cache[row, 3 + i]
             count += cache[row, 2]
         else:
-            n = 0
+            n = zero
             for i in range(start, end):
                 character, length = write_utf8(np.int64(codes[i]))
                 for shift in range(8 * (length - 1), -1, -8):

@@ -118,11 +118,9 @@ class NearDuplicates:
         n = len(signatures)
         if (self.count + n) * self._n_bands * 2 > len(self._table):
             self._make_table(self.count + n)
-        added = np.empty_like(signatures)
-        is_new = add_signatures(signatures, self._read_log(), added, self._table, self._n_values, self._min_equal)
-        n_new = int(is_new.sum())
-        self._log.write(added[:n_new].tobytes())
-        self.count += n_new
+        is_new = add_signatures(signatures, self._read_log(), self._table, self._n_values, self._min_equal)
+        self._log.write(signatures[is_new].tobytes())
+        self.count += int(is_new.sum())
         return is_new
 
     def _read_log(self):
@@ -141,7 +139,7 @@ class NearDuplicates:
         self._table = None  # Windows replaces no file that is mapped
         np.zeros(rows, dtype=np.int64).tofile(self._table_path)  # raises OSError where the disk has no room
         self._table = np.asarray(np.memmap(self._table_path, np.int64, "r+"))
-        fill_table(self._read_log(), self._table, self._n_values)
+        insert_articles(self._read_log(), self._table, self._n_values)
 
 
 # The compiled part. A row of the table is 0, or the hash of a band (31 bits) and the number of an article plus 1 (32
@@ -171,22 +169,26 @@ def insert_bands(signature, number, table, n_values):
 
 
 @njit(cache=True)
-def fill_table(signatures, table, n_values):
+def insert_articles(signatures, table, n_values):
     """Adds the bands of all articles to an empty table."""
     for number, signature in enumerate(signatures):
         insert_bands(signature, number, table, n_values)
 
 
 @njit(cache=True)
-def find_near(signature, stored, added, table, n_values, min_equal):
-    """Whether an article of the table has at least `min_equal` values of the signature."""
+def find_near(signature, stored, signatures, new_rows, table, n_values, min_equal):
+    """Whether an article of the table has at least `min_equal` values of the signature.
+
+    The signatures of the table's articles are those in `stored`, and then `signatures[new_rows]`.
+    """
     for band in range(VALUES // n_values):
         mixed = hash_band(signature, band, n_values)
         place = mixed & (len(table) - 1)
         while table[place]:
             if table[place] >> 32 == mixed >> 32:
                 number = (table[place] & 0xFFFFFFFF) - 1
-                other = stored[number] if number < len(stored) else added[number - len(stored)]
+                n_stored = len(stored)
+                other = stored[number] if number < n_stored else signatures[new_rows[number - n_stored]]
                 n_equal = 0
                 for i in range(VALUES):
                     n_equal += signature[i] == other[i]
@@ -197,13 +199,13 @@ def find_near(signature, stored, added, table, n_values, min_equal):
 
 
 @njit(cache=True)
-def add_signatures(signatures, stored, added, table, n_values, min_equal):
-    """As `NearDuplicates.add`. stored: those so far; `added` (n, VALUES) and the table take up those that are new."""
-    is_new, n_new = np.zeros(len(signatures), dtype=np.bool_), 0
-    for i, signature in enumerate(signatures):
-        if not find_near(signature, stored, added[:n_new], table, n_values, min_equal):
+def add_signatures(signatures, stored, table, n_values, min_equal):
+    """As `NearDuplicates.add`. stored: the signatures so far; the table takes up the new articles."""
+    is_new, new_rows, n_new = np.zeros(len(signatures), dtype=np.bool_), np.empty(len(signatures), dtype=np.int64), 0
+    for row, signature in enumerate(signatures):
+        if not find_near(signature, stored, signatures, new_rows, table, n_values, min_equal):
             insert_bands(signature, len(stored) + n_new, table, n_values)
-            added[n_new] = signature
+            new_rows[n_new] = row
             n_new += 1
-            is_new[i] = True
+            is_new[row] = True
     return is_new

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from minigpt.corpus import near_duplicates
-from minigpt.corpus.near_duplicates import VALUES, NearDuplicates, fill_table, minhash_signatures, values_per_band
+from minigpt.corpus.near_duplicates import VALUES, NearDuplicates, insert_articles, minhash_signatures, values_per_band
 
 
 def random_text(rng, length=200):
@@ -121,7 +121,7 @@ def test_a_band_that_many_articles_have_is_in_the_table_a_limited_number_of_time
     signatures = np.arange(500 * VALUES, dtype=np.uint16).reshape(500, VALUES)
     signatures[:, :7] = 1  # the first band
     table = np.zeros(1 << 16, dtype=np.int64)
-    fill_table(signatures, table, 7)
+    insert_articles(signatures, table, 7)
     assert (table > 0).sum() == near_duplicates.MAX_CANDIDATES + 17 * 500
 
 

@@ -174,6 +174,12 @@ def test_an_interrupted_preparation_with_other_settings_or_files_starts_again(co
     assert drive(corpus, 5, "--data_dir=touched").returncode == -signal.SIGKILL
     os.utime(corpus / "wiki/a.jsonl", (1, 1))
     assert "starting again" in drive(corpus, 10**9, "--data_dir=touched").stdout
+    assert drive(corpus, 5, "--data_dir=older").returncode == -signal.SIGKILL
+    state = corpus / "older/.unfinished/state.json"
+    state.write_text(
+        state.read_text(encoding="utf-8").replace('\\"version\\": 4', '\\"version\\": 3'), encoding="utf-8"
+    )
+    assert "another version of MiniGPT: starting again" in drive(corpus, 10**9, "--data_dir=older").stdout
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot defer Ctrl-C")
