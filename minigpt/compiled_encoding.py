@@ -11,7 +11,7 @@ import numpy as np
 import tiktoken
 from numba import njit
 
-OTHER, LETTER, NUMBER, SPACE, NEWLINE = range(5)  # kinds of characters
+SIGN, LETTER, NUMBER, SPACE, NEWLINE = range(5)  # kinds of characters; a sign is none of the others
 # Above are planes without characters, and those for private use: a text that has one is left to tiktoken.
 MAX_CODE = 0x40000
 NO_TOKEN = 2**31 - 1  # more than any id
@@ -65,7 +65,7 @@ class CompiledEncoder:
 
 def classify_characters():
     """(MAX_CODE,) the kind of each character, by tiktoken's regular expressions: Python may know another Unicode."""
-    kinds = np.full(MAX_CODE, OTHER, dtype=np.uint8)
+    kinds = np.full(MAX_CODE, SIGN, dtype=np.uint8)
     text = "".join(map(chr, [*range(0xD800), *range(0xE000, MAX_CODE)]))
     single_bytes = {bytes([byte]): byte for byte in range(256)}
     for kind, pattern in ((LETTER, r"\p{L}"), (NUMBER, r"\p{N}"), (SPACE, r"\s")):
@@ -177,16 +177,16 @@ def find_piece_end(codes, kinds, start, is_qwen2):
     if start + 1 < n:
         kind, next_kind = kinds[first], kinds[codes[start + 1]]
         if is_qwen2 and next_kind == LETTER:
-            end += kind in (OTHER, SPACE)
+            end += kind in (SIGN, SPACE)
         elif first == ord(" "):
-            end += next_kind == OTHER or (next_kind < SPACE and not is_qwen2)
+            end += next_kind == SIGN or (next_kind < SPACE and not is_qwen2)
     kind = kinds[codes[end]]
     # \p{L}+, [^\s\p{L}\p{N}]+ and \p{N}+, in Qwen2's \p{N}.
     if kind < SPACE:
         end += 1
         while end < n and kinds[codes[end]] == kind and not (is_qwen2 and kind == NUMBER):
             end += 1
-        while is_qwen2 and kind == OTHER and end < n and kinds[codes[end]] == NEWLINE:  # [\r\n]*
+        while is_qwen2 and kind == SIGN and end < n and kinds[codes[end]] == NEWLINE:  # [\r\n]*
             end += 1
         return end
     # Spaces. In Qwen2's \s*[\r\n]+, which ends behind the last newline; \s+(?!\S), which leaves the last space to what
