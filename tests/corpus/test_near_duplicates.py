@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 
+from minigpt.bench.corpora import varied_articles
 from minigpt.corpus import near_duplicates
 from minigpt.corpus.near_duplicates import VALUES, NearDuplicates, insert_articles, minhash_signatures, values_per_band
 
@@ -123,6 +124,16 @@ def test_a_band_that_many_articles_have_is_in_the_table_a_limited_number_of_time
     table = np.zeros(1 << 16, dtype=np.int64)
     insert_articles(signatures, table, 7)
     assert (table > 0).sum() == near_duplicates.MAX_CANDIDATES + 17 * 500
+
+
+def test_the_mixed_corpus_of_the_benchmark_has_hardly_any_near_duplicates(tmp_path):
+    found = []
+    for mixed in (False, True):
+        articles = list(itertools.islice(varied_articles(mixed=mixed), 14_000))
+        near = opened(tmp_path)
+        found.append(sum(~near.add(minhash_signatures([article["text"] for article in articles]))))
+        near.close()
+    assert found[0] > 300 and found[1] < 5, found
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 0.95])
