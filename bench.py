@@ -3,6 +3,7 @@ and what it takes to adapt a model in each way.
 
     python bench.py train                     # training beside nanoGPT's: up to 30 minutes on two cores
     python bench.py train --quick             # five minutes; the time to a given quality is left out
+    python bench.py train --minimind=../minimind    # beside minimind's pretraining too, from a clone of it
     python bench.py train --input_dir=my_wiki --qa_files=my_qa.jsonl --articles=my_wiki --json=figures.json
     python bench.py generate                  # generation beside a plain loop and Hugging Face's; the server under load
     python bench.py generate --quick

@@ -82,18 +82,17 @@ class GPTConfig:
 class KVCache:
     """Keys and values of the positions computed so far, in preallocated tensors that are written in place.
 
-    keys, values: one tensor per layer, (batch_size, n_kv_head, max_len, D), of type `dtype`.
+    keys, values: (n_layer, batch_size, n_kv_head, max_len, D), of type `dtype`.
     """
 
     def __init__(self, config, batch_size, max_len, device, dtype=torch.float32):
-        shape = (batch_size, config.n_kv_head, max_len, config.head_dim)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        shape = (config.n_layer, batch_size, config.n_kv_head, max_len, config.head_dim)
+        self.keys, self.values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
 
     def move(self, source, target, length):
         """Copy the first `length` positions of row `source` to row `target`."""
-        for tensor in (*self.keys, *self.values):
-            tensor[target, :, :length] = tensor[source, :, :length]
+        for tensor in (self.keys, self.values):
+            tensor[:, target, :, :length] = tensor[:, source, :, :length]
 
 
 class VirtualTokens(NamedTuple):

@@ -14,6 +14,7 @@ with code 0.
 import logging
 import os
 import time
+from functools import partial
 
 from minigpt.checkpoint import model_names
 from minigpt.common.cli import Signals, run_script
@@ -56,13 +57,9 @@ def main(open_models=open_served):
     listener.start()
     title = f"serving {', '.join(models)}"
     announce_server(title, settings.host, listener.port, bool(key), f"a key with --api_key= or {KEY_VARIABLE}")
-    to_compile = []
-    for generator in (each for each in generators if each.stage != "task"):  # a head has no steps
-        compiling, why = generator.should_compile(settings.compile)
-        print(f"compile {compiling} ({why})", flush=True)
-        if compiling:
-            to_compile.append(generator)
-    compile_in_background(to_compile)
+    if settings.compile != "off":
+        having_steps = [generator for generator in generators if generator.stage != "task"]
+        compile_in_background(having_steps, say=partial(print, flush=True))
     while not signals.asked:
         time.sleep(0.1)  # on Windows, Ctrl-C does not interrupt a wait for an event
         if not listener.is_alive():

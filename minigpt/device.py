@@ -37,6 +37,7 @@ PEAK_TFLOPS = {
 OUT_OF_MEMORY_MESSAGES = ("out of memory", "allocate memory", "not enough memory")
 TIMED_TOKENS = 512  # input of the block that is timed
 TIMING_SECONDS = 4.0  # after which a timing begins no further round
+SHORT_STEP_SECONDS = 0.05  # a stall by another program, or building a kernel, can take as long
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -102,8 +103,9 @@ def fastest_of(tried, step, rounds=4, seconds=TIMING_SECONDS):
     """(the fastest of the candidates `tried`, its speed relative to the first); step(candidate) is timed.
 
     Each round times every candidate once, so that a machine that is busy for a while slows all of them, and the best
-    time of each counts. The first round is a warm-up, which also builds kernels. Slow candidates are dropped: six times
-    slower than the best in the first two rounds, later twice. No round begins after `seconds`.
+    time of each counts. The first round is a warm-up, which also builds kernels. Slow candidates are dropped, unless
+    they take less than SHORT_STEP_SECONDS: six times slower than the best in the first two rounds, later twice. No
+    round begins after `seconds`.
     """
     best = {}  # {index of a candidate: seconds}
     left = list(range(len(tried)))
@@ -116,7 +118,7 @@ def fastest_of(tried, step, rounds=4, seconds=TIMING_SECONDS):
             step(tried[i])
             taken = time.perf_counter() - started
             best[i] = taken if turn <= 1 else min(best[i], taken)  # round 1 replaces the warm-up's time
-            if best[i] > (6 if turn <= 1 else 2) * min(best.values()):
+            if best[i] > max(SHORT_STEP_SECONDS, (6 if turn <= 1 else 2) * min(best.values())):
                 left.remove(i)
     fastest = min(best, key=best.get)
     return tried[fastest], best[0] / best[fastest]

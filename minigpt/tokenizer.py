@@ -36,6 +36,8 @@ QWEN2_PATTERN = (
 SPECIAL_NAMES = ("eot", "pad", "answer")
 # tiktoken's regular expression overflows its stack on a million spaces in a row.
 MAX_SPACES = 1000
+# Characters that a process encodes as arrays before it loads the compiled encoding, which takes about as long.
+COMPILE_CHARS = 2_000_000
 LONG_SPACES = re.compile(rf"\s{{{MAX_SPACES},}}")
 
 
@@ -86,6 +88,8 @@ class Tokenizer:
                 f"tokenizer {name} is damaged: its pattern is no regular expression; train it again"
             ) from None
 
+        self._compiled, self._array_chars = None, 0  # a CompiledEncoder, after COMPILE_CHARS
+
     def encode(self, text):
         """Ids of plain text, as a list. They contain no special id: a `##` in the text is encoded as two `#`."""
         return self._encoding.encode_ordinary(bounded_spaces(text))
@@ -95,9 +99,21 @@ class Tokenizer:
         return self._encode_bounded(bounded_spaces(text))
 
     def _encode_bounded(self, text):
-        # The special tokens' names, such as <|endoftext|>, are ordinary text here.
-        ids = self._encoding.encode_to_numpy(text, disallowed_special=())
+        self._array_chars += len(text)
+        if self._array_chars > COMPILE_CHARS >= self._array_chars - len(text):
+            self._compile()
+        ids = self._compiled.encode(text) if self._compiled else None
+        if ids is None:
+            # The special tokens' names, such as <|endoftext|>, are ordinary text here.
+            ids = self._encoding.encode_to_numpy(text, disallowed_special=())
         return ids.astype(np.uint16 if self.n_vocab <= 2**16 else np.uint32)
+
+    def _compile(self):
+        from minigpt.compiled_encoding import CompiledEncoder  # numba takes a moment to load
+
+        if self.pattern in (GPT2_PATTERN, QWEN2_PATTERN):
+            encoder = CompiledEncoder(self.ranks, self.pattern == QWEN2_PATTERN)
+            self._compiled = encoder if encoder.is_exact else None
 
     def encode_joined(self, texts):
         """(ids of all texts, concatenated, and how many each has), as `encode_array` gives them, by one call.

@@ -45,14 +45,17 @@ def test_the_peak_of_a_gpu_is_looked_up_by_its_complete_name(name, tflops):
 def timed_steps(monkeypatch):
     """timed_steps({candidate: seconds}, …) times steps that take so long on a fake clock.
 
+    building: {candidate: seconds} that its first step takes in addition.
     Returns (result of fastest_of, candidates in the order of their steps).
     """
 
-    def run(seconds_of, **options):
+    def run(seconds_of, building=None, **options):
         clock, steps = [0.0], []
         monkeypatch.setattr(device.time, "perf_counter", lambda: clock[0])
 
         def step(candidate):
+            if candidate not in steps:
+                clock[0] += (building or {}).get(candidate, 0.0)
             steps.append(candidate)
             clock[0] += seconds_of[candidate]
 
@@ -65,6 +68,11 @@ def test_the_fastest_candidate_is_chosen_and_a_far_slower_one_is_timed_once(time
     (fastest, speedup), steps = timed_steps({"first": 0.02, "second": 0.01, "third": 0.015, "slow": 0.2})
     assert fastest == "second" and speedup == pytest.approx(2.0)
     assert [steps.count(name) for name in ("first", "second", "third", "slow")] == [5, 5, 5, 1]
+
+
+def test_a_short_step_is_not_dropped_for_the_kernel_that_it_builds_first(timed_steps):
+    (fastest, speedup), _ = timed_steps({"ready": 0.001, "built": 0.0005}, building={"built": 0.016})
+    assert fastest == "built" and speedup == pytest.approx(2.0)
 
 
 def test_no_round_of_a_timing_begins_after_its_seconds(timed_steps):

@@ -17,8 +17,10 @@ from minigpt.tokenizer import (
     GPT2_PATH,
     GPT2_PATTERN,
     StreamDecoder,
+    Tokenizer,
     format_vocabulary,
     load_tokenizer,
+    load_vocabulary,
     parse_vocabulary,
 )
 
@@ -308,3 +310,21 @@ def test_texts_encoded_by_one_call_are_those_encoded_one_by_one():
 def test_a_million_spaces_are_encoded_like_one():
     for tokenizer in (load_tokenizer(), byte_tokenizer()):
         assert tokenizer.encode("桥" + " " * 10**6 + "河") == tokenizer.encode("桥 河")
+
+
+def test_after_many_characters_arrays_are_encoded_by_compiled_code_with_the_same_ids(monkeypatch):
+    monkeypatch.setattr("minigpt.tokenizer.COMPILE_CHARS", 20)
+    texts = ["第3镇位于东河边。", "他们's 去了<|endoftext|>", "\U000f0000 é " + "-" * 300]
+    for tokenizer in (load_tokenizer(), load_vocabulary("trained", train_on_sample().vocabulary)):
+        before = [tokenizer.encode_array(texts[0]).tolist(), *map(tokenizer.encode, texts)]
+        for _ in range(3):
+            after = [tokenizer.encode_array(text).tolist() for text in texts]
+        assert [before[0], *after] == before and tokenizer._compiled
+
+
+def test_a_tokenizer_of_another_pattern_is_not_compiled(monkeypatch):
+    monkeypatch.setattr("minigpt.tokenizer.COMPILE_CHARS", 1)
+    tokenizer = Tokenizer(
+        "other", format_vocabulary({bytes([b]): b for b in range(256)}, SPECIALS, r"\p{L}+|[^\p{L}]+")
+    )
+    assert tokenizer.encode_array("桥 1").tolist() == tokenizer.encode("桥 1") and not tokenizer._compiled

@@ -59,7 +59,7 @@ def medians(figures):
 
 
 def machine_name(device):
-    """Processor or GPU, cores and torch's version, in one line."""
+    """Processor or GPU, cores and torch's version, in one line; also where torch is held to older instructions."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     name, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
@@ -68,6 +68,8 @@ def machine_name(device):
         fields = {key.strip(): value.strip() for key, value in fields.items()}
         flags = [flag for flag in ("amx_bf16", "avx512_bf16", "avx2") if flag in fields.get("flags", "").split()]
         name = f"{fields.get('model name', name)} ({', '.join(flags)})"
+    if held := os.environ.get("ATEN_CPU_CAPABILITY"):
+        name += f" held to {held}"
     return f"{name}, {count_cores()} cores, torch {torch.__version__}"
 
 

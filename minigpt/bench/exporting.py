@@ -8,9 +8,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from minigpt.bench.common import count_cores, machine_name, publish_results
+from minigpt.bench.common import machine_name, publish_results
+from minigpt.bench.llama_cpp import open_llama_cpp
 from minigpt.checkpoint import newest_checkpoint, only_checkpoint
-from minigpt.common.errors import UserError
 from minigpt.evaluation.asking import EvaluatedModel
 from minigpt.evaluation.prompts import load_pairs
 from minigpt.evaluation.tables import markdown_table
@@ -53,15 +53,7 @@ def ask_here(generator, prompts, **more):
 
 def ask_llama_cpp(path, n_ctx, prompts):
     """(answers, tokens a second) of llama.cpp with a GGUF file. Raises UserError where it is not installed."""
-    try:
-        import xllamacpp
-    except ImportError:
-        raise UserError("pip install -r requirements-dev.txt: llama.cpp is measured too") from None
-    params = xllamacpp.CommonParams()
-    params.model.path, params.n_ctx, params.n_parallel, params.verbosity = str(path), n_ctx, 1, 0
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = count_cores()
-    params.hostnames, params.port = ["127.0.0.1"], 0
-    server = xllamacpp.Server(params)
+    server = open_llama_cpp(path, n_ctx, 1)
     exact = {"temperature": 0, "max_tokens": SamplingParams().max_new_tokens}
     chats = [prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}] for prompt in prompts]
     started = time.perf_counter()

@@ -1,7 +1,8 @@
 """Measures `data/prepare.py` on a gigabyte, beside the rate at which tiktoken alone encodes the same text.
 
-The corpus is made by `minigpt.bench.corpora`. tiktoken runs in one process with the cleaned texts in memory, before and
-after our runs. Our time is that of the whole script.
+The corpora are made by `minigpt.bench.corpora`. That for the step `near` has hardly any near duplicates, so that nearly
+all of its articles are kept and later ones are compared with them. tiktoken runs in one process with the cleaned texts
+in memory, before and after our runs. Our time is that of the whole script, with its compiled code on the disk.
 """
 
 import json
@@ -21,7 +22,6 @@ from minigpt.tokenizer import load_tokenizer
 
 CORPUS_BYTES, QUICK_CORPUS_BYTES = 10**9, 2 * 10**8
 STEP_BYTES = 2 * 10**8  # of the corpus on which further cleaning steps are measured
-NEAR_BYTES = 10**7  # of that for near duplicates, since MinHash is slow
 TIKTOKEN_ARTICLES = 150_000
 REPORT_STEPS = ["title", "litter"]
 FURTHER_STEPS = [["controls"], ["widths"], ["simplify"], ["templates"], ["short", "foreign"], ["boilerplate"], ["near"]]
@@ -65,17 +65,19 @@ def run_prepare(folder, corpus, workers, steps):
     return {"bytes_per_second": os.path.getsize(corpus) / seconds, "peak_memory_mb": peak}
 
 
-def compare_preparing(folder, n_bytes, workers, step_bytes, near_bytes):
-    """{"tiktoken": bytes per second, "runs": [{"workers", "steps", "bytes", …}]}, on corpora of three sizes."""
-    corpora = {size: f"{folder}/{size}.jsonl" for size in {n_bytes, step_bytes, near_bytes}}
-    for size, path in corpora.items():
-        write_varied(path, size)
-    cases = [(count, REPORT_STEPS, n_bytes) for count in dict.fromkeys([1, workers])]
-    cases.append((workers, REPORT_STEPS, step_bytes))
-    cases += [(workers, REPORT_STEPS + more, near_bytes if "near" in more else step_bytes) for more in FURTHER_STEPS]
+def compare_preparing(folder, n_bytes, workers, step_bytes):
+    """{"tiktoken": bytes per second, "runs": [{"workers", "steps", "bytes", …}]}, on corpora of two sizes."""
+    large, small, mixed = (f"{folder}/{name}.jsonl" for name in ("large", "small", "mixed"))
+    write_varied(large, n_bytes)
+    write_varied(small, step_bytes)
+    write_varied(mixed, step_bytes, mixed=True)
+    cases = [(count, REPORT_STEPS, large) for count in dict.fromkeys([1, workers])]
+    cases += [(workers, REPORT_STEPS + more, mixed if "near" in more else small) for more in [[], *FURTHER_STEPS]]
+    run_prepare(folder, mixed, workers, [*REPORT_STEPS, "near"])  # a machine's first run compiles, which takes seconds
     before, runs = call_in_process(tiktoken_rate, "gpt2", TIKTOKEN_ARTICLES), []
-    for count, steps, size in cases:
-        figures = run_prepare(folder, corpora[size], count, steps)
+    for count, steps, corpus in cases:
+        figures = run_prepare(folder, corpus, count, steps)
+        size = n_bytes if corpus == large else step_bytes
         runs.append({"workers": count, "steps": steps, "bytes": size, **figures})
         print(f"{count} workers, {', '.join(steps)}: {runs[-1]['bytes_per_second'] / 1e6:.1f} MB/s", flush=True)
     return {"tiktoken": (before + call_in_process(tiktoken_rate, "gpt2", TIKTOKEN_ARTICLES)) / 2, "runs": runs}
@@ -107,7 +109,7 @@ def bench_preparing(settings):
     size, step_bytes = (QUICK_CORPUS_BYTES, STEP_BYTES // 4) if settings.quick else (CORPUS_BYTES, STEP_BYTES)
     print(f"{name}\nwriting {size / 1e9:g} GB of articles …", flush=True)
     with tempfile.TemporaryDirectory(prefix="minigpt-bench-") as folder:
-        figures = compare_preparing(folder, size, count_cores(), step_bytes, NEAR_BYTES)
+        figures = compare_preparing(folder, size, count_cores(), step_bytes)
     shares = {
         f"{run['workers']} {','.join(run['steps'])} {run['bytes']}": tiktoken_share(figures, run)
         for run in figures["runs"]

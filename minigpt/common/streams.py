@@ -25,6 +25,7 @@ class TextStream:
         self.finished = None
         self._pieces = queue.SimpleQueue()
         self._finish_lock = threading.Lock()
+        self._ended = threading.Event()
 
     def __iter__(self):
         while (piece := self.next_piece()) is not END:
@@ -43,6 +44,15 @@ class TextStream:
                 raise RuntimeError(f"generation failed: {self.error}") from self.error
         return piece
 
+    @property
+    def is_ready(self):
+        """Whether `next_piece` returns without waiting."""
+        return not self._pieces.empty()
+
+    def wait_for_end(self, seconds):
+        """Wait until the stream ends, up to `seconds`."""
+        self._ended.wait(seconds)
+
     def put(self, text):
         """Add a piece of text; "" is ignored."""
         if text:
@@ -56,6 +66,7 @@ class TextStream:
                 self.finished = time.perf_counter()
                 self.finish_reason = reason
                 self._pieces.put(END)
+                self._ended.set()
 
 
 def all_ready(stream, wait):
@@ -67,7 +78,8 @@ def all_ready(stream, wait):
     try:
         while (piece := stream.next_piece(wait)) is not END:
             pieces.append(piece)
-            wait = 0
+            if not stream.is_ready:
+                return "".join(pieces), False
     except TimeoutError:
         return "".join(pieces), False
     except RuntimeError:

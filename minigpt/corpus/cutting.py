@@ -23,6 +23,7 @@ CLAUSE_COMMA = re.compile(r"[，；]")
 WORD = re.compile(r"\S(?=\s)")
 UNSPACED_CHARACTER = re.compile(r"\S(?=\S)", re.DOTALL)  # spaces stay with what follows them, as in tokens
 CHARACTER = re.compile(r".", re.DOTALL)
+SENTENCE_MARKS = ("。", "！", "？")
 CLOSING_QUOTES = "”’」』\"'"
 # What follows the last sentence end is kept in "split" where it is longer than both.
 MAX_REST_CHARS = 100
@@ -31,7 +32,7 @@ MAX_REST_SHARE = 0.1  # of the text
 
 def last_sentence_end(text):
     """Position behind the last sentence end and its closing quotes; 0 where there is none."""
-    end = max(text.rfind("。"), text.rfind("！"), text.rfind("？")) + 1
+    end = max(map(text.rfind, SENTENCE_MARKS)) + 1
     while 0 < end < len(text) and text[end] in CLOSING_QUOTES:
         end += 1
     return end
@@ -43,6 +44,8 @@ def end_of_text(text, overflow):
     It is the last Chinese sentence end. Where there is none, "truncate" takes the last Latin one, or all of a text of
     lines, and "split" all. "split" also takes a long rest behind that end; "whole" takes all.
     """
+    if text.endswith(SENTENCE_MARKS):  # the common case
+        return len(text)
     whole, end = len(text.rstrip()), last_sentence_end(text)
     is_long = not end or whole - end > max(MAX_REST_CHARS, whole * MAX_REST_SHARE)
     if overflow == "whole" or (overflow == "split" and is_long):

@@ -1,14 +1,9 @@
-"""Duplicates: exact ones by a hash of the text, near ones by MinHash signatures (Broder 1997) in bands (LSH)."""
+"""Exact duplicates, by a hash of the text. Near ones: near_duplicates.py."""
 
-import hashlib
 import os
-import sqlite3
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-
-# Exact duplicates
 
 MERGE_KEYS = 1 << 17  # new keys that are kept apart until they are merged into all others
 READ_KEYS = 1 << 20  # of the log at once
@@ -81,120 +76,3 @@ def is_member(sorted_keys, keys):
 def insert_sorted(sorted_keys, keys):
     """The sorted array with further keys, sorted themselves."""
     return np.insert(sorted_keys, np.searchsorted(sorted_keys, keys), keys)
-
-
-# Near duplicates
-
-PERMUTATIONS = 128  # values of a signature
-SHINGLE_CHARS = 3  # characters that are compared together
-SHINGLES_AT_ONCE = 4096  # each takes a kilobyte while it is hashed
-BAND_RECALL = 0.98  # share of the pairs at the threshold that have a band in common
-MAX_CANDIDATES = 50  # articles with the same band that are compared
-CACHE_KIB = 128 << 10
-NEAR_TABLES = """
-CREATE TABLE IF NOT EXISTS bands(key INTEGER, number INTEGER, PRIMARY KEY(key, number)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS signatures(number INTEGER PRIMARY KEY, signature BLOB);
-"""
-
-
-def values_per_band(threshold):
-    """Values of a signature in a band: as many as still give BAND_RECALL for pairs at the threshold."""
-
-    def recall(n_values):
-        return 1 - (1 - threshold**n_values) ** (PERMUTATIONS // n_values)
-
-    return max(n for n in range(1, 17) if n == 1 or recall(n) >= BAND_RECALL)
-
-
-def shingles_of(text, start, end):
-    """The runs of SHINGLE_CHARS characters that begin at start to end, as bytes; a shorter text is one run."""
-    return [text[i : i + SHINGLE_CHARS].encode() for i in range(start, min(end, max(1, len(text) - SHINGLE_CHARS + 1)))]
-
-
-def minhash_signatures(texts, threshold):
-    """(signatures (n, PERMUTATIONS) of uint32, hashes of their bands (n, b) of int64) of n texts."""
-    from datasketch import MinHash  # imported only where the cleaning step is on
-
-    # The signature of a long text is the minimum of those of its parts.
-    parts = [
-        (i, start)
-        for i, text in enumerate(texts)
-        for start in range(0, max(1, len(text) - SHINGLE_CHARS + 1), SHINGLES_AT_ONCE)
-    ]
-    sets = (shingles_of(texts[i], start, start + SHINGLES_AT_ONCE) for i, start in parts)
-    values = np.full((len(texts), PERMUTATIONS), np.iinfo(np.uint32).max, dtype=np.uint32)
-    for (i, _), minimum in zip(parts, MinHash.generator(sets, num_perm=PERMUTATIONS), strict=True):
-        np.minimum(values[i], minimum.hashvalues.astype(np.uint32), out=values[i])
-    n_values = values_per_band(threshold)
-    n_bands = PERMUTATIONS // n_values
-    hashes = b"".join(
-        hashlib.blake2b(bytes([band]) + line[band * n_values : (band + 1) * n_values].tobytes(), digest_size=8).digest()
-        for line in values
-        for band in range(n_bands)
-    )
-    return values, np.frombuffer(hashes, dtype="<i8").reshape(-1, n_bands)
-
-
-@contextmanager
-def sqlite_errors_as_oserror():
-    """Turns SQLite's errors, such as a full disk, into OSError."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise OSError(str(error)) from None
-
-
-class NearDuplicates:
-    """Signatures of the articles so far, by number, in an SQLite file; articles that share a band are compared.
-
-    threshold: the estimated share of common shingles from which two articles are near duplicates.
-    """
-
-    def __init__(self, path, threshold):
-        self.threshold = threshold
-        self.db = sqlite3.connect(path, isolation_level=None)
-        self.db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        self.db.execute("PRAGMA journal_mode = WAL")
-        self.db.executescript(NEAR_TABLES)
-        self.db.execute("BEGIN")
-
-    def close(self):
-        """Closes the file; what was not flushed is lost."""
-        with sqlite_errors_as_oserror():
-            self.db.rollback()
-            self.db.close()
-
-    def flush(self):
-        """Puts everything on the disk."""
-        with sqlite_errors_as_oserror():
-            self.db.execute("COMMIT")
-            self.db.execute("BEGIN")
-
-    def resume(self, number):
-        """Keeps the articles before `number`, and removes the others."""
-        self.db.execute("DELETE FROM bands WHERE number >= ?", (number,))
-        self.db.execute("DELETE FROM signatures WHERE number >= ?", (number,))
-
-    def add(self, number, signature, bands):
-        """Adds an article unless it is a near duplicate of an earlier one; returns whether it was added.
-
-        signature, bands: its rows of `minhash_signatures`.
-        """
-        keys = bands.tolist()
-        with sqlite_errors_as_oserror():
-            if any(self._is_near(signature, other) for other in self._find_candidates(keys)):
-                return False
-            self.db.executemany("INSERT OR IGNORE INTO bands VALUES (?, ?)", [(key, number) for key in keys])
-            self.db.execute("INSERT INTO signatures VALUES (?, ?)", (number, signature.tobytes()))
-        return True
-
-    def _find_candidates(self, keys):
-        found = set()
-        for key in keys:
-            query = "SELECT number FROM bands WHERE key = ? LIMIT ?"
-            found.update(number for (number,) in self.db.execute(query, (key, MAX_CANDIDATES)))
-        return sorted(found)
-
-    def _is_near(self, signature, number):
-        blob = self.db.execute("SELECT signature FROM signatures WHERE number = ?", (number,)).fetchone()[0]
-        return (np.frombuffer(blob, dtype=np.uint32) == signature).mean() >= self.threshold

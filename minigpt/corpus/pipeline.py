@@ -23,7 +23,6 @@ import numpy as np
 from minigpt.common.errors import UserError
 from minigpt.corpus.cleaning import Cleaner
 from minigpt.corpus.cutting import TextCuts, cut_all, end_of_text
-from minigpt.corpus.dedup import minhash_signatures
 from minigpt.corpus.readers.rows import parse_block, record_unit
 from minigpt.corpus.records import Problems, article_of
 from minigpt.corpus.report import CorpusStatistics
@@ -126,7 +125,6 @@ class PreparedBlock:
     in_val: np.ndarray  # (R,) bool
     unused_characters: int  # of the articles of which nothing fits into a row
     signatures: np.ndarray  # (n, …), by `minhash_signatures`; None without the cleaning step `near`
-    bands: np.ndarray
     heldout: set  # held-out subjects of the articles
     steps: dict  # {"changed": Counter, "dropped": Counter} of the cleaning steps
     statistics: CorpusStatistics  # for the report; None without it
@@ -184,8 +182,6 @@ class BlockPreparer:
         in_val = [self._rows_in_val(article, n, heldout) for (_, article, _), n in zip(kept, cuts.rows, strict=True)]
         digests = b"".join([hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts])
         keys = np.frombuffer(digests, dtype="<u8")
-        has_near = "near" in self.cleaner.steps
-        signatures, bands = minhash_signatures(texts, settings.near_share) if has_near else (None, None)
         return PreparedBlock(
             path=block.path,
             n_bytes=block.n_bytes,
@@ -199,12 +195,16 @@ class BlockPreparer:
             cuts=cuts,
             in_val=mark_last_rows(cuts.rows, in_val),
             unused_characters=unused_characters,
-            signatures=signatures,
-            bands=bands,
+            signatures=self._sign(texts) if "near" in self.cleaner.steps else None,
             heldout=heldout,
             steps={"changed": self.cleaner.changed, "dropped": self.cleaner.dropped},
             statistics=statistics,
         )
+
+    def _sign(self, texts):
+        from minigpt.corpus.near_duplicates import minhash_signatures  # numba is loaded only where the step is on
+
+        return minhash_signatures(texts)
 
     def _rows_in_val(self, article, n_rows, heldout):
         """How many of the last of an article's rows are for validation; a held-out subject is added to `heldout`."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from minigpt.common.files import write_atomic
 from minigpt.corpus.cleaning import Cleaner
-from minigpt.corpus.dedup import KeySet, NearDuplicates
+from minigpt.corpus.dedup import KeySet
 from minigpt.corpus.losses import Losses
 from minigpt.corpus.pipeline import input_of
 from minigpt.corpus.readers.rows import record_unit
@@ -28,9 +28,9 @@ SPLIT_BY_SUBJECT, SPLIT_FROM_ENDS = "by subject", "from each document's end"
 STATE_FILE = "state.json"
 REPORT_FILE = "report.html"
 ROW_BUFFER_BYTES = 4 << 20  # rows that are made at once
-STATE_VERSION = 3
+STATE_VERSION = 4
 # That are saved as they are.
-SAVED_ATTRIBUTES = ("place", "n_bytes", "articles", "kept", "numbered", "characters", "lost", "unused_characters")
+SAVED_ATTRIBUTES = ("place", "n_bytes", "articles", "kept", "characters", "lost", "unused_characters")
 SETTINGS_WITHOUT_EFFECT = {"workers", "data_dir"}  # on the rows
 
 
@@ -55,6 +55,15 @@ def read_state(path):
         return None
 
 
+def open_near(folder, settings):
+    """The `NearDuplicates` in a folder; None without the cleaning step `near`."""
+    if "near" not in settings.clean:
+        return None
+    from minigpt.corpus.near_duplicates import NearDuplicates  # numba is loaded only where the step is on
+
+    return NearDuplicates(folder, settings.near_share)
+
+
 class PrepareProgress:
     """One preparation's blocks, taken in order. `with` opens and closes its files.
 
@@ -72,7 +81,6 @@ class PrepareProgress:
         self.place = (0, 0)
         self.n_bytes, self.articles, self.kept = 0, 0, 0
         self.characters, self.lost, self.unused_characters = 0, 0, 0
-        self.numbered = 0  # articles that were compared with earlier ones
         self.heldout = set()
         self.inputs = {name: Counter() for name in settings.input_dir}
         self.statistics = CorpusStatistics() if settings.report else None
@@ -80,23 +88,25 @@ class PrepareProgress:
 
     def __enter__(self):
         folder = self.writer.partial
-        self.keys = KeySet(folder)
+        self.keys, self.near = KeySet(folder), open_near(folder, self.settings)
         # Resume from the state if it belongs to the same preparation, and its rows and keys are there.
         state, why = read_state(folder / STATE_FILE), ""
         if state and state["fingerprint"] != self.fingerprint:
-            why = "has other files or settings"
-        elif state and not (self.writer.has(state["counts"]) and self.keys.has(state["keys"])):
+            why = "has other files or settings, or is of another version of MiniGPT"
+        elif state and not self._has_files(state):
             why = "is not complete"
         if why:
             print(f"the interrupted preparation {why}: starting again")
             state = None
         if not state:
-            for left in [folder / STATE_FILE, *folder.glob("*.db*")]:
-                left.unlink(missing_ok=True)
-        is_near = "near" in self.settings.clean
-        self.near = NearDuplicates(folder / "near.db", self.settings.near_share) if is_near else None
+            (folder / STATE_FILE).unlink(missing_ok=True)
         self._resume(state)
         return self
+
+    def _has_files(self, state):
+        """Whether the rows, the keys and the signatures that a state counts are there."""
+        has_near = not self.near or self.near.has(state["near"])
+        return has_near and self.writer.has(state["counts"]) and self.keys.has(state["keys"])
 
     def __exit__(self, *_):
         self.background.shutdown()
@@ -129,14 +139,14 @@ class PrepareProgress:
         """(n,) of bool: which articles repeat none. The others, and those dropped before, are added to `problems`."""
         new = self.keys.add(block.keys)
         dropped = [*block.dropped, *((block.numbers[i], DUPLICATE) for i in np.flatnonzero(~new))]
-        for i in np.flatnonzero(new) if self.near else ():
-            if not self.near.add(self.numbered + int(i), block.signatures[i], block.bands[i]):
-                new[i] = False
-                dropped.append((block.numbers[i], NEAR_DUPLICATE))
-                self.steps["dropped"]["near"] += 1
+        if self.near:
+            places = np.flatnonzero(new)
+            near = places[~self.near.add(block.signatures[places])]
+            new[near] = False
+            dropped += [(block.numbers[i], NEAR_DUPLICATE) for i in near]
+            self.steps["dropped"].update(["near"] * len(near))
         for number, reason in sorted(dropped):
             self.problems.add(reason, block.path, number)
-        self.numbered += len(new)
         if self.statistics:
             for i in np.flatnonzero(~new):
                 number, text = block.numbers[i], block.texts[i]
@@ -190,6 +200,8 @@ class PrepareProgress:
     def _write_state(self, state):
         self.writer.sync()
         self.keys.sync()
+        if self.near:
+            self.near.sync()
         write_atomic(self.writer.partial / STATE_FILE, lambda file: file.write(state))
 
     def wait(self):
@@ -207,6 +219,7 @@ class PrepareProgress:
             "inputs": self.inputs,
             "steps": self.steps,
             "keys": self.keys.count,
+            "near": self.near.count if self.near else 0,
             "counts": self.writer.counts,
             "problems": self.problems.about(),
             "statistics": self.statistics,
@@ -216,6 +229,8 @@ class PrepareProgress:
         """Takes up a state, or starts from nothing."""
         if not state:
             self.keys.resume(0)
+            if self.near:
+                self.near.resume(0)
             self.writer.resume({part: dict.fromkeys(counts, 0) for part, counts in self.writer.counts.items()})
             return
         for name in SAVED_ATTRIBUTES:
@@ -230,7 +245,7 @@ class PrepareProgress:
         self.writer.resume(state["counts"])
         self.keys.resume(state["keys"])
         if self.near:
-            self.near.resume(self.numbered)
+            self.near.resume(state["near"])
 
     def losses(self):
         """The `Losses` so far."""

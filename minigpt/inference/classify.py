@@ -11,7 +11,7 @@ from minigpt.checkpoint import load_checkpoint, newest_checkpoint, stage_of
 from minigpt.common.errors import UserError
 from minigpt.corpus.task_rows import encode_characters, encode_texts
 from minigpt.corpus.tasks import CLASSIFY, PAIR, TAG
-from minigpt.inference.engine import open_converted, open_generators
+from minigpt.inference.engine import open_converted, open_generator, open_generators
 from minigpt.inference.likelihood import starting_batch_tokens
 from minigpt.metrics import find_entities
 from minigpt.tokenizer import ANSWER_TEXT
@@ -178,7 +178,8 @@ def open_served(ckpts, settings):
 
 def open_labeller_or_generator(ckpt, settings):
     """(path, checkpoint's dict, model) of one checkpoint, as in `open_served`."""
-    return open_served([ckpt], settings)[0]
+    path, stage = find_stage(ckpt, settings.out_root)
+    return open_classifier(path, settings) if stage == "task" else open_generator(path, settings)
 
 
 def open_classifier(ckpt, settings, exact=False):

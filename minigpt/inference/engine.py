@@ -4,7 +4,6 @@ All running requests share each step of the model. Requests may join and leave t
 """
 
 import atexit
-import sys
 import threading
 import time
 from collections import deque
@@ -28,7 +27,7 @@ from minigpt.corpus.chat import chat_ids, forbidden_ids
 from minigpt.device import pick_device
 from minigpt.huggingface_tokenizer import HuggingFaceTokenizer
 from minigpt.inference.logprobs import TokenLogprob, pick_logprobs, prompt_logprobs
-from minigpt.inference.model_runner import PASS_KINDS, ModelRunner, should_compile_steps
+from minigpt.inference.model_runner import ModelRunner
 from minigpt.inference.quantize import choose_weight_type
 from minigpt.inference.sampling import Sampler, sample_tokens
 from minigpt.tokenizer import StreamDecoder
@@ -51,6 +50,8 @@ class StopStringFilter:
 
     def feed(self, text):
         """Take more text; returns the text that cannot be part of a stop string any more."""
+        if not self.stops:
+            return text
         text = self.held + text
         starts = [start for start in (text.find(stop) for stop in self.stops) if start >= 0]
         if starts:
@@ -59,7 +60,7 @@ class StopStringFilter:
             return text[: min(starts)]
 
         # Hold back the longest end of the text that a stop string begins with.
-        longest = max((len(stop) for stop in self.stops), default=1) - 1
+        longest = max(len(stop) for stop in self.stops) - 1
         keep = next((n for n in range(min(longest, len(text)), 0, -1) if self.begins_stop(text[-n:])), 0)
         self.held = text[len(text) - keep :]
         return text[: len(text) - keep]
@@ -399,6 +400,7 @@ class TextGenerator:
         forbidden = [token_id for token_id in forbidden_ids(tokenizer, stage) if token_id < tokenizer.n_vocab]
         self.member = EngineMember(self.engine.runner.models.index(model), model.n_virtual, tokenizer, forbidden)
         self.block_size = model.row_positions
+        self.kernels = None  # a `KernelStep`, which the engine's runner has once it is compiled
         self.worker.users.append(self)
 
     def prompt_ids(self, prompt):
@@ -463,40 +465,56 @@ class TextGenerator:
         """Refuse new requests, let the present ones run for up to `grace` seconds, and cancel the rest."""
         self.worker.remove_user(self, grace)
 
-    def should_compile(self, setting):
-        """(bool, why), as `should_compile_steps`."""
-        if self.engine.runner.mix:
-            return False, "steps that mix adapters are not compiled"
-        return should_compile_steps(setting, self.model)
-
     @property
     def compiled(self):
-        """Whether all kinds of passes are compiled."""
-        return set(self.engine.runner.compiled) == set(PASS_KINDS)
+        """Whether the steps run by compiled kernels."""
+        return self.engine.runner.kernels is not None
 
-    def compile(self, say=print):
-        """Compile the model's passes. Until that is done, and where it fails, they run uncompiled.
+    def make_kernels(self, say=None):
+        """Get the model ready for `compile`; returns whether its steps can be compiled.
 
-        say(line): prints the result.
+        Moves the model's weights, so no thread may run it meanwhile. say(line): prints why they cannot.
+        """
+        runner, reason = self.engine.runner, None
+        if runner.mix:
+            reason = "they mix adapters"
+        elif self.kernels is None:
+            try:
+                # The import takes a part of a second, and fails where numba finds no folder for its compiled code.
+                from minigpt.inference.kernels import KernelStep, can_run
+
+                self.kernels = KernelStep(runner.model) if can_run(runner.model) else None
+                reason = None if self.kernels else "the model is on a GPU, or has adapters in its layers"
+            except Exception as error:
+                reason = first_line(error)
+        if reason and say:
+            say(f"steps are not compiled: {reason}")
+        return reason is None
+
+    def compile(self, say=None):
+        """Compile the steps, which takes seconds the first time on a machine, and use the compiled ones from then on.
+
+        Until then, and where compiling fails, torch runs them. say(line): prints the result.
         """
         started = time.perf_counter()
-        for kind in PASS_KINDS:
-            try:
-                self.engine.runner.compile(kind)
-            except Exception as error:  # compilers fail in many ways; generation works without
-                return say(f"note: not compiled ({first_line(error)})")
-        say(f"compiled in {time.perf_counter() - started:.0f} s")
+        if not self.make_kernels(say):
+            return
+        try:
+            self.kernels.compile()
+        except Exception as error:  # compilers fail in many ways
+            return print(f"note: steps are not compiled ({first_line(error)})")
+        self.engine.runner.kernels = self.kernels
+        if say:
+            say(f"steps are compiled, after {time.perf_counter() - started:.1f} s")
 
 
-def compile_in_background(generators):
-    """Compile the models of `TextGenerator`s in a thread, which is returned.
-
-    They are compiled one after the other, because torch.compile is not safe in two threads at the same time.
-    """
+def compile_in_background(generators, say=None):
+    """Compile the steps of `TextGenerator`s that run nothing yet, in a thread, which is returned."""
+    ready = [generator for generator in generators if generator.make_kernels(say)]
 
     def run():
-        for generator in generators:
-            generator.compile()
+        for generator in ready:
+            generator.compile(say)
 
     thread = threading.Thread(target=run, name="compile", daemon=True)
     thread.start()
@@ -526,8 +544,17 @@ def open_generators(ckpts, settings, exact=False):
 
 
 def open_generator(ckpt, settings, exact=False):
-    """(path, checkpoint's dict, `TextGenerator`) of one checkpoint, as in `open_generators`."""
-    return open_generators([ckpt], settings, exact)[0]
+    """(path, checkpoint's dict, `TextGenerator`) of one checkpoint, as in `open_generators`.
+
+    Its steps are compiled: in the background, or before it is returned if `exact`, so that all answers are computed in
+    one way.
+    """
+    (opened,) = open_generators([ckpt], settings, exact)
+    if settings.compile != "off":
+        thread = compile_in_background([opened[2]])
+        if exact:
+            thread.join()
+    return opened
 
 
 def open_converted(ckpt, settings, exact=False):
@@ -549,9 +576,7 @@ def convert_models(paths, contents, settings, exact):
     if len(models) == 1:
         merge_lora(models[0])  # then a step takes the time of the base's
     name = "float32" if exact and settings.dtype == "auto" else settings.dtype
-    _, name, why = choose_weight_type(
-        models[0], name, say=lambda line: print(line, file=sys.stderr, flush=True), sharing=models[1:]
-    )
+    _, name, why = choose_weight_type(models[0], name, sharing=models[1:])
     about = [
         f"{path}: {content['stage']}, step {content['progress']['step']}, {size}, {name} ({why}) on "
         f"{models[0].wte.weight.device}"

@@ -3,19 +3,18 @@
 bfloat16, float16: all layers except the output layer, because logits in 16 bits are too coarse (`Float32Output`).
 
 int8: weights are rounded to 8 bits with one scale per output; the inputs of each product are rounded with one scale
-per row (dynamic quantization, as in LLM.int8(), Dettmers et al. 2022, without its treatment of outliers). The products
-are oneDNN's, called through the operator that torch's own quantization is lowered to. Where torch has no such product,
-as on Arm Macs, torch's product of float rows and int8 weights is used.
+per row (dynamic quantization, as in LLM.int8(), Dettmers et al. 2022, without its treatment of outliers). Steps of one
+token are computed by minigpt/inference/kernels.py. In other passes, the products are oneDNN's, called through the
+operator that torch's own quantization is lowered to. Where torch has no such product, as on Arm Macs, torch's product
+of float rows and int8 weights is used.
 
-x86 processors without VNNI add two products in 16 bits, which saturates for 8-bit operands; there the weights get
-7 bits. (Not the inputs, since these have the outliers.) Measured with the demo's model on its validation part: the
-KL divergence from float32 is 0.0006 nats with 7-bit weights, 0.0008 with 7-bit inputs, and 0.0003 with 8 bits for
-both. Perplexity relative to float32 is 1.003 (7-bit weights) and 1.000 (7-bit inputs) over whole rows, and 0.998 and
-1.003 token by token.
+On x86 processors without VNNI, oneDNN adds two products in 16 bits, which saturates for 8-bit operands; there it gets
+weights of 7 bits. (Not the inputs, since these have the outliers.) Measured with the demo's model on its validation
+part: the KL divergence from float32 is 0.0006 nats with 7-bit weights, 0.0008 with 7-bit inputs, and 0.0003 with 8 bits
+for both. Perplexity relative to float32 is 1.003 (7-bit weights) and 1.000 (7-bit inputs) over whole rows, and 0.998
+and 1.003 token by token.
 """
 
-import copy
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -23,8 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from minigpt.common.errors import UserError
-from minigpt.device import bfloat16_is_fast, dtype_by_device, fastest_of
-from minigpt.inference.model_runner import ModelRunner
+from minigpt.device import dtype_by_device
 
 WEIGHT_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.float32}
 MAX_LEVEL = 127  # largest int8 value in use; -128 is not used, so that the range is symmetric
@@ -36,10 +34,7 @@ MAX_WEIGHT_ONLY_ROWS = 8  # up to which torch's int8-weight product is faster th
 # Names of the linear layers of a base; an adapter that wraps one has it as its `base`.
 BASE_LAYERS = ("c_attn", "c_proj", "c_fc", "lm_head", "base")
 
-MIN_SPEEDUP = 1.2  # over float32, for which a type with less precision is chosen
-TIMED_LAYERS = 2
-TIMED_ROWS = 16
-SILENT_TIMING_PARAMS = 10e6  # timing models of fewer parameters takes less than a second and is not announced
+MIN_INT8_PARAMS = 10e6  # a step of a smaller model takes less than a millisecond in float32 too
 
 
 class Float32Output(nn.Module):
@@ -96,7 +91,8 @@ class Int8WeightOnly(Int8Weights):
 
 
 class Int8Dynamic(Int8Weights):
-    """oneDNN's product of 8-bit rows and int8 weights, which are packed in oneDNN's layout.
+    """oneDNN's product of 8-bit rows and int8 weights, which are packed in oneDNN's layout. max_level: largest value of
+    a packed weight; `levels` always have 8 bits.
 
     The rows are uint8: levels from -MAX_LEVEL to MAX_LEVEL plus ZERO_POINT. oneDNN's kernels for processors without
     VNNI support no int8 rows; it would shift them in every call, which takes five times as long as the product of
@@ -104,13 +100,15 @@ class Int8Dynamic(Int8Weights):
     """
 
     def __init__(self, linear, max_level=MAX_LEVEL):
-        super().__init__(linear, max_level)
+        super().__init__(linear)
+        packed = Int8Weights(linear, max_level)
+        self.max_level = max_level
         with torch.no_grad():
-            self.register_buffer("packed", torch.ops.onednn.qlinear_prepack(self.levels, None))
+            self.register_buffer("packed", torch.ops.onednn.qlinear_prepack(packed.levels, None))
+        self.register_buffer("packed_scale", packed.scale)
         # What ZERO_POINT adds to each output is a constant, which a bias subtracts.
-        self.register_buffer("shift", -ZERO_POINT * self.levels.sum(dim=1) * self.scale)
-        self.register_buffer("zero_points", torch.zeros(len(self.levels), dtype=torch.int32))
-        del self.levels
+        self.register_buffer("shift", -ZERO_POINT * packed.levels.sum(dim=1) * packed.scale)
+        self.register_buffer("zero_points", torch.zeros(len(packed.levels), dtype=torch.int32))
 
     def forward(self, x):
         rows = x.flatten(0, -2).float()
@@ -122,7 +120,19 @@ class Int8Dynamic(Int8Weights):
 
         # The operator takes one scale for all rows, so it gets 1, and its output is multiplied by each row's scale.
         y = torch.ops.onednn.qlinear_pointwise(
-            levels, 1.0, 0, self.packed, self.scale, self.zero_points, self.shift, 1.0, 0, torch.float32, "none", [], ""
+            levels,
+            1.0,
+            0,
+            self.packed,
+            self.packed_scale,
+            self.zero_points,
+            self.shift,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
         )
         return self.add_bias((y * scale).to(x.dtype).unflatten(0, x.shape[:-1]))
 
@@ -187,55 +197,18 @@ def convert_weights(model, name, sharing=()):
     return model
 
 
-def choose_weight_type(model, name, say=print, sharing=()):
+def choose_weight_type(model, name, sharing=()):
     """Convert a GPT to the type that the setting dtype names; returns (model, name of the type, why).
 
-    The model may be changed in place. name "auto": by the kind of device (`dtype_by_device`); on a CPU, the type that
-    decode steps are fastest in. say(line): prints what is timed, where that takes more than a second. sharing: as in
-    `convert_weights`.
+    The model may be changed in place. name "auto": by the kind of device (`dtype_by_device`); on a CPU int8, whose
+    steps read a quarter of float32's bytes, or float32 for a small model. sharing: as in `convert_weights`.
     """
     device = model.wte.weight.device
     why = "as set"
     if name == "auto":
         if device.type == "cpu":
-            name, why = fastest_weight_type(model, say)
+            name = "int8" if model.num_params() >= MIN_INT8_PARAMS else "float32"
+            why = "the default on a CPU for a model of this size"
         else:
             name, why = dtype_by_device(device) or ("float32", f"the default on {device.type}")
     return convert_weights(model, name, sharing), name, why
-
-
-@torch.no_grad()
-def fastest_weight_type(model, say):
-    """(name, why) of the type in which decode steps are fastest on this CPU. The model is not changed.
-
-    Times a few layers with the output layer, in float32, int8, and bfloat16 where the processor supports it.
-    """
-    names = ["float32", *(["bfloat16"] if bfloat16_is_fast() else []), "int8"]
-    parts = {name: first_layers(model) for name in names}
-    if sum(p.numel() for p in parts["float32"].parameters()) > SILENT_TIMING_PARAMS:
-        say(f"timing a few layers in {', '.join(names[:-1])} and {names[-1]} …")
-    runners = {name: ModelRunner(convert_weights(part, name), TIMED_ROWS) for name, part in parts.items()}
-    for runner in runners.values():
-        runner.prefill([[0]] * TIMED_ROWS)
-    picked, times = fastest_of(names, lambda name: time_decode_steps(runners[name]))
-    if picked == "float32":
-        return picked, "timed: the fastest"
-    if times < MIN_SPEEDUP:  # not worth the lost precision
-        return "float32", f"timed: {picked} is no more than {times:.2f} times as fast"
-    return picked, f"timed: {times:.2f} times as fast as float32"
-
-
-def first_layers(model):
-    """A GPT of a model's first TIMED_LAYERS layers. It shares the model's weights until it is converted."""
-    part = copy.copy(model)
-    part._modules = dict(model._modules)
-    part.h, part.virtual = model.h[:TIMED_LAYERS], None
-    part.trunk = part.hidden
-    part.config = replace(model.config, n_layer=len(part.h))
-    return copy.deepcopy(part, {id(p): nn.Parameter(p.detach()) for p in model.parameters()})
-
-
-def time_decode_steps(runner):
-    """Run a step of one row and a step of TIMED_ROWS rows, since some products are fast for few rows only."""
-    for runner.n in (1, TIMED_ROWS):
-        runner.step([0] * runner.n, [1] * runner.n)

@@ -23,6 +23,8 @@ class Choice:
 
         Raises ApiError if the request ended before the prompt's log probabilities were computed.
         """
+        if self._stream.params.logprobs is None and not self._prompt_is_due:
+            return text, None
         self._characters += len(text)
         prompt, answer = [], self._new_tokens(ended)
         if self._prompt_is_due:

@@ -39,10 +39,12 @@ def blamed_on(field):
         raise ApiError(400, str(error), field) from None
 
 
+WRITER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def to_json(values):
     """`values` as JSON in UTF-8. Half of a surrogate pair, which an error may quote, is written as an escape."""
-    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
-    return text.encode("utf-8", errors="backslashreplace")
+    return WRITER.encode(values).encode("utf-8", errors="backslashreplace")
 
 
 def to_event(values):

@@ -5,7 +5,9 @@ import time
 
 from minigpt.common.net import MINIGPT_OWNER
 from minigpt.serving.choices import Choice
-from minigpt.serving.errors import DONE, to_event
+from minigpt.serving.errors import DONE, to_event, to_json
+
+PLACEHOLDER = "\0"  # for the text in the template of an event
 
 
 class OpenAIAnswer:
@@ -38,6 +40,7 @@ class OpenAIAnswer:
         name = self._object + (".chunk" if self.chat else "")
         head = {**self._head, "object": name, **({"usage": None} if include_usage else {})}
         started, choices = set(), self._choices(running)
+        templates = [self._text_template(head, i) for i in range(len(choices))]
         for update in running.updates():
             events = []
             for i, text, reason in update:
@@ -46,15 +49,23 @@ class OpenAIAnswer:
                     role = chat_chunk(i, {"role": "assistant", "content": ""})
                     events.append(to_event({**head, "choices": [role]}))
                 text, logprobs = choices[i].take(text, bool(reason))
-                if text or any((logprobs or {}).values()):
+                if text and logprobs is None:
+                    before, after = templates[i]
+                    events.append(before + to_json(text) + after)
+                elif text or any((logprobs or {}).values()):
                     events.append(to_event({**head, "choices": [self._chunk(i, text, logprobs, None)]}))
                 if reason:
                     events.append(to_event({**head, "choices": [self._chunk(i, "", None, reason)]}))
             if events:
                 yield b"".join(events)
-        if include_usage:
-            yield to_event({**head, "choices": [], "usage": count_usage(running)})
-        yield DONE
+        usage = to_event({**head, "choices": [], "usage": count_usage(running)}) if include_usage else b""
+        yield usage + DONE
+
+    def _text_template(self, head, i):
+        """What stands before and after the text in an event of choice i that has text only."""
+        event = to_event({**head, "choices": [self._chunk(i, PLACEHOLDER, None, None)]})
+        before, _, after = event.rpartition(to_json(PLACEHOLDER))
+        return before, after
 
     def _choices(self, running):
         return [Choice(stream, self.tokenizer, self.chat, self.echo) for stream in running.streams]

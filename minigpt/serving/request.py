@@ -12,9 +12,10 @@ CLIENT_POLL_SECONDS = 0.25
 CANCEL_WAIT_SECONDS = 1.0
 # How long a request with several streams waits for the first of them before it looks at the others.
 MAX_STREAM_WAIT_SECONDS = 0.02
-# Pause after each update, for each stream that the model runs. Without it, each of 32 threads would wake for every
-# token and take more time from the engine than the sending itself. A single stream is still sent token by token.
-PAUSE_SECONDS_PER_STREAM = 0.001
+# Pause between two updates of a request, for each further stream that the models run. An update wakes a thread here and
+# one of the client, which takes more processor time than its tokens do.
+PAUSE_SECONDS_PER_STREAM = 0.004
+MAX_PAUSE_SECONDS = 0.04  # 25 updates a second look like a steady flow
 
 
 class Admission:
@@ -67,6 +68,15 @@ def too_many_requests(reason, seconds):
     return ApiError(429, f"{reason}; try again later", None, "rate_limit_exceeded", "rate_limit_exceeded", headers)
 
 
+def pause_seconds(running):
+    """Seconds between two updates of a request while the models run so many streams.
+
+    A single stream is sent token by token. Of several, an update has the tokens of several steps, so that sending takes
+    little of the processor from the model. The first update is not delayed, nor is the end of a request's only stream.
+    """
+    return min(MAX_PAUSE_SECONDS, PAUSE_SECONDS_PER_STREAM * max(0, running - 1))
+
+
 class ClientGone(Exception):
     """The client has disconnected."""
 
@@ -74,9 +84,9 @@ class ClientGone(Exception):
 class RunningRequest:
     """An admitted request and its streams. `close()` must be called at the end; a second call is safe.
 
-    service: what all requests share (models, admission, counters, request_seconds); model: a name; prompts: each text
-    or a list of ids; params: the SamplingParams of each choice, of which every prompt has as many; client_gone():
-    whether the client has disconnected. The streams have the order of OpenAI's choices: the first prompt's come first.
+    service: the `Service` that all requests share; model: a name; prompts: each text or a list of ids; params: the
+    SamplingParams of each choice, of which every prompt has as many; client_gone(): whether the client has
+    disconnected. The streams have the order of OpenAI's choices: the first prompt's come first.
     """
 
     def __init__(self, service, model, prompts, params, client_gone):
@@ -94,6 +104,7 @@ class RunningRequest:
         self._first_update = []
         self._first_update_at = None
         self._timed_out = False
+        self._sends_parts = True
         service.admission.admit(model, self._n_streams)
         try:
             for prompt in prompts:
@@ -122,6 +133,7 @@ class RunningRequest:
 
     def wait_for_texts(self):
         """(texts, finish reasons) of all streams, when all have ended."""
+        self._sends_parts = False
         texts = [""] * len(self.streams)
         reasons = [None] * len(self.streams)
         for update in self.updates():
@@ -184,5 +196,7 @@ class RunningRequest:
                     update.append((i, text, reason if ended else None))
             if update:
                 yield update
-                if live:
-                    time.sleep(PAUSE_SECONDS_PER_STREAM * self._generator.running)
+                # An answer that is sent whole needs no updates; its thread wakes to check that its client is there.
+                pause = pause_seconds(self._service.running) if self._sends_parts else CLIENT_POLL_SECONDS
+                if live and pause:
+                    next(iter(live.values())).wait_for_end(min(pause, left))

@@ -154,6 +154,11 @@ class LocalModels(DeviceChoice):
         ["auto", "float32", "bfloat16", "float16", "int8"],
     )
     max_batch: int = setting(32, "prompts that are answered together", low=1)
+    compile: str = setting(
+        "auto",
+        "compiled code; auto: in training, torch.compile on CUDA with Triton; in generation, numba's kernels on a CPU",
+        ["auto", "on", "off"],
+    )
 
 
 @dataclass
@@ -529,11 +534,7 @@ class TrainSettings(Preferring, Adapting, DeviceChoice, Seed, Stage):
         "compute type; auto: bfloat16 on GPUs that have it, float32 on MPS, else what a short timing finds fastest",
         ["auto", "float32", "bfloat16", "float16"],
     )
-    compile: str = setting(
-        "auto",
-        "torch.compile; auto: training on CUDA with Triton; serving on a CPU with a C++ compiler (in the background)",
-        ["auto", "on", "off"],
-    )
+    compile: str = same_as(LocalModels, "compile")
     fsdp: bool = setting(False, "torchrun: shard a model too large for one GPU over the processes (FSDP2)")
     deterministic: bool = setting(False, "CUDA: slower, deterministic kernels, so that resuming gives the same numbers")
 
@@ -572,7 +573,6 @@ class ExportSettings(CheckpointChoice, Stage):
 @dataclass
 class ServerSettings(Listening, LocalModels, CheckpointChoice, Stage):
     SCRIPT = "server.py"
-    compile: str = same_as(TrainSettings, "compile")
     api_key: str = setting("", "key that clients must send; '': the environment's MINIGPT_API_KEY, if set")
     strict: bool = setting(False, "refuse requests with unknown fields; False: name these in X-Ignored-Fields")
     cors: list[str] = setting([], "origins whose pages may ask, such as http://localhost:3000; *: all")
@@ -679,6 +679,11 @@ class VisualizeSettings(PlotFile, Stage):
 class BenchSettings(CheckpointChoice, QuestionFiles, ArticleFiles, DeviceChoice, Stage):
     SCRIPT = "bench.py"
     quick: bool = setting(False, "measure in five to ten minutes at most, and leave out what takes longer")
+    minimind: str = setting(
+        "",
+        "train: folder of a clone of github.com/jingyaogong/minimind, whose pretraining is measured too (it needs pip "
+        "install transformers datasets); '': is not",
+    )
     json: str = same_as(Measuring, "json")
     docs: str = setting("docs/benchmarks.md", "Markdown file that the table of a whole measurement goes into")
 

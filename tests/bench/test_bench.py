@@ -36,7 +36,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("way", ["recipe", "ours"])
 def test_a_way_of_training_trains_and_counts_tokens_without_padding(folder, way):
-    side = training.WAYS[way](folder, training.SMALL, "cpu")
+    side = training.WAYS[way](folder, training.SIZES[training.SMALL], "cpu")
     before = side.model.wte.weight.detach().clone()
     tokens, flops = side.step()
     assert not torch.equal(side.model.wte.weight, before)
@@ -82,6 +82,16 @@ def test_ratios_are_ours_over_the_recipe():
     }
     assert training.training_ratios(SPEED, None)["time_to_bpc_ratio"] is None
     assert training.training_ratios(SPEED, {**quality, "our_seconds": None})["time_to_bpc_ratio"] is None
+
+
+def test_the_ratio_over_minimind_is_of_characters_with_the_own_tokenizers():
+    speed = {**SPEED, ("pretrain", "minimind", "minimind"): {**FIGURES, "characters_per_second": 50.0}}
+    ratios = training.training_ratios(speed, None)
+    assert ratios["characters_over_minimind"] == 4.0
+    bits = {"seconds": 300, "minimind": 9.931, "ours": 7.884}
+    table = training.training_table({training.SMALL: speed}, None, ratios, bits)
+    assert "| characters_over_minimind | 4.0 |" in table and "| pretrain | minimind | minimind |" in table
+    assert "9.93" in table and "7.88" in table
 
 
 def test_the_table_says_what_was_not_measured(tmp_path):

@@ -21,7 +21,7 @@ from corpora import ROOT, byte_tokenizer, made_up_articles, write_jsonl
 from minigpt.bench.corpora import varied_articles, write_varied
 from minigpt.bench.preparing import resident_mb
 from minigpt.corpus import dedup
-from minigpt.corpus.dedup import KeySet, NearDuplicates, minhash_signatures, values_per_band
+from minigpt.corpus.dedup import KeySet
 from minigpt.corpus.pipeline import sigint_deferred
 from minigpt.corpus.row_files import padded_rows
 
@@ -174,6 +174,12 @@ def test_an_interrupted_preparation_with_other_settings_or_files_starts_again(co
     assert drive(corpus, 5, "--data_dir=touched").returncode == -signal.SIGKILL
     os.utime(corpus / "wiki/a.jsonl", (1, 1))
     assert "starting again" in drive(corpus, 10**9, "--data_dir=touched").stdout
+    assert drive(corpus, 5, "--data_dir=older").returncode == -signal.SIGKILL
+    state = corpus / "older/.unfinished/state.json"
+    state.write_text(
+        state.read_text(encoding="utf-8").replace('\\"version\\": 4', '\\"version\\": 3'), encoding="utf-8"
+    )
+    assert "another version of MiniGPT: starting again" in drive(corpus, 10**9, "--data_dir=older").stdout
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot defer Ctrl-C")
@@ -279,42 +285,6 @@ def test_a_key_set_agrees_with_a_python_set_also_when_it_resumes(tmp_path, monke
             keys.resume(count)
     keys.close()
     assert (tmp_path / "keys.log").stat().st_size == 8 * len(seen) > 8 * 1000
-
-
-def test_near_duplicates_are_those_with_many_common_shingles(tmp_path):
-    rng = random.Random(0)
-    texts = ["".join(chr(0x4E00 + rng.randrange(500)) for _ in range(200)) for _ in range(30)]
-    reworded = [text[:50] + "改" + text[51:] for text in texts]  # 197 of 201 shingles in common
-    halves = [text[:100] + other[:100] for text, other in itertools.pairwise(texts)]  # a third in common
-    everything = [*texts, *reworded, *halves]
-    values, bands = minhash_signatures(everything, 0.8)
-    near = NearDuplicates(tmp_path / "near.db", 0.8)
-    new = [near.add(i, values[i], bands[i]) for i in range(len(everything))]
-    assert new == [True] * 30 + [False] * 30 + [True] * 29
-    near.flush()
-    near.close()
-    near = NearDuplicates(tmp_path / "near.db", 0.8)
-    near.resume(10)
-    assert [near.add(100 + i, values[i], bands[i]) for i in range(30)] == [False] * 10 + [True] * 20
-    near.close()
-
-
-def test_the_estimate_of_common_shingles_is_close_to_the_plain_count(tmp_path):
-    rng = random.Random(1)
-    for share in (0.2, 0.5, 0.9):
-        a = "".join(chr(0x4E00 + rng.randrange(20000)) for _ in range(400))
-        b = a[: int(400 * share)] + "".join(chr(0x4E00 + rng.randrange(20000)) for _ in range(400 - int(400 * share)))
-        sets = [{text[i : i + 3] for i in range(398)} for text in (a, b)]
-        values, _ = minhash_signatures([a, b], 0.8)
-        plain = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
-        assert (values[0] == values[1]).mean() == pytest.approx(plain, abs=0.15)
-
-
-@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 0.95])
-def test_bands_bring_nearly_all_pairs_at_the_threshold_together(threshold):
-    rows = values_per_band(threshold)
-    assert 1 - (1 - threshold**rows) ** (128 // rows) >= 0.98
-    assert rows == 16 or 1 - (1 - threshold ** (rows + 1)) ** (128 // (rows + 1)) < 0.98
 
 
 def test_rows_padded_together_are_those_padded_one_by_one():

@@ -31,8 +31,9 @@ def tiny_model(seed=0, vocab_size=VOCAB, block_size=32, bias=False, dropout=0.0,
     more: further fields of GPTConfig.
     """
     torch.manual_seed(seed)
-    shape = {"n_layer": 2, "n_head": 4, "n_embd": 32, **ARCHITECTURE_FIELDS[architecture]}
-    model = GPT(GPTConfig(block_size, vocab_size, **shape, dropout=dropout, bias=bias, **more))
+    fields = ARCHITECTURE_FIELDS.get(architecture, {"architecture": architecture})
+    shape = {"n_layer": 2, "n_head": 4, "n_embd": 32, **fields, **more}
+    model = GPT(GPTConfig(block_size, vocab_size, **shape, dropout=dropout, bias=bias))
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(1.0 if p.dim() == 1 else 0.0, 0.2)

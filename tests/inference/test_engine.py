@@ -9,7 +9,7 @@ from plain_generation import FORBIDDEN, TOKENIZER, plain_greedy, text_of
 from tiny import EOT, MARK, PAD, VOCAB, random_ids, tiny_model
 
 from minigpt.common.errors import UserError
-from minigpt.inference.engine import StopStringFilter, TextGenerator, compile_in_background
+from minigpt.inference.engine import StopStringFilter, TextGenerator
 from minigpt.inference.params import SamplingParams
 from model import GPTConfig, PromptPass
 
@@ -348,30 +348,3 @@ def test_reading_a_stream_can_time_out():
     stream.finish("stop")
     assert stream.next_piece(timeout=1) is None
     assert stream.next_piece() is None
-
-
-def test_models_are_compiled_one_after_the_other_in_one_thread(monkeypatch, capsys):
-    """Concurrent torch.compile is not safe, and a server may run several models."""
-    generators = [TextGenerator(tiny_model(), TOKENIZER, "sft") for _ in range(3)]
-    events = []
-
-    def compiles(number):
-        def compile(kind):
-            events.append(("begin", number, threading.get_ident()))
-            time.sleep(0.01)
-            events.append(("end", number, threading.get_ident()))
-            if number == 1:
-                raise RuntimeError("no compiler")
-
-        return compile
-
-    for number, generator in enumerate(generators):
-        monkeypatch.setattr(generator.engine.runner, "compile", compiles(number))
-    thread = compile_in_background(generators)
-    thread.join()
-    assert [event[0] for event in events] == ["begin", "end"] * (len(events) // 2)
-    numbers = [event[1] for event in events]
-    assert numbers == sorted(numbers) and set(numbers) == {0, 1, 2}
-    assert {event[2] for event in events} == {thread.ident} and thread.ident != threading.get_ident()
-    said = capsys.readouterr().out.splitlines()
-    assert [line.startswith("compiled in") for line in said] == [True, False, True] and "no compiler" in said[1]

@@ -15,8 +15,8 @@ def few_positions(monkeypatch):
 
 
 def size_of(runner):
-    """(rows, positions) that the cache has room for; the same in each of its tensors."""
-    ((rows, positions),) = {(len(t), t.shape[2] - 1) for t in (*runner.cache.keys, *runner.cache.values)}
+    """(rows, positions) that the cache has room for; the same in both of its tensors."""
+    ((rows, positions),) = {(t.shape[1], t.shape[3]) for t in (runner.cache.keys, runner.cache.values)}
     return rows, positions
 
 
@@ -78,7 +78,7 @@ def test_where_memory_runs_out_as_the_cache_grows_it_can_still_be_used(monkeypat
 
     def short_of_memory(tensor, *size):
         tensors.append(size)
-        if len(tensors) == 3:
+        if len(tensors) == 2:
             raise torch.OutOfMemoryError("out of memory")
         return new_zeros(tensor, *size)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minigpt.inference.params import SamplingParams
-from minigpt.inference.sampling import Sampler, sample_rows, sample_tokens, sampling_method
+from minigpt.inference.sampling import Sampler, largest_logits, sample_rows, sample_tokens, sampling_method
 
 pytestmark = pytest.mark.numeric
 
@@ -116,3 +116,19 @@ def test_extreme_parameters_sample_no_impossible_token():
                 sampler.random = type("Fixed", (), {"random": staticmethod(lambda u=u: u)})
                 assert sample_rows(forbidden, [sampler], method).tolist() == [4]
                 assert 0 <= sample_rows(flat, [sampler], method).item() < V
+
+
+@pytest.mark.parametrize("size, k", [(V, 5), (2048, 8), (2048 + 31, 8), (2048 + 31, 9), (4000, 1)])
+def test_the_largest_logits_are_those_of_topk(size, k):
+    logits = torch.randn(3, size + 50, generator=torch.Generator().manual_seed(k))[:, :size]  # a part of wider rows
+    logits[0, -3:] = 9.0  # equal ones, after the last whole block
+    logits[1, 1:] = -torch.inf
+    values, ids = largest_logits(logits, k)
+    assert torch.equal(values, logits.topk(k).values) and torch.equal(values, logits.gather(1, ids))
+    assert all(len(set(row)) == k for row in ids.tolist())
+
+
+def test_greedy_decoding_takes_the_first_of_equal_logits():
+    logits = torch.zeros(2, V)
+    logits[1, [3, 7]] = 1.0
+    assert sample_tokens(logits, [Sampler(SamplingParams(temperature=0), [])] * 2) == [0, 3]

@@ -1,19 +1,24 @@
 """The HTTP API without a socket: fields, bodies, admission, names, addresses."""
 
+import json
 import re
 import threading
 import time
+from types import SimpleNamespace
 
 import openai.types.chat.completion_create_params as chat_params
 import openai.types.completion_create_params as completion_params
 import pytest
-from serving_fakes import FakeGenerator
+from serving_fakes import FakeGenerator, FakeTokenizer
 
 from minigpt.checkpoint import model_names
 from minigpt.common.net import addresses
+from minigpt.common.streams import all_ready
 from minigpt.inference.params import SamplingParams
 from minigpt.serving import create_app
-from minigpt.serving.errors import ApiError, read_json, to_json
+from minigpt.serving import request as requests
+from minigpt.serving.errors import ApiError, read_json, to_event, to_json
+from minigpt.serving.openai_api import OpenAIAnswer
 from minigpt.serving.request import Admission
 from minigpt.serving.schemas import N_SEEDS, NOT_SUPPORTED, parse_request, request_models
 from minigpt.settings.stages import ServerSettings
@@ -371,6 +376,42 @@ def test_stopping_waits_for_running_requests_and_admits_no_more():
     with pytest.raises(ApiError) as stopping:
         admission.admit("a", 1)
     assert stopping.value.status == 503
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_tokens_that_come_in_a_pause_are_read_together_and_the_end_ends_it(monkeypatch, stream):
+    reads, found = [], []
+    monkeypatch.setattr(requests, "all_ready", lambda *given: reads.append(given) or all_ready(*given))
+    monkeypatch.setattr(requests, "pause_seconds", lambda running: 3600)
+    monkeypatch.setattr(requests, "CLIENT_POLL_SECONDS", 3600)
+    client = create_app({"m": FakeGenerator()}, ServerSettings()).test_client()
+
+    def ask():
+        body = {"model": "m", "prompt": "slow", "max_tokens": 4, "stream": stream}
+        found.extend(re.findall('"text":"(.*?)"', client.post("/v1/completions", json=body).text))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(60)
+    assert "".join(found) == "slow" and len(reads) <= 2
+
+
+def test_a_single_stream_has_no_pauses_and_many_have_longer_ones():
+    assert [requests.pause_seconds(running) for running in (0, 1)] == [0, 0]
+    assert 0 < requests.pause_seconds(2) < requests.pause_seconds(8) <= requests.pause_seconds(10**6) < 0.05
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_an_event_of_text_is_as_the_json_of_its_values(chat):
+    text, model = '河"\\\n\0\ud800', '"\\u0000"\0text'
+    stream = SimpleNamespace(prompt=[], params=SamplingParams())
+    running = SimpleNamespace(streams=[stream] * 2, updates=lambda: [[(1, text, None)]])
+    update, _ = OpenAIAnswer(model, chat, FakeTokenizer(), False).events(running, False)
+    event = update.split(b"\n\n")[-2]  # a chat's role comes before it
+    values = json.loads(event[6:])
+    choice = {"index": 1, **({"delta": {"content": text}} if chat else {"text": text})}
+    choice |= {"logprobs": None, "finish_reason": None}
+    assert values["model"] == model and event + b"\n\n" == to_event({**values, "choices": [choice]})
 
 
 def test_models_are_named_by_their_runs():
