@@ -24,19 +24,15 @@ from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic, overload
 from torch import nn
 
+from minigpt.kernels import COMPILED, ONE, as_array, exp, from_float, to_float
 from model import rotary_angles
 
-# Sums and maxima may be reordered, so that they are computed in vectors. No number is expected to be NaN.
-FAST_SUMS = {"reassoc", "contract", "nsz", "nnan"}
-# error_model: a division by zero is no exception, for which each division would need a branch.
-INLINED = {"fastmath": FAST_SUMS, "error_model": "numpy", "cache": True, "nogil": True}
-IN_PARALLEL = {**INLINED, "parallel": True}
+IN_PARALLEL = {**COMPILED, "parallel": True}
 
 OUTPUTS, ROWS = 2, 4  # of a tile: 8 sums of 8 lanes fit the 16 registers of AVX2
 WIDTH_MULTIPLE = 64  # the width of matrices is padded to a multiple of this
 PREFETCH_BYTES, CACHE_LINE_BYTES = 4096, 64  # between the weights that are used and those that are asked for
 MIN_PARALLEL_ROWS = 4  # from which work on rows is split over threads, which takes 4 µs
-ONE = np.float32(1)
 GELU, TANH_GELU, SWIGLU = range(3)
 ONE_STEP_AT_A_TIME = threading.Lock()  # threads of several engines take turns: a step uses all cores anyway
 
@@ -269,55 +265,10 @@ def make_tile(rows):
 tile_of_rows, tile_of_one = make_tile(ROWS), make_tile(1)
 
 
-# Numbers
+# Functions of numbers
 
 
-def to_float(value):
-    """A weight as float32. uint16: the bits of a bfloat16."""
-    raise TypeError("called by compiled code only")
-
-
-@overload(to_float, inline="always")
-def compile_to_float(value):
-    if value == types.uint16:
-        return lambda value: np.uint32(np.uint32(value) << np.uint32(16)).view(np.float32)
-    return lambda value: np.float32(value)
-
-
-def from_float(value, like):
-    """A float32 as a number of the type of `like`: itself, or rounded to the bits of a bfloat16."""
-    raise TypeError("called by compiled code only")
-
-
-@overload(from_float, inline="always")
-def compile_from_float(value, like):
-    if like == types.uint16:
-
-        def round_to_bfloat16(value, like):
-            bits = np.float32(value).view(np.uint32)
-            return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
-
-        return round_to_bfloat16
-    return lambda value, like: np.float32(value)
-
-
-@njit(**INLINED)
-def exp(x):
-    """e^x of a float32 to 1.2e-7, as Cephes computes it; vectors of it need no library."""
-    x = min(max(x, np.float32(-87)), np.float32(88))
-    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
-    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    power_of_two = np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
-    return (p * r * r + r + ONE) * power_of_two
-
-
-@njit(**INLINED)
+@njit(**COMPILED)
 def gelu(x):
     """x Φ(x). erf to 1.5e-7 by Abramowitz and Stegun (1964), 7.1.26."""
     z = abs(x) * np.float32(0.70710678)
@@ -330,12 +281,12 @@ def gelu(x):
     return np.float32(0.5) * (x + abs(x)) - abs(x) * tail  # without a branch, which would hinder vectors
 
 
-@njit(**INLINED)
+@njit(**COMPILED)
 def silu(x):
     return x / (ONE + exp(-x))
 
 
-@njit(**INLINED)
+@njit(**COMPILED)
 def tanh_gelu(x):
     """GELU by tanh: x σ(2u), u = √(2/π) (x + 0.044715 x³)."""
     return x / (ONE + exp(np.float32(-1.5957691) * (x + np.float32(0.044715) * x * x * x)))
@@ -344,7 +295,7 @@ def tanh_gelu(x):
 # Products
 
 
-@njit(**INLINED)
+@njit(**COMPILED)
 def quantize_row(x, levels):
     """Write x (width,) rounded to levels (width,); returns the scale, by which levels are multiplied."""
     # The bits of numbers above 0 are in the numbers' order; maxima of integers are computed in vectors.
@@ -397,7 +348,7 @@ def multiply(x, row_scales, values, shifts, scales, biases, out, add):
                 out[row, first + j] = y + biases[first + j] + old
 
 
-@njit(**INLINED)
+@njit(**COMPILED)
 def product(levels, row_scales, matrices, layer, out, add):
     """`multiply` by the matrix of a layer."""
     values, shifts = matrices.values[layer], matrices.shifts[layer]
@@ -407,7 +358,7 @@ def product(levels, row_scales, matrices, layer, out, add):
 # Parts of a block
 
 
-@njit(**INLINED)
+@njit(**COMPILED)
 def dot(x, numbers):
     total = np.float32(0)
     for i in range(len(x)):
@@ -415,7 +366,7 @@ def dot(x, numbers):
     return total
 
 
-@njit(**INLINED)
+@njit(**COMPILED)
 def normalize(x, weight, bias, centered, eps, out):
     """LayerNorm (centered) or RMSNorm of x (width,) into out."""
     mean = np.float32(0)
@@ -431,7 +382,7 @@ def normalize(x, weight, bias, centered, eps, out):
         out[i] = (x[i] - mean) * factor * weight[i] + bias[i]
 
 
-@njit(**INLINED)
+@njit(**COMPILED)
 def normalize_rows(x, norms, layer, shape, normed, levels, row_scales):
     """Write the norm of each row of x (n, C) to levels (n, C), with its scale."""
     weight, bias, eps = norms.weights[layer], norms.biases[layer], np.float32(shape.eps)
@@ -440,7 +391,7 @@ def normalize_rows(x, norms, layer, shape, normed, levels, row_scales):
         row_scales[row] = store_row(normed[row], levels[row, : x.shape[1]])
 
 
-@njit(**INLINED)
+@njit(**COMPILED)
 def rotate_head(x, cos, sin):
     """Rotate x (D,) in place, as `model.rotate` does."""
     half = len(x) // 2
@@ -450,7 +401,7 @@ def rotate_head(x, cos, sin):
         x[i + half] = high * cos[i + half] + low * sin[i + half]
 
 
-@njit(**INLINED)
+@njit(**COMPILED)
 def attend_head(query, keys, values, scores, out):
     """Attention of query (D,) over keys and values (T, D) into out (D,); scores (T,) are overwritten."""
     factor = ONE / np.sqrt(np.float32(len(query)))
@@ -469,7 +420,7 @@ def attend_head(query, keys, values, scores, out):
             out[j] += p * to_float(values[t, j])
 
 
-@njit(**INLINED)
+@njit(**COMPILED)
 def place_token(qkv, weights, layer, shape, row, place, keys, values):
     """Normalize and rotate the queries and keys of a token's qkv (out of c_attn,), in place; write its keys and values
     to a row and a place of the cache: keys, values (batch, n_kv_head, positions, D)."""
@@ -501,14 +452,14 @@ def attend(qkv, n_head, rows, at, keys, values, scores, out):
         attend_head(query, keys[row, kv_head, :end], values[row, kv_head, :end], scores[i, head, :end], result)
 
 
-@njit(**INLINED)
+@njit(**COMPILED)
 def store_heads(heads, levels, row_scales):
     """Write rows heads (n, width) to levels, with their scales."""
     for row in range(len(heads)):
         row_scales[row] = store_row(heads[row], levels[row, : heads.shape[1]])
 
 
-@njit(**INLINED)
+@njit(**COMPILED)
 def activate_row(fc, kind, inner, levels):
     """The activation of fc (width of c_fc,) to inner (n_inner,) and to levels; returns their scale."""
     width = len(inner)
@@ -530,7 +481,7 @@ def activate_in_parallel(fc, kind, inner, levels, row_scales):
         row_scales[row] = activate_row(fc[row], kind, inner[row], levels[row])
 
 
-@njit(**INLINED)
+@njit(**COMPILED)
 def activate_rows(fc, kind, inner, levels, row_scales):
     """`activate_row` of each row."""
     if len(fc) >= MIN_PARALLEL_ROWS:
@@ -539,7 +490,7 @@ def activate_rows(fc, kind, inner, levels, row_scales):
         row_scales[row] = activate_row(fc[row], kind, inner[row], levels[row])
 
 
-@njit(**INLINED)
+@njit(**COMPILED)
 def run_tokens(ids, rows, at, last, keys, values, weights, shape, buffers):
     """Pass tokens ids (n,), at positions at (n,) of rows (n,) of a cache, through the model.
 
@@ -574,12 +525,6 @@ def run_tokens(ids, rows, at, last, keys, values, weights, shape, buffers):
 
 
 # The model's weights as arrays
-
-
-def as_array(tensor):
-    """A CPU tensor as an array that shares its memory; bfloat16 as its bits in uint16."""
-    tensor = tensor.detach()
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def round_up(number, multiple):
