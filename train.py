@@ -20,10 +20,9 @@ import shlex
 import signal
 import sys
 
+import minigpt  # noqa: F401 - it sets what OpenMP reads when torch is imported
+
 if __name__ == "__main__":  # torch takes seconds to load
-    # Threads wait for each other at the end of every operation. They soon sleep, since one that spins may keep another
-    # from its core: beside one busy loop a step of the demo on two cores takes 0.13 s, not 1.9; alone 0.09, not 0.08.
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # it would swallow a KeyboardInterrupt
     if os.environ.get("RANK", "0") == "0":
         print("train.py: loading torch …", flush=True)

@@ -174,6 +174,8 @@ def choose_precision(name, device, model, positions, say=print):
     x = torch.randn(max(1, TIMED_TOKENS // positions), positions, model.config.n_embd, device=device)
     x.requires_grad_()  # as within the model: the gradients go on to the block before
     with explain_out_of_memory(device):
+        for precision in tried:  # at its first call, which takes seconds, a kernel of minigpt/kernels.py is compiled
+            time_block(model, x[:1, :1], precision)
         picked, times = fastest_of(tried, lambda precision: time_block(model, x, precision))
         seconds = time_block(model, x, picked)
     picked.why = f"timed: {times:.2f} times as fast as {precision_text(tried[0])}"

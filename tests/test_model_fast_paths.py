@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny import PAD, VOCAB, padded_rows, random_ids, tiny_meta, tiny_model
+from tiny import PAD, padded_rows, random_ids, tiny_meta, tiny_model
 
 import model as model_module
 from data_utils import make_batch
-from model import TARGETS_MULTIPLE, OutputLoss, plain_attention
+from model import TARGETS_MULTIPLE, OutputLoss, PlainAttentionOnCPU, plain_attention
 
 pytestmark = pytest.mark.numeric
 
@@ -20,11 +20,11 @@ def batch():
     return x, y, random_ids(6, 31, below=3) > 0  # two thirds have a loss: more than one chunk below
 
 
-@pytest.fixture(params=[(512, 2**22), (50, 4 * VOCAB * 16)], ids=["one chunk", "several"])
+@pytest.fixture(params=[(512, True), (50, True), (50, False)], ids=["one chunk", "several", "without kernels"])
 def chunk_sizes(request, monkeypatch):
-    """All rows in one chunk, or in many small ones with a last one that is not full."""
+    """All rows in one chunk, or in many small ones with a last one that is not full; by the kernel, or as on a GPU."""
     monkeypatch.setattr(model_module, "MAX_LOGIT_ROWS", request.param[0])
-    monkeypatch.setattr(model_module, "SOFTMAX_CHUNK_BYTES", request.param[1])
+    monkeypatch.setattr(model_module, "is_eager_on_cpu", lambda x: request.param[1])
 
 
 def test_loss_sum_and_its_gradient_equal_the_plain_implementation(chunk_sizes, architecture):
@@ -95,28 +95,42 @@ def test_padding_of_the_targets_does_not_change_the_gradient():
     torch.testing.assert_close(weight.grad, alone.grad, rtol=0, atol=1e-5)
 
 
+def by_kernels(q, k, v):
+    """`PlainAttentionOnCPU` with the arguments and the result of `plain_attention`."""
+    parts = [t.transpose(1, 2) for t in (q, k, v)]
+    return PlainAttentionOnCPU.apply(q.shape[1], *parts).unflatten(2, (q.shape[1], -1)).transpose(1, 2)
+
+
 @pytest.mark.parametrize("kv_heads", [6, 2, 1])
 @pytest.mark.parametrize("block", [256, 10])
-def test_plain_attention_equals_torchs(block, kv_heads, monkeypatch):
+@pytest.mark.parametrize("positions", [31, 1])
+@pytest.mark.parametrize(
+    ("compute", "dtype", "tolerance"),
+    [(plain_attention, torch.float32, 1e-5), (by_kernels, torch.float32, 1e-5), (by_kernels, torch.bfloat16, 0.04)],
+)
+def test_plain_attention_equals_torchs(compute, dtype, tolerance, positions, block, kv_heads, monkeypatch):
     monkeypatch.setattr(model_module, "PLAIN_ATTENTION_QUERIES", block)
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, heads, 31, 16, requires_grad=True) for heads in (6, kv_heads, kv_heads))
-    ours = plain_attention(q, k, v)
-    theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-    weights = torch.randn_like(ours)
-    for a, b in zip(
-        torch.autograd.grad((ours * weights).sum(), (q, k, v)),
-        torch.autograd.grad((theirs * weights).sum(), (q, k, v)),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    # Some keys are long, so that some queries attend to one key alone.
+    exact = [torch.randn(2, heads, positions, 16) for heads in (6, kv_heads, kv_heads)]
+    exact[1][:, :, ::7] *= 8
+    inputs = [t.to(dtype).requires_grad_() for t in exact]
+    exact = [t.detach().float().requires_grad_() for t in inputs]
+    ours = compute(*inputs)
+    theirs = torch.nn.functional.scaled_dot_product_attention(*exact, is_causal=True, enable_gqa=True)
+    grad = torch.randn_like(theirs).to(dtype)
+    results = [ours, *torch.autograd.grad(ours, inputs, grad)]
+    expected = [theirs, *torch.autograd.grad(theirs, exact, grad.float())]
+    for a, b in zip(results, expected, strict=True):
+        torch.testing.assert_close(a.float(), b, rtol=0, atol=tolerance * max(1.0, b.abs().max().item()))
 
 
-def test_a_model_with_plain_attention_has_the_same_logits_and_applies_dropout_in_training(architecture):
+def test_a_model_with_plain_attention_has_the_same_logits_and_applies_dropout_in_training(architecture, monkeypatch):
     model, ids = tiny_model(dropout=0.5, architecture=architecture), random_ids(2, 31)
     before = model(ids)
     model.use_plain_attention(True)
+    torch.testing.assert_close(model(ids), before, rtol=0, atol=1e-5)
+    monkeypatch.setattr(model_module, "has_kernels", lambda x: False)
     torch.testing.assert_close(model(ids), before, rtol=0, atol=1e-5)
     model.train()
     assert not torch.allclose(model(ids), model(ids))

@@ -5,11 +5,12 @@ import torch
 from torch.nn import functional as F
 
 import model as model_file
+from minigpt import kernels
 from model import (
     GPT,
     GPTConfig,
     NormalizeAndRotateOnCPU,
-    RMSNormOnCPU,
+    NormOnCPU,
     normalize_and_rotate,
     rotary_angles,
 )
@@ -32,26 +33,53 @@ def close(ours, plain, tolerance):
     )
 
 
+@pytest.fixture(params=[1, 3], ids=["one thread", "three"])
+def threads(request, monkeypatch):
+    """Whether rows are split over threads."""
+    monkeypatch.setattr(kernels, "MIN_NUMBERS_A_THREAD", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+def plain_norm(x, weight, bias, centered):
+    if centered:
+        return F.layer_norm(x, weight.shape, weight, bias, EPS)
+    return F.rms_norm(x, weight.shape, weight, EPS)
+
+
 @pytest.mark.numeric
 @pytest.mark.parametrize("x", ROWS)
-def test_rms_norm_equals_that_of_torch(x):
+@pytest.mark.parametrize(("centered", "has_bias"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_norm_equals_that_of_torch(threads, x, centered, has_bias, autocast):
+    """In float32; under autocast the result is that one, rounded to bfloat16."""
     x, weight = x.clone().requires_grad_(), torch.rand(64).add(0.5).requires_grad_()
-    ours = gradients(RMSNormOnCPU.apply(x, weight, EPS), x, weight)
-    assert close(ours, gradients(F.rms_norm(x, (64,), weight, EPS), x, weight), 1e-5)
+    bias = torch.randn(64).requires_grad_() if has_bias else None
+    inputs = [t for t in (x, weight, bias) if t is not None]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = NormOnCPU.apply(x, weight, bias, centered, EPS)
+    plain = gradients(plain_norm(x, weight, bias, centered), *inputs)
+    assert y.dtype == (torch.bfloat16 if autocast else torch.float32)
+    assert close([t.float() for t in gradients(y, *inputs)], plain, 2e-2 if autocast else 1e-5)
 
 
 @pytest.mark.numeric
-@pytest.mark.parametrize("shape", [(2, 9, 5, 16), (1, 1, 2, 16)])
+@pytest.mark.parametrize(("shape", "others"), [((2, 9, 5, 16), 0), ((1, 1, 2, 16), 3)])
 @pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_norm_and_rotation_in_one_equal_the_plain_ones(shape, dtype, tolerance):
+@pytest.mark.parametrize("place_of_each_row", [False, True])
+def test_norm_and_rotation_in_one_equal_the_plain_ones(threads, shape, others, dtype, tolerance, place_of_each_row):
     config = GPTConfig(n_embd=64, n_head=4, architecture="qwen3")
-    cos, sin = rotary_angles(torch.arange(shape[1]) + 3, config)
-    x = torch.randn(shape).to(dtype).requires_grad_()
+    at = torch.arange(shape[1]) + 3
+    cos, sin = rotary_angles(torch.stack([at + row for row in range(shape[0])]) if place_of_each_row else at, config)
+    x = torch.randn(*shape[:2], shape[2] + others, 16).to(dtype).requires_grad_()
     weight = torch.rand(shape[2:]).add(0.5).requires_grad_()
     ours = gradients(NormalizeAndRotateOnCPU.apply(x, weight, cos, sin, EPS), x, weight)
     exact, exact_weight = x.detach().float().requires_grad_(), weight.detach().requires_grad_()
-    plain = gradients(normalize_and_rotate(exact, exact_weight, cos, sin, EPS), exact, exact_weight)
-    assert close([t.float() for t in ours], plain, tolerance)
+    normed, rest = exact.split([shape[2], others], dim=2)
+    plain = torch.cat([normalize_and_rotate(normed, exact_weight, cos, sin, EPS), rest], dim=2)
+    assert close([t.float() for t in ours], gradients(plain, exact, exact_weight), tolerance)
 
 
 @pytest.mark.numeric

@@ -202,7 +202,6 @@ def in_thousands(number):
 
 def bench_adapting(settings):
     """Measure each way to adapt the 124M model; print the table, and write JSON and docs by bench.py's settings."""
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # in the processes, as in train.py
     shape = replace(load_settings(TrainSettings, [str(ADAPTED_SHAPE)]), device=settings.device)
     name = machine_name(pick_device(settings.device))
     print(name, flush=True)

@@ -109,8 +109,8 @@ def generate_by_hugging_face(model, prompts, n_new):
 class GenerationWays:
     """The ways to generate that are compared, with the weights of one checkpoint.
 
-    ways: {name: function(prompts, n_new)}; generators: {compute type: `TextGenerator`}. On a CPU their steps are
-    compiled: a UserError where that fails.
+    ways: {name: function(prompts, n_new)}; generators: {compute type: `TextGenerator`}. On a CPU the steps of ours are
+    compiled; UserError where that fails.
     """
 
     def __init__(self, path, device):
@@ -136,7 +136,7 @@ class GenerationWays:
         if self.device.type == "cpu":
             generator.compile()
             if not generator.compiled:
-                raise UserError(f"{name}: the steps were not compiled (the reason is above), so they are not measured")
+                raise UserError(f"{name}: the steps were not compiled (the reason is above), so it is not measured")
         self.ways[name] = lambda prompts, n_new: generator.generate(
             prompts, SamplingParams(temperature=0, max_new_tokens=n_new)
         )
@@ -229,7 +229,10 @@ def measure_generation(ways, servers, prompts, rounds):
 
 @torch.no_grad()
 def perplexity(model, rows, meta):
-    """Perplexity of rows (n, T) under their loss mask, one token at a time with the KV cache, as in generation."""
+    """Perplexity of rows (n, T) under their loss mask, one token at a time with the KV cache, as in generation.
+
+    Integer weights are multiplied by the compiled kernels where there are any, since these round rows their own way.
+    """
     rows = rows[:, : int(row_lengths(rows, meta["special_ids"]["pad"]).max())]
     mask = torch.from_numpy(loss_mask(rows, meta["special_ids"], meta["stage"], train_on_eot=False))
     ids, nats, kept = torch.from_numpy(rows.astype(np.int64)), 0.0, 0
@@ -270,8 +273,8 @@ def measure_starts(path, flags, prompts, warm, folder):
 
     warm: address of a server that has long been running; folder: where the compiled kernels are kept.
     """
-    caches = {"NUMBA_CACHE_DIR": str(folder)}
-    return {start: seconds_to_full_speed(path, flags, prompts, warm, caches) for start in ("first", "later")}
+    kept = {"NUMBA_CACHE_DIR": folder}
+    return {start: seconds_to_full_speed(path, flags, prompts, warm, kept) for start in ("first", "later")}
 
 
 def generation_ratios(speed, loads, large, demo, fastest_type):
@@ -303,6 +306,8 @@ def generation_ratios(speed, loads, large, demo, fastest_type):
         "server_vs_engine_8": quotient(eight, fastest(8, fastest_type)),
     }
     for dtype, theirs in LLAMA_CPP_TYPES.items():
+        if dtype not in COMPARED_TYPES:
+            continue
         for n in BATCH_SIZES:
             ratios[f"{dtype}_vs_llama_cpp_{n}"] = quotient(fastest(n, dtype), rate(llama_cpp_way(theirs), n))
         for n in REQUESTS_OF_EACH:
@@ -376,7 +381,8 @@ def measure_speeds(path, folder, prompts, device, quick):
         ways.ways |= {llama_cpp_way(name): llama.generate for name, llama in llamas.items()}
         servers = {}
         for dtype, clients in served.items():
-            ours[dtype].wait_until_compiled()
+            if on_cpu:
+                ours[dtype].wait_until_compiled()
             servers[our_way(dtype)] = ours[dtype].address, {}, clients
             if theirs := llamas.get(LLAMA_CPP_TYPES.get(dtype)):
                 servers[llama_cpp_way(LLAMA_CPP_TYPES[dtype])] = theirs.address, GREEDY_REQUEST, clients

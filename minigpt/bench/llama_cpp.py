@@ -4,6 +4,7 @@ import http.client
 import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -144,7 +145,9 @@ def check_same_text(generator, llamas, prompts):
     ours = [stream.ids for stream in generator.generate_streams(prompts, params)]
     shares = {}
     for name, llama in llamas.items():
-        equal = sum(llama.greedy_ids(*each, CHECKED_TOKENS) == ids for *each, ids in zip(prompts, ours, strict=True))
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            theirs = list(pool.map(partial(llama.greedy_ids, n_new=CHECKED_TOKENS), prompts))
+        equal = sum(a == b for a, b in zip(theirs, ours, strict=True))
         shares[name] = equal / len(prompts)
         print(
             f"  {llama_cpp_way(name)}: the first {CHECKED_TOKENS} tokens are ours in float32 after {equal} of "

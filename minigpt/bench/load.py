@@ -83,7 +83,7 @@ class ServedModel:
         return line
 
     def wait_until_compiled(self):
-        """Wait until the server has compiled its model in the background. Raises UserError where that fails."""
+        """Wait until the server has compiled its steps in the background. Raises UserError where that fails."""
         self.wait_for_line("steps are compiled", COMPILE_SECONDS)
 
 

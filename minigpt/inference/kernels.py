@@ -1,4 +1,4 @@
-"""Decode steps on a CPU, compiled by numba: one more token for each of a few sequences, through the whole model.
+"""Passes of generation on a CPU, compiled by numba: one more token for each of a few sequences, or short prompts.
 
 Such a step reads every weight and does little with it. A call of it is one call of compiled code, which holds no lock
 of Python's meanwhile. What makes it fast:
@@ -94,7 +94,7 @@ class Shape(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """Memory of a step of n rows. levels (n, widest input): rows as products take them, with row_scales (n,)."""
+    """Memory of a pass of n tokens. levels (n, widest input): rows as products take them, with row_scales (n,)."""
 
     x: np.ndarray
     normed: np.ndarray
@@ -215,8 +215,9 @@ def make_tile(rows):
     @intrinsic
     def tile(typing_context, x, row, values, output):
         products = choose_products(values.dtype)
-        step = products.chunk * (sums_of_each if products.chunk * sums_of_each <= WIDTH_MULTIPLE else 2)
         size = values.dtype.bitwidth // 8
+        # A step takes a cache line of weights or more, so that each line is asked for once.
+        step = min(WIDTH_MULTIPLE, max(products.chunk * sums_of_each, CACHE_LINE_BYTES // size))
 
         def generate(context, builder, signature, arguments):
             arrays = [context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 2)]
@@ -230,7 +231,8 @@ def make_tile(rows):
             weight_starts = [start(arrays[1], arguments[3], i, products.weight_type) for i in range(OUTPUTS)]
             chunks = range(0, step, products.chunk)
             zero = ir.Constant(vector(products.sum_type), [0] * LANES)
-            sums = [[cgutils.alloca_once_value(builder, zero) for _ in chunks] for _ in range(OUTPUTS * rows)]
+            sums_of = range(OUTPUTS * rows)
+            sums = [[cgutils.alloca_once_value(builder, zero) for _ in chunks[:sums_of_each]] for _ in sums_of]
 
             def load(first, at, number):
                 place = builder.gep(first, [at], source_etype=number)
@@ -248,7 +250,7 @@ def make_tile(rows):
                     for o, weight_start in enumerate(weight_starts):
                         weights = products.widen(builder, load(weight_start, at, products.weight_type))
                         for r, row_chunk in enumerate(row_chunks):
-                            total = sums[o * rows + r][i]
+                            total = sums[o * rows + r][i % sums_of_each]
                             builder.store(products.add(builder, builder.load(total), weights, row_chunk), total)
             add = builder.fadd if products.sum_type is F32 else builder.add
             totals = []
@@ -467,40 +469,36 @@ def attend_head(query, keys, values, scores, out):
             out[j] += p * to_float(values[t, j])
 
 
-@njit(**IN_PARALLEL)
-def attend(
-    qkv, q_weight, k_weight, no_bias, cos, sin, n_head, normalizes_qk, is_gpt2, eps, at, keys, values, scores, out
-):  # fmt: skip
-    """Attention of the new tokens, with queries, keys and values qkv (n, …), over row i of the cache up to at[i].
+@njit(**INLINED)
+def place_token(qkv, weights, layer, shape, row, place, keys, values):
+    """Normalize and rotate the queries and keys of a token's qkv (out of c_attn,), in place; write its keys and values
+    to a row and a place of the cache: keys, values (batch, n_kv_head, positions, D)."""
+    D, n_heads = shape.head_dim, shape.n_head + shape.n_kv_head
+    for head in range(n_heads):
+        part = qkv[head * D : (head + 1) * D]
+        if shape.normalizes_qk:
+            norms = weights.q_norm if head < shape.n_head else weights.k_norm
+            normalize(part, norms.weights[layer], norms.biases[layer], False, np.float32(shape.eps), part)
+        if not shape.is_gpt2:
+            rotate_head(part, weights.cos[place], weights.sin[place])
+    for head in range(shape.n_kv_head):
+        key, value = keys[row, head, place], values[row, head, place]
+        first = (shape.n_head + head) * D
+        for i in range(D):
+            key[i] = from_float(qkv[first + i], key[i])
+            value[i] = from_float(qkv[first + shape.n_kv_head * D + i], value[i])
 
-    Writes their keys and values into the cache: keys, values (batch, n_kv_head, positions, D). out (n, n_head * D).
-    """
+
+@njit(**IN_PARALLEL)
+def attend(qkv, n_head, rows, at, keys, values, scores, out):
+    """Attention of tokens' queries qkv (n, …) over the positions up to at (n,) of rows (n,) of the cache, into out
+    (n, n_head * D)."""
     n_kv_head, D = keys.shape[1], keys.shape[3]
-    group = n_head // n_kv_head
-    for work in prange(len(qkv) * n_kv_head):
-        i, kv_head = work // n_kv_head, work % n_kv_head
-        place = at[i]
-        # The key and value of this head.
-        first = (n_head + kv_head) * D
-        new_key, new_value = qkv[i, first : first + D], qkv[i, first + n_kv_head * D : first + (n_kv_head + 1) * D]
-        if normalizes_qk:
-            normalize(new_key, k_weight, no_bias, False, eps, new_key)
-        if not is_gpt2:
-            rotate_head(new_key, cos[place], sin[place])
-        for j in range(D):
-            keys[i, kv_head, place, j] = from_float(new_key[j], keys[i, kv_head, place, j])
-            values[i, kv_head, place, j] = from_float(new_value[j], values[i, kv_head, place, j])
-        # The queries that share them.
-        for head in range(kv_head * group, (kv_head + 1) * group):
-            query = qkv[i, head * D : (head + 1) * D]
-            if normalizes_qk:
-                normalize(query, q_weight, no_bias, False, eps, query)
-            if not is_gpt2:
-                rotate_head(query, cos[place], sin[place])
-            seen, row_scores = slice(0, place + 1), scores[i, head, : place + 1]
-            attend_head(
-                query, keys[i, kv_head, seen], values[i, kv_head, seen], row_scores, out[i, head * D : (head + 1) * D]
-            )
+    for work in prange(len(qkv) * n_head):
+        i, head = work // n_head, work % n_head
+        row, kv_head, end = rows[i], head * n_kv_head // n_head, at[i] + 1
+        query, result = qkv[i, head * D : (head + 1) * D], out[i, head * D : (head + 1) * D]
+        attend_head(query, keys[row, kv_head, :end], values[row, kv_head, :end], scores[i, head, :end], result)
 
 
 @njit(**INLINED)
@@ -542,16 +540,16 @@ def activate_rows(fc, kind, inner, levels, row_scales):
 
 
 @njit(**INLINED)
-def run_step(ids, at, keys, values, weights, shape, buffers):
-    """Compute logits (n, V) after tokens ids (n,) at positions at (n,) of a cache's first n rows, into the buffers.
+def run_tokens(ids, rows, at, last, keys, values, weights, shape, buffers):
+    """Pass tokens ids (n,), at positions at (n,) of rows (n,) of a cache, through the model.
 
-    keys, values (L, batch, n_kv_head, positions, D): the cache, float32 or bfloat16's bits, which is written.
+    Logits of the tokens last (m,) go to the buffers' logits (m, V). keys, values (L, batch, n_kv_head, positions, D):
+    the cache, float32 or bfloat16's bits; the tokens are written to it, and attend to what is before them in their row.
     """
     n = len(ids)
     x, normed, qkv, heads = buffers.x[:n], buffers.normed[:n], buffers.qkv[:n], buffers.heads[:n]
     fc, inner, row_scales = buffers.fc[:n], buffers.inner[:n], buffers.row_scales
     of_normed, of_heads, of_inner = buffers.levels[0][:n], buffers.levels[1][:n], buffers.levels[2][:n]
-    eps = np.float32(shape.eps)
     for i in range(n):
         for j in range(x.shape[1]):
             x[i, j] = to_float(weights.wte[ids[i], j])
@@ -560,20 +558,19 @@ def run_step(ids, at, keys, values, weights, shape, buffers):
     for layer in range(len(keys)):
         normalize_rows(x, weights.ln_1, layer, shape, normed, of_normed, row_scales)
         product(of_normed, row_scales, weights.c_attn, layer, qkv, False)
-        q_weight, no_bias = weights.q_norm.weights[layer], weights.q_norm.biases[layer]
-        k_weight = weights.k_norm.weights[layer]
-        attend(
-            qkv, q_weight, k_weight, no_bias, weights.cos, weights.sin, shape.n_head, shape.normalizes_qk,
-            shape.is_gpt2, eps, at, keys[layer], values[layer], buffers.scores, heads,
-        )  # fmt: skip
+        for i in range(n):
+            place_token(qkv[i], weights, layer, shape, rows[i], at[i], keys[layer], values[layer])
+        attend(qkv, shape.n_head, rows, at, keys[layer], values[layer], buffers.scores, heads)
         store_heads(heads, of_heads, row_scales)
         product(of_heads, row_scales, weights.attn_proj, layer, x, True)
         normalize_rows(x, weights.ln_2, layer, shape, normed, of_normed, row_scales)
         product(of_normed, row_scales, weights.c_fc, layer, fc, False)
         activate_rows(fc, shape.activation, inner, of_inner, row_scales)
         product(of_inner, row_scales, weights.mlp_proj, layer, x, True)
-    normalize_rows(x, weights.ln_f, 0, shape, normed, of_normed, row_scales)
-    product(of_normed, row_scales, weights.lm_head, 0, buffers.logits[:n], False)
+    for i in range(len(last)):
+        x[i] = x[last[i]]
+    normalize_rows(x[: len(last)], weights.ln_f, 0, shape, normed, of_normed, row_scales)
+    product(of_normed[: len(last)], row_scales, weights.lm_head, 0, buffers.logits, False)
 
 
 # The model's weights as arrays
@@ -661,7 +658,7 @@ def can_run(model):
 
 
 class KernelStep:
-    """The steps of a GPT on a CPU by `run_step`. is_quantized: whether its weights are int8.
+    """The passes of a GPT on a CPU by `run_tokens`. is_quantized: whether its weights are int8.
 
     model: one that `can_run`, in eval mode. Its matrices move to other memory, which it shares.
     """
@@ -701,20 +698,34 @@ class KernelStep:
         )
 
     def compile(self):
-        """Compile the step, or load it from the disk, by one step over a cache of its own."""
+        """Compile the passes, or load them from the disk, by a step over a cache of its own."""
         config = self.config
         type_of_cache = torch.float32 if self.weights.c_fc.values.dtype == np.float32 else torch.bfloat16
         cache = torch.zeros(2, config.n_layer, 1, config.n_kv_head, 1, config.head_dim, dtype=type_of_cache)
         self.step([0], [0], *cache)
 
     def step(self, ids, positions, keys, values):
-        """Logits (n, V), which the next step overwrites, after tokens ids (n,) at positions (n,), both lists, of the
+        """Logits (n, V), which the next pass overwrites, after tokens ids (n,) at positions (n,), both lists, of the
         first n rows of a cache: keys, values (L, batch, n_kv_head, positions, D), tensors, which are written."""
+        every = range(len(ids))
+        return self.run(ids, every, positions, every, keys, values)
+
+    def prefill(self, prompts, first_row, start, keys, values):
+        """Logits (n, V), which the next pass overwrites, after n prompts (lists of ids), which begin at position
+        `start` of the rows from `first_row` on of a cache, as in `step`."""
+        ids = [token_id for prompt in prompts for token_id in prompt]
+        rows = [first_row + i for i, prompt in enumerate(prompts) for _ in prompt]
+        at = [start + i for prompt in prompts for i in range(len(prompt))]
+        last = np.cumsum([len(prompt) for prompt in prompts]) - 1
+        return self.run(ids, rows, at, last, keys, values)
+
+    def run(self, ids, rows, positions, last, keys, values):
+        """`run_tokens`; returns the logits."""
         n, cached = len(ids), keys.shape[3]
         if len(self.buffers.x) < n or self.buffers.scores.shape[2] < cached:
             self.buffers = self.new_buffers(max(n, len(self.buffers.x)), cached)
-        ids, at = (np.array(each, dtype=np.int64) for each in (ids, positions))
+        arguments = [np.array(each, dtype=np.int64) for each in (ids, rows, positions, last)]
         with ONE_STEP_AT_A_TIME:
             numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-            run_step(ids, at, as_array(keys), as_array(values), self.weights, self.shape, self.buffers)
-        return torch.from_numpy(self.buffers.logits[:n, : self.config.vocab_size])
+            run_tokens(*arguments, as_array(keys), as_array(values), self.weights, self.shape, self.buffers)
+        return torch.from_numpy(self.buffers.logits[: len(last), : self.config.vocab_size])

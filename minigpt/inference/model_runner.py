@@ -9,7 +9,8 @@ from model import KVCache, PromptPass, StepPass
 FIRST_POSITIONS = 256  # positions that a cache begins with
 MAX_IDLE_CACHE_BYTES = 2**30  # a larger cache is freed when no sequence is left
 
-MAX_KERNEL_ROWS = 16  # of float weights; torch's products of more rows are faster
+# Of a pass by kernels, by the type of weights: torch's products of more rows are faster.
+MAX_KERNEL_TOKENS = {"float": 16, "int8": 32}
 
 
 def doubled_size(held, needed, limit):
@@ -81,7 +82,13 @@ class ModelRunner:
 
         numbers: those of the prompts' models, which must be one model where it has virtual tokens; None: all 0.
         """
-        return self.add_prompts(prompts, numbers, self.prefill_pass)
+        n_tokens = sum(map(len, prompts))
+        if not self.kernels_take(n_tokens):
+            return self.add_prompts(prompts, numbers, self.prefill_pass)
+        start = self.begin_rows(prompts, numbers)
+        logits = self.kernels.prefill(prompts, self.n, start, self.cache.keys, self.cache.values)
+        self.n += len(prompts)
+        return logits
 
     def prefill_states(self, prompts, numbers=None):
         """As `prefill`, but returns the states (len(prompts), T, C) before the output layer, of all positions."""
@@ -89,34 +96,43 @@ class ModelRunner:
 
     def add_prompts(self, prompts, numbers, prompt_pass):
         """Run a pass over prompts and add them to the cache; returns the pass's output."""
-        lengths = [len(ids) for ids in prompts]
+        start = self.begin_rows(prompts, numbers)
+        lengths = torch.tensor([len(ids) for ids in prompts], device=self.device)
+        numbers = self.numbers[self.n :]
+        if self.mix:
+            self.mix.choose(numbers)
+        idx = pad_ids(prompts).to(self.device)
+        output, keys, values = prompt_pass(idx, lengths, self.virtual_tokens(numbers[0]))
+        rows = slice(self.n, self.n + len(prompts))
+        for cached, new in zip((*self.cache.keys, *self.cache.values), (*keys, *values), strict=True):
+            cached[rows, :, start : start + idx.shape[1]] = new
+        self.n += len(prompts)
+        return output
+
+    def begin_rows(self, prompts, numbers):
+        """Make room for prompts in the next rows of the cache, and write their virtual tokens there; returns how many
+        these are. numbers: as in `prefill`."""
         numbers = numbers or [0] * len(prompts)
         virtual = self.virtual_tokens(numbers[0])
         start = virtual.n if virtual else 0
-        end = start + max(lengths)
-        self.reserve(self.n + len(prompts), end)
-
-        lengths_tensor = torch.tensor(lengths, device=self.device)
-        if self.mix:
-            self.mix.choose(numbers)
-        output, keys, values = prompt_pass(pad_ids(prompts).to(self.device), lengths_tensor, virtual)
-
-        # Write their keys and values into the next rows of the cache, behind those of the virtual tokens.
+        self.reserve(self.n + len(prompts), start + max(map(len, prompts)))
         rows = slice(self.n, self.n + len(prompts))
         cache = (*self.cache.keys, *self.cache.values)
-        for cached, new in zip(cache, (*keys, *values), strict=True):
-            cached[rows, :, start:end] = new
         for cached, new in zip(cache, (*virtual.keys, *virtual.values), strict=True) if virtual else ():
             cached[rows, :, :start] = new
         self.numbers[self.n :] = numbers
-        self.n += len(prompts)
-        return output
+        return start
+
+    def kernels_take(self, n_tokens):
+        """Whether a pass of so many tokens runs by kernels."""
+        limit = MAX_KERNEL_TOKENS["int8" if self.kernels and self.kernels.is_quantized else "float"]
+        return self.kernels is not None and n_tokens <= limit
 
     def step(self, ids, positions):
         """Logits (n, V) after one more token per row. ids, positions: lists of n. The next step may overwrite them."""
         end = max(positions) + 1
         self.reserve(self.n, end)
-        if self.kernels and (self.kernels.is_quantized or self.n <= MAX_KERNEL_ROWS):
+        if self.kernels_take(self.n):
             return self.kernels.step(ids, positions, self.cache.keys, self.cache.values)
         ids, at = torch.tensor([ids, positions]).to(self.device)
         if self.mix:

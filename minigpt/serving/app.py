@@ -45,6 +45,11 @@ class Service:
     counters: Counters
     request_seconds: float
 
+    @property
+    def running(self):
+        """Number of streams that the models run, all together."""
+        return sum(generator.running for generator in self.models.values())
+
 
 def create_app(models, settings, api_key=""):
     """The WSGI app that serves `models` (dict of name to TextGenerator, at least one) under the settings' limits.
@@ -88,10 +93,10 @@ def add_pages(app, with_key):
 
     @app.get("/health")
     def health():
-        running = sum(generator.running for generator in service.models.values())
         waiting = sum(generator.waiting for generator in service.models.values())
         status = "stopping" if service.admission.stopping else "ok"
-        return json_response({"status": status, "models": list(service.models), "running": running, "waiting": waiting})
+        names, running = list(service.models), service.running
+        return json_response({"status": status, "models": names, "running": running, "waiting": waiting})
 
     @app.get("/metrics")
     def metrics():

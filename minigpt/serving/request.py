@@ -12,7 +12,7 @@ CLIENT_POLL_SECONDS = 0.25
 CANCEL_WAIT_SECONDS = 1.0
 # How long a request with several streams waits for the first of them before it looks at the others.
 MAX_STREAM_WAIT_SECONDS = 0.02
-# Pause between two updates of a request, for each further stream that the model runs. An update wakes a thread here and
+# Pause between two updates of a request, for each further stream that the models run. An update wakes a thread here and
 # one of the client, which takes more processor time than its tokens do.
 PAUSE_SECONDS_PER_STREAM = 0.004
 MAX_PAUSE_SECONDS = 0.04  # 25 updates a second look like a steady flow
@@ -69,7 +69,7 @@ def too_many_requests(reason, seconds):
 
 
 def pause_seconds(running):
-    """Seconds between two updates of a request while its model runs so many streams.
+    """Seconds between two updates of a request while the models run so many streams.
 
     A single stream is sent token by token. Of several, an update has the tokens of several steps, so that sending takes
     little of the processor from the model. The first update is not delayed, nor is the end of a request's only stream.
@@ -84,9 +84,9 @@ class ClientGone(Exception):
 class RunningRequest:
     """An admitted request and its streams. `close()` must be called at the end; a second call is safe.
 
-    service: what all requests share (models, admission, counters, request_seconds); model: a name; prompts: each text
-    or a list of ids; params: the SamplingParams of each choice, of which every prompt has as many; client_gone():
-    whether the client has disconnected. The streams have the order of OpenAI's choices: the first prompt's come first.
+    service: the `Service` that all requests share; model: a name; prompts: each text or a list of ids; params: the
+    SamplingParams of each choice, of which every prompt has as many; client_gone(): whether the client has
+    disconnected. The streams have the order of OpenAI's choices: the first prompt's come first.
     """
 
     def __init__(self, service, model, prompts, params, client_gone):
@@ -197,6 +197,6 @@ class RunningRequest:
             if update:
                 yield update
                 # An answer that is sent whole needs no updates; its thread wakes to check that its client is there.
-                pause = pause_seconds(self._generator.running) if self._sends_parts else CLIENT_POLL_SECONDS
+                pause = pause_seconds(self._service.running) if self._sends_parts else CLIENT_POLL_SECONDS
                 if live and pause:
                     next(iter(live.values())).wait_for_end(min(pause, left))

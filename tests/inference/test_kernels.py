@@ -68,8 +68,8 @@ def test_steps_equal_torchs_as_sequences_come_and_go(name, shape, monkeypatch):
         ids = random_ids(len(lengths), seed=100 + t).tolist()
         expected, logits = plain.step(ids, lengths), fast.step(ids, lengths)
         # Keys and values are rounded to bfloat16, or rows to 8 or 12 bits.
-        tolerance = {"float32": 2e-5, "bfloat16": 0.05, "int8": 0.1}[name] * float(expected.abs().max())
-        torch.testing.assert_close(logits, expected, atol=tolerance, rtol=0)
+        tolerance = {"float32": 1e-5, "bfloat16": 0.03, "int8": 0.06}[name]
+        assert (logits - expected).norm() <= tolerance * expected.norm()
         lengths = [length + 1 for length in lengths]
 
 
