@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from corpora import ROOT
+from processes import run_in_process
 from tiny import ARCHITECTURE_FIELDS
 
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # a proxy does not lead to this machine
@@ -35,16 +36,20 @@ def rounds(request):
 
 @pytest.fixture
 def script(tmp_path):
-    """Run one of the project's scripts in a fresh folder; returns the finished process with its text output."""
+    """Run one of the project's scripts in a fresh folder; returns the finished process with its text output.
 
-    def run(name, *arguments, stdin="", timeout=240, cwd=tmp_path):
+    It runs in this process where that will do: to load the libraries takes longer than what most tests ask for.
+    """
+
+    def run(name, *arguments, stdin="", cwd=tmp_path, own_process=False):
+        if not own_process:
+            return run_in_process(cwd, name, *arguments, stdin=stdin)
         return subprocess.run(
             [sys.executable, str(ROOT / name), *map(str, arguments)],
             cwd=cwd,
             input=stdin,
             capture_output=True,
             encoding="utf-8",
-            timeout=timeout,
             env={**os.environ, "PYTHONIOENCODING": "utf-8"},
         )
 

@@ -123,7 +123,7 @@ def test_what_cannot_be_measured_is_said(monkeypatch, tmp_path, capsys):
 @pytest.mark.soak_only
 def test_the_quick_measurement_of_the_embedded_corpus(script, tmp_path):
     before = (ROOT / "docs" / "benchmarks.md").read_bytes()
-    done = script("bench.py", "train", "--quick", f"--json={tmp_path / 'figures.json'}", timeout=600, cwd=ROOT)
+    done = script("bench.py", "train", "--quick", f"--json={tmp_path / 'figures.json'}", own_process=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert figures["time_to_bpc_ratio"] is None and figures["sft_useful_tokens_ratio"] > 1

@@ -44,7 +44,7 @@ def test_every_good_line_is_in_and_every_bad_one_counted_under_its_reason(tmp_pa
             yield b'{"text": "' + b"x" * endless + b'"}' if way == "endless" else WAYS[way][0](line)
 
     write_jsonl(tmp_path / "wiki/a.jsonl", lines())
-    run = script("data/prepare.py", "--input_dir=wiki", "--val_share=0", "--clean=title", "--workers=2", timeout=600)
+    run = script("data/prepare.py", "--input_dir=wiki", "--val_share=0", "--clean=title", "--workers=2")
     assert run.returncode == 0, run.stderr
     meta = json.loads((tmp_path / "data/processed/meta.json").read_text(encoding="utf-8"))
     assert meta["dropped"] == dict(expected) and len(expected) == len(WAYS)

@@ -190,7 +190,7 @@ def test_a_dataset_is_downloaded_and_the_token_stays_with_its_host(script, tmp_p
         environment("NETRC", str(tmp_path / "netrc"))  # does not replace the token
         environment("HF_TOKEN", "hf_secret")
         site.store.faults["/a.parquet"] = ["drop"]
-        said = done(script(*FLAGS, f"--mirror={site.address}/"))
+        said = done(script(*FLAGS, f"--mirror={site.address}/", own_process=True))
         assert (tmp_path / "got/a.parquet").read_bytes() == DATA
         assert (tmp_path / "got/b.parquet").read_bytes() == OTHER
         assert "2 files downloaded" in said and "2 files, 610,000 bytes" in said
@@ -199,7 +199,10 @@ def test_a_dataset_is_downloaded_and_the_token_stays_with_its_host(script, tmp_p
         assert len(site.seen) == 4 and tokens == {"Bearer hf_secret"}
         assert len(site.store.seen) == 3 and not any("Authorization" in h for _, h in site.store.seen)
         environment("HF_ENDPOINT", site.address)
-        assert "0 files downloaded, 2 were there already" in done(script(*FLAGS)) and len(site.store.seen) == 3
+        assert (
+            "0 files downloaded, 2 were there already" in done(script(*FLAGS, own_process=True))
+            and len(site.store.seen) == 3
+        )
 
 
 @pytest.mark.parametrize(
@@ -215,7 +218,7 @@ def test_a_dataset_that_cannot_be_listed_is_said_with_what_to_do(script, environ
         site.faults[DATASET] = [fault]
         site.always.add(DATASET)
         address = site.address if fault != "closed" else "http://127.0.0.1:9"
-        line = error_of(script(*FLAGS, f"--mirror={address}"))
+        line = error_of(script(*FLAGS, f"--mirror={address}", own_process=True))
     assert said in line and "someone/wiki/zh" in line and address in line
     assert ("--mirror=https" in line and "--urls=" in line) == (fault != "unauthorized")
 

@@ -48,7 +48,9 @@ def test_a_text_of_three_rows_can_be_trained_on(tmp_path, script):
     meta, _ = prepared(tmp_path / "data/processed")
     assert {part: counts["rows"] for part, counts in meta["parts"].items()} == {"train": 2, "val": 1}
     model = ["--n_layer=1", "--n_head=1", "--n_embd=16", "--block_size=128", "--compile=off", "--dtype=float32"]
-    done(script("train.py", "--out_dir=out", "--max_iters=1", "--batch_size=1", "--device=cpu", *model))
+    done(
+        script("train.py", "--out_dir=out", "--max_iters=1", "--batch_size=1", "--device=cpu", *model, own_process=True)
+    )
 
 
 def test_a_text_of_one_row_is_an_error_whose_advice_works(tmp_path, script):

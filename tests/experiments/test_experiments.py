@@ -1,14 +1,18 @@
 """The experiments: planned runs, claims, kept results, and a small comparison from beginning to end."""
 
 import json
+import os
 import shutil
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from corpora import ROOT, made_up_articles, made_up_questions, write_jsonl
+from planning import UntrainedPlan
+from processes import run_in_process
+from runs import finish_run
 
 from minigpt.experiments import build, data, measure, results
 from minigpt.experiments.build import is_ready
@@ -16,7 +20,9 @@ from minigpt.experiments.claims import COLUMNS, EXPERIMENTS, Claim, column_value
 from minigpt.experiments.data import concatenate_rows
 from minigpt.experiments.plan import Plan
 from minigpt.experiments.report import claims_table, experiment_table, verdict_lines, write_page
-from minigpt.settings.stages import ExperimentSettings
+from minigpt.experiments.results import Cost
+from minigpt.settings.parse import load_settings
+from minigpt.settings.stages import ExperimentSettings, TrainSettings
 
 
 @pytest.fixture
@@ -141,11 +147,17 @@ SMALL = [
 
 
 def run(folder, *arguments):
-    command = [sys.executable, str(ROOT / "experiments/run.py"), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", timeout=600)
+    return run_in_process(folder, "experiments/run.py", *arguments)
 
 
-def test_a_comparison_from_beginning_to_end_and_again_from_what_was_kept(tmp_path):
+def test_a_comparison_from_beginning_to_end_and_again_from_what_was_kept(tmp_path, monkeypatch):
+    def train_here(script, *flags, log, threads):
+        finish_run(**load_settings(TrainSettings, list(flags)).to_dict())
+        return Cost()
+
+    monkeypatch.setattr(build, "run_logged", train_here)
+    monkeypatch.setattr(build, "ProcessPoolExecutor", lambda workers, _: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     write_jsonl(tmp_path / "wiki" / "towns.jsonl", made_up_articles(60))
     write_jsonl(tmp_path / "qa.jsonl", made_up_questions(60))
     first = run(tmp_path, "layout", *SMALL)
@@ -155,8 +167,18 @@ def test_a_comparison_from_beginning_to_end_and_again_from_what_was_kept(tmp_pat
     assert [path.parts[-3] for path in results] == ["base", "concatenated", "tuned", "tuned_concatenated"]
     stamps = [path.stat().st_mtime_ns for path in results]
     again = run(tmp_path, "layout", *SMALL)
-    assert again.stdout == first.stdout
+    assert first.stdout.endswith(again.stdout) and "better by" in again.stdout
     assert stamps == [path.stat().st_mtime_ns for path in results]
+
+
+def test_runs_are_made_in_processes_of_their_own_each_after_its_base(tmp_path):
+    plan = UntrainedPlan(replace(ExperimentSettings(), out_dir=str(tmp_path)))
+    made = build.run_all(plan, ["tuned_gpt2"], [1, 2], 2, 1)
+    assert list(made) == ["base", "gpt2", "tuned", "tuned_gpt2"]
+    for name, each in made.items():
+        assert [figures["seed"] for figures in each] == [1, 2]
+        assert not {figures["process"] for figures in each} & {os.getpid()}
+        assert all(figures["there"] == [run.name for run in plan.needed([name])[:-1]] for figures in each)
 
 
 @pytest.fixture

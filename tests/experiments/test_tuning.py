@@ -2,13 +2,14 @@
 
 import json
 import math
-import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from corpora import ROOT, made_up_articles, made_up_questions, write_jsonl
+from processes import run_in_process
 from tiny import write_rows
 
 import train
@@ -219,17 +220,13 @@ def test_the_cost_of_a_script_is_that_of_its_own_process(tmp_path, monkeypatch):
     assert 1e6 < cost.peak_bytes < ballast.nbytes
 
 
-def run(folder, *arguments):
-    command = [sys.executable, str(ROOT / "experiments/run.py"), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", timeout=600)
-
-
 def test_tuning_is_asked_for_by_its_name_alone_and_has_settings_of_its_own(tmp_path):
-    said = run(tmp_path, "--help")
+    run = partial(run_in_process, tmp_path, "experiments/run.py")
+    said = run("--help")
     assert said.returncode == 0 and "run.py tuning`" in said.stdout and "--base_config=" not in said.stdout
-    own = run(tmp_path, "tuning", "--help")
+    own = run("tuning", "--help")
     assert own.returncode == 0 and "--base_config=" in own.stdout
-    both = run(tmp_path, "tuning", "order")
+    both = run("tuning", "order")
     assert both.returncode == 1 and "tuning has a page and settings of its own" in both.stderr
-    missing = run(tmp_path, "tuning", "--base_config=nothing.py")
+    missing = run("tuning", "--base_config=nothing.py")
     assert missing.returncode == 1 and "nothing.py" in missing.stderr and "Traceback" not in missing.stderr

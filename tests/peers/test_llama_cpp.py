@@ -55,7 +55,7 @@ def test_the_generator_reads_replies_of_a_form_that_the_server_keeps_to(llama, s
     extra = json.dumps({"response_format": reply_schema(articles)})
     flags = [f"--api_base={llama.url}/v1", "--saves=saves.jsonl", "--input_dir=wiki", f"--api_extra={extra}"]
     flags += ["--tries=1", "--concurrency=1", "--min_pairs=1", "--max_pairs=1", f"--articles_per_request={articles}"]
-    said = done(script("sft/sft_generate.py", *flags, "--temperature=0.1", "--max_new_tokens=1000", timeout=None))
+    said = done(script("sft/sft_generate.py", *flags, "--temperature=0.1", "--max_new_tokens=1000"))
     assert "no_json" not in said and "cut_off" not in said
     with capsys.disabled():
         summary = [line for line in said.splitlines() if line.startswith(("articles: ", "pairs: ", "replies'"))]
@@ -67,7 +67,7 @@ def test_the_generator_ends_whatever_the_model_answers(llama, script, tmp_path, 
     write_articles(tmp_path)
     flags = [f"--api_base={llama.url}/v1", "--saves=saves.jsonl", "--tries=1", "--concurrency=1"]
     flags += ["--input_dir=wiki", f"--articles_per_request={articles}", "--max_new_tokens=48"]
-    ended = script("sft/sft_generate.py", *flags, timeout=None)
+    ended = script("sft/sft_generate.py", *flags)
     assert "Traceback" not in ended.stderr, ended.stderr
     assert f"asking {NAME}" in ended.stdout
     assert ended.returncode == 0 or "does not end its answers" in ended.stderr
@@ -104,6 +104,6 @@ def test_the_evaluations_ask_it(llama, script, tmp_path):
     questions = [("河北省的省会是哪里？", "石家庄。"), ("铁的元素符号是什么？", "Fe。"), ("一年有几个月？", "12个月。")]
     write_jsonl(tmp_path / "questions.jsonl", [{"question": q, "answer": a} for q, a in questions])
     flags = [f"--ckpt={NAME}@{llama.url}/v1", "--questions=questions.jsonl", "--max_new_tokens=16", "--json=all.json"]
-    said = done(script("evaluations-RougeL.py", *flags, timeout=None))
+    said = done(script("evaluations-RougeL.py", *flags))
     figures = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))
     assert (figures["pairs"], figures["failed"]) == (3, 0) and "3 pairs" in said

@@ -12,7 +12,8 @@ import pytest
 import torch
 from corpora import ROOT, made_up_articles, made_up_questions, write_jsonl
 from hugging_folders import widen_tokenizer, write_model, write_tokenizer
-from runs import arguments, run_here, write_stages
+from processes import done, error_of, run_in_process
+from runs import run_here, write_stages
 
 from data_utils import load_row_tokenizer, loss_mask, make_batch, open_rows, row_prompts, split_row
 from minigpt.checkpoint import load_checkpoint, load_model
@@ -35,10 +36,8 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adopted")
     write_model(folder / "qwen", max_position_embeddings=512)
     write_jsonl(folder / "qa.jsonl", QUESTIONS)
-    command = [sys.executable, ROOT / "data" / "prepare_sft.py", "--tokenizer=qwen", "--qa_files=qa.jsonl"]
-    command += ["--sft_data_dir=rows", "--block_size=96"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8")
-    assert done.returncode == 0, done.stderr
+    flags = ["--tokenizer=qwen", "--qa_files=qa.jsonl", "--sft_data_dir=rows", "--block_size=96"]
+    done(run_in_process(folder, "data/prepare_sft.py", *flags))
     return folder
 
 
@@ -85,7 +84,7 @@ def test_a_fine_tuned_model_runs_alone_and_is_evaluated(prepared, tmp_path, caps
     assert {answer[:1] for answer in answers} == {"第"}  # as all answers of the rows begin
 
 
-def test_qlora_on_it_is_a_small_file_that_is_merged_and_taken_along(prepared, tmp_path, monkeypatch):
+def test_qlora_on_it_is_a_small_file_that_is_merged_and_taken_along(prepared, tmp_path, monkeypatch, script):
     pytest.importorskip("bitsandbytes")
     peft = pytest.importorskip("peft")
     monkeypatch.chdir(prepared)
@@ -97,9 +96,7 @@ def test_qlora_on_it_is_a_small_file_that_is_merged_and_taken_along(prepared, tm
     ckpt = tmp_path / "run/ckpt.pt"
     assert ckpt.stat().st_size < (prepared / "qwen/model.safetensors").stat().st_size / 4
     for form in ("hf", "peft"):
-        command = [sys.executable, ROOT / "export.py", f"--ckpt={ckpt}", f"--format={form}", f"--out={tmp_path / form}"]
-        done = subprocess.run(command, capture_output=True, encoding="utf-8")
-        assert done.returncode == 0, done.stderr
+        done(script("export.py", f"--ckpt={ckpt}", f"--format={form}", f"--out={tmp_path / form}", cwd=prepared))
     ids = torch.arange(20)[None]
     with torch.no_grad():
         expected = load_model(load_checkpoint(ckpt))[0](ids)
@@ -153,8 +150,7 @@ def test_a_large_vocabulary_is_stored_in_32_bits(tmp_path):
 def test_articles_begin_with_bos_where_the_tokenizer_s_texts_do(tmp_path, script):
     write_tokenizer(tmp_path / "headers", "headers")
     write_jsonl(tmp_path / "wiki" / "a.jsonl", made_up_articles(24))
-    done = script("data/prepare.py", "--tokenizer=headers", "--input_dir=wiki", "--data_dir=rows", "--block_size=64")
-    assert done.returncode == 0, done.stderr
+    done(script("data/prepare.py", "--tokenizer=headers", "--input_dir=wiki", "--data_dir=rows", "--block_size=64"))
     rows, meta = open_rows(tmp_path / "rows", "train")
     tokenizer = load_row_tokenizer(tmp_path / "rows", meta)
     bos = tokenizer.prefix_ids
@@ -164,19 +160,17 @@ def test_articles_begin_with_bos_where_the_tokenizer_s_texts_do(tmp_path, script
     assert meta["parts"]["train"]["tokens"] == (rows != tokenizer.pad_id).sum()
 
 
-def test_a_base_model_without_a_free_id_trains_on_articles(tmp_path, script):
+def test_a_base_model_without_a_free_id_trains_on_articles(tmp_path, script, monkeypatch):
     """PAD is then an id that the model does not have."""
     pytest.importorskip("transformers")
     tokenizer = load_tokenizer(write_tokenizer(tmp_path / "base", "base"))
     write_model(tmp_path / "base", "gpt2", "base", vocab_size=tokenizer.n_vocab)
     write_jsonl(tmp_path / "wiki" / "a.jsonl", made_up_articles(24))
-    done = script("data/prepare.py", "--tokenizer=base", "--input_dir=wiki", "--data_dir=rows", "--block_size=64")
-    assert done.returncode == 0, done.stderr
-    settings = {"data_dir": "rows", "init_from": "base", "out_dir": "run", "max_iters": 4, "block_size": 64}
-    done = script("train.py", *arguments(**settings))
-    assert done.returncode == 0, done.stderr + done.stdout
-    done = script("sample.py", "--ckpt=run/ckpt.pt", "--prompt=第1镇", "--max_new_tokens=5", "--dtype=float32")
-    assert done.returncode == 0 and done.stdout.startswith("第1镇"), done.stderr
+    done(script("data/prepare.py", "--tokenizer=base", "--input_dir=wiki", "--data_dir=rows", "--block_size=64"))
+    monkeypatch.chdir(tmp_path)
+    run_here(data_dir="rows", init_from="base", out_dir="run", max_iters=4, block_size=64)
+    said = script("sample.py", "--ckpt=run/ckpt.pt", "--prompt=第1镇", "--max_new_tokens=5", "--dtype=float32")
+    assert done(said).startswith("第1镇")
 
 
 def test_prepare_sft_says_what_a_tokenizer_cannot_do(tmp_path, script):
@@ -188,8 +182,7 @@ def test_prepare_sft_says_what_a_tokenizer_cannot_do(tmp_path, script):
         (["--tokenizer=thinking", "--thinking=keep"], "empty thoughts"),
         (["--tokenizer=nowhere"], "nowhere is not there"),
     ):
-        done = script("data/prepare_sft.py", "--qa_files=qa.jsonl", "--sft_data_dir=rows", *flags)
-        assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+        assert message in error_of(script("data/prepare_sft.py", "--qa_files=qa.jsonl", "--sft_data_dir=rows", *flags))
     assert not (tmp_path / "rows" / "meta.json").exists()
 
 
