@@ -1,10 +1,12 @@
 """The compiled passes over rows against torch's operators in float64."""
 
+import os
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from minigpt import kernels
+from minigpt import keep_compiled_code, kernels
 from minigpt.kernels import causal_softmax, loss_gradients, run_on_rows
 from model import SwiGLUOnCPU, swiglu
 
@@ -74,3 +76,13 @@ def test_swiglu_and_its_gradient_equal_the_plain_ones(threads, shape, dtype, siz
     expected.backward(grad.double())
     for ours, theirs in ((y, expected), (x.grad, exact.grad)):
         torch.testing.assert_close(ours.double(), theirs, rtol=TOLERANCES[dtype], atol=2e-6 * size)
+
+
+def test_compiled_code_has_a_folder_where_numba_could_write_to_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "restored at the end")
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    keep_compiled_code([tmp_path / "missing", tmp_path])
+    assert "NUMBA_CACHE_DIR" not in os.environ
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    keep_compiled_code([tmp_path / "missing"])
+    assert os.access(os.environ["NUMBA_CACHE_DIR"], os.W_OK)
