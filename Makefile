@@ -30,9 +30,11 @@ soak: $(VENV)/ready-dev
 peers: $(VENV)/ready-peers
 	$(RUN) -m pytest -rs tests/peers tests/adapters
 
-# Such a processor has other kernels in torch, oneDNN and MKL, which sum in another order and lack bfloat16.
+# Such a processor has other kernels in torch, oneDNN and MKL, which sum in another order and lack bfloat16; numba
+# compiles for it.
 test-avx2: $(VENV)/ready-dev
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1 \
+		NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES=+avx2,+fma,+bmi,+bmi2,+popcnt,+f16c \
 		$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m numeric
 
 sample: $(VENV)/ready
