@@ -9,8 +9,11 @@ import shutil
 import pytest
 from corpora import ROOT
 from evaluation_fakes import load_script, run_here
-from runs import finish, log_of, start
+from runs import finish_run, log_of
 from serving_fakes import serving
+
+from minigpt.settings.parse import load_settings
+from minigpt.settings.stages import TrainSettings
 
 OLD = ROOT / "tests/fixtures/b58f9b1"
 EXPECTED = json.loads((OLD / "expected.json").read_text(encoding="utf-8"))
@@ -60,8 +63,8 @@ def test_training_goes_on_from_old_checkpoints_with_the_old_losses(tmp_path):
     """Resuming last.pt restores the optimizers too: its losses hold them, the schedule and the order of rows."""
     shutil.copytree(OLD / "pretrained", tmp_path / "resumed")
     steps = ["--log_interval=1", "--eval_interval=3"]
-    started = {name: start(*TRAIN, *RUNS[name], f"--out_dir={tmp_path / name}", *steps) for name in RUNS}
-    for name, process in started.items():
-        finish(process)
+    for name, flags in RUNS.items():
+        settings = load_settings(TrainSettings, [*TRAIN, *flags, f"--out_dir={tmp_path / name}", *steps])
+        finish_run(**settings.to_dict())
         for line, old in zip(log_of(tmp_path / name)[-6:], EXPECTED["logs"][name], strict=True):
             assert {key: line[key] for key in old} == pytest.approx(old, abs=1e-4)

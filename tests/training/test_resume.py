@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -63,9 +64,9 @@ def test_a_run_killed_at_random_moments_logs_what_one_never_stopped_logs(tmp_pat
         pairs = [pair_row(one["question"], one["answer"]) for one in made_up_questions(40)]
         changes = {**changes, "preferences": write_jsonl(tmp_path / "pairs.jsonl", pairs)}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    flags = arguments(data_dir=data[data_dir], **RUN, **changes)
-    resuming = [f"--init_from={begin}"]
-    finish(start(*flags, f"--out_dir={whole}", *resuming))
+    given = {"data_dir": data[data_dir], **RUN, **changes}
+    flags, resuming = arguments(**given), [f"--init_from={begin}"]
+    run_here(**given, out_dir=str(whole), init_from=begin)
     kills, chance = 0, random.Random(str(changes))
     wanted = rounds(2, 10)
     while kills < wanted:
@@ -89,15 +90,25 @@ def test_a_run_killed_at_random_moments_logs_what_one_never_stopped_logs(tmp_pat
     assert newest_intact(killed)["settings"]["init_from"] == begin  # what it began from, not how it goes on
 
 
-@pytest.mark.skipif(sys.platform == "win32" or not shutil.which("g++"), reason="no compiler for torch.compile")
-def test_compiled_runs_resume_without_compiling_and_back(tmp_path):
+@pytest.fixture(params=["aot_eager", pytest.param("inductor", marks=pytest.mark.soak_only)])
+def compiler(request, monkeypatch):
+    """torch.compile's backend: one that needs no C++ compiler, and in `make soak` the one that users have."""
+    if request.param == "inductor" and (sys.platform == "win32" or not shutil.which("g++")):
+        pytest.skip("no compiler for torch.compile")
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=request.param))
+    yield request.param
+    torch._dynamo.reset()
+
+
+def test_compiled_runs_resume_without_compiling_and_back(tmp_path, compiler):
     common = {"data_dir": write_stages(tmp_path)["pretrain"], "dropout": 0.0, "decay_lr": False, "n_layer": 1}
     whole, folder = tmp_path / "whole", tmp_path / "run"
     run_here(out_dir=str(whole), **{**common, "max_iters": 8})
     run_here(out_dir=str(folder), **{**common, "max_iters": 4})
     resumed = {**common, "out_dir": str(folder), "init_from": "resume"}
-    out = finish(start(*arguments(**{**resumed, "max_iters": 6, "compile": "on"})))
-    assert "compile True (as set)" in out and "going on at step 4 of 6" in out
+    said = run_here(**{**resumed, "max_iters": 6, "compile": "on"})
+    assert "compile True (as set)" in said and "going on at step 4 of 6" in said
     run_here(**{**resumed, "max_iters": 8})
     losses, expected = ([line["train_loss"] for line in log_of(place)] for place in (folder, whole))
     assert losses == pytest.approx(expected, abs=1e-4)
