@@ -57,9 +57,9 @@ def main(open_models=open_served):
     listener.start()
     title = f"serving {', '.join(models)}"
     announce_server(title, settings.host, listener.port, bool(key), f"a key with --api_key= or {KEY_VARIABLE}")
-    if settings.compile != "off":
-        having_steps = [generator for generator in generators if generator.stage != "task"]
-        compile_in_background(having_steps, say=partial(print, flush=True))
+    having_steps = [generator for generator in generators if generator.stage != "task"]
+    to_compile = [generator for generator in having_steps if generator.should_compile(settings.compile)]
+    compile_in_background(to_compile, say=partial(print, flush=True))
     while not signals.asked:
         time.sleep(0.1)  # on Windows, Ctrl-C does not interrupt a wait for an event
         if not listener.is_alive():

@@ -34,6 +34,7 @@ from minigpt.tokenizer import StreamDecoder
 
 MAX_PREFILL_TOKENS = 1024  # prompt tokens, with padding, in one prefill pass; running requests wait for that pass
 MAX_RESERVED_SHARE = 0.25  # share of the block that is reserved for the answer when a prompt is cut, at most
+MIN_COMPILED_PARAMS = 10e6
 MAX_LAST_STEP_SECONDS = 5.0  # how long closing waits for the step that is running
 
 
@@ -470,6 +471,11 @@ class TextGenerator:
         """Whether the steps run by compiled kernels."""
         return self.engine.runner.kernels is not None
 
+    def should_compile(self, setting):
+        """Whether to compile the steps. setting: "on", "off", or "auto": a large model's. A small one's take torch less
+        than a millisecond."""
+        return setting == "on" or (setting == "auto" and self.model.num_params() >= MIN_COMPILED_PARAMS)
+
     def make_kernels(self, say=None):
         """Get the model ready for `compile`; returns whether its steps can be compiled.
 
@@ -509,14 +515,17 @@ class TextGenerator:
 
 
 def compile_in_background(generators, say=None):
-    """Compile the steps of `TextGenerator`s that run nothing yet, in a thread, which is returned."""
+    """Compile the steps of `TextGenerator`s that run nothing yet, in a thread, which is returned.
+
+    The interpreter waits for it before it ends: a compiler that is cut off may crash, and later starts need its result.
+    """
     ready = [generator for generator in generators if generator.make_kernels(say)]
 
     def run():
         for generator in ready:
             generator.compile(say)
 
-    thread = threading.Thread(target=run, name="compile", daemon=True)
+    thread = threading.Thread(target=run, name="compile")
     thread.start()
     return thread
 
@@ -546,11 +555,11 @@ def open_generators(ckpts, settings, exact=False):
 def open_generator(ckpt, settings, exact=False):
     """(path, checkpoint's dict, `TextGenerator`) of one checkpoint, as in `open_generators`.
 
-    Its steps are compiled: in the background, or before it is returned if `exact`, so that all answers are computed in
-    one way.
+    The steps of a large model are compiled: in the background, or before it is returned if `exact`, so that all answers
+    are computed in one way.
     """
     (opened,) = open_generators([ckpt], settings, exact)
-    if settings.compile != "off":
+    if opened[2].should_compile(settings.compile):
         thread = compile_in_background([opened[2]])
         if exact:
             thread.join()

@@ -114,7 +114,7 @@ class FakeGenerator:
         return stream
 
     def should_compile(self, setting):
-        return False, "a fake"
+        return False
 
     running = property(lambda self: len(self.rows))
     waiting = property(lambda self: len(self.queue))

@@ -15,7 +15,12 @@ from tiny import random_ids, tiny_model, tiny_tokenizer
 from minigpt.adapters.mixing import share_layers
 from minigpt.common.files import PROJECT
 from minigpt.inference import kernels, model_runner
-from minigpt.inference.engine import Engine, EngineWorker, TextGenerator, compile_in_background
+from minigpt.inference.engine import (
+    Engine,
+    EngineWorker,
+    TextGenerator,
+    compile_in_background,
+)
 from minigpt.inference.kernels import KernelStep, can_run
 from minigpt.inference.model_runner import ModelRunner
 from minigpt.inference.params import SamplingParams
@@ -160,6 +165,13 @@ def test_generation_is_the_same_before_and_after_the_steps_are_compiled():
     thread.join()
     assert generator.compiled and said[0].startswith("steps are compiled, after ")
     assert generator.generate(["河", "a"], GREEDY) == expected
+
+
+def test_large_models_are_compiled_unasked(monkeypatch):
+    generator = TextGenerator(tiny_model(), tiny_tokenizer(), "sft")
+    assert [generator.should_compile(setting) for setting in ("on", "off", "auto")] == [True, False, False]
+    monkeypatch.setattr("minigpt.inference.engine.MIN_COMPILED_PARAMS", 1000)
+    assert [generator.should_compile(setting) for setting in ("on", "off", "auto")] == [True, False, True]
 
 
 def test_where_compiling_fails_torch_runs_the_steps(monkeypatch, capsys):
