@@ -319,6 +319,11 @@ def normalize_and_rotate(x, weight, cos, sin, eps):
     return rotate(F.rms_norm(x, x.shape[-1:], None, eps) * weight.to(x.dtype), cos, sin)
 
 
+def copy_to_array(weight):
+    """A float32 array of a small tensor's numbers. A parameter whose memory an array shared could not be sharded."""
+    return kernels.as_array(weight.float().clone())
+
+
 class NormOnCPU(torch.autograd.Function):
     """LayerNorm (centered) or RMSNorm over the last dimension of x (..., C) with weight (C,) and bias (C,) or None, in
     one pass forward and one backward. Under autocast to bfloat16 the result is bfloat16, as products take it."""
@@ -327,7 +332,7 @@ class NormOnCPU(torch.autograd.Function):
     def forward(ctx, x, weight, bias, centered, eps):
         x, stats = x.contiguous(), x.new_empty(x.shape[:-1].numel(), 2, dtype=torch.float32)
         y = torch.empty_like(x, dtype=torch.bfloat16 if compute_dtype(x) == torch.bfloat16 else x.dtype)
-        weights = [kernels.as_array(t.float()) for t in (weight, torch.zeros_like(weight) if bias is None else bias)]
+        weights = [copy_to_array(t) for t in (weight, torch.zeros_like(weight) if bias is None else bias)]
         kernels.run_on_rows(kernels.norm_rows, (x.flatten(0, -2), y.flatten(0, -2), stats), *weights, centered, eps)
         ctx.save_for_backward(x, weight, stats)
         ctx.centered, ctx.has_bias = centered, bias is not None
@@ -341,7 +346,7 @@ class NormOnCPU(torch.autograd.Function):
         sums = kernels.run_on_rows(
             kernels.norm_row_gradients,
             (*rows, stats, x_grad.flatten(0, -2)),
-            kernels.as_array(weight.float()),
+            copy_to_array(weight),
             ctx.centered,
             ctx.has_bias,
         )
@@ -358,7 +363,7 @@ class NormalizeAndRotateOnCPU(torch.autograd.Function):
         x, angles = x.contiguous(), [t.reshape(-1, t.shape[-1]).contiguous() for t in (cos, sin)]
         y, r = torch.empty_like(x), x.new_empty(x.shape[:2].numel(), len(weight), dtype=torch.float32)
         ctx.places = torch.arange(len(r)) % len(angles[0])
-        others = [kernels.as_array(t.float()) for t in (weight, *angles)]
+        others = [copy_to_array(t) for t in (weight, *angles)]
         kernels.run_on_rows(kernels.norm_and_rotate, (x.flatten(0, 1), y.flatten(0, 1), r, ctx.places), *others, eps)
         ctx.save_for_backward(x, weight, r, *angles)
         return y
