@@ -5,9 +5,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from corpora import ROOT
 from processes import run_in_process
 from tiny import ARCHITECTURE_FIELDS
+
+from minigpt import kernels
 
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # a proxy does not lead to this machine
 
@@ -60,3 +63,13 @@ def script(tmp_path):
 def architecture(request):
     """Each architecture of `tiny_model`."""
     return request.param
+
+
+@pytest.fixture(params=[1, 3], ids=["one thread", "three"])
+def threads(request, monkeypatch):
+    """Whether the rows of training's kernels are split over threads."""
+    monkeypatch.setattr(kernels, "MIN_NUMBERS_A_THREAD", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)

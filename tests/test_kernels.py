@@ -6,23 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from minigpt import keep_compiled_code, kernels
+from minigpt import keep_compiled_code
 from minigpt.kernels import causal_softmax, loss_gradients, run_on_rows
 from model import SwiGLUOnCPU, swiglu
 
 pytestmark = pytest.mark.numeric
 
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 2**-8}  # of numbers of size 1; bfloat16 has 8 bits
-
-
-@pytest.fixture(params=[1, 3], ids=["one thread", "three"])
-def threads(request, monkeypatch):
-    """Whether rows are split over threads."""
-    monkeypatch.setattr(kernels, "MIN_NUMBERS_A_THREAD", 1)
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
 
 
 # Rows, ids, the size of logits: one row, one id, rows that no vector fits, confident logits.

@@ -5,7 +5,6 @@ import torch
 from torch.nn import functional as F
 
 import model as model_file
-from minigpt import kernels
 from model import (
     GPT,
     GPTConfig,
@@ -31,16 +30,6 @@ def close(ours, plain, tolerance):
     return all(
         (a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1e-30) for a, b in zip(ours, plain, strict=True)
     )
-
-
-@pytest.fixture(params=[1, 3], ids=["one thread", "three"])
-def threads(request, monkeypatch):
-    """Whether rows are split over threads."""
-    monkeypatch.setattr(kernels, "MIN_NUMBERS_A_THREAD", 1)
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
 
 
 def plain_norm(x, weight, bias, centered):
