@@ -363,7 +363,7 @@ class NormalizeAndRotateOnCPU(torch.autograd.Function):
         x, angles = x.contiguous(), [t.reshape(-1, t.shape[-1]).contiguous() for t in (cos, sin)]
         y, r = torch.empty_like(x), x.new_empty(x.shape[:2].numel(), len(weight), dtype=torch.float32)
         ctx.places = torch.arange(len(r)) % len(angles[0])
-        others = [copy_to_array(t) for t in (weight, *angles)]
+        others = [kernels.as_array(t.float()) for t in (weight, *angles)]
         kernels.run_on_rows(kernels.norm_and_rotate, (x.flatten(0, 1), y.flatten(0, 1), r, ctx.places), *others, eps)
         ctx.save_for_backward(x, weight, r, *angles)
         return y

@@ -9,18 +9,12 @@ MERGE_KEYS = 1 << 17  # new keys that are kept apart until they are merged into 
 READ_KEYS = 1 << 20  # of the log at once
 
 
-class KeySet:
-    """A set of 64-bit hashes, in memory at 8 bytes each (and as many again while keys are merged).
+class EntryLog:
+    """A file of entries of `entry_bytes` each, in their order, so that a run that resumes has them again."""
 
-    `keys.log` in the folder has them in their order, so that a run that resumes has them again. Two different texts
-    have the same hash with a probability of n² / 2⁶⁵ among n: 1 in 3,000 for a hundred million articles.
-    """
-
-    def __init__(self, folder):
-        self.count = 0
-        self._sorted = np.zeros(0, dtype=np.uint64)
-        self._recent = np.zeros(0, dtype=np.uint64)  # sorted, too
-        self._log = open(Path(folder) / "keys.log", "a+b")  # noqa: SIM115 - `close` closes it
+    def __init__(self, path, entry_bytes):
+        self._entry_bytes = entry_bytes
+        self._log = open(path, "a+b")  # noqa: SIM115 - `close` closes it
 
     def close(self):
         """Closes the log."""
@@ -35,8 +29,22 @@ class KeySet:
         os.fsync(self._log.fileno())
 
     def has(self, count):
-        """Whether the log has so many keys."""
-        return os.fstat(self._log.fileno()).st_size >= count * 8
+        """Whether the log has so many entries."""
+        return os.fstat(self._log.fileno()).st_size >= count * self._entry_bytes
+
+
+class KeySet(EntryLog):
+    """A set of 64-bit hashes, in memory at 8 bytes each (and as many again while keys are merged).
+
+    `keys.log` in the folder has them. Two different texts have the same hash with a probability of n² / 2⁶⁵ among n: 1
+    in 3,000 for a hundred million articles.
+    """
+
+    def __init__(self, folder):
+        self.count = 0
+        self._sorted = np.zeros(0, dtype=np.uint64)
+        self._recent = np.zeros(0, dtype=np.uint64)  # sorted, too
+        super().__init__(Path(folder) / "keys.log", 8)
 
     def resume(self, count):
         """Takes the first `count` keys of the log, and removes the others from it."""

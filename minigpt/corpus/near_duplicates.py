@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
+from minigpt.corpus.dedup import EntryLog
+
 VALUES = 128  # of a signature
 SHINGLE_CHARS = 3  # characters that are compared together
 BAND_RECALL = 0.98  # share of the pairs at the threshold that have a band in common
@@ -67,7 +69,7 @@ def sign_texts(codes, ends, factors, summands):
     return signatures
 
 
-class NearDuplicates:
+class NearDuplicates(EntryLog):
     """The signatures of the articles so far, in a file, and a table of their bands.
 
     threshold: the estimated share of common shingles from which two articles are near duplicates. `signatures.log` in
@@ -81,7 +83,7 @@ class NearDuplicates:
         self._n_values = values_per_band(threshold)
         self._n_bands = VALUES // self._n_values
         self._min_equal = math.ceil(threshold * VALUES)
-        self._log = open(Path(folder) / "signatures.log", "a+b")  # noqa: SIM115 - `close` closes it
+        super().__init__(Path(folder) / "signatures.log", VALUES * 2)
         self._table_path = Path(folder) / "bands.table"
         self._table = None
 
@@ -89,19 +91,7 @@ class NearDuplicates:
         """Closes the files, and removes the table."""
         self._table = None
         self._table_path.unlink(missing_ok=True)
-        self._log.close()
-
-    def flush(self):
-        """Hands the log to the operating system; `sync` puts it on the disk."""
-        self._log.flush()
-
-    def sync(self):
-        """Waits until what was flushed is on the disk; may be called from another thread."""
-        os.fsync(self._log.fileno())
-
-    def has(self, count):
-        """Whether the log has so many articles."""
-        return os.fstat(self._log.fileno()).st_size >= count * VALUES * 2
+        super().close()
 
     def resume(self, count):
         """Takes the first `count` articles of the log, and removes the others from it."""

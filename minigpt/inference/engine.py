@@ -492,7 +492,8 @@ class TextGenerator:
                 self.kernels = KernelStep(runner.model) if can_run(runner.model) else None
                 reason = None if self.kernels else "the model is on a GPU, or has adapters in its layers"
             except Exception as error:
-                reason = first_line(error)
+                print(f"note: steps are not compiled ({first_line(error)})")
+                return False
         if reason and say:
             say(f"steps are not compiled: {reason}")
         return reason is None

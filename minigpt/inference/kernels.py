@@ -90,18 +90,18 @@ class Shape(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """Memory of a pass of n tokens. levels (n, widest input): rows as products take them, with row_scales (n,)."""
+    """Memory of a pass of n tokens; all float32, but for levels of a model in int8."""
 
-    x: np.ndarray
-    normed: np.ndarray
-    qkv: np.ndarray
-    heads: np.ndarray
-    fc: np.ndarray  # of c_fc
-    inner: np.ndarray  # behind the activation
-    levels: tuple  # of the widths of normed, heads and inner
-    row_scales: np.ndarray
-    scores: np.ndarray
-    logits: np.ndarray
+    x: np.ndarray  # (n, C)
+    normed: np.ndarray  # (n, C)
+    qkv: np.ndarray  # (n, outputs of c_attn)
+    heads: np.ndarray  # (n, n_head * D)
+    fc: np.ndarray  # (n, outputs of c_fc)
+    inner: np.ndarray  # (n, n_inner), behind the activation
+    levels: tuple  # normed, heads and inner as products take them: each (n, its width, padded)
+    row_scales: np.ndarray  # (n,), by which the levels of a row are multiplied
+    scores: np.ndarray  # (n, n_head, positions of the cache)
+    logits: np.ndarray  # (n, V, padded)
 
 
 # Tiles of products, in LLVM's instructions: numba has no vectors of its own, and its compiler finds no good ones for
@@ -283,6 +283,7 @@ def gelu(x):
 
 @njit(**COMPILED)
 def silu(x):
+    """x σ(x)."""
     return x / (ONE + exp(-x))
 
 
@@ -326,6 +327,13 @@ def compile_store_row(x, levels):
     return copy_row
 
 
+@njit(**COMPILED)
+def store_output(total, shift, scale, bias, out, row, output, add):
+    """Write (total - shift) * scale + bias to out[row, output], or add it."""
+    y = np.float32(total - shift) * scale + bias
+    out[row, output] = out[row, output] + y if add else y
+
+
 @njit(**IN_PARALLEL)
 def multiply(x, row_scales, values, shifts, scales, biases, out, add):
     """Products of rows x (n, in), whose values are multiplied by row_scales (n,), with `Matrices` of one layer, into
@@ -336,16 +344,16 @@ def multiply(x, row_scales, values, shifts, scales, biases, out, add):
         for row in range(0, n - n % ROWS, ROWS):
             sums = tile_of_rows(x, row, values, first)
             for j in range(OUTPUTS):
+                o = first + j
                 for r in range(ROWS):
-                    y = np.float32(sums[j * ROWS + r] - shifts[first + j]) * (scales[first + j] * row_scales[row + r])
-                    old = out[row + r, first + j] if add else np.float32(0)
-                    out[row + r, first + j] = y + biases[first + j] + old
+                    scale = scales[o] * row_scales[row + r]
+                    store_output(sums[j * ROWS + r], shifts[o], scale, biases[o], out, row + r, o, add)
         for row in range(n - n % ROWS, n):
             sums_of_one = tile_of_one(x, row, values, first)
             for j in range(OUTPUTS):
-                y = np.float32(sums_of_one[j] - shifts[first + j]) * (scales[first + j] * row_scales[row])
-                old = out[row, first + j] if add else np.float32(0)
-                out[row, first + j] = y + biases[first + j] + old
+                o = first + j
+                scale = scales[o] * row_scales[row]
+                store_output(sums_of_one[j], shifts[o], scale, biases[o], out, row, o, add)
 
 
 @njit(**COMPILED)
@@ -465,7 +473,7 @@ def activate_row(fc, kind, inner, levels):
     width = len(inner)
     if kind == SWIGLU:
         for i in range(width):
-            inner[i] = fc[i] / (ONE + exp(-fc[i])) * fc[width + i]
+            inner[i] = silu(fc[i]) * fc[width + i]
     elif kind == GELU:
         for i in range(width):
             inner[i] = gelu(fc[i])
@@ -665,7 +673,7 @@ class KernelStep:
         return self.run(ids, rows, at, last, keys, values)
 
     def run(self, ids, rows, positions, last, keys, values):
-        """`run_tokens`; returns the logits."""
+        """Logits (m, V) after the tokens last (m,); the arguments are those of `run_tokens`, lists and tensors."""
         n, cached = len(ids), keys.shape[3]
         if len(self.buffers.x) < n or self.buffers.scores.shape[2] < cached:
             self.buffers = self.new_buffers(max(n, len(self.buffers.x)), cached)

@@ -120,20 +120,9 @@ class Int8Dynamic(Int8Weights):
 
         # The operator takes one scale for all rows, so it gets 1, and its output is multiplied by each row's scale.
         y = torch.ops.onednn.qlinear_pointwise(
-            levels,
-            1.0,
-            0,
-            self.packed,
-            self.packed_scale,
-            self.zero_points,
-            self.shift,
-            1.0,
-            0,
-            torch.float32,
-            "none",
-            [],
-            "",
-        )
+            levels, 1.0, 0, self.packed, self.packed_scale, self.zero_points, self.shift, 1.0, 0, torch.float32, "none",
+            [], "",
+        )  # fmt: skip
         return self.add_bias((y * scale).to(x.dtype).unflatten(0, x.shape[:-1]))
 
 
