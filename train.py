@@ -100,8 +100,7 @@ def train_step(run):
             run.scaler.unscale_(optimizer)
         if run.budget:
             run.budget.add_penalty_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(run.parameters(), run.settings.grad_clip or math.inf)
-        norm, loss_sum = full_value(norm), full_value(loss_sum)
+        norm, loss_sum = clip_gradients(run), full_value(loss_sum)
 
         # Optimizer step. If the loss or a gradient is not finite, the step is skipped and the weights stay.
         (wrong_losses,) = run.processes.total(not math.isfinite(loss_sum))
@@ -139,7 +138,7 @@ def add_gradients(run, batches, kept):
     """
     loss_sum = 0.0
     for i, batch in enumerate(batches, start=1):
-        if run.processes.count == 1 and run.stop_requested():
+        if run.processes.world_count == 1 and run.stop_requested():
             return None
         batch = [t.to(run.device, non_blocking=True) for t in batch]
 
@@ -153,7 +152,17 @@ def add_gradients(run, batches, kept):
         run.scaler.scale(loss * (run.processes.count / max(1, kept))).backward()
         loss_sum = loss_sum + loss.detach()
         run.on_batch(i, len(batches))
+    if run.divided:
+        run.divided.exchange_gradients()
     return loss_sum
+
+
+def clip_gradients(run):
+    """Clip the gradients to the norm grad_clip; returns the norm before, a float."""
+    largest = run.settings.grad_clip or math.inf
+    if run.divided:
+        return run.divided.clip_gradients(largest)
+    return full_value(torch.nn.utils.clip_grad_norm_(run.parameters(), largest))
 
 
 def validate_and_save(run, monitor):
@@ -223,7 +232,7 @@ def main():
     p = run.progress
     if run.stopped_by == "interrupted":
         arguments = shlex.join([a for a in sys.argv[1:] if not a.startswith("--init_from")] + ["--init_from=resume"])
-        again = "python" if run.processes.count == 1 else "the same torchrun …"
+        again = "python" if run.processes.world_count == 1 else "the same torchrun …"
         run.say(f"stopped at step {p.step} and saved; go on with: {again} train.py {arguments}")
         raise SystemExit(130)
     best = f"{run.out / BEST}: step {p.best_step}, validation loss {p.best_val_loss:.4f}"

@@ -537,6 +537,8 @@ class TrainSettings(Preferring, Adapting, DeviceChoice, Seed, Stage):
     )
     compile: str = same_as(LocalModels, "compile")
     fsdp: bool = setting(False, "torchrun: shard a model too large for one GPU over the processes (FSDP2)")
+    tensor_parallel: int = setting(1, "torchrun: divide each matrix over so many processes", low=1)
+    pipeline_parallel: int = setting(1, "torchrun: divide the layers over so many processes", low=1)
     deterministic: bool = setting(False, "CUDA: slower, deterministic kernels, so that resuming gives the same numbers")
 
 

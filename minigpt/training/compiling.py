@@ -88,7 +88,7 @@ def compute_or_undo(run, compute):
         trunk = run.model.trunk
         if not isinstance(trunk, CompiledTrunk) or not trunk.give_up(error):
             raise
-        if run.processes.count > 1:
+        if run.processes.world_count > 1:
             raise UserError(
                 f"compiled code failed in the middle of a step ({trunk.failure}); give --compile=off"
             ) from None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -21,54 +22,81 @@ from minigpt.common.errors import UserError, first_line
 
 @dataclass
 class Processes:
-    """The ranks of this process, and collective operations. All processes must call the same operations."""
+    """The place of this process in a run, and collective operations. All processes must call the same operations.
+
+    count groups of processes share the rows of a step (data parallelism), and this process is in the one of number
+    rank. The processes of a group have the same rows. There are parts of them: each holds a part of the model (tensor
+    or pipeline parallelism), and this one the part of number part. mesh: a `DeviceMesh` of the dimensions "data" and
+    "model", of sizes count and parts; None where parts is 1.
+    """
 
     rank: int = 0
     count: int = 1
     local_rank: int = 0  # among the processes of this machine
+    part: int = 0
+    parts: int = 1
+    mesh: DeviceMesh | None = None
+
+    @property
+    def world_rank(self):
+        """The number of this process among all, as torchrun counts."""
+        return self.rank * self.parts + self.part
+
+    @property
+    def world_count(self):
+        """Number of all processes of the run."""
+        return self.count * self.parts
 
     @property
     def is_main(self):
         """Whether this process prints and writes files."""
-        return self.rank == 0
+        return self.world_rank == 0
 
     def total(self, *numbers):
-        """List of the numbers, each summed over all processes, as floats."""
-        if self.count == 1:
+        """List of the numbers, each summed over the groups of processes, as floats. Processes of a group must pass the
+        same numbers, but for truth values: the sum of one is above 0 if it is true in any process."""
+        if self.world_count == 1:
             return [float(n) for n in numbers]
         sums = torch.tensor(numbers, dtype=torch.float64)
         dist.all_reduce(sums)
-        return sums.tolist()
+        return (sums / self.parts).tolist()
 
     def from_main(self, value):
         """The value that the main process passes; returned in every process."""
-        if self.count == 1:
+        if self.world_count == 1:
             return value
         values = [value]
         dist.broadcast_object_list(values, device=torch.device("cpu"))
         return values[0]
 
     def gather(self, value):
-        """List of the values of all processes, by rank."""
-        values = [value] * self.count
-        if self.count > 1:
+        """List of the values of all processes, by their world_rank."""
+        values = [value] * self.world_count
+        if self.world_count > 1:
             dist.all_gather_object(values, value)
         return values
 
     def stop(self):
         """Leave the process group."""
-        if self.count > 1 and dist.is_initialized():
+        if self.world_count > 1 and dist.is_initialized():
             gc.collect()  # shards that are freed after the group abort the process
             dist.barrier()
             dist.destroy_process_group()
 
 
-def start_processes(device_name="auto"):
+def start_processes(device_name="auto", parts=1):
     """Join the process group that torchrun's environment describes; returns `Processes`, of one process without it.
 
-    Raises UserError where the group cannot be formed, or where there are more processes than GPUs.
+    parts: processes that the model is divided over. Raises UserError where the group cannot be formed, where there are
+    more processes than GPUs, or where parts does not divide their number.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count % parts:
+        raise UserError(
+            f"a model in {parts} parts needs {parts} processes, or a multiple of them, and here "
+            f"{'is 1' if count == 1 else f'are {count}'}; start them with "
+            f"torchrun --standalone --nproc_per_node={parts} train.py …"
+        )
     if count == 1:
         return Processes()
 
@@ -78,7 +106,8 @@ def start_processes(device_name="auto"):
         raise UserError(
             f"WORLD_SIZE is {count}, but {', '.join(missing)} is not set: start several processes by torchrun"
         )
-    processes = Processes(int(os.environ["RANK"]), count, int(os.environ["LOCAL_RANK"]))
+    rank, part = divmod(int(os.environ["RANK"]), parts)
+    processes = Processes(rank, count // parts, int(os.environ["LOCAL_RANK"]), part, parts)
     if device_name == "mps" or (device_name == "auto" and torch.backends.mps.is_available()):
         raise UserError("several processes cannot share a run on mps; give --device=cpu, or start one process")
     on_gpus = device_name.startswith("cuda") or (device_name == "auto" and torch.cuda.is_available())
@@ -94,6 +123,9 @@ def start_processes(device_name="auto"):
         dist.init_process_group(backend)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the {count} processes could not connect to each other ({first_line(error)})") from None
+    if parts > 1:
+        shape, names = (processes.count, parts), ("data", "model")
+        processes.mesh = dist.init_device_mesh("cuda" if on_gpus else "cpu", shape, mesh_dim_names=names)
     return processes
 
 

@@ -139,7 +139,7 @@ class Monitor:
         more = {"tokens_per_second": tokens_per_second}
         self.figures = f"epoch {run.epochs:.2f}, loss {train_loss:.3f}, {tokens_per_second:,.0f} tokens/s"
         if self.peak_flops:
-            more["mfu"] = flops_per_second / (self.peak_flops * run.processes.count)
+            more["mfu"] = flops_per_second / (self.peak_flops * run.processes.world_count)
             self.figures += f", MFU {more['mfu']:.0%}"
         for name, number in figures.items():
             if number is not None and not name.startswith("val_"):

@@ -65,12 +65,13 @@ class TrainingRun:
         self.out = Path(settings.out_dir)
 
         # Processes and devices.
-        self.processes = start_processes(settings.device)
-        check_low_memory(settings, self.processes.count)
-        check_objective(settings, self.processes.count)
+        self.processes = start_processes(settings.device, settings.tensor_parallel * settings.pipeline_parallel)
+        check_low_memory(settings, self.processes.world_count)
+        check_objective(settings, self.processes.world_count)
         self.say = say if self.processes.is_main else lambda text: None
         self.sharded = settings.fsdp and self.processes.count > 1
-        self.device = pick_device(settings.device, self.processes.local_rank if self.processes.count > 1 else None)
+        several = self.processes.world_count > 1
+        self.device = pick_device(settings.device, self.processes.local_rank if several else None)
 
         # Data.
         place = self.processes.rank, self.processes.count
@@ -115,6 +116,7 @@ class TrainingRun:
         self.say(speed_text(self, compiled, why))
         if self.sharded:
             shard(self.model, self.device)
+        self.divided = None  # a `DividedModel`, where several processes hold parts of the model
         # MeZO's processes exchange losses only; DDP would reserve memory for gradients.
         self.loss = (
             self.model.loss_sum
@@ -202,8 +204,28 @@ def check_settings(settings):
         raise UserError("fsdp does not go with a quantized base, which is small; leave one out")
     if settings.both_ways and settings.objective == "mlm":
         raise UserError("objective mlm attends in both directions by itself; leave out both_ways")
+    check_model_parallel(settings)
     if settings.fsdp and settings.dtype == "float16":
         raise UserError("fsdp does not go with float16 and its loss scaler; take --dtype=bfloat16 or float32")
+
+
+def check_model_parallel(settings):
+    """Raise UserError for settings that do not go with tensor_parallel or pipeline_parallel."""
+    if settings.tensor_parallel == settings.pipeline_parallel == 1:
+        return
+    name = "tensor_parallel" if settings.tensor_parallel > 1 else "pipeline_parallel"
+    if settings.tensor_parallel > 1 and settings.pipeline_parallel > 1:
+        raise UserError("tensor_parallel and pipeline_parallel do not go together; leave one out")
+    plain = {
+        "method": "full", "quantize": "none", "fsdp": False, "objective": "causal", "stop_at_answered": 0.0,
+    }  # fmt: skip
+    for other, value in plain.items():
+        if getattr(settings, other) != value:
+            raise UserError(f"{name} does not go with {other}={getattr(settings, other)}; leave one of them out")
+    if settings.optimizer in LOW_MEMORY_LOSSES:
+        raise UserError(f"{name} does not go with optimizer {settings.optimizer}; take muon or adamw")
+    if settings.dtype == "float16":
+        raise UserError(f"{name} does not go with float16 and its loss scaler; take --dtype=bfloat16 or float32")
 
 
 def replay_folder(settings):
@@ -333,11 +355,21 @@ def choose_run_precision(run, resumed, positions):
     return choose_precision(run.settings.dtype, run.device, run.model, positions, run.say)
 
 
+def parallel_text(run):
+    """How the processes of a `TrainingRun` share its work, such as "2 tensor-parallel parts x 4 DDP"."""
+    settings, processes, kinds = run.settings, run.processes, []
+    for name, parts in (("tensor", settings.tensor_parallel), ("pipeline", settings.pipeline_parallel)):
+        if parts > 1:
+            kinds.append(f"{parts} {name}-parallel parts")
+    data = "FSDP2" if run.sharded else "DDP"
+    return " x ".join([*kinds, *([f"{processes.count} {data}" if kinds else data] if processes.count > 1 else [])])
+
+
 def speed_text(run, compiled, why):
     """The line that says what the run computes with. compiled, why: as `compile_trunk` returns them."""
     processes = ""
-    if run.processes.count > 1:
-        processes = f" x {run.processes.count} processes ({'FSDP2' if run.sharded else 'DDP'})"
+    if run.processes.world_count > 1:
+        processes = f" x {run.processes.world_count} processes ({parallel_text(run)})"
     trained = ""
     if run.base:
         n = sum(p.numel() for p in trained_parameters(run.model).values())
@@ -398,7 +430,7 @@ def say_duration(run):
     if not flops:
         return
     rows = run.data.typical_step((p.epoch, p.batch))
-    seconds = run.model.training_flops(rows.tokens, rows.tokens, rows.squares) / flops / run.processes.count
+    seconds = run.model.training_flops(rows.tokens, rows.tokens, rows.squares) / flops / run.processes.world_count
     if seconds > LONG_STEP_SECONDS:
         hours = seconds * (p.max_iters - p.step) / 3600
         run.say(f"a step takes about {seconds:.0f} s here (estimated from one block), the whole run {hours:.1f} hours")

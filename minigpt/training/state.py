@@ -75,7 +75,9 @@ def save_run(run, name, resumable=False, previous=None):
     state = {}
     if resumable:
         state = {
-            "optimizers": [gather_tensors(o.state_dict(), run.processes) for o in run.optimizers],
+            "optimizers": run.divided.full_optimizer_states()
+            if run.divided
+            else [gather_tensors(o.state_dict(), run.processes) for o in run.optimizers],
             "scaler": run.scaler.state_dict(),
             "random": run.processes.gather(random_states(run.device)),
             "precision": run.precision.to_dict(run.device),
@@ -87,7 +89,7 @@ def save_run(run, name, resumable=False, previous=None):
         weights = gather_tensors({n: p.detach() for n, p in trained_parameters(run.model).items()}, run.processes)
         more |= {"adapter": dataclasses.asdict(run.model.adapter), "base": run.base}
     else:
-        weights = gather_tensors(run.model.state_dict(), run.processes)
+        weights = run.divided.full_weights() if run.divided else gather_tensors(run.model.state_dict(), run.processes)
         if run.model.config.tied:
             weights["wte.weight"] = weights["lm_head.weight"]  # gathering copied the shared matrix
 
@@ -136,14 +138,17 @@ def restore_run(run, content):
             f"begun with {then}: give that again, or more"
         )
 
-    restore_optimizers(run.optimizers, content["optimizers"])
+    states = content["optimizers"]
+    if run.divided:
+        states = run.divided.own_optimizer_states(states)
+    restore_optimizers(run.optimizers, states)
     run.objective.load_state_dict(content.get("objective", {}))
     if run.budget:
         run.budget.load_state_dict(content["budget"])
     if content["scaler"] and run.scaler.is_enabled():
         run.scaler.load_state_dict(content["scaler"])
-    if len(content["random"]) == run.processes.count:
-        set_random_states(run.device, content["random"][run.processes.rank])
+    if len(content["random"]) == run.processes.world_count:
+        set_random_states(run.device, content["random"][run.processes.world_rank])
     else:  # with another number of processes the generators start anew, in a way that the step determines
         torch.manual_seed(settings.seed + 1 + run.processes.rank + 1000 * p.step)
     if run.processes.is_main:
