@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from runs import arguments, finish, log_of, run_here, start, write_stages
+from ranks import run_ranks
+from runs import arguments, log_of, run_here, write_stages
 from tiny import ARCHITECTURE_FIELDS
 
 from minigpt.checkpoint import load_checkpoint
@@ -31,7 +32,7 @@ def runs(tmp_path_factory):
 def run_in(folder, data, processes, **settings):
     """What a run of so many processes in a folder printed."""
     given = {"data_dir": data, "out_dir": str(folder), **STEP, **settings}
-    return run_here(**given) if processes == 1 else finish(start(*arguments(**given), processes=processes))
+    return run_here(**given) if processes == 1 else run_ranks(folder / "output", processes, arguments(**given))
 
 
 def assert_same_curve(folder, other, tolerance):

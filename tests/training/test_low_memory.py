@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from runs import TINY, finish, log_of, run_here, start, write_stages
+from ranks import run_ranks
+from runs import TINY, log_of, run_here, write_stages
 from runs import arguments as flags_of
 from tiny import ARCHITECTURE_FIELDS
 
@@ -10,6 +11,7 @@ from minigpt.checkpoint import load_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import TrainSettings
+from minigpt.training.distributed import Processes
 from minigpt.training.low_memory import Mezo
 from minigpt.training.setup import TrainingRun
 from train import add_gradients, train, train_step
@@ -181,7 +183,7 @@ def test_mezos_processes_give_the_curve_of_one(data_dir, tmp_path, accumulation)
     common = {"data_dir": data_dir, "optimizer": "mezo", "learning_rate": 1e-3, "dropout": 0.0, "max_iters": 6}
     common.update(batch_size=7, gradient_accumulation_steps=accumulation)
     run_here(out_dir=str(tmp_path / "one"), **common)
-    finish(start(*flags_of(out_dir=tmp_path / "two", **common), processes=2))
+    run_ranks(tmp_path / "output", 2, flags_of(out_dir=tmp_path / "two", **common))
     one, two = ([line["train_loss"] for line in log_of(tmp_path / name)] for name in ("one", "two"))
     assert two == pytest.approx(one, abs=1e-4)
 
@@ -212,9 +214,6 @@ def test_the_default_of_grad_clip_is_none_for_them(settings):
 
 
 def test_lomo_under_torchrun_is_refused(settings, monkeypatch):
-    class Two:
-        count, is_main = 2, True
-
-    monkeypatch.setattr("minigpt.training.setup.start_processes", lambda device: Two())
+    monkeypatch.setattr("minigpt.training.setup.start_processes", lambda device, parts: Processes(count=2))
     with pytest.raises(UserError, match=r"lomo trains in one process, here are 2.*torchrun"):
         TrainingRun(settings("lomo"))
