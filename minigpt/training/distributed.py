@@ -158,7 +158,10 @@ def averaging_loss(model, objective, processes, device):
         return functools.partial(objective.loss, model)
     devices = [device.index] if device.type == "cuda" else None
     # The only buffers are weights of a base in 4 bits, which stay the same.
-    return DistributedDataParallel(LossSum(model, objective), device_ids=devices, broadcast_buffers=False)
+    # Gradients lie in the buffers of the exchange: a copy of them would take as much memory as the weights.
+    return DistributedDataParallel(
+        LossSum(model, objective), device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
 
 
 def exchange_gradients(model, loss, exchanging):
