@@ -520,14 +520,19 @@ class OutputLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, states, weight, targets, n):
-        """Sum of the losses of the first n of targets (N,), a scalar; states (N, C), weight (V, C)."""
+        """Sum of the losses of targets (N,), a scalar; states (N, C), weight (V, C).
+
+        A target of -1 has no loss. n: how many of the first targets are taken, the others are padding; None: all.
+        """
         dtype = compute_dtype(states)
+        if n is not None:
+            targets = F.pad(targets[:n], (0, len(targets) - n), value=-1)
         with torch.autocast(states.device.type, enabled=False):
             x, w = states.to(dtype), weight.to(dtype)
             grad_x = torch.empty_like(x)
             grad_w = torch.empty_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
             # In float32 on a CPU no kernel is prepared for a shape, so the padding is left out.
-            end = n if dtype == torch.float32 and is_eager_on_cpu(x) else len(x)
+            end = n if n is not None and dtype == torch.float32 and is_eager_on_cpu(x) else len(x)
             grad_x[end:] = 0
             logits = x.new_empty(min(MAX_LOGIT_ROWS, end), len(w))
             losses = x.new_zeros(len(x), dtype=torch.float32)
@@ -535,7 +540,6 @@ class OutputLoss(torch.autograd.Function):
                 part = slice(first, min(first + MAX_LOGIT_ROWS, end))
                 rows = torch.mm(x[part], w.T, out=logits[: part.stop - first])
                 OutputLoss.to_gradient(rows, targets[part], losses[part])
-                rows[max(0, n - first) :] = 0
                 torch.mm(rows, w, out=grad_x[part])
                 if grad_w is None:  # the output layer is frozen
                     continue
@@ -545,25 +549,27 @@ class OutputLoss(torch.autograd.Function):
                     grad_w += rows.T @ x[part]
                 else:
                     grad_w.copy_(rows.T @ x[part])
-        if grad_w is not None and not n:
+        if grad_w is not None and not end:
             grad_w.zero_()
         ctx.save_for_backward(grad_x, grad_w)
         ctx.types = states.dtype, weight.dtype
-        return losses[:n].sum()
+        return losses.sum() if n is None else losses[:n].sum()
 
     @staticmethod
     def to_gradient(logits, targets, losses):
-        """Replace logits (n, V) by their gradients, in place, and write the cross-entropies into losses (n,)."""
+        """Replace logits (n, V) by their gradients, in place, and write the cross-entropies into losses (n,). Both are
+        0 where a target of targets (n,) is -1."""
         if has_kernels(logits):
             kernels.run_on_rows(kernels.loss_gradients, (logits, targets, losses))
             return
         log_p = F.log_softmax(logits, dim=1, dtype=torch.float32)
-        losses.copy_(-log_p.gather(1, targets[:, None]).squeeze(1))
+        no_loss, targets = targets[:, None] < 0, targets.clamp(min=0)[:, None]
+        losses.copy_(-log_p.gather(1, targets).masked_fill_(no_loss, 0).squeeze(1))
         # Subtract 1 before rounding to bfloat16, which has no number between 0.996 and 1: a probability close to 1
         # would round to 1, and its gradient to 0.
         p = log_p.exp_()
-        p[torch.arange(len(p), device=p.device), targets] -= 1
-        logits.copy_(p)
+        p.scatter_(1, targets, p.gather(1, targets) - 1)
+        logits.copy_(p.masked_fill_(no_loss, 0))
 
     @staticmethod
     def backward(ctx, grad):
@@ -591,6 +597,7 @@ class GPT(nn.Module):
             self.wte.weight = self.lm_head.weight
         # Training calls trunk, which may be compiled. Generation calls hidden, since its shapes change at each token.
         self.trunk = self.hidden
+        self.output_loss = OutputLoss.apply  # tensor parallelism shares out its rows
         self.virtual = None  # a module of minigpt/adapters/prompts.py, which gives the `VirtualTokens` before each row
         self.adapter = None  # settings of the adapter that is attached (minigpt/adapters/attach.py)
         self.apply(self._init_weights)
@@ -687,7 +694,7 @@ class GPT(nn.Module):
         """Sum of `token_losses`, a scalar, for training. Neither pass holds all logits in memory."""
         states, targets, n = self._kept_states(x, y, loss_mask)
         if compute_dtype(states) != torch.float16:
-            return OutputLoss.apply(states, self.lm_head.weight, targets, n)
+            return self.output_loss(states, self.lm_head.weight, targets, n)
         # In float16, gradients underflow unless the loss is scaled first; OutputLoss computes them before the scaling.
         pairs = zip(states[:n].split(MAX_LOGIT_ROWS), targets[:n].split(MAX_LOGIT_ROWS), strict=True)
         return sum((checkpoint(self._losses, *pair, use_reentrant=False).sum() for pair in pairs), states.sum() * 0)

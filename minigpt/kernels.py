@@ -121,10 +121,14 @@ def largest(x):
 
 @njit(**COMPILED)
 def loss_gradients(logits, targets, losses):
-    """Replace logits (n, V) by the gradients of their cross-entropies, which are written into losses (n,) in nats."""
+    """Replace logits (n, V) by the gradients of their cross-entropies, which are written into losses (n,) in nats.
+    Both are 0 where a target of targets (n,) is -1."""
     e = np.empty(logits.shape[1], np.float32)
     for row in range(len(logits)):
         x, target = logits[row], targets[row]
+        if target < 0:
+            x[:], losses[row] = 0, 0
+            continue
         top, total = largest(x), np.float32(0)
         losses[row] = top - to_float(x[target])
         for i in range(len(x)):

@@ -44,6 +44,13 @@ class DividedModel:
             torch._foreach_mul_([local_part(p.grad) for p in with_gradient], largest / (norm + 1e-6))
         return norm
 
+    @torch.no_grad()
+    def last_logits(self, ids):
+        """Logits (V,) of what follows ids (a list). All processes must call this."""
+        model, device = self.run.model, self.run.device
+        with self.run.precision.context(device):
+            return model.lm_head(model.hidden(torch.tensor([ids], device=device))[0, -1])
+
     def full_weights(self):
         """The state dict of the whole model on the CPU of the main process. All processes must call this."""
         return gather_tensors(self.run.model.state_dict(), self.processes)

@@ -35,6 +35,7 @@ from minigpt.training.distributed import averaging_loss, shard, start_processes
 from minigpt.training.low_memory import LOW_MEMORY_LOSSES, check_low_memory
 from minigpt.training.optim import make_optimizers
 from minigpt.training.state import Progress, check_resumable, restore_run
+from minigpt.training.tensor_parallel import TensorParallel
 from minigpt.tuning.objectives import SPECIAL, check_objective, make_objective, open_data
 from model import GPT, GPTConfig
 
@@ -92,11 +93,11 @@ class TrainingRun:
                 f"{rows} rows a step"
             )
 
-        # Model. One that is sharded may be too large for one GPU, so it goes there in shards only.
+        # Model. One that is sharded or divided may be too large for one GPU, so only the own part goes there.
         torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
         torch.manual_seed(settings.seed)
         self.model, self.base, resumed = make_model(settings, self.data)
-        if not self.sharded:
+        if not self.sharded and self.processes.parts == 1:
             with explain_out_of_memory(self.device):
                 self.model.to(self.device)
         self.model.train()
@@ -116,7 +117,8 @@ class TrainingRun:
         self.say(speed_text(self, compiled, why))
         if self.sharded:
             shard(self.model, self.device)
-        self.divided = None  # a `DividedModel`, where several processes hold parts of the model
+        # A `DividedModel`, where several processes hold parts of the model.
+        self.divided = TensorParallel(self) if settings.tensor_parallel > 1 else None
         # MeZO's processes exchange losses only; DDP would reserve memory for gradients.
         self.loss = (
             self.model.loss_sum
@@ -344,14 +346,15 @@ def choose_run_precision(run, resumed, positions):
     resumed: the checkpoint's dict or None; positions: T of a typical micro-batch, for timing.
     """
     before = resumed and Precision.from_dict(resumed["precision"], run.device)
-    if before and run.sharded and before.dtype == torch.float16:
-        before = None  # float16's scaler does not work with sharding
+    divided = run.sharded or run.processes.parts > 1
+    if before and divided and before.dtype == torch.float16:
+        before = None  # float16's scaler does not work with divided weights
     if before and run.settings.dtype == "auto":
         return before
-    unscaled = run.sharded or run.settings.optimizer == "lomo"  # float16 and its loss scaler are left out
+    unscaled = divided or run.settings.optimizer == "lomo"  # float16 and its loss scaler are left out
     if unscaled and run.settings.dtype == "auto" and run.device.type == "cuda":
         name, _ = dtype_by_device(run.device) or ("float32", "")
-        return Precision(DTYPES[name], why=f"what {'sharding' if run.sharded else 'lomo'} can use here")
+        return Precision(DTYPES[name], why=f"what {'a divided model' if divided else 'lomo'} can use here")
     return choose_precision(run.settings.dtype, run.device, run.model, positions, run.say)
 
 
