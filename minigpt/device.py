@@ -1,6 +1,7 @@
 """The device and what it can do: choice of device, dtype and attention kernel; memory use; peak FLOP/s."""
 
 import contextlib
+import functools
 import importlib.util
 import os
 import re
@@ -238,10 +239,33 @@ def peak_flops_of_gpu(name):
     return next((tflops * 1e12 for known, tflops in PEAK_TFLOPS.items() if re.search(rf"\b{known}\b", name)), None)
 
 
+def usable_memory(device):
+    """Bytes of a GPU's memory that this process may use (`torch.cuda.set_per_process_memory_fraction` limits them)."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    total = torch.cuda.get_device_properties(index).total_memory
+    return int(total * torch.cuda.get_per_process_memory_fraction(index))
+
+
+@functools.cache
+def adds_in_float32(device, dtype):
+    """Whether torch can add a product of matrices in 16 bits to a matrix in float32, in place: on CUDA, by cuBLAS."""
+    if device.type != "cuda":
+        return False
+    total, a = torch.zeros(64, 64, device=device), torch.zeros(64, 64, device=device, dtype=dtype)
+    try:
+        torch.mm(a.T, a, out_dtype=torch.float32, out=total)
+        torch.addmm(total, a.T, a, out_dtype=torch.float32, out=total)
+    except (RuntimeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+    return True
+
+
 def peak_memory(device):
     """(peak, total) memory in bytes: of the GPU, or of this process and machine on a CPU. (None, None) if unknown."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
+        return torch.cuda.max_memory_reserved(device), usable_memory(device)
     if device.type == "mps":
         return torch.mps.driver_allocated_memory(), torch.mps.recommended_max_memory()
     if resource is None:

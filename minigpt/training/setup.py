@@ -30,6 +30,7 @@ from minigpt.device import (
     use_deterministic_algorithms,
 )
 from minigpt.run_log import ANSWERS_LOG, LOG
+from minigpt.training.compiled_loss import compile_loss
 from minigpt.training.compiling import compile_trunk
 from minigpt.training.distributed import averaging_loss, shard, start_processes
 from minigpt.training.low_memory import LOW_MEMORY_LOSSES, check_low_memory
@@ -113,6 +114,7 @@ class TrainingRun:
         self.objective.precision = self.precision
         scaled = self.precision.dtype == torch.float16 and settings.optimizer != "mezo"  # which has no gradients
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+        compile_loss(self)
         compiled, why = compile_trunk(self, batch)
         self.say(speed_text(self, compiled, why))
         if self.sharded:
