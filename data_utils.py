@@ -321,6 +321,10 @@ class BatchOrder:
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
         self._cached = (-1, None)  # (epoch, its batches) of the last call
 
+    def resize(self, batch_tokens):
+        """Change the tokens of a batch."""
+        self.batch_tokens, self._cached = batch_tokens, (-1, None)
+
     def batches(self, epoch):
         """The epoch's batches: a list of arrays of row indices."""
         if self.sampling == "traverse":
@@ -467,6 +471,11 @@ class TrainingData:
         self.pinned = pinned
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._next = None  # (position, future) of the step that is being prepared
+
+    def resize_batches(self, settings):
+        """Take batch_tokens and gradient_accumulation_steps from settings that have changed, before the first step."""
+        self.order.resize(settings.batch_tokens)
+        self.batches_a_step = settings.gradient_accumulation_steps
 
     def longest_input(self):
         """T of the batch that has the longest row, of training or validation."""
