@@ -10,8 +10,8 @@ init_from = "out/pretrain/ckpt.pt"
 
 block_size = 512
 
-# A question and answer are short: 16,384 tokens are hundreds of them. Muon's work is the same for a step of any size: at
-# a quarter of these tokens it is a third of all. A larger GPU makes one pass of the two.
+# A question and answer are short: 16,384 tokens are hundreds of them. Muon's work is the same for a step of any size;
+# with a quarter of these tokens it is a third of all. A larger GPU makes one pass of the two.
 batch_tokens = 16 * 512
 gradient_accumulation_steps = 2
 max_epochs = 4
