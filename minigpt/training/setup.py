@@ -30,7 +30,7 @@ from minigpt.device import (
     use_deterministic_algorithms,
 )
 from minigpt.run_log import ANSWERS_LOG, LOG
-from minigpt.training.compiling import compile_trunk
+from minigpt.training.compiling import choose_buckets, choose_compiling, compile_trunk
 from minigpt.training.distributed import averaging_loss, shard, start_processes
 from minigpt.training.low_memory import LOW_MEMORY_LOSSES, check_low_memory
 from minigpt.training.optim import make_optimizers
@@ -77,7 +77,9 @@ class TrainingRun:
         place = self.processes.rank, self.processes.count
         if settings.replay_share:
             settings.replay_dir = replay_folder(settings)
-        self.data = open_data(settings, *place, pinned=self.device.type == "cuda")
+        compiled, why = choose_compiling(settings, self.device, self.sharded)
+        buckets = choose_buckets(settings, compiled)
+        self.data = open_data(settings, *place, pinned=self.device.type == "cuda", buckets=buckets)
         if settings.stop_at_answered and self.data.meta["stage"] != "sft":
             raise UserError(
                 f"stop_at_answered is {settings.stop_at_answered}, but {settings.data_dir} holds articles, not "
@@ -112,7 +114,8 @@ class TrainingRun:
         self.objective.precision = self.precision
         scaled = self.precision.dtype == torch.float16 and settings.optimizer != "mezo"  # which has no gradients
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
-        compiled, why = compile_trunk(self, batch)
+        if compiled:
+            compiled, why = compile_trunk(self, batch, why)
         self.say(speed_text(self, compiled, why))
         if self.sharded:
             shard(self.model, self.device)
