@@ -1,6 +1,6 @@
 """torch.compile for training. Compiled code that fails is replaced by the plain code, with a line that says why.
 
-Where the data allows it, batches have few shapes (`data_utils.bucket_widths`), and each gets a graph of its own, with
+Where the data allows it, batches have few shapes (`data_utils.fit_buckets`), and each gets a graph of its own, with
 constant sizes: compilers choose better code for those than for sizes that change. It is made when its first batch
 comes, since some shapes never do. Validation, whose batches have other shapes, then runs the plain code: it is a few
 percent of the work, and would double the graphs.
@@ -9,12 +9,13 @@ percent of the work, and would double the graphs.
 import torch
 import torch._dynamo
 
-from data_utils import bucket_widths, move_batch
+from data_utils import move_batch
 from minigpt.adapters.prompts import METHODS
 from minigpt.common.errors import UserError, first_line
 from minigpt.device import explain_out_of_memory, is_out_of_memory, should_compile
 from minigpt.training.state import random_states, set_random_states
 
+BUCKETS = 6  # shapes of batches: with more there is less padding, but each costs a compilation
 TRIAL_TOKENS = 1024  # tokens in the batch that compiled code is tried on, where batches have no constant shape
 
 
@@ -75,14 +76,14 @@ def choose_compiling(settings, device, sharded):
 
 
 def choose_buckets(settings, compiling):
-    """The widths of batches of `TrainingData`; None where each is as wide as its rows.
+    """The `buckets` of `TrainingData`; None where each batch is as wide as its rows.
 
     That is so without compiled code, and where rows have no whole block (virtual tokens take positions of it), or are
     added to a step in numbers that change (replay).
     """
     if not compiling or settings.method in METHODS or settings.replay_share:
         return None
-    return bucket_widths(settings.block_size)
+    return BUCKETS
 
 
 def compile_trunk(run, batch, why):

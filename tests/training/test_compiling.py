@@ -7,7 +7,6 @@ from tiny import ARCHITECTURE_FIELDS, random_ids, write_rows
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
-import data_utils
 import model
 from data_utils import StepRows, TrainingData, fit_batch, make_batch
 from minigpt.checkpoint import load_checkpoint
@@ -98,8 +97,8 @@ def no_buckets(monkeypatch):
 
 @pytest.fixture
 def narrow_buckets(monkeypatch):
-    """Ten widths up to 128, more than the compiler's usual limit of graphs, which is 8."""
-    monkeypatch.setattr(data_utils, "FIRST_BUCKET", 4)
+    """Ten buckets, more than the compiler's usual limit of graphs, which is 8."""
+    monkeypatch.setattr(compiling, "BUCKETS", 10)
 
 
 def test_each_bucket_of_an_epoch_is_one_graph_without_a_break(settings, backend, architecture, narrow_buckets, capsys):
@@ -126,7 +125,7 @@ def test_other_ways_to_train_have_one_graph_a_bucket_too(settings, backend, tmp_
     trainer = TrainingRun(settings(**changes))
     shapes = shapes_of_an_epoch(trainer)
     validate(trainer)
-    assert len(backend.graphs) == len(shapes) == 2 and not counters["graph_break"] and not trainer.model.trunk.failure
+    assert len(backend.graphs) == len(shapes) == 6 and not counters["graph_break"] and not trainer.model.trunk.failure
 
 
 @pytest.mark.parametrize("optimizer", ["lomo", "mezo", "adamw"])
@@ -269,7 +268,7 @@ def test_long_rows_are_tried_two_at_a_time(settings, backend, monkeypatch, no_bu
 
 
 def test_what_has_no_buckets(settings):
-    assert choose_buckets(settings(), compiling=True) == [64, 128]
+    assert choose_buckets(settings(), compiling=True) == compiling.BUCKETS
     assert choose_buckets(settings(), compiling=False) is None
     assert choose_buckets(settings(method="prefix"), compiling=True) is None
     assert choose_buckets(settings(replay_share=0.1), compiling=True) is None
