@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from minigpt.common.errors import UserError
 from minigpt.corpus.row_files import ADOPTED_TOKENIZER_FILE, LAYOUT, META, TOKENIZER_FILE
 from minigpt.tokenizer import GPT2_SHA256, load_tokenizer
+from model import kept_indices
 
 LENGTH_MULTIPLE = 8  # tokens; the width of a batch is a multiple of this
 # By stage: the setting that names the folder of the rows, its default, and what makes the rows.
@@ -220,6 +222,52 @@ def input_width(tokens, block_size):
     return min(block_size - 1, -(-max(1, tokens - 1) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
 
 
+def fit_buckets(lengths, n, block_size):
+    """Up to n ascending widths, the buckets of rows of these token counts (rows,): those with the least padding in all.
+
+    They are multiples of LENGTH_MULTIPLE, or block_size; the last one holds the longest row. By dynamic programming
+    over the widths that occur.
+    """
+    widths, counts = np.unique(np.minimum(padded_widths(lengths), block_size), return_counts=True)
+    widths, rows = widths.tolist(), [0, *np.cumsum(counts).tolist()]
+    # best[i]: (padded tokens, buckets) of the rows of the first i widths.
+    best = [(0, [])] + [(math.inf, [])] * len(widths)
+    for _ in range(n):
+        best = [
+            min(best[i], *((best[j][0] + width * (rows[i] - rows[j]), [*best[j][1], width]) for j in range(i)))
+            for i, width in enumerate(widths, start=1)
+        ]
+        best.insert(0, (0, []))
+    return best[-1][1]
+
+
+def padded_widths(lengths, buckets=None):
+    """int64 (n,): widths that rows of these token counts (n,) are padded to: multiples of LENGTH_MULTIPLE, or the
+    smallest bucket that holds a row."""
+    lengths = np.maximum(1, np.asarray(lengths))
+    if buckets:
+        return np.asarray(buckets)[np.searchsorted(buckets, lengths)]
+    return -(-lengths // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+
+
+def fit_batch(batch, n_rows, width):
+    """A batch (x, y, loss_mask), each (B, T), as one of the shape (n_rows, width), which holds all its tokens.
+
+    Nothing that is added has a loss: columns of padding, -1 in x, and rows of the id 0. (A row of padding alone would
+    leave a model that attends in both directions nothing to attend to.)
+    """
+    filled = []
+    for tensor, padding in zip(batch, (-1, 0, False), strict=True):
+        tensor = F.pad(tensor, (0, width - tensor.shape[1]), value=padding)  # below 0 it cuts off empty columns
+        filled.append(F.pad(tensor, (0, 0, 0, n_rows - len(tensor))))
+    return filled
+
+
+def move_batch(batch, device):
+    """The tensors of a batch on a device. Only CUDA copies from page-locked memory, in the order of its other work."""
+    return [tensor.to(device, non_blocking=device.type == "cuda") for tensor in batch]
+
+
 def make_batch(rows, meta, train_on_eot=True, draw=(0, 0)):
     """(x, y, loss_mask), each (B, T), from rows (B, block_size); x, y: int64, loss_mask: bool.
 
@@ -272,16 +320,16 @@ def row_lengths(rows, pad_id):
     return np.concatenate([(rows[i : i + 4096] != pad_id).sum(axis=1) for i in range(0, len(rows), 4096)])
 
 
-def fill_batches(lengths, batch_size, batch_tokens=0):
+def fill_batches(lengths, batch_size, batch_tokens=0, buckets=None):
     """Divide rows, in the given order, into batches: a list of slices over lengths (n,). The last may not be full.
 
     A batch has batch_size rows or, with batch_tokens > 0, as many rows as fit into batch_tokens with their PAD (at
-    least one). Full batches of similar row lengths then have the same shape.
+    least one). Full batches of similar row lengths then have the same shape. buckets: as in `padded_widths`.
     """
     n = len(lengths)
     if not batch_tokens:
         return [slice(first, min(first + batch_size, n)) for first in range(0, n, batch_size)]
-    widths = np.maximum(1, -(-np.asarray(lengths) // LENGTH_MULTIPLE)) * LENGTH_MULTIPLE
+    widths = padded_widths(lengths, buckets)
     edges = [0]
     longest_first = bool((np.diff(widths) <= 0).all())
     widths = widths.tolist()
@@ -314,11 +362,11 @@ class BatchOrder:
 
     WINDOW_BATCHES = 32
 
-    def __init__(self, lengths, sampling="random", seed=0, batch_size=1, batch_tokens=0):
+    def __init__(self, lengths, sampling="random", seed=0, batch_size=1, batch_tokens=0, buckets=None):
         self.lengths = np.asarray(lengths)
         self.sampling = sampling
         self.seed = seed
-        self.batch_size, self.batch_tokens = batch_size, batch_tokens
+        self.batch_size, self.batch_tokens, self.buckets = batch_size, batch_tokens, buckets
         self._cached = (-1, None)  # (epoch, its batches) of the last call
 
     def resize(self, batch_tokens):
@@ -357,7 +405,20 @@ class BatchOrder:
         return batches
 
     def _fill(self, rows):
-        return [rows[part] for part in fill_batches(self.lengths[rows], self.batch_size, self.batch_tokens)]
+        parts = fill_batches(self.lengths[rows], self.batch_size, self.batch_tokens, self.buckets)
+        return [rows[part] for part in parts]
+
+    def full_batch(self, width):
+        """Number of rows of a full batch of a width."""
+        return max(1, self.batch_tokens // width) if self.batch_tokens else self.batch_size
+
+    def padding(self, epoch=0):
+        """Share of padding, 0 to 1, among the tokens of an epoch's batches; with buckets, the filled rows count."""
+        tokens = 0
+        for rows in self.batches(epoch):
+            width = int(padded_widths(self.lengths[rows], self.buckets).max())
+            tokens += width * (self.full_batch(width) if self.buckets else len(rows))
+        return 1 - int(self.lengths.sum()) / tokens
 
     def count(self, epochs):
         """Number of batches in `epochs` epochs, which may be a fraction."""
@@ -432,7 +493,7 @@ class ReplayRows:
 class StepRows:
     """The data of one optimizer step: this process's batches, and totals over all processes."""
 
-    batches: list  # of (x, y, loss_mask), as returned by `make_batch`
+    batches: list  # of (x, y, loss_mask, …), as `TrainingData` makes them
     position: tuple  # (epoch, batch) after the step
     rows: int
     tokens: int  # without PAD
@@ -444,9 +505,15 @@ class TrainingData:
 
     rank, count: this process, and the number of processes that share a step. The rows of a step do not depend on them.
     pinned: put batches into page-locked memory, which a CUDA GPU copies from faster.
+    buckets: for batches of few shapes, ascending widths, of which the last holds any row, or their number, to be fitted
+    to the rows: a batch is padded to the smallest one that holds its rows, and to the rows of a full batch
+    (`fit_batch`). Totals count real rows alone.
+
+    A batch is (x, y, loss_mask), as from `make_batch`; pinned, or with buckets, (x, y, loss_mask, kept), where kept are
+    the `kept_indices`.
     """
 
-    def __init__(self, settings, rank=0, count=1, pinned=False):
+    def __init__(self, settings, rank=0, count=1, pinned=False, buckets=None):
         self.train, self.meta = open_rows(settings.data_dir, "train", settings.block_size)
         self.val, _ = open_rows(settings.data_dir, "val", settings.block_size)
         if settings.eval_iters:
@@ -458,17 +525,20 @@ class TrainingData:
         self.tokenizer = load_row_tokenizer(settings.data_dir, self.meta)
         self.lengths = row_lengths(self.train, self.meta["special_ids"]["pad"])
         self.replay = ReplayRows(settings, self.meta) if settings.replay_share else None
+        if isinstance(buckets, int):
+            buckets = fit_buckets(self.lengths, buckets, settings.block_size)
         self.order = BatchOrder(
-            self.lengths, settings.sampling, settings.seed, settings.batch_size, settings.batch_tokens
+            self.lengths, settings.sampling, settings.seed, settings.batch_size, settings.batch_tokens, buckets
         )
-        self.prepare_steps(settings, rank, count, pinned)
+        self.prepare_steps(settings, rank, count, pinned, buckets)
 
-    def prepare_steps(self, settings, rank, count, pinned):
+    def prepare_steps(self, settings, rank, count, pinned, buckets=None):
         """Set what `step` needs beside the rows, their lengths and their order."""
         self.batches_a_step = settings.gradient_accumulation_steps
         self.train_on_eot, self.seed = settings.train_on_eot, settings.seed
         self.rank, self.count = rank, count
-        self.pinned = pinned
+        self.pinned, self.buckets = pinned, buckets
+        self.divides_batches = self.batches_a_step % count > 0  # whether a process has some rows of each batch
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._next = None  # (position, future) of the step that is being prepared
 
@@ -476,6 +546,15 @@ class TrainingData:
         """Take batch_tokens and gradient_accumulation_steps from settings that have changed, before the first step."""
         self.order.resize(settings.batch_tokens)
         self.batches_a_step = settings.gradient_accumulation_steps
+
+    @property
+    def shapes(self):
+        """{(B, T)} of this process's batches of rows in `train`; None without buckets."""
+        return {self.shape(width) for width in self.buckets} if self.buckets else None
+
+    def shape(self, width):
+        """(B, T) of this process's batches of a bucket."""
+        return -(-self.order.full_batch(width) // (self.count if self.divides_batches else 1)), width
 
     def longest_input(self):
         """T of the batch that has the longest row, of training or validation."""
@@ -502,7 +581,7 @@ class TrainingData:
         taken, after = self.order.take(*position, self.batches_a_step)
         lengths = self.lengths[np.concatenate(taken)].astype(np.int64)
         draw = self.seed, 1 + position[0]  # masks of validation have other numbers
-        batches = [self._batch(self.train, self.meta, rows, draw) for rows in self._share(taken)]
+        batches = [self._batch(self.train, self.meta, rows, draw, shape) for rows, shape in self._share(taken)]
         # Pretraining rows are longer, so they are a batch of their own: the loss is the mean over the targets of all.
         if self.replay:
             replayed = self.replay.draw(position, len(lengths))
@@ -511,15 +590,25 @@ class TrainingData:
         return StepRows(batches, after, len(lengths), int(lengths.sum()), int((lengths**2).sum()))
 
     def _share(self, taken):
-        """This process's part of a step: whole batches where their number allows, else some rows of each batch."""
-        if len(taken) % self.count == 0:
-            return taken[self.rank :: self.count]
-        return [rows[self.rank :: self.count] for rows in taken]
+        """[(rows, shape)]: this process's part of a step, which is whole batches where their number allows, else some
+        rows of each batch. shape: of its bucket, None without buckets."""
+        shapes = [None] * len(taken)
+        if self.buckets:
+            shapes = [self.shape(int(padded_widths(self.lengths[rows], self.buckets).max())) for rows in taken]
+        if self.divides_batches:
+            return [(rows[self.rank :: self.count], shape) for rows, shape in zip(taken, shapes, strict=True)]
+        return list(zip(taken, shapes, strict=True))[self.rank :: self.count]
 
-    def _batch(self, data, meta, rows, draw):
+    def _batch(self, data, meta, rows, draw, shape=None):
         # A process without a row must still take part in the gradient exchange: it gets one row without a loss.
         x, y, mask, *more = self.rows_batch(data, meta, np.sort(rows) if len(rows) else np.array([0]), draw)
-        batch = x, y, mask if len(rows) else torch.zeros_like(mask), *more
+        if not len(rows):
+            mask = torch.zeros_like(mask)
+        if shape:
+            x, y, mask = fit_batch((x, y, mask), *shape)
+        if not more and (self.pinned or self.buckets):
+            more = kept_indices(mask)[:1]
+        batch = x, y, mask, *more
         return [t.contiguous().pin_memory() for t in batch] if self.pinned else batch
 
     def rows_batch(self, data, meta, rows, draw):

@@ -603,6 +603,17 @@ class OutputLoss(torch.autograd.Function):
         return grad_x.to(ctx.types[0]).mul_(grad), grad_w, None, None
 
 
+def kept_indices(loss_mask):
+    """(kept (N,), n): the n indices, int64, at which loss_mask (B, T) is True, in row-major order, padded with -1.
+
+    N is a multiple of TARGETS_MULTIPLE, and at least that: libraries prepare kernels for each new shape, which takes
+    longer than a small product. On a GPU this waits for all work before it, so training calls it on a CPU.
+    """
+    kept = loss_mask.flatten().nonzero().squeeze(1)
+    size = -(-max(1, len(kept)) // TARGETS_MULTIPLE) * TARGETS_MULTIPLE
+    return F.pad(kept, (0, size - len(kept)), value=-1), len(kept)
+
+
 def matrix_flops(weight):
     """FLOPs a token of a matrix in training: 2 a weight for the output, 2 for the gradient of the input and, if the
     matrix is not frozen, 2 for its own gradient."""
@@ -714,9 +725,12 @@ class GPT(nn.Module):
         parts = zip(states.split(MAX_LOGIT_ROWS), targets.split(MAX_LOGIT_ROWS), strict=True)
         return torch.cat([self._losses(*part) for part in parts])[:n]
 
-    def loss_sum(self, x, y, loss_mask):
-        """Sum of `token_losses`, a scalar, for training. Neither pass holds all logits in memory."""
-        states, targets, n = self._kept_states(x, y, loss_mask)
+    def loss_sum(self, x, y, loss_mask, kept=None):
+        """Sum of `token_losses`, a scalar, for training. Neither pass holds all logits in memory.
+
+        kept: the `kept_indices` of loss_mask. With them, no shape depends on numbers that a GPU has to give first.
+        """
+        states, targets, n = self._kept_states(x, y, loss_mask, kept)
         if compute_dtype(states) != torch.float16:
             return OutputLoss.apply(states, self.lm_head.weight, targets, n)
         # In float16, gradients underflow unless the loss is scaled first; OutputLoss computes them before the scaling.
@@ -724,11 +738,16 @@ class GPT(nn.Module):
         return sum((checkpoint(self._losses, *pair, use_reentrant=False).sum() for pair in pairs), states.sum() * 0)
 
     def _losses(self, states, targets):
-        return F.cross_entropy(self.lm_head(states).float(), targets, reduction="none")
+        return F.cross_entropy(self.lm_head(states).float(), targets, reduction="none", ignore_index=-1)
 
-    def _kept_states(self, x, y, loss_mask):
-        """(states (N, C), targets (N,), n): the n positions with a loss, padded to a multiple of TARGETS_MULTIPLE."""
-        kept = loss_mask.flatten().nonzero().squeeze(1)
-        # Padded, since libraries prepare kernels for each new shape, which takes longer than a small product.
-        padded = F.pad(kept, (0, -len(kept) % TARGETS_MULTIPLE))
-        return self.trunk(x).flatten(0, 1)[padded], y.flatten()[padded], len(kept)
+    def _kept_states(self, x, y, loss_mask, kept=None):
+        """(states (N, C), targets (N,), n) at the `kept_indices` of loss_mask; targets of the padding are -1.
+
+        n: how many are no padding; None where kept are given.
+        """
+        n = None
+        if kept is None:
+            kept, n = kept_indices(loss_mask)
+        indices = kept.clamp(min=0)
+        targets = y.flatten()[indices].masked_fill(kept < 0, -1)
+        return self.trunk(x).flatten(0, 1)[indices], targets, n

@@ -29,6 +29,7 @@ if __name__ == "__main__":  # torch takes seconds to load
 
 import torch
 
+from data_utils import move_batch
 from minigpt.checkpoint import BEST, LAST, PREVIOUS
 from minigpt.common.cli import Signals, run_script
 from minigpt.common.errors import UserError
@@ -140,7 +141,7 @@ def add_gradients(run, batches, kept):
     for i, batch in enumerate(batches, start=1):
         if run.processes.world_count == 1 and run.stop_requested():
             return None
-        batch = [t.to(run.device, non_blocking=True) for t in batch]
+        batch = move_batch(batch, run.device)
 
         # Forward: the sum of the losses over the kept targets.
         exchange_gradients(run.model, run.loss, i == len(batches))

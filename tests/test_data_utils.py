@@ -14,9 +14,11 @@ from data_utils import (
     BatchOrder,
     TrainingData,
     check_tokenizer,
+    fit_buckets,
     loss_mask,
     make_batch,
     open_rows,
+    padded_widths,
     row_lengths,
     row_prompts,
     split_row,
@@ -27,6 +29,7 @@ from minigpt.corpus.task_rows import make_task_row
 from minigpt.corpus.tasks import LabelledExample
 from minigpt.settings.stages import TrainSettings
 from minigpt.tokenizer import load_tokenizer
+from model import kept_indices
 
 M, E, P = 2235, 50256, 50257  # GPT-2's answer mark, EOT, PAD
 SPECIAL = {"answer": M, "eot": E, "pad": P}
@@ -431,3 +434,126 @@ def test_the_longest_input_is_the_widest_batch_of_both_parts(tmp_path):
         write_rows(folder, {"train": [[1] * train], "val": [[1] * val]}, block_size=24)
         settings = TrainSettings(data_dir=str(folder), block_size=24, batch_size=1)
         assert TrainingData(settings).longest_input() == width
+
+
+def test_rows_are_padded_to_the_smallest_bucket_that_holds_them():
+    assert padded_widths([0, 1, 64, 65, 100], [64, 100]).tolist() == [64, 64, 64, 100, 100]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 20])
+def test_fitted_buckets_have_the_least_padding_of_all_choices(n):
+    rng = np.random.default_rng(n)
+    for block_size in (60, 64):
+        lengths = np.minimum(block_size, 1 + rng.geometric(0.06, 200))
+        last = min(block_size, -(-lengths.max() // 8) * 8)
+        choices = [
+            [*chosen, last] for k in range(n) for chosen in itertools.combinations(range(8, last, 8), k)
+        ]  # fmt: skip
+        least = min(padded_widths(lengths, chosen).sum() for chosen in choices)
+        buckets = fit_buckets(lengths, n, block_size)
+        assert padded_widths(lengths, buckets).sum() == least
+        assert len(buckets) <= n and buckets == sorted(set(buckets)) and buckets[-1] == last
+
+
+@pytest.fixture
+def bucketed(tmp_path):
+    """Makes `TrainingData` of 60 rows of 2 to 48 tokens, with buckets of 8, 24 and 48; the default is one process."""
+    lists = [list(range(1, 2 + (7 * i) % 47)) for i in range(60)]
+    for stage in ("pretrain", "sft"):
+        write_rows(tmp_path / stage, {"train": lists, "val": [[1, 2]]}, block_size=48, stage=stage)
+
+    def make(rank=0, count=1, stage="pretrain", buckets=(8, 24, 48), **changes):
+        changes = {"batch_tokens": 160, "gradient_accumulation_steps": 3, **changes}
+        settings = TrainSettings(data_dir=str(tmp_path / stage), block_size=48, **changes)
+        return TrainingData(settings, rank, count, buckets=list(buckets) if isinstance(buckets, tuple) else buckets)
+
+    return make
+
+
+def steps_of_an_epoch(data):
+    steps, position = [], (0, 0)
+    while position[0] == 0:
+        steps.append(data.step(position))
+        position = steps[-1].position
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("changes", "shapes"),
+    [
+        ({}, {(20, 8), (6, 24), (3, 48)}),
+        ({"batch_tokens": 0, "batch_size": 5}, {(5, 8), (5, 24), (5, 48)}),
+        ({"batch_tokens": 0, "batch_size": 5, "sampling": "traverse"}, {(5, 8), (5, 24), (5, 48)}),
+        ({"objective": "mlm"}, {(20, 8), (6, 24), (3, 48)}),
+        ({"buckets": (48,)}, {(3, 48)}),
+        ({"buckets": 3}, {(10, 16), (5, 32), (3, 48)}),
+    ],
+)
+def test_batches_of_buckets_have_few_shapes_and_every_row_once(bucketed, changes, shapes):
+    data = bucketed(**changes)
+    steps = steps_of_an_epoch(data)
+    batches = [batch for step in steps for batch in step.batches]
+    assert data.shapes == shapes
+    assert {tuple(t.shape) for batch in batches for t in batch[:3]} <= shapes
+    assert all(len({t.shape for t in batch[:3]}) == 1 for batch in batches)
+    for step in steps:  # only real rows are counted
+        rows = [row for x, *_ in step.batches for row in x.tolist() if row[0] > 0]
+        assert step.rows == len(rows)
+    n_batches = sum(len(step.batches) for step in steps)
+    in_epoch = len(data.order.batches(0))
+    sizes = sum(data.order.full_batch(w) * w for w in (min(w for w in data.buckets if w >= data.lengths[rows].max())
+                                                      for rows in data.order.batches(0)))  # fmt: skip
+    assert data.order.padding() == 1 - data.lengths.sum() / sizes
+    taken, _ = data.order.take(0, 0, n_batches)  # the last step goes on into the next epoch
+    tokens = sum(int(data.lengths[rows].sum()) for rows in taken)
+    assert sum(step.tokens for step in steps) == tokens
+    assert sum(step.squares for step in steps) == sum(
+        int((data.lengths[rows].astype(int) ** 2).sum()) for rows in taken
+    )
+    assert sorted(rows_of(taken[:in_epoch])) == list(range(60))
+    if not changes:
+        kept = sum(int(batch[2].sum()) for batch in batches)
+        assert kept == tokens - sum(step.rows for step in steps)  # all tokens but the first of a row
+        narrowest = [batch for batch in batches if batch[0].shape[1] == 8]
+        assert narrowest and not narrowest[-1][2].all(), "filled up"
+
+
+def test_a_batch_of_a_bucket_is_the_plain_batch_and_what_is_added_has_no_loss(bucketed):
+    same = {"batch_tokens": 0, "batch_size": 7}
+    for ours, plain in zip(*(steps_of_an_epoch(bucketed(buckets=b, **same)) for b in ((8, 24, 48), None)), strict=True):
+        assert (ours.rows, ours.tokens, ours.squares) == (plain.rows, plain.tokens, plain.squares)
+        for (x, y, mask, kept), (plain_x, plain_y, plain_mask) in zip(ours.batches, plain.batches, strict=True):
+            n, width = plain_x.shape
+            assert (x[:n, :width] == plain_x).all() and (x[:n, width:] == -1).all() and (x[n:, 0] == 0).all()
+            assert (mask[:n, :width] == plain_mask).all() and mask.sum() == plain_mask.sum()
+            assert len(kept) % 128 == 0 and y.flatten()[kept[kept >= 0]].tolist() == plain_y[plain_mask].tolist()
+
+
+@pytest.mark.parametrize("changes", [{}, {"batch_tokens": 0, "batch_size": 7}])
+@pytest.mark.parametrize(("count", "accumulation"), [(3, 3), (2, 3), (2, 1), (8, 1)])
+def test_processes_share_a_step_of_buckets(bucketed, changes, count, accumulation):
+    changes = {**changes, "gradient_accumulation_steps": accumulation}
+    alone = bucketed(**changes)
+    shares = [bucketed(rank, count, **changes) for rank in range(count)]
+    for step, *parts in zip(steps_of_an_epoch(alone), *map(steps_of_an_epoch, shares), strict=True):
+        targets = [sorted(t for s in steps for _, y, mask, _ in s.batches for t in y[mask].tolist())
+                   for steps in ([step], parts)]  # fmt: skip
+        assert targets[0] == targets[1]
+        assert {(s.rows, s.tokens, s.position, s.squares) for s in parts} == {
+            (step.rows, step.tokens, step.position, step.squares)
+        }
+        for i in range(len(parts[0].batches)):
+            shapes = {tuple(part.batches[i][0].shape) for part in parts}
+            assert shapes <= shares[0].shapes
+            assert len(shapes) == 1 or accumulation == 3 == count  # rows of one batch, or batches of their own
+
+
+def test_the_indices_of_the_kept_targets_are_padded():
+    mask = torch.zeros(4, 50, dtype=torch.bool)
+    kept, n = kept_indices(mask)
+    assert n == 0 and kept.tolist() == [-1] * 128
+    mask[1, 3] = mask[3, 49] = True
+    kept, n = kept_indices(mask)
+    assert n == 2 and kept.tolist() == [53, 199, *[-1] * 126]
+    assert len(kept_indices(torch.ones(1, 128, dtype=torch.bool))[0]) == 128
+    assert len(kept_indices(torch.ones(1, 129, dtype=torch.bool))[0]) == 256

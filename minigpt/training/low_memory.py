@@ -9,6 +9,7 @@ import math
 
 import torch
 
+from data_utils import move_batch
 from minigpt.common.errors import UserError
 
 DRAWN_NUMBERS = 2**22  # random numbers of MeZO in memory at the same time
@@ -107,13 +108,12 @@ def make_low_memory_optimizer(groups, settings):
 def update_in_backward(run, batches, kept):
     """Take a step of LOMO with the single micro-batch of a step; returns the sum of its losses, a scalar.
 
-    batches: list of one (x, y, loss_mask), each (B, T); kept: its targets with a loss. A loss that is not finite is
+    batches: list of one (x, y, loss_mask, …), each (B, T); kept: its targets with a loss. A loss that is not finite is
     returned before any weight changes. nan is returned where a gradient was not finite.
     """
-    ((x, y, loss_mask),) = ([t.to(run.device, non_blocking=True) for t in batch] for batch in batches)
-    (lomo,) = run.optimizers
+    (batch,), (lomo,) = batches, run.optimizers
     with run.precision.context(run.device):
-        loss = run.loss(x, y, loss_mask)
+        loss = run.loss(*move_batch(batch, run.device))
     if loss.isfinite():
         lomo.wrong_gradients = 0
         (loss / max(1, kept)).backward()
@@ -124,7 +124,7 @@ def update_in_backward(run, batches, kept):
 def update_by_two_losses(run, batches, kept):
     """Take a step of MeZO; returns the sum of this process's losses, the mean of those at both points.
 
-    batches: list of (x, y, loss_mask), each (B, T); kept: targets with a loss in the whole step, of all processes.
+    batches: list of (x, y, loss_mask, …), each (B, T); kept: targets with a loss in the whole step, of all processes.
     nan is returned where the losses of all processes are not finite: the weights then stay, up to rounding. A signal
     between two micro-batches waits for the step's end, since weights that were moved back are not the same bits.
     """
@@ -153,7 +153,7 @@ def sum_of_losses(run, batches, done):
     """
     total = 0.0
     for i, batch in enumerate(batches, start=1):
-        x, y, loss_mask = (t.to(run.device, non_blocking=True) for t in batch)
+        x, y, loss_mask = move_batch(batch[:3], run.device)
         with run.precision.context(run.device):
             losses = run.model.token_losses(x, y, loss_mask)
         total += float(losses.cpu().sum(dtype=torch.float64))  # MPS has no float64

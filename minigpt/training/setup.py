@@ -32,7 +32,7 @@ from minigpt.device import (
 )
 from minigpt.run_log import ANSWERS_LOG, LOG
 from minigpt.training.compiled_loss import compile_loss
-from minigpt.training.compiling import compile_trunk
+from minigpt.training.compiling import choose_buckets, choose_compiling, compile_trunk
 from minigpt.training.distributed import averaging_loss, shard, start_processes
 from minigpt.training.low_memory import LOW_MEMORY_LOSSES, check_low_memory
 from minigpt.training.memory import merge_passes
@@ -80,7 +80,9 @@ class TrainingRun:
         place = self.processes.rank, self.processes.count
         if settings.replay_share:
             settings.replay_dir = replay_folder(settings)
-        self.data = open_data(settings, *place, pinned=self.device.type == "cuda")
+        compiled, why = choose_compiling(settings, self.device, self.sharded)
+        buckets = choose_buckets(settings, compiled)
+        self.data = open_data(settings, *place, pinned=self.device.type == "cuda", buckets=buckets)
         if settings.stop_at_answered and self.data.meta["stage"] != "sft":
             raise UserError(
                 f"stop_at_answered is {settings.stop_at_answered}, but {settings.data_dir} holds articles, not "
@@ -117,8 +119,9 @@ class TrainingRun:
         choose_attention(self.device, self.model.config, self.precision.dtype, batch[0].shape[1], self.say)
         scaled = self.precision.dtype == torch.float16 and settings.optimizer != "mezo"  # which has no gradients
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
-        compile_loss(self)
-        compiled, why = compile_trunk(self, batch)
+        compile_loss(self, compiled)
+        if compiled:
+            compiled, why = compile_trunk(self, batch, why)
         self.say(speed_text(self, compiled, why))
         if self.sharded:
             shard(self.model, self.device)

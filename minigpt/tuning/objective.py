@@ -21,9 +21,9 @@ class Objective:
         """What the sum of a micro-batch's losses is divided by, over the whole step: its kept targets."""
         return int(batch[2].sum())
 
-    def loss(self, model, x, y, loss_mask):
+    def loss(self, model, x, y, loss_mask, kept=None):
         """The summed loss of a micro-batch on the model's device, a scalar with gradients."""
-        return model.loss_sum(x, y, loss_mask)
+        return model.loss_sum(x, y, loss_mask, kept)
 
     def validate(self, run):
         """The validation loss of a `TrainingRun`'s model, in nats a token, over all processes."""

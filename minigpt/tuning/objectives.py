@@ -39,13 +39,14 @@ def check_objective(settings, processes):
         raise UserError(f"objective {name} has no gradient_accumulation_steps; a step's size is set by updates")
 
 
-def open_data(settings, rank=0, count=1, pinned=False):
-    """The data of a run, as `TrainingData`, by the setting objective. Arguments and errors: as there."""
+def open_data(settings, rank=0, count=1, pinned=False, buckets=None):
+    """The data of a run, as `TrainingData`, by the setting objective. Arguments and errors: as there. Pairs and
+    answers of the model's own leave buckets out."""
     if settings.objective in PREFERENCES:
         return PreferenceData(settings, rank, count, pinned)
     if settings.objective in POLICIES:
         return Rollouts(settings, pinned)
-    return TrainingData(settings, rank, count, pinned)
+    return TrainingData(settings, rank, count, pinned, buckets)
 
 
 def make_objective(settings, data, model, device, load_reference, out):
