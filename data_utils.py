@@ -23,7 +23,6 @@ from minigpt.tokenizer import GPT2_SHA256, load_tokenizer
 from model import kept_indices
 
 LENGTH_MULTIPLE = 8  # tokens; the width of a batch is a multiple of this
-FIRST_BUCKET = 64  # tokens; the smallest of `bucket_widths`
 # By stage: the setting that names the folder of the rows, its default, and what makes the rows.
 FOLDER_SETTINGS = {"pretrain": "data_dir", "sft": "sft_data_dir", "task": "task_data_dir"}
 DEFAULT_FOLDERS = {"pretrain": "data/processed", "sft": "data/processed_sft", "task": "data/processed_task"}
@@ -223,11 +222,23 @@ def input_width(tokens, block_size):
     return min(block_size - 1, -(-max(1, tokens - 1) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
 
 
-def bucket_widths(block_size):
-    """Widths that batches of rows (B, block_size) are padded to, where each shape costs a compilation: ascending, the
-    smallest is FIRST_BUCKET, then powers of two and three halves of them, the last is block_size."""
-    widths = [FIRST_BUCKET, *(n * FIRST_BUCKET << i for i in range(block_size.bit_length()) for n in (2, 3))]
-    return [*(width for width in widths if width < block_size), block_size]
+def fit_buckets(lengths, n, block_size):
+    """Up to n ascending widths, the buckets of rows of these token counts (rows,): those with the least padding in all.
+
+    They are multiples of LENGTH_MULTIPLE, or block_size; the last one holds the longest row. By dynamic programming
+    over the widths that occur.
+    """
+    widths, counts = np.unique(np.minimum(padded_widths(lengths), block_size), return_counts=True)
+    widths, rows = widths.tolist(), [0, *np.cumsum(counts).tolist()]
+    # best[i]: (padded tokens, buckets) of the rows of the first i widths.
+    best = [(0, [])] + [(math.inf, [])] * len(widths)
+    for _ in range(n):
+        best = [
+            min(best[i], *((best[j][0] + width * (rows[i] - rows[j]), [*best[j][1], width]) for j in range(i)))
+            for i, width in enumerate(widths, start=1)
+        ]
+        best.insert(0, (0, []))
+    return best[-1][1]
 
 
 def padded_widths(lengths, buckets=None):
@@ -358,6 +369,10 @@ class BatchOrder:
         self.batch_size, self.batch_tokens, self.buckets = batch_size, batch_tokens, buckets
         self._cached = (-1, None)  # (epoch, its batches) of the last call
 
+    def resize(self, batch_tokens):
+        """Change the tokens of a batch."""
+        self.batch_tokens, self._cached = batch_tokens, (-1, None)
+
     def batches(self, epoch):
         """The epoch's batches: a list of arrays of row indices."""
         if self.sampling == "traverse":
@@ -396,6 +411,14 @@ class BatchOrder:
     def full_batch(self, width):
         """Number of rows of a full batch of a width."""
         return max(1, self.batch_tokens // width) if self.batch_tokens else self.batch_size
+
+    def padding(self, epoch=0):
+        """Share of padding, 0 to 1, among the tokens of an epoch's batches; with buckets, the filled rows count."""
+        tokens = 0
+        for rows in self.batches(epoch):
+            width = int(padded_widths(self.lengths[rows], self.buckets).max())
+            tokens += width * (self.full_batch(width) if self.buckets else len(rows))
+        return 1 - int(self.lengths.sum()) / tokens
 
     def count(self, epochs):
         """Number of batches in `epochs` epochs, which may be a fraction."""
@@ -482,8 +505,9 @@ class TrainingData:
 
     rank, count: this process, and the number of processes that share a step. The rows of a step do not depend on them.
     pinned: put batches into page-locked memory, which a CUDA GPU copies from faster.
-    buckets: ascending widths, of which the last holds any row, for batches of few shapes: a batch is padded to the
-    smallest one that holds its rows, and to the rows of a full batch (`fit_batch`). Totals count real rows alone.
+    buckets: for batches of few shapes, ascending widths, of which the last holds any row, or their number, to be fitted
+    to the rows: a batch is padded to the smallest one that holds its rows, and to the rows of a full batch
+    (`fit_batch`). Totals count real rows alone.
 
     A batch is (x, y, loss_mask), as from `make_batch`; pinned, or with buckets, (x, y, loss_mask, kept), where kept are
     the `kept_indices`.
@@ -501,6 +525,8 @@ class TrainingData:
         self.tokenizer = load_row_tokenizer(settings.data_dir, self.meta)
         self.lengths = row_lengths(self.train, self.meta["special_ids"]["pad"])
         self.replay = ReplayRows(settings, self.meta) if settings.replay_share else None
+        if isinstance(buckets, int):
+            buckets = fit_buckets(self.lengths, buckets, settings.block_size)
         self.order = BatchOrder(
             self.lengths, settings.sampling, settings.seed, settings.batch_size, settings.batch_tokens, buckets
         )
@@ -515,6 +541,11 @@ class TrainingData:
         self.divides_batches = self.batches_a_step % count > 0  # whether a process has some rows of each batch
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._next = None  # (position, future) of the step that is being prepared
+
+    def resize_batches(self, settings):
+        """Take batch_tokens and gradient_accumulation_steps from settings that have changed, before the first step."""
+        self.order.resize(settings.batch_tokens)
+        self.batches_a_step = settings.gradient_accumulation_steps
 
     @property
     def shapes(self):

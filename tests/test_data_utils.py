@@ -13,8 +13,8 @@ from tiny import PAD, padded_rows, tiny_meta, tiny_tokenizer, write_rows
 from data_utils import (
     BatchOrder,
     TrainingData,
-    bucket_widths,
     check_tokenizer,
+    fit_buckets,
     loss_mask,
     make_batch,
     open_rows,
@@ -436,11 +436,23 @@ def test_the_longest_input_is_the_widest_batch_of_both_parts(tmp_path):
         assert TrainingData(settings).longest_input() == width
 
 
-def test_bucket_widths_end_with_the_block():
-    assert bucket_widths(512) == [64, 128, 192, 256, 384, 512]
-    assert bucket_widths(1024)[-3:] == [512, 768, 1024]
-    assert bucket_widths(100) == [64, 100] and bucket_widths(64) == [64] and bucket_widths(16) == [16]
-    assert padded_widths([0, 1, 64, 65, 100], bucket_widths(100)).tolist() == [64, 64, 64, 100, 100]
+def test_rows_are_padded_to_the_smallest_bucket_that_holds_them():
+    assert padded_widths([0, 1, 64, 65, 100], [64, 100]).tolist() == [64, 64, 64, 100, 100]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 20])
+def test_fitted_buckets_have_the_least_padding_of_all_choices(n):
+    rng = np.random.default_rng(n)
+    for block_size in (60, 64):
+        lengths = np.minimum(block_size, 1 + rng.geometric(0.06, 200))
+        last = min(block_size, -(-lengths.max() // 8) * 8)
+        choices = [
+            [*chosen, last] for k in range(n) for chosen in itertools.combinations(range(8, last, 8), k)
+        ]  # fmt: skip
+        least = min(padded_widths(lengths, chosen).sum() for chosen in choices)
+        buckets = fit_buckets(lengths, n, block_size)
+        assert padded_widths(lengths, buckets).sum() == least
+        assert len(buckets) <= n and buckets == sorted(set(buckets)) and buckets[-1] == last
 
 
 @pytest.fixture
@@ -453,7 +465,7 @@ def bucketed(tmp_path):
     def make(rank=0, count=1, stage="pretrain", buckets=(8, 24, 48), **changes):
         changes = {"batch_tokens": 160, "gradient_accumulation_steps": 3, **changes}
         settings = TrainSettings(data_dir=str(tmp_path / stage), block_size=48, **changes)
-        return TrainingData(settings, rank, count, buckets=buckets and list(buckets))
+        return TrainingData(settings, rank, count, buckets=list(buckets) if isinstance(buckets, tuple) else buckets)
 
     return make
 
@@ -474,6 +486,7 @@ def steps_of_an_epoch(data):
         ({"batch_tokens": 0, "batch_size": 5, "sampling": "traverse"}, {(5, 8), (5, 24), (5, 48)}),
         ({"objective": "mlm"}, {(20, 8), (6, 24), (3, 48)}),
         ({"buckets": (48,)}, {(3, 48)}),
+        ({"buckets": 3}, {(10, 16), (5, 32), (3, 48)}),
     ],
 )
 def test_batches_of_buckets_have_few_shapes_and_every_row_once(bucketed, changes, shapes):
@@ -488,6 +501,9 @@ def test_batches_of_buckets_have_few_shapes_and_every_row_once(bucketed, changes
         assert step.rows == len(rows)
     n_batches = sum(len(step.batches) for step in steps)
     in_epoch = len(data.order.batches(0))
+    sizes = sum(data.order.full_batch(w) * w for w in (min(w for w in data.buckets if w >= data.lengths[rows].max())
+                                                      for rows in data.order.batches(0)))  # fmt: skip
+    assert data.order.padding() == 1 - data.lengths.sum() / sizes
     taken, _ = data.order.take(0, 0, n_batches)  # the last step goes on into the next epoch
     tokens = sum(int(data.lengths[rows].sum()) for rows in taken)
     assert sum(step.tokens for step in steps) == tokens

@@ -1,5 +1,7 @@
 """Fast paths of model.py compared with plain implementations: the fused loss, plain attention."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny import PAD, padded_rows, random_ids, tiny_meta, tiny_model
@@ -7,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import model as model_module
 from data_utils import make_batch
-from minigpt.training.compiled_loss import CompiledGradients
+from minigpt.training.compiled_loss import CompiledGradients, compile_loss
 from model import TARGETS_MULTIPLE, OutputLoss, PlainAttentionOnCPU, max_logit_rows, plain_attention
 
 pytestmark = pytest.mark.numeric
@@ -145,7 +147,8 @@ def check_gradients(compute):
 def compiled_gradients(monkeypatch, backend, say=print):
     torch._dynamo.reset()
     compile = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **options: compile(f, backend=backend, **options))
+    if backend != "inductor":  # whose options others do not know
+        monkeypatch.setattr(torch, "compile", lambda f, dynamic, options: compile(f, backend=backend, dynamic=dynamic))
     return CompiledGradients(say)
 
 
@@ -159,6 +162,13 @@ def test_compiled_gradients_of_logits_are_those_in_float64_and_one_graph_serves_
     assert compiled.failure is None
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
     assert not compiled(*sure_logits(1), torch.zeros(1))  # left to the plain code
+
+
+def test_the_loss_is_compiled_for_a_gpu_where_the_run_compiles_and_not_for_the_next_run(monkeypatch):
+    monkeypatch.setattr(OutputLoss, "compiled", None)
+    for device, compiling in (("cuda", True), ("cuda", False), ("cuda", True), ("cpu", True)):
+        compile_loss(SimpleNamespace(device=torch.device(device), say=print), compiling)
+        assert (OutputLoss.compiled is not None) == (device == "cuda" and compiling)
 
 
 def test_the_loss_goes_on_with_plain_code_where_compiled_code_fails(monkeypatch):
@@ -214,23 +224,23 @@ def test_chunks_of_logits_follow_the_gpus_memory(gigabytes, columns, rows):
 
 
 def test_the_loss_of_a_gpu_waits_for_no_number_that_the_gpu_computes(monkeypatch):
-    class Operations(TorchDispatchMode):
-        names = []
+    names = []
 
+    class Operations(TorchDispatchMode):
         def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-            self.names.append(str(operation))
-            if "aten.index" in self.names[-1]:  # by bool, it looks for the places
+            names.append(str(operation))
+            if "aten.index" in names[-1]:  # by bool, it looks for the places
                 assert all(index is None or index.dtype != torch.bool for index in args[1])
             return operation(*args, **(kwargs or {}))
 
     monkeypatch.setattr(model_module, "is_eager_on_cpu", lambda x: False)
     monkeypatch.setattr(model_module, "MAX_LOGIT_ROWS", 50)
     states, weight = torch.randn(128, 16, requires_grad=True), torch.randn(64, 16, requires_grad=True)
-    with Operations() as operations:
+    with Operations():
         OutputLoss.apply(states, weight, torch.arange(-64, 64).clamp(min=-1), None).backward()
     waiting = "nonzero", "_local_scalar_dense", "masked_select", "is_nonzero", "unique"
-    assert len(operations.names) > 20
-    assert not [name for name in operations.names if any(part in name for part in waiting)]
+    assert len(names) > 20
+    assert not [name for name in names if any(part in name for part in waiting)]
 
 
 def by_kernels(q, k, v):

@@ -3,17 +3,23 @@
 import torch
 
 from minigpt.common.errors import first_line
-from minigpt.device import is_out_of_memory, should_compile
+from minigpt.device import is_out_of_memory
 from model import OutputLoss
 
 
 def logit_gradients(logits, targets, losses):
-    """`OutputLoss.to_gradient`, written so that a compiler makes two reductions and one write of it."""
+    """`OutputLoss.to_gradient`, written so that a compiler reads the logits for all sums at once, and once to write.
+
+    Largest and sum have the form that Inductor knows as one reduction ("online softmax").
+    """
     x, has_loss = logits.float(), targets >= 0
     is_target = torch.arange(x.shape[1], device=x.device) == targets[:, None]
-    log_sum = x.logsumexp(1)
-    losses.copy_(torch.where(has_loss, log_sum - torch.where(is_target, x, 0.0).sum(1), 0.0))
-    gradients = (x - log_sum[:, None]).exp() - is_target.float()
+    top = x.amax(1, keepdim=True)
+    total = (x - top).exp().sum(1, keepdim=True)
+    of_target = torch.where(is_target, x, 0.0).sum(1)
+    losses.copy_(torch.where(has_loss, (top + total.log()).squeeze(1) - of_target, 0.0))
+    # Subtract 1 before rounding to bfloat16, as in the plain code.
+    gradients = (x - top).exp() / total - is_target.float()
     logits.copy_(torch.where(has_loss[:, None], gradients, 0.0))
 
 
@@ -25,7 +31,8 @@ class CompiledGradients:
 
     def __init__(self, say=print):
         self.say, self.failure = say, None
-        self.compiled = torch.compile(logit_gradients, dynamic=False)
+        # Inductor would split the sums by the rows of the first call, and then read the logits more often.
+        self.compiled = torch.compile(logit_gradients, dynamic=False, options={"split_reductions": False})
 
     def __call__(self, logits, targets, losses):
         """As `OutputLoss.to_gradient`; returns whether it was computed."""
@@ -43,7 +50,6 @@ class CompiledGradients:
         return self.failure is None
 
 
-def compile_loss(run):
-    """Have the loss of a `TrainingRun` compiled where its settings say so and it is on a GPU."""
-    compiling, _ = should_compile(run.settings.compile, run.device)
+def compile_loss(run, compiling):
+    """Have the loss of a `TrainingRun` compiled, or no longer, where it is on a GPU; on a CPU it has its own kernel."""
     OutputLoss.compiled = CompiledGradients(run.say) if compiling and run.device.type == "cuda" else None

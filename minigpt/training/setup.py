@@ -22,6 +22,7 @@ from minigpt.common.files import replace_file
 from minigpt.device import (
     DTYPES,
     Precision,
+    choose_attention,
     choose_precision,
     dtype_by_device,
     explain_out_of_memory,
@@ -31,9 +32,10 @@ from minigpt.device import (
 )
 from minigpt.run_log import ANSWERS_LOG, LOG
 from minigpt.training.compiled_loss import compile_loss
-from minigpt.training.compiling import compile_trunk
+from minigpt.training.compiling import choose_buckets, choose_compiling, compile_trunk
 from minigpt.training.distributed import averaging_loss, shard, start_processes
 from minigpt.training.low_memory import LOW_MEMORY_LOSSES, check_low_memory
+from minigpt.training.memory import merge_passes
 from minigpt.training.optim import make_optimizers
 from minigpt.training.state import Progress, check_resumable, restore_run
 from minigpt.training.tensor_parallel import TensorParallel
@@ -79,7 +81,9 @@ class TrainingRun:
         place = self.processes.rank, self.processes.count
         if settings.replay_share:
             settings.replay_dir = replay_folder(settings)
-        self.data = open_data(settings, *place, pinned=self.device.type == "cuda")
+        compiled, why = choose_compiling(settings, self.device, self.sharded or self.processes.parts > 1)
+        buckets = choose_buckets(settings, compiled)
+        self.data = open_data(settings, *place, pinned=self.device.type == "cuda", buckets=buckets)
         if settings.stop_at_answered and self.data.meta["stage"] != "sft":
             raise UserError(
                 f"stop_at_answered is {settings.stop_at_answered}, but {settings.data_dir} holds articles, not "
@@ -102,6 +106,7 @@ class TrainingRun:
             with explain_out_of_memory(self.device):
                 self.model.to(self.device)
         self.model.train()
+        self.merged = merge_passes(self)  # passes of the settings that are one
 
         # What it is trained for.
         load_reference = functools.partial(load_start, settings, self.base, self.device)
@@ -112,10 +117,12 @@ class TrainingRun:
         self.precision = self.processes.from_main(choose_run_precision(self, resumed, batch[0].shape[1]))
         self.model.use_plain_attention(self.precision.plain_attention)
         self.objective.precision = self.precision
+        choose_attention(self.device, self.model.config, self.precision.dtype, batch[0].shape[1], self.say)
         scaled = self.precision.dtype == torch.float16 and settings.optimizer != "mezo"  # which has no gradients
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
-        compile_loss(self)
-        compiled, why = compile_trunk(self, batch)
+        compile_loss(self, compiled)
+        if compiled:
+            compiled, why = compile_trunk(self, batch, why)
         self.say(speed_text(self, compiled, why))
         if self.sharded:
             shard(self.model, self.device)
