@@ -182,14 +182,14 @@ class StepPass:
     """Attention of one new token for each of the first n rows of a cache (a decode step).
 
     keys, values: one slice of the cache per layer, (n, n_kv_head, end, D).
-    at (n,): positions of the new tokens, all below end.
+    at (n,): positions of the new tokens, all below end. ends_at_last: whether end is that of the last of them.
     """
 
-    def __init__(self, keys, values, at):
+    def __init__(self, keys, values, at, ends_at_last=True):
         self.keys, self.values, self.at = keys, values, at
         self.rows = torch.arange(len(at), device=at.device)
         self.mask = None
-        if len(at) > 1:  # hides the positions after each row's own; a single row ends at its position
+        if len(at) > 1 or not ends_at_last:  # hides the positions after each row's own
             later = torch.arange(keys[0].shape[2], device=at.device) > at[:, None]
             self.mask = torch.zeros(later.shape, dtype=keys[0].dtype, device=at.device)
             self.mask = self.mask.masked_fill(later, -math.inf)[:, None, None]

@@ -266,6 +266,13 @@ def use_deterministic_algorithms():
     torch.utils.deterministic.fill_uninitialized_memory = False  # not needed: it is never read here
 
 
+def to_device(values, device, dtype=None):
+    """A tensor of values (a tensor on the CPU, or nested lists of numbers) on a device. Of a GPU, the CPU does not wait
+    for it: the copy is from page-locked memory, in the order of the GPU's other work."""
+    tensor = values if isinstance(values, torch.Tensor) else torch.tensor(values, dtype=dtype)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def wait_for(device):
     """Wait until the device has finished all queued work."""
     if device.type in ("cuda", "mps"):

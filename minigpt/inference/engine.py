@@ -24,12 +24,13 @@ from minigpt.checkpoint import (
 from minigpt.common.errors import UserError, first_line
 from minigpt.common.streams import TextStream
 from minigpt.corpus.chat import chat_ids, forbidden_ids
-from minigpt.device import pick_device
+from minigpt.device import pick_device, to_device
 from minigpt.huggingface_tokenizer import HuggingFaceTokenizer
 from minigpt.inference.logprobs import TokenLogprob, pick_logprobs, prompt_logprobs
 from minigpt.inference.model_runner import ModelRunner
-from minigpt.inference.quantize import choose_weight_type
+from minigpt.inference.quantize import choose_weight_type, has_torchao_layers
 from minigpt.inference.sampling import Sampler, sample_tokens
+from minigpt.inference.static_step import StaticStep
 from minigpt.tokenizer import StreamDecoder
 
 MAX_PREFILL_TOKENS = 1024  # prompt tokens, with padding, in one prefill pass; running requests wait for that pass
@@ -256,7 +257,8 @@ class Engine:
         logits = logits[:, : self.n_vocab].float()
         places = [(row, token_id) for row, stream in enumerate(streams) for token_id in stream.member.forbidden]
         if places:
-            logits[tuple(zip(*places, strict=True))] = -torch.inf
+            rows, ids = to_device(list(zip(*places, strict=True)), logits.device)
+            logits[rows, ids] = -torch.inf
         chosen = self.choose(logits, [s.sampler for s in streams])
         if wanted:
             ids, counts = [chosen[i] for i in wanted], [streams[i].params.logprobs for i in wanted]
@@ -401,7 +403,7 @@ class TextGenerator:
         forbidden = [token_id for token_id in forbidden_ids(tokenizer, stage) if token_id < tokenizer.n_vocab]
         self.member = EngineMember(self.engine.runner.models.index(model), model.n_virtual, tokenizer, forbidden)
         self.block_size = model.row_positions
-        self.kernels = None  # a `KernelStep`, which the engine's runner has once it is compiled
+        self.kernels = None  # a `KernelStep` or `StaticStep`, which the engine's runner has once it is compiled
         self.worker.users.append(self)
 
     def prompt_ids(self, prompt):
@@ -472,9 +474,10 @@ class TextGenerator:
         return self.engine.runner.kernels is not None
 
     def should_compile(self, setting):
-        """Whether to compile the steps. setting: "on", "off", or "auto": a large model's. A small one's take torch less
-        than a millisecond."""
-        return setting == "on" or (setting == "auto" and self.model.num_params() >= MIN_COMPILED_PARAMS)
+        """Whether to compile the steps. setting: "on", "off", or "auto": on a GPU, and on a CPU if the model is large.
+        A small one's take torch less than a millisecond there."""
+        auto = self.engine.runner.device.type == "cuda" or self.model.num_params() >= MIN_COMPILED_PARAMS
+        return setting == "on" or (setting == "auto" and auto)
 
     def make_kernels(self, say=None):
         """Get the model ready for `compile`; returns whether its steps can be compiled.
@@ -484,13 +487,15 @@ class TextGenerator:
         runner, reason = self.engine.runner, None
         if runner.mix:
             reason = "they mix adapters"
+        elif runner.device.type == "cuda":
+            self.kernels = self.kernels or StaticStep(runner.model, compiles=has_torchao_layers(runner.model))
         elif self.kernels is None:
             try:
                 # The import takes a part of a second, and fails where numba finds no folder for its compiled code.
                 from minigpt.inference.kernels import KernelStep, can_run
 
                 self.kernels = KernelStep(runner.model) if can_run(runner.model) else None
-                reason = None if self.kernels else "the model is on a GPU, or has adapters in its layers"
+                reason = None if self.kernels else "the model is not on a CPU, or has adapters in its layers"
             except Exception as error:
                 print(f"note: steps are not compiled ({first_line(error)})")
                 return False

@@ -4,13 +4,11 @@ import torch
 
 from data_utils import pad_ids
 from minigpt.adapters.mixing import AdapterMix
+from minigpt.device import to_device
 from model import KVCache, PromptPass, StepPass
 
 FIRST_POSITIONS = 256  # positions that a cache begins with
 MAX_IDLE_CACHE_BYTES = 2**30  # a larger cache is freed when no sequence is left
-
-# Of a pass by kernels, by the type of weights: torch's products of more rows are faster.
-MAX_KERNEL_TOKENS = {"float": 16, "int8": 32}
 
 
 def doubled_size(held, needed, limit):
@@ -49,7 +47,7 @@ class ModelRunner:
         self.dtype = torch.bfloat16 if quantized else weight.dtype
         self.device = weight.device
         self.cache = self.first_cache()
-        self.kernels = None  # a `KernelStep`, or None where torch runs the steps
+        self.kernels = None  # a `KernelStep` or `StaticStep`, or None where torch runs the steps
 
     def first_cache(self):
         """The empty `KVCache` that all growth begins with."""
@@ -82,8 +80,7 @@ class ModelRunner:
 
         numbers: those of the prompts' models, which must be one model where it has virtual tokens; None: all 0.
         """
-        n_tokens = sum(map(len, prompts))
-        if not self.kernels_take(n_tokens):
+        if self.kernels is None or sum(map(len, prompts)) > self.kernels.max_prompt_tokens:
             return self.add_prompts(prompts, numbers, self.prefill_pass)
         start = self.begin_rows(prompts, numbers)
         logits = self.kernels.prefill(prompts, self.n, start, self.cache.keys, self.cache.values)
@@ -97,11 +94,11 @@ class ModelRunner:
     def add_prompts(self, prompts, numbers, prompt_pass):
         """Run a pass over prompts and add them to the cache; returns the pass's output."""
         start = self.begin_rows(prompts, numbers)
-        lengths = torch.tensor([len(ids) for ids in prompts], device=self.device)
+        lengths = to_device([len(ids) for ids in prompts], self.device)
         numbers = self.numbers[self.n :]
         if self.mix:
             self.mix.choose(numbers)
-        idx = pad_ids(prompts).to(self.device)
+        idx = to_device(pad_ids(prompts), self.device)
         output, keys, values = prompt_pass(idx, lengths, self.virtual_tokens(numbers[0]))
         rows = slice(self.n, self.n + len(prompts))
         for cached, new in zip((*self.cache.keys, *self.cache.values), (*keys, *values), strict=True):
@@ -123,18 +120,13 @@ class ModelRunner:
         self.numbers[self.n :] = numbers
         return start
 
-    def kernels_take(self, n_tokens):
-        """Whether a pass of so many tokens runs by kernels."""
-        limit = MAX_KERNEL_TOKENS["int8" if self.kernels and self.kernels.is_quantized else "float"]
-        return self.kernels is not None and n_tokens <= limit
-
     def step(self, ids, positions):
         """Logits (n, V) after one more token per row. ids, positions: lists of n. The next step may overwrite them."""
         end = max(positions) + 1
         self.reserve(self.n, end)
-        if self.kernels_take(self.n):
+        if self.kernels is not None and self.n <= self.kernels.max_rows:
             return self.kernels.step(ids, positions, self.cache.keys, self.cache.values)
-        ids, at = torch.tensor([ids, positions]).to(self.device)
+        ids, at = to_device([ids, positions], self.device)
         if self.mix:
             self.mix.choose(self.numbers[: self.n])
         keys, values = (tensor[:, : self.n, :, :end] for tensor in (self.cache.keys, self.cache.values))

@@ -1,12 +1,15 @@
-"""The type of a model's weights in generation: float32, bfloat16, float16, or int8 on a CPU.
+"""The type of a model's weights in generation: float32, bfloat16, float16, or int8.
 
-bfloat16, float16: all layers except the output layer, because logits in 16 bits are too coarse (`Float32Output`).
+bfloat16, float16: all layers. Logits are float32, because in 16 bits they are too coarse: the weights of the output
+layer stay float32 (`Float32Output`) or, on a GPU, only its products are summed up in float32 (`Float32Product`).
 
-int8: weights are rounded to 8 bits with one scale per output; the inputs of each product are rounded with one scale
-per row (dynamic quantization, as in LLM.int8(), Dettmers et al. 2022, without its treatment of outliers). Steps of one
-token are computed by minigpt/inference/kernels.py. In other passes, the products are oneDNN's, called through the
-operator that torch's own quantization is lowered to. Where torch has no such product, as on Arm Macs, torch's product
-of float rows and int8 weights is used.
+int8 on a GPU: torchao's, weights alone, of the blocks' matrices; compiled code converts them within the products.
+
+int8 on a CPU: weights are rounded to 8 bits with one scale per output; the inputs of each product are rounded with one
+scale per row (dynamic quantization, as in LLM.int8(), Dettmers et al. 2022, without its treatment of outliers). Steps
+of one token are computed by minigpt/inference/kernels.py. In other passes, the products are oneDNN's, called through
+the operator that torch's own quantization is lowered to. Where torch has no such product, as on Arm Macs, torch's
+product of float rows and int8 weights is used.
 
 On x86 processors without VNNI, oneDNN adds two products in 16 bits, which saturates for 8-bit operands; there it gets
 weights of 7 bits. (Not the inputs, since these have the outliers.) Measured with the demo's model on its validation
@@ -15,6 +18,7 @@ for both. Perplexity relative to float32 is 1.003 (7-bit weights) and 1.000 (7-b
 and 1.003 token by token.
 """
 
+import importlib.util
 from functools import partial
 
 import torch
@@ -22,7 +26,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from minigpt.common.errors import UserError
-from minigpt.device import dtype_by_device
+from minigpt.device import adds_in_float32, dtype_by_device
 
 WEIGHT_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.float32}
 MAX_LEVEL = 127  # largest int8 value in use; -128 is not used, so that the range is symmetric
@@ -50,6 +54,18 @@ class Float32Output(nn.Module):
 
     def forward(self, x):
         return F.linear(x.float(), self.weight)
+
+
+class Float32Product(nn.Module):
+    """An output layer on a GPU, of 16-bit states and weights, whose products are float32: (..., C) -> (..., V)."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.weight = linear.weight
+
+    def forward(self, x):
+        rows = torch.mm(x.flatten(0, -2), self.weight.T, out_dtype=torch.float32)
+        return rows.unflatten(0, x.shape[:-1])
 
 
 class Int8Weights(nn.Module):
@@ -162,20 +178,27 @@ def convert_weights(model, name, sharing=()):
     Logits are float32 with every type. With int8 the embedding stays float32, since a token reads only one row of it,
     and so do adapters, which are small.
     sharing: GPTs that share the layers of this one (`share_layers`), and then those of the new type.
-    Raises UserError for int8 on a GPU.
+    Raises UserError for int8 where it needs what is not installed, and on MPS.
     """
-    models = [model, *sharing]
+    models, device = [model, *sharing], model.wte.weight.device
+    if name == "int8" and device.type == "cuda":
+        half, _ = dtype_by_device(device) or ("float16", "")
+        convert_weights(model, half, sharing)
+        quantize_by_torchao(models)
+        return model
     if name in ("bfloat16", "float16"):
-        output = Float32Output(model.lm_head)
+        dtype = WEIGHT_TYPES[name]
+        output = None if adds_in_float32(device, dtype) else Float32Output(model.lm_head)
         for each in models:
-            each.to(WEIGHT_TYPES[name]).lm_head = output  # no longer tied to the embedding
+            each.to(dtype)
+            each.lm_head = output = output or Float32Product(each.lm_head)
         return model
     for each in models:
         each.float()
     if name == "float32":
         return model
-    if model.wte.weight.device.type != "cpu":
-        raise UserError("int8 is for generation on a CPU; on a GPU take --dtype=bfloat16")
+    if device.type != "cpu":
+        raise UserError(f"int8 is for generation on a CPU or an NVIDIA GPU; on {device.type} take --dtype=float32")
     make_layer = choose_int8_layer(next(m for m in model.modules() if isinstance(m, nn.Linear)))
     made = {}  # {layer: its int8 layer}
     for parent in [module for each in models for module in each.modules()]:
@@ -184,6 +207,32 @@ def convert_weights(model, name, sharing=()):
                 made[layer] = made.get(layer) or make_layer(layer)
                 setattr(parent, child, made[layer])
     return model
+
+
+def quantize_by_torchao(models):
+    """Round the matrices of GPTs' blocks to int8 with one scale an output, in place. Raises UserError without torchao
+    or Triton."""
+    for module, command in (("torchao", "torchao"), ("triton", 'triton (on Windows "triton-windows<3.8")')):
+        if importlib.util.find_spec(module) is None:
+            raise UserError(f"int8 on a GPU needs {module}: pip install {command}; or take --dtype=bfloat16")
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    def is_matrix(module, name):
+        is_base = name.rpartition(".")[2] in BASE_LAYERS and not name.startswith("lm_head")
+        return is_base and isinstance(module, nn.Linear) and not is_torchao(module.weight)
+
+    for model in models:  # of a layer that several share, the first one's is all
+        quantize_(model, Int8WeightOnlyConfig(), is_matrix)
+
+
+def is_torchao(tensor):
+    """Whether a tensor holds torchao's integers."""
+    return type(tensor).__module__.startswith("torchao.")
+
+
+def has_torchao_layers(model):
+    """Whether a GPT's matrices hold torchao's integers."""
+    return any(is_torchao(p) for p in model.parameters())
 
 
 def choose_weight_type(model, name, sharing=()):

@@ -5,8 +5,12 @@ from collections import Counter
 
 import torch
 
+from minigpt.device import to_device
+
 BLOCK_TOKENS = 32  # of which `largest_logits` reads the maximum first
 MIN_TEMPERATURE = 1e-6  # below it sampling is greedy, since logits divided by it may not be finite
+
+COLUMNS = ("temperature", "top_k", "top_p", "min_p", "random")  # of the numbers that sampling takes to the device
 
 
 class Sampler:
@@ -24,8 +28,7 @@ class Sampler:
 
     def penalize(self, logits):
         """Apply the penalties to logits (V,), in place."""
-        ids = torch.tensor(list(self.counts), device=logits.device)
-        counts = torch.tensor(list(self.counts.values()), device=logits.device)
+        ids, counts = to_device([list(self.counts), list(self.counts.values())], logits.device)
         penalty = self.params.repetition_penalty
         seen = logits[ids]
         seen = torch.where(seen > 0, seen / penalty, seen * penalty)
@@ -38,20 +41,26 @@ class Sampler:
 
 
 def sample_tokens(logits, samplers):
-    """The next token id of each of n requests, a list. logits (n, V): float32, may be overwritten."""
+    """The next token id of each of n requests, a list. logits (n, V): float32, may be overwritten.
+
+    A GPU is waited for once, when the ids are read.
+    """
     for row, sampler in zip(logits, samplers, strict=True):
         if sampler.penalizes:
             sampler.penalize(row)
 
     # Requests that use the same method are sampled together.
     methods = [sampling_method(sampler.params, logits.shape[1]) for sampler in samplers]
-    chosen = [None] * len(samplers)
-    for method in set(methods):
+    order, parts = [], []  # rows, and the ids of each method's
+    for method in sorted(set(methods)):
         rows = [i for i, other in enumerate(methods) if other == method]
-        part = logits if len(rows) == len(samplers) else logits[rows]
-        ids = likeliest_ids(part) if method == "greedy" else sample_rows(part, [samplers[i] for i in rows], method)
-        for i, token_id in zip(rows, ids.tolist(), strict=True):
-            chosen[i] = token_id
+        part = logits if len(rows) == len(samplers) else logits[to_device(rows, logits.device)]
+        order += rows
+        parts.append(
+            likeliest_ids(part) if method == "greedy" else sample_rows(part, [samplers[i] for i in rows], method)
+        )
+    ids = (parts[0] if len(parts) == 1 else torch.cat(parts)).tolist()
+    chosen = [token_id for _, token_id in sorted(zip(order, ids, strict=True))]
     for sampler, token_id in zip(samplers, chosen, strict=True):
         sampler.count(token_id)
     return chosen
@@ -73,7 +82,7 @@ def sampling_method(params, V):
 def likeliest_ids(logits):
     """The token ids (n,) with the largest logits (n, V): the first of equals."""
     # On a CPU, NumPy's argmax takes a fifth to a thirtieth of the time of torch's.
-    return logits.numpy().argmax(axis=1) if logits.device.type == "cpu" else logits.argmax(dim=1)
+    return torch.from_numpy(logits.numpy().argmax(axis=1)) if logits.device.type == "cpu" else logits.argmax(dim=1)
 
 
 def largest_logits(logits, k):
@@ -96,12 +105,23 @@ def largest_logits(logits, k):
 
 def sample_rows(logits, samplers, method):
     """Token ids (n,) sampled from logits (n, V), each row with its own sampler; method: one for all, not "greedy"."""
-
-    def column(values):
-        """Numbers, one of every request, as a float32 tensor (n, 1)."""
-        return torch.tensor([[value] for value in values], dtype=torch.float32, device=logits.device)
-
     each = [sampler.params for sampler in samplers]
+    # Double precision where the device has it, since a sum of 50,000 float32 probabilities loses the small ones.
+    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+
+    # The numbers of all requests go to the device in one copy.
+    numbers = to_device(
+        [
+            (p.temperature, p.top_k, p.top_p if p.top_p < 1 else torch.inf, p.min_p, sampler.random.random())
+            for p, sampler in zip(each, samplers, strict=True)
+        ],
+        logits.device,
+        wide,
+    )
+
+    def column(name):
+        """One number of every request, as a float32 tensor (n, 1)."""
+        return numbers[:, COLUMNS.index(name), None].float()
 
     # Select the candidates. ids (n, candidates): their token ids, or None if they are the whole vocabulary in order.
     ids = None
@@ -110,26 +130,23 @@ def sample_rows(logits, samplers, method):
         logits, ids = largest_logits(logits, max(counts))
         if min(counts) < max(counts):
             places = torch.arange(logits.shape[1], device=logits.device)
-            logits = logits.masked_fill(places >= column(counts), -torch.inf)
+            logits = logits.masked_fill(places >= column("top_k"), -torch.inf)
     elif method == "nucleus":
         logits, ids = logits.sort(descending=True)
 
-    # Probabilities. The largest logit is subtracted first, so that a small temperature causes no overflow. In double
-    # precision where the device has it, since a sum of 50,000 float32 probabilities loses the small ones.
-    logits = (logits - logits.amax(dim=1, keepdim=True)) / column(params.temperature for params in each)
-    probs = logits.softmax(dim=1, dtype=torch.float32 if logits.device.type == "mps" else torch.float64)
+    # Probabilities. The largest logit is subtracted first, so that a small temperature causes no overflow.
+    logits = (logits - logits.amax(dim=1, keepdim=True)) / column("temperature")
+    probs = logits.softmax(dim=1, dtype=wide)
     if any(params.top_p < 1 for params in each):
         before = probs.cumsum(dim=1) - probs
         before[:, 0] = -1.0  # the most likely token is always a candidate
-        limits = column(params.top_p if params.top_p < 1 else torch.inf for params in each)
-        probs = probs.masked_fill(before >= limits, 0)
+        probs = probs.masked_fill(before >= column("top_p"), 0)
     if any(params.min_p for params in each):
-        probs = probs.masked_fill(probs < column(params.min_p for params in each) * probs.amax(dim=1, keepdim=True), 0)
+        probs = probs.masked_fill(probs < column("min_p") * probs.amax(dim=1, keepdim=True), 0)
 
     # Invert the cumulative distribution at a random number of each request.
     sums = probs.cumsum(dim=1)
-    target = torch.tensor([sampler.random.random() for sampler in samplers], dtype=sums.dtype, device=sums.device)
-    target = target[:, None] * sums[:, -1:]
+    target = numbers[:, 4:] * sums[:, -1:]
     index = torch.searchsorted(sums, target, right=True)
 
     # By rounding, the target may equal the total; then take the candidate that the sum reaches the total with.

@@ -1,12 +1,15 @@
 """Weight types of generation compared with float32; int8 products compared with plain ones."""
 
 import copy
+import importlib.util
 
 import pytest
 import torch
 from tiny import padded_rows, random_ids, tiny_meta, tiny_model, tiny_tokenizer
 
+from minigpt.adapters.mixing import share_layers
 from minigpt.common.errors import UserError
+from minigpt.inference import quantize
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.likelihood import likelihood
 from minigpt.inference.model_runner import ModelRunner
@@ -15,12 +18,16 @@ from minigpt.inference.quantize import (
     MAX_LEVEL,
     MAX_LEVEL_7_BIT,
     WEIGHT_TYPES,
+    Float32Product,
     Int8Dynamic,
     Int8WeightOnly,
     Int8Weights,
     choose_int8_layer,
     choose_weight_type,
     convert_weights,
+    has_torchao_layers,
+    is_torchao,
+    quantize_by_torchao,
 )
 
 pytestmark = pytest.mark.numeric
@@ -153,9 +160,42 @@ def test_on_a_cpu_large_models_are_int8_and_small_ones_float32(monkeypatch):
     assert choose_weight_type(tiny_model(), "float32")[1:] == ("float32", "as set")
 
 
-def test_int8_on_a_gpu_is_refused_and_the_error_names_an_alternative():
-    with pytest.raises(UserError, match="bfloat16"):
+def test_int8_is_refused_where_it_cannot_be_and_the_error_names_an_alternative(monkeypatch):
+    with pytest.raises(UserError, match="float32"):
         convert_weights(tiny_model().to("meta"), "int8")
+    for missing in ("torchao", "triton"):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, missing=missing: None if name == missing else 1)
+        with pytest.raises(UserError, match=f"needs {missing}: pip install .*bfloat16"):
+            quantize_by_torchao([tiny_model()])
+
+
+def test_torchaos_int8_weights_are_close_to_float32_and_leave_out_the_output_layer(architecture, monkeypatch):
+    pytest.importorskip("torchao")
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: 1 if name == "triton" else find_spec(name))
+    exact, model = tiny_model(architecture=architecture), tiny_model(architecture=architecture).bfloat16()
+    shared = share_layers(model)
+    quantize_by_torchao([model, shared])
+    quantized = {name for name, p in model.named_parameters() if is_torchao(p)}
+    assert quantized == {name for name, p in exact.h.named_parameters(prefix="h") if p.dim() == 2}
+    assert has_torchao_layers(shared) and not has_torchao_layers(exact)
+    ids = random_ids(20, seed=1)[None]
+    with torch.no_grad():
+        expected, found = exact(ids), model(ids).float()
+    assert (found - expected).abs().mean() < 0.01 * expected.abs().max()
+
+
+def test_the_output_layer_of_a_gpu_takes_16_bits_and_gives_32(monkeypatch):
+    monkeypatch.setattr(quantize, "adds_in_float32", lambda device, dtype: True)
+    model = convert_weights(tiny_model(), "bfloat16")
+    assert isinstance(model.lm_head, Float32Product) and model.lm_head.weight is model.wte.weight
+    # torch has such a product on a GPU alone.
+    monkeypatch.setattr(torch, "mm", lambda a, b, out_dtype: a.to(out_dtype) @ b.to(out_dtype))
+    exact, ids = tiny_model(), random_ids(2, 7)
+    with torch.no_grad():
+        logits, expected = model(ids), exact(ids)
+    assert logits.dtype == torch.float32 and logits.shape == expected.shape
+    assert (logits - expected).abs().mean() < 0.01 * expected.abs().max()
 
 
 @torch.no_grad()

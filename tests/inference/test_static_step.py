@@ -1,0 +1,121 @@
+"""Steps of the shape of the whole cache, as a GPU's CUDA graphs have them, and what a token costs a GPU in waiting."""
+
+import pytest
+import torch
+from plain_generation import TOKENIZER
+from tiny import random_ids, tiny_model
+
+from minigpt.adapters.attach import attach_adapter
+from minigpt.inference import engine, model_runner, sampling
+from minigpt.inference.engine import TextGenerator
+from minigpt.inference.model_runner import ModelRunner
+from minigpt.inference.params import SamplingParams
+from minigpt.inference.static_step import StaticStep
+from minigpt.settings.stages import Adapting
+
+
+class RecordedStep(StaticStep):
+    """A `StaticStep` whose graphs are played on a CPU: a replay computes from the graph's input into its output."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.captured, self.replays = [], 0
+
+    def capture(self, inputs, keys, values):
+        static_inputs, logits = inputs.clone(), self.compute(inputs, keys, values)
+        self.captured.append((inputs.shape[1], keys.shape))
+        step, graph = self, type("Graph", (), {})()
+
+        def replay():
+            step.replays += 1
+            logits.copy_(step.compute(static_inputs, keys, values))
+
+        graph.replay = replay
+        return graph, static_inputs, logits
+
+
+def assert_steps_are_those_of_whole_passes(runner, model):
+    """Sequences come and go while the cache grows: five rows, of which some leave, up to 27 positions."""
+    rows = []
+    for t in range(27):
+        if t % 5 == 0 and t < 25:
+            rows.append(random_ids(1 + t // 5, seed=t).tolist())
+            runner.prefill(rows[-1:])
+        if t in (7, 13):
+            runner.drop(0, len(rows[-1]))
+            rows[0] = rows.pop()
+        ids = random_ids(len(rows), seed=100 + t).tolist()
+        logits = runner.step(ids, [len(row) for row in rows])
+        for row, token, found in zip(rows, ids, logits, strict=True):
+            row.append(token)
+            torch.testing.assert_close(found, model(torch.tensor([row]))[0, -1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.numeric
+@torch.no_grad()
+def test_logits_of_steps_over_the_whole_cache_are_those_of_whole_passes(architecture, monkeypatch):
+    monkeypatch.setattr(model_runner, "FIRST_POSITIONS", 4)
+    model = tiny_model(architecture=architecture)
+    for step in (StaticStep(model, captures=False), RecordedStep(model)):
+        runner = ModelRunner(model, 5)
+        runner.kernels = step
+        assert_steps_are_those_of_whole_passes(runner, model)
+    assert len(step.captured) == len(set(step.captured)), "one graph for each number of rows, anew when the cache grows"
+    assert {rows for rows, _ in step.captured} == {1, 2, 4} and step.replays == 27 > len(step.captured)
+
+
+@pytest.mark.parametrize("method", ["prefix", "prompt"])
+def test_virtual_tokens_stay_while_other_rows_come_and_go(method):
+    model = tiny_model(block_size=48)
+    attach_adapter(model, Adapting(method=method, virtual_tokens=3), TOKENIZER)
+    model.eval()
+    texts = []
+    for step in (None, StaticStep(model, captures=False)):
+        generator = TextGenerator(model, TOKENIZER, "pretrain", max_batch=4)
+        generator.engine.runner.kernels = step
+        params = [SamplingParams(temperature=0, max_new_tokens=n) for n in (3, 12, 5, 9, 12, 7)]
+        texts.append(generator.generate(["河", "东河的", "桥", "第三镇", "有河的镇", "它"], params))
+    assert texts[0] == texts[1]
+
+
+@torch.no_grad()
+def test_where_a_graph_cannot_be_captured_the_same_step_is_launched_and_it_is_said(monkeypatch, capsys):
+    model = tiny_model()
+    runner = ModelRunner(model, 5)
+    runner.kernels = StaticStep(model)  # which asks for CUDA here, where there is none
+    monkeypatch.setattr(StaticStep, "capture", lambda *arguments: 1 / 0)
+    assert_steps_are_those_of_whole_passes(runner, model)
+    assert capsys.readouterr().out.count("not captured as CUDA graphs (ZeroDivisionError") == 1
+
+
+def test_a_token_of_mixed_requests_is_read_from_the_device_once(monkeypatch):
+    mixed = [
+        SamplingParams(temperature=0.0, max_new_tokens=9),
+        SamplingParams(temperature=0.7, top_k=5, max_new_tokens=9),
+        SamplingParams(temperature=1.0, top_k=0, top_p=0.8, max_new_tokens=9),
+        SamplingParams(temperature=1.0, top_k=0, min_p=0.05, repetition_penalty=1.2, max_new_tokens=9),
+    ]
+    generator = TextGenerator(tiny_model(), TOKENIZER, "sft")
+    streams = [generator.new_stream("河的桥", params) for params in mixed]
+    generator.engine.waiting.extend(streams)
+    generator.engine.step()
+
+    # From here on a tensor is made in to_device alone, which does not wait for the device, and read in tolist alone.
+    reads, make, read = [], torch.tensor, torch.Tensor.tolist
+
+    def to_device(values, device, dtype=None):
+        return values if isinstance(values, torch.Tensor) else make(values, dtype=dtype)
+
+    def refuse(*arguments, **options):
+        raise AssertionError("the device is waited for")
+
+    for module in (engine, model_runner, sampling):
+        monkeypatch.setattr(module, "to_device", to_device)
+    for name in ("item", "__bool__", "__int__", "__float__", "cpu", "nonzero"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    monkeypatch.setattr(torch, "tensor", refuse)
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: reads.append(1) or read(tensor))
+    for n in range(1, 4):
+        generator.engine.step()
+        assert len(reads) == n
+    assert all(stream.completion_tokens >= 4 or stream.finish_reason for stream in streams)
