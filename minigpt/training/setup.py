@@ -33,7 +33,7 @@ from minigpt.run_log import ANSWERS_LOG, LOG
 from minigpt.training.compiling import compile_trunk
 from minigpt.training.distributed import averaging_loss, shard, start_processes
 from minigpt.training.low_memory import LOW_MEMORY_LOSSES, check_low_memory
-from minigpt.training.optim import make_optimizers
+from minigpt.training.optim import compile_muon, make_optimizers
 from minigpt.training.state import Progress, check_resumable, restore_run
 from minigpt.tuning.objectives import SPECIAL, check_objective, make_objective, open_data
 from model import GPT, GPTConfig
@@ -132,6 +132,9 @@ class TrainingRun:
             muon_dtype=torch.bfloat16 if self.precision.dtype == torch.bfloat16 else torch.float32,
             module=self.objective.module,
         )
+        if compiled and settings.optimizer == "muon":
+            with explain_out_of_memory(self.device):
+                compile_muon(self.optimizers, self.processes, self.say)
         self.budget = AdaLoRABudget(self.model, settings) if settings.adalora_rank else None
         self.lr = 0.0  # AdamW's learning rate of the last step
 
