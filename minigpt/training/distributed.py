@@ -172,9 +172,15 @@ def exchange_gradients(model, loss, exchanging):
         loss.require_backward_grad_sync = exchanging
 
 
-def full_value(tensor):
-    """A scalar tensor as a float; a sharded one is summed over the processes first."""
-    return float(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
+def full_values(*numbers):
+    """Scalar tensors as floats; sharded ones are summed over the processes first. A float is returned as it is.
+
+    Tensors of one device are read together, so that the CPU waits for a GPU once.
+    """
+    whole = [number.full_tensor() if isinstance(number, DTensor) else number for number in numbers]
+    if all(isinstance(number, torch.Tensor) and number.device == whole[0].device for number in whole):
+        return torch.stack(whole).tolist()
+    return [float(number) for number in whole]
 
 
 def local_part(tensor):

@@ -143,6 +143,8 @@ class TrainingRun:
         self.stopped_by = None  # why the run ends early
         self.on_batch = lambda done, count: None  # called after each micro-batch of a step
         self.saved_step = None  # step of the last.pt on disk
+        self.saving = None  # a `Saving`, while checkpoints are written
+        self.saves_in_background = self.device.type != "cpu"  # a CPU trains with all cores, and in the same memory
 
         # Where the run begins.
         self.progress.max_iters = planned_steps(self)
