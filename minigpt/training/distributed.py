@@ -120,7 +120,10 @@ def start_processes(device_name="auto", parts=1):
     # Connect to the other processes.
     backend = "cpu:gloo,cuda:nccl" if on_gpus and dist.is_nccl_available() else "gloo"
     try:
-        dist.init_process_group(backend)
+        # Where torchrun starts the processes again, the addresses of those that have ended are still in its store.
+        store, number, _ = next(dist.rendezvous("env://"))
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=store, rank=number, world_size=count)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the {count} processes could not connect to each other ({first_line(error)})") from None
     if parts > 1:

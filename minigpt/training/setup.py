@@ -34,6 +34,7 @@ from minigpt.training.compiling import compile_trunk
 from minigpt.training.distributed import averaging_loss, shard, start_processes
 from minigpt.training.low_memory import LOW_MEMORY_LOSSES, check_low_memory
 from minigpt.training.optim import compile_muon, make_optimizers
+from minigpt.training.restarts import find_launch, go_on_after_restart
 from minigpt.training.state import Progress, check_resumable, restore_run
 from minigpt.tuning.objectives import SPECIAL, check_objective, make_objective, open_data
 from model import GPT, GPTConfig
@@ -65,6 +66,7 @@ class TrainingRun:
         self.out = Path(settings.out_dir)
 
         # Processes and devices.
+        self.launch = find_launch(self.out)
         self.processes = start_processes(settings.device, settings.tensor_parallel * settings.pipeline_parallel)
         check_low_memory(settings, self.processes.world_count)
         check_objective(settings, self.processes.world_count)
@@ -72,6 +74,8 @@ class TrainingRun:
         self.sharded = settings.fsdp and self.processes.count > 1
         several = self.processes.world_count > 1
         self.device = pick_device(settings.device, self.processes.local_rank if several else None)
+
+        go_on_after_restart(self)
 
         # Data.
         place = self.processes.rank, self.processes.count

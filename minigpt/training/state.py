@@ -181,6 +181,7 @@ def resuming_state(run):
         "precision": run.precision.to_dict(run.device),
         "objective": run.objective.state_dict(),
         **({"budget": run.budget.state_dict()} if run.budget else {}),
+        **({"launch": run.launch} if run.launch else {}),
     }
 
 

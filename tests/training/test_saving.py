@@ -1,11 +1,13 @@
 """Checkpoints written while training goes on: their content, failures, and ends of a run meanwhile."""
 
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from runs import TINY, write_stages
+from runs import TINY, arguments, finish, log_of, run_here, start, write_stages
 
 import train
 from minigpt.checkpoint import LAST, load_checkpoint
@@ -14,6 +16,7 @@ from minigpt.settings.stages import TrainSettings
 from minigpt.training import state
 from minigpt.training.setup import TrainingRun
 
+KILLED_RUN = Path(__file__).parents[1] / "helpers" / "killed_run.py"
 SECONDS = 60  # after which a write that nobody releases gives up
 
 
@@ -163,3 +166,76 @@ def test_steps_that_are_not_finite_end_a_run_with_the_step_that_is_on_disk(new_r
     run.loss = broken_later
     with pytest.raises(UserError, match=r"5 steps in a row.*last.pt is of step 8"):
         train.train(run)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize(
+    ("when", "torchrun"),
+    [
+        ("write 8", ["--standalone"]),
+        pytest.param(
+            "step 6 0",
+            ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "--rdzv_id=1"],
+            marks=pytest.mark.soak_only,
+        ),
+        pytest.param("step 2 1", ["--master_port=29517"], marks=pytest.mark.soak_only),
+    ],
+)
+def test_torchrun_starts_killed_processes_again_and_the_run_goes_on(tmp_path, when, torchrun):
+    """From step 4, or from the start, whose last.pt was written before the first step."""
+    given = {"data_dir": write_stages(tmp_path)["pretrain"], "dropout": 0.0, "max_iters": 12}
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    run_here(**given, out_dir=str(whole))
+    flags = [when, *arguments(**given, out_dir=folder)]
+    out = finish(start(*flags, processes=2, script=KILLED_RUN, torchrun=[*torchrun, "--max_restarts=1"]))
+    assert f"the run in {folder} goes on" in out
+    assert f"going on at step {0 if when == 'step 2 1' else 4} of 12" in out
+    lines, expected = log_of(folder), log_of(whole)
+    assert [line["step"] for line in lines] == [line["step"] for line in expected]
+    for name in ("train_loss", "tokens"):
+        assert [line[name] for line in lines] == pytest.approx([line[name] for line in expected], abs=1e-4)
+    names = {path.name for path in whole.iterdir()}
+    assert {path.name for path in folder.iterdir()} == {*names, "launch.txt"}
+
+
+@pytest.fixture
+def torchrun(monkeypatch):
+    """Function: set what torchrun tells a single process at its start number `restart`."""
+
+    def set_environment(restart, run_id="mine"):
+        told = {"RUN_ID": run_id, "RESTART_COUNT": restart, "MAX_RESTARTS": 3}
+        for name, value in told.items():
+            monkeypatch.setenv(f"TORCHELASTIC_{name}", str(value))
+        monkeypatch.setenv("RANK", "0")
+
+    return set_environment
+
+
+def test_a_restart_goes_on_with_its_own_run_only(new_run, torchrun):
+    torchrun(restart=0)
+    older = new_run(background=False)
+    train.train(older)
+    # The same id, as of a user who gives --rdzv_id. The first start ends before it has put the older run aside.
+    torchrun(restart=0)
+    first = new_run(background=False, seed=3)
+    (first.out / "old" / LAST).rename(first.out / LAST)
+    torchrun(restart=1)
+    second = new_run(background=False, seed=3)
+    assert second.settings.init_from == "scratch" and second.progress.step == 0
+    train.save_run(second, LAST)
+    torchrun(restart=2)
+    third = new_run(background=False, seed=3)
+    assert third.settings.init_from == "scratch", "what it began from"
+    assert third.launch == second.launch == first.launch != older.launch and third.saved_step == 0
+    train.train(third)
+    torchrun(restart=3)
+    assert new_run(background=False, seed=3).progress.step == 16
+    torchrun(restart=1, run_id="another")
+    assert new_run(background=False, seed=3).progress.step == 0
+
+
+def test_without_torchruns_restarts_a_run_leaves_no_trace_of_them(new_run):
+    run = new_run(background=False, max_iters=4)
+    train.train(run)
+    assert run.launch is None and not (run.out / "launch.txt").exists()
+    assert "launch" not in load_checkpoint(run.out / LAST)
