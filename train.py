@@ -14,6 +14,7 @@ This file is the loop: learning rate, micro-batches, forward, loss, backward, cl
 validation, checkpoint. What a run consists of is set up in minigpt/training/setup.py.
 """
 
+import concurrent.futures
 import math
 import os
 import shlex
@@ -30,19 +31,19 @@ if __name__ == "__main__":  # torch takes seconds to load
 import torch
 
 from data_utils import move_batch
-from minigpt.checkpoint import BEST, LAST, PREVIOUS
+from minigpt.checkpoint import BEST, LAST
 from minigpt.common.cli import Signals, run_script
 from minigpt.common.errors import UserError
 from minigpt.device import explain_out_of_memory, memory_text
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import TrainSettings
 from minigpt.training.compiling import compute_or_undo
-from minigpt.training.distributed import exchange_gradients, full_value
+from minigpt.training.distributed import exchange_gradients, full_values
 from minigpt.training.low_memory import LOW_MEMORY_LOSSES
 from minigpt.training.monitor import Monitor
 from minigpt.training.optim import lr_scale, set_learning_rate
 from minigpt.training.setup import TrainingRun
-from minigpt.training.state import save_run
+from minigpt.training.state import begin_saving, finish_saving, save_run
 from minigpt.training.validation import answered_share_of, sample_line, validate
 
 STOPPING = "stopping: after the batch in hand the run is saved and ends (Ctrl-C again: at once, as last saved)"
@@ -53,7 +54,7 @@ def train(run):
     p, settings = run.progress, run.settings
     run.model.train()
     if p.step == 0:  # finds a folder or disk that cannot be written to, and makes resuming possible from the start
-        save_run(run, LAST, resumable=True)
+        save_run(run, LAST)
     monitor = Monitor(run)
     try:
         while p.step < p.max_iters and not run.stopped_by:
@@ -66,8 +67,11 @@ def train(run):
             elif p.step % settings.log_interval == 0:
                 monitor.log()
         if run.stopped_by == "interrupted":
-            save_run(run, LAST, resumable=True, previous=PREVIOUS)
+            finish_checkpoints(run, monitor.say)
+            save_run(run, LAST)
     finally:
+        if run.saving and run.saving.outcome:  # after an exception: what is being written is whole
+            concurrent.futures.wait([run.saving.outcome])
         monitor.close()
 
 
@@ -101,7 +105,7 @@ def train_step(run):
             run.scaler.unscale_(optimizer)
         if run.budget:
             run.budget.add_penalty_gradients()
-        norm, loss_sum = clip_gradients(run), full_value(loss_sum)
+        norm, loss_sum = full_values(clip_gradients(run), loss_sum)
 
         # Optimizer step. If the loss or a gradient is not finite, the step is skipped and the weights stay.
         (wrong_losses,) = run.processes.total(not math.isfinite(loss_sum))
@@ -159,11 +163,11 @@ def add_gradients(run, batches, kept):
 
 
 def clip_gradients(run):
-    """Clip the gradients to the norm grad_clip; returns the norm before, a float."""
+    """Clip the gradients to the norm grad_clip; returns the norm before, a scalar tensor or a float."""
     largest = run.settings.grad_clip or math.inf
     if run.divided:
         return run.divided.clip_gradients(largest)
-    return full_value(torch.nn.utils.clip_grad_norm_(run.parameters(), largest))
+    return torch.nn.utils.clip_grad_norm_(run.parameters(), largest)
 
 
 def validate_and_save(run, monitor):
@@ -174,6 +178,7 @@ def validate_and_save(run, monitor):
     # Validate and log.
     val_loss = validate(run)
     answered = answered_share_of(run)
+    finish_checkpoints(run, monitor.say)  # of the last validation: the best loss is that of the ckpt.pt on disk
     train_loss = monitor.log(val_loss, answered)
     best = val_loss < p.best_val_loss
     p.checks_without_best = 0 if best else p.checks_without_best + 1
@@ -201,24 +206,29 @@ def validate_and_save(run, monitor):
 def save_checkpoints(run, best_loss, say):
     """Write last.pt, and ckpt.pt and step_*.pt where they are due. best_loss: validation loss of a best model, or None.
 
-    Where a checkpoint cannot be written training goes on: a disk that is full now may have room at the next
-    validation. Raises UserError at the run's end.
+    Training goes on while they are written if run.saves_in_background. Raises UserError at the run's end where one
+    cannot be written.
     """
     p, settings = run.progress, run.settings
-    written = p.best_val_loss, p.best_step
-    try:
-        if best_loss is not None:
-            p.best_val_loss, p.best_step = best_loss, p.step
-            save_run(run, BEST)
-            written = best_loss, p.step
-        if settings.keep_every and p.step % settings.keep_every == 0:
-            save_run(run, f"step_{p.step:06d}.pt")
-        save_run(run, LAST, resumable=True, previous=PREVIOUS)
-    except UserError as error:
-        p.best_val_loss, p.best_step = written  # those of the ckpt.pt on disk
-        if p.step >= p.max_iters or run.stopped_by:
-            raise
-        say(f"warning: {error}; training goes on and saves again at the next validation")
+    names = [BEST] if best_loss is not None else []
+    if settings.keep_every and p.step % settings.keep_every == 0:
+        names.append(f"step_{p.step:06d}.pt")
+    begin_saving(run, [*names, LAST], best_loss)
+    ending = p.step >= p.max_iters or bool(run.stopped_by)
+    if ending or not run.saves_in_background:
+        finish_checkpoints(run, say, ending)
+
+
+def finish_checkpoints(run, say, ending=False):
+    """Wait for the checkpoints that are being written. ending: raise UserError where one could not be.
+
+    Otherwise training goes on: a disk that is full now may have room at the next validation.
+    """
+    failure = finish_saving(run)
+    if failure and ending:
+        raise UserError(failure)
+    if failure:
+        say(f"warning: {failure}; training goes on and saves again at the next validation")
 
 
 def main():

@@ -6,6 +6,7 @@ A checkpoint is a dict of plain values and tensors:
   tokenizer      {"name", "sha256", "table": the tokenizer's `vocabulary` (bytes), or None for GPT-2's}
   progress       {"step", "epoch", "batch", "tokens", "best_val_loss", …}
   optimizers, scaler, random, precision      what resuming a run needs; in last.pt only
+  launch         the start by torchrun that wrote it, where that restarts processes; in last.pt only
   task           of stage "task": {"kind", "labels"}
 An adapter's checkpoint has the trained parameters alone in "model", and no table in "tokenizer". It also has:
   adapter        fields of `Adapting`        base         {"path", "sha256": of the base's weights}
@@ -304,16 +305,18 @@ def open_model(ckpt, out_root, device, base=""):
     return path, content, *load_model(content, device, base)
 
 
-def newest_intact(run):
+def newest_intact(run, mmap=False):
     """The dict of a run's last.pt or, where that is damaged or missing, of last.prev.pt. Raises UserError.
+
+    mmap: as in `load_checkpoint`.
 
     If the system cannot read last.pt, the file may be intact, so last.prev.pt is not loaded instead.
     """
     last, previous = Path(run) / LAST, Path(run) / PREVIOUS
     try:
-        return load_checkpoint(last)
+        return load_checkpoint(last, mmap)
     except InvalidCheckpointError as error:
         if not previous.exists():
             raise
         print(f"{error}\ncontinuing from {previous}")
-        return load_checkpoint(previous)
+        return load_checkpoint(previous, mmap)

@@ -68,7 +68,7 @@ class CompiledTrunk:
 
 
 def choose_compiling(settings, device, divided):
-    """(whether to compile the trunk, why) by the settings. divided: whether several processes hold parts of the model."""
+    """(whether to compile the trunk, why) by the settings. divided: whether processes hold parts of the model."""
     compiling, why = should_compile(settings.compile, device)
     if (divided or settings.optimizer == "lomo") and settings.compile == "auto":
         return False, f"the default with {'a divided model' if divided else 'lomo'}"

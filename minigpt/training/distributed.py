@@ -120,7 +120,10 @@ def start_processes(device_name="auto", parts=1):
     # Connect to the other processes.
     backend = "cpu:gloo,cuda:nccl" if on_gpus and dist.is_nccl_available() else "gloo"
     try:
-        dist.init_process_group(backend)
+        # Where torchrun starts the processes again, the addresses of those that have ended are still in its store.
+        store, number, _ = next(dist.rendezvous("env://"))
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=store, rank=number, world_size=count)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the {count} processes could not connect to each other ({first_line(error)})") from None
     if parts > 1:
@@ -175,9 +178,15 @@ def exchange_gradients(model, loss, exchanging):
         loss.require_backward_grad_sync = exchanging
 
 
-def full_value(tensor):
-    """A scalar tensor as a float; a sharded one is summed over the processes first."""
-    return float(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
+def full_values(*numbers):
+    """Scalar tensors as floats; sharded ones are summed over the processes first. A float is returned as it is.
+
+    Tensors of one device are read together, so that the CPU waits for a GPU once.
+    """
+    whole = [number.full_tensor() if isinstance(number, DTensor) else number for number in numbers]
+    if all(isinstance(number, torch.Tensor) and number.device == whole[0].device for number in whole):
+        return torch.stack(whole).tolist()
+    return [float(number) for number in whole]
 
 
 def local_part(tensor):

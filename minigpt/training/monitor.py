@@ -10,6 +10,7 @@ from minigpt.checkpoint import LAST
 from minigpt.common.errors import UserError
 from minigpt.device import memory_text, peak_flops
 from minigpt.run_log import LOG, RunLog, overfitting
+from minigpt.training.state import finish_saving
 from minigpt.training.tracking import Tracker
 
 WARMUP_STEPS = 5  # steps that are not timed: kernels are built in them
@@ -110,6 +111,8 @@ class Monitor:
         p, run = self.run.progress, self.run
         self.say(f"warning: step {p.step} was skipped, since its loss or gradient was not finite ({p.skipped} so far)")
         if p.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            if failure := finish_saving(run):  # of the last validation's checkpoints
+                self.say(f"warning: {failure}")
             raise UserError(
                 f"{MAX_SKIPPED_IN_A_ROW} steps in a row ({p.step - MAX_SKIPPED_IN_A_ROW + 1} to {p.step}) had a loss "
                 f"or gradient that is not finite; {run.out / LAST} is of step {run.saved_step}: go on from it with "

@@ -1,11 +1,12 @@
 """Optimizers, their parameter groups, and the learning-rate schedule."""
 
-import itertools
 import math
 
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from minigpt.common.errors import first_line
+from minigpt.device import is_out_of_memory
 from minigpt.training.distributed import local_part
 from minigpt.training.low_memory import LOW_MEMORY_LOSSES, make_low_memory_optimizer
 
@@ -67,55 +68,93 @@ class LocalAdamW(torch.optim.AdamW):
 
 
 class Muon(torch.optim.Muon):
-    """torch's Muon with two differences.
+    """torch's Muon with three differences.
 
     The dtype of the orthogonalization can be chosen, since torch's bfloat16 takes seconds per step on a CPU without
-    bfloat16 instructions. Matrices of equal shape are orthogonalized in one batch.
+    bfloat16 instructions. Matrices of equal shape are orthogonalized in one batch, which `compile` can compile. The
+    rest of a step is done by torch's operations on lists, which a GPU runs as a few kernels for all matrices.
     """
 
     def __init__(self, params, dtype, lr, momentum, weight_decay):
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
         self.dtype = dtype
+        self.orthogonalize = orthogonalize
+
+    def compile(self, processes, say=print):
+        """Compile the orthogonalization, with one graph for each shape of a stack, and try it on all of them.
+
+        Where it fails in one of the processes (a `Processes`), all use the plain code, and a line says why: the
+        weights of all must stay the same. Raises UserError where memory runs out.
+        """
+        compiled, failure = torch.compile(orthogonalize, dynamic=False), None
+        try:
+            for group in self.param_groups:
+                for params in stacks_of(group["params"]):
+                    zeros = torch.zeros(len(params), *sorted(params[0].shape), device=params[0].device)
+                    with torch.no_grad():
+                        compiled(zeros, self.dtype)
+        except Exception as error:  # compilers fail in many ways
+            if is_out_of_memory(error):
+                raise
+            failure = first_line(error)
+        failure = next(filter(None, processes.gather(failure)), None)
+        if failure:
+            say(f"note: compiling Muon's orthogonalization failed ({failure}); going on without")
+        else:
+            self.orthogonalize = compiled
 
     @torch.no_grad()
     def step(self, closure=None):
         """One update of every matrix that has a gradient."""
         for group in self.param_groups:
-            # Group matrices by shape, up to transposition. A sharded matrix is gathered, so it is a group of its own:
-            # only one of them at a time is in memory as a whole.
-            by_shape = {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    key = id(p) if isinstance(p, DTensor) else tuple(sorted(p.shape))
-                    by_shape.setdefault(key, []).append(p)
-
-            for params in itertools.chain.from_iterable(map(split_for_stacking, by_shape.values())):
-                updates = [self._nesterov(p, group["momentum"]) for p in params]
+            for params in stacks_of([p for p in group["params"] if p.grad is not None]):
+                updates = self._nesterov(params, group["momentum"])
                 updates = [u.full_tensor() if isinstance(u, DTensor) else u for u in updates]
-                wide = torch.stack([u.mT if u.shape[0] > u.shape[1] else u for u in updates])
-                for p, update in zip(params, orthogonalize(wide, self.dtype), strict=True):
-                    self._apply(p, update.mT if p.shape[0] > p.shape[1] else update, group)
+                wide = self.orthogonalize(torch.stack([u.mT if is_tall(u) else u for u in updates]), self.dtype)
+                # An update must lie in memory as its matrix does, or each of them takes kernels of its own.
+                first_tall = sum(not is_tall(p) for p in params)
+                if first_tall:
+                    self._apply(params[:first_tall], wide[:first_tall], group)
+                if first_tall < len(params):
+                    self._apply(params[first_tall:], wide[first_tall:].mT.contiguous(), group)
 
-    def _apply(self, p, update, group):
-        """Apply weight decay and the orthogonalized update to a matrix, scaled as in Jordan et al."""
+    def _apply(self, params, updates, group):
+        """Apply weight decay and orthogonalized updates (n, rows, columns) to n matrices, scaled as in Jordan et al."""
+        p, updates = params[0], list(updates)
         if isinstance(p, DTensor):
-            update = distribute_tensor(update.to(p.dtype).contiguous(), p.device_mesh, p.placements, src_data_rank=None)
-        p.mul_(1 - group["lr"] * group["weight_decay"])
-        p.add_(update, alpha=-group["lr"] * math.sqrt(max(1.0, p.shape[0] / p.shape[1])))
+            whole = updates[0].to(p.dtype).contiguous()
+            updates = [distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None)]
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(params, updates, alpha=-group["lr"] * math.sqrt(max(1.0, p.shape[0] / p.shape[1])))
 
-    def _nesterov(self, p, momentum):
-        """The gradient of p with Nesterov momentum; updates the momentum buffer."""
-        state = self.state[p]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(p.grad)
-        buffer = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
-        return p.grad.lerp(buffer, momentum)
+    def _nesterov(self, params, momentum):
+        """The gradients of matrices with Nesterov momentum, a list; updates the momentum buffers."""
+        for p in params:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
+        gradients, buffers = [p.grad for p in params], [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        if isinstance(params[0], DTensor):  # which has no such operation on lists that returns new ones
+            return [gradients[0].lerp(buffers[0], momentum)]
+        return torch._foreach_lerp(gradients, buffers, momentum)
 
 
-def split_for_stacking(params):
-    """Lists of a few matrices of one shape each, so that a stack of them has at most MAX_STACKED_NUMBERS."""
-    size = max(1, MAX_STACKED_NUMBERS // params[0].numel())
-    return [params[first : first + size] for first in range(0, len(params), size)]
+def is_tall(matrix):
+    """Whether a matrix has more rows than columns."""
+    return matrix.shape[0] > matrix.shape[1]
+
+
+def stacks_of(params):
+    """Lists of the matrices that are orthogonalized together: of one shape, up to transposition, the tall ones last,
+    and of at most MAX_STACKED_NUMBERS. A sharded matrix is gathered, so it is a list of its own: only one of them at a
+    time is in memory as a whole."""
+    by_shape = {}
+    for p in params:
+        by_shape.setdefault(id(p) if isinstance(p, DTensor) else tuple(sorted(p.shape)), []).append(p)
+    for alike in by_shape.values():
+        alike.sort(key=is_tall)
+        size = max(1, MAX_STACKED_NUMBERS // alike[0].numel())
+        yield from (alike[first : first + size] for first in range(0, len(alike), size))
 
 
 def make_optimizers(model, settings, fused=False, muon_dtype=torch.bfloat16, module=None):
@@ -152,6 +191,13 @@ def make_optimizers(model, settings, fused=False, muon_dtype=torch.bfloat16, mod
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
+
+
+def compile_muon(optimizers, processes, say=print):
+    """Compile what can be compiled of the optimizers that `make_optimizers` returned: see `Muon.compile`."""
+    for optimizer in optimizers:
+        if isinstance(optimizer, Muon):
+            optimizer.compile(processes, say)
 
 
 def lr_scale(step, max_iters, settings):

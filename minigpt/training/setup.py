@@ -36,7 +36,8 @@ from minigpt.training.compiling import choose_buckets, choose_compiling, compile
 from minigpt.training.distributed import averaging_loss, shard, start_processes
 from minigpt.training.low_memory import LOW_MEMORY_LOSSES, check_low_memory
 from minigpt.training.memory import merge_passes
-from minigpt.training.optim import make_optimizers
+from minigpt.training.optim import compile_muon, make_optimizers
+from minigpt.training.restarts import find_launch, go_on_after_restart
 from minigpt.training.state import Progress, check_resumable, restore_run
 from minigpt.training.tensor_parallel import TensorParallel
 from minigpt.tuning.objectives import SPECIAL, check_objective, make_objective, open_data
@@ -69,6 +70,7 @@ class TrainingRun:
         self.out = Path(settings.out_dir)
 
         # Processes and devices.
+        self.launch = find_launch(self.out)
         self.processes = start_processes(settings.device, settings.tensor_parallel * settings.pipeline_parallel)
         check_low_memory(settings, self.processes.world_count)
         check_objective(settings, self.processes.world_count)
@@ -76,6 +78,8 @@ class TrainingRun:
         self.sharded = settings.fsdp and self.processes.count > 1
         several = self.processes.world_count > 1
         self.device = pick_device(settings.device, self.processes.local_rank if several else None)
+
+        go_on_after_restart(self)
 
         # Data.
         place = self.processes.rank, self.processes.count
@@ -143,6 +147,9 @@ class TrainingRun:
             muon_dtype=torch.bfloat16 if self.precision.dtype == torch.bfloat16 else torch.float32,
             module=self.objective.module,
         )
+        if compiled and settings.optimizer == "muon":
+            with explain_out_of_memory(self.device):
+                compile_muon(self.optimizers, self.processes, self.say)
         self.budget = AdaLoRABudget(self.model, settings) if settings.adalora_rank else None
         self.lr = 0.0  # AdamW's learning rate of the last step
 
@@ -151,6 +158,8 @@ class TrainingRun:
         self.stopped_by = None  # why the run ends early
         self.on_batch = lambda done, count: None  # called after each micro-batch of a step
         self.saved_step = None  # step of the last.pt on disk
+        self.saving = None  # a `Saving`, while checkpoints are written
+        self.saves_in_background = self.device.type != "cpu"  # a CPU trains with all cores, and in the same memory
 
         # Where the run begins.
         self.progress.max_iters = planned_steps(self)

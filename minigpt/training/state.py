@@ -1,12 +1,14 @@
 """Where a training run stands: its counters, and how it is saved and restored so that it goes on exactly."""
 
+import concurrent.futures
 import dataclasses
+import functools
 import math
 
 import torch
 
 from minigpt.adapters.attach import adapting_of, trained_parameters
-from minigpt.checkpoint import LAST, save_checkpoint
+from minigpt.checkpoint import BEST, LAST, PREVIOUS, save_checkpoint
 from minigpt.common.errors import UserError
 from minigpt.run_log import cut_log
 from minigpt.training.distributed import gather_tensors, local_part, shard_state
@@ -57,55 +59,140 @@ def check_resumable(content, path, settings, stage):
         raise UserError(f"{path} was trained with {', '.join(differs)}; give that again to go on with it")
 
 
-def save_run(run, name, resumable=False, previous=None):
-    """Write a checkpoint of a `TrainingRun` into its folder.
+@dataclasses.dataclass
+class Saving:
+    """Checkpoints of one step that are being written, one after the other, in a thread.
 
-    resumable: add optimizers, random states and precision, which resuming needs; previous: the name that an older
-    file of that name is moved to. Every process must call this. Raises UserError, in every process, where the main
-    process cannot write or a weight is not finite.
+    best_before: validation loss and step of the ckpt.pt that was there; outcome: of `write_files`; None in a process
+    that does not write; failure: why nothing is written, or None.
+    """
+
+    step: int
+    names: list
+    best_before: tuple
+    outcome: concurrent.futures.Future | None = None
+    failure: str | None = None
+
+
+def begin_saving(run, names, best_loss=None):
+    """Begin to write checkpoints of a `TrainingRun` into its folder, in the order of their names; sets run.saving.
+
+    last.pt also has what resuming needs: optimizers, random states, precision. Its older file becomes last.prev.pt.
+    best_loss: validation loss of the model that becomes ckpt.pt, or None. Every process must call this, and
+    `finish_saving` before it calls this again. Until then the weights may change only if run.saves_in_background:
+    what is written is then a copy in the CPU's memory.
     """
     p = run.progress
-    (wrong,) = run.processes.total(not all(bool(local_part(w).isfinite().all()) for w in run.model.parameters()))
+    run.saving = saving = Saving(p.step, names, (p.best_val_loss, p.best_step))
+    if best_loss is not None:
+        p.best_val_loss, p.best_step = best_loss, p.step
+    finite = torch.stack([local_part(w).isfinite().all() for w in run.model.parameters()]).all()
+    (wrong,) = run.processes.total(not finite)
     if wrong:
-        raise UserError(f"weights are not finite at step {p.step}, so {run.out / name} was not written")
+        saving.failure = f"weights are not finite at step {p.step}, so {run.out / names[0]} was not written"
+        return
 
     # The loss is summed over all processes, the tensors are gathered in the main one.
     p.epoch_batches = len(run.data.order.batches(p.epoch))
     (loss_sum,) = run.processes.total(float(p.loss_sum))
     progress = dataclasses.asdict(dataclasses.replace(p, loss_sum=loss_sum))
-    state = {}
-    if resumable:
-        state = {
-            "optimizers": run.divided.full_optimizer_states()
-            if run.divided
-            else [gather_tensors(o.state_dict(), run.processes) for o in run.optimizers],
-            "scaler": run.scaler.state_dict(),
-            "random": run.processes.gather(random_states(run.device)),
-            "precision": run.precision.to_dict(run.device),
-            "objective": run.objective.state_dict(),
-            **({"budget": run.budget.state_dict()} if run.budget else {}),
-        }
+    weights, more = run_weights(run)
+    state = resuming_state(run) if LAST in names else {}
+    if not run.processes.is_main:
+        return
+    if run.saves_in_background:
+        weights, more, state = map(copy_to_cpu, (weights, more, state))
+    if not run.base and run.model.config.tied:
+        weights["wte.weight"] = weights["lm_head.weight"]  # gathering and copying copied the shared matrix
+
+    # Another thread writes, so that training may go on.
+    about = run.model.config, run.settings, run.data.meta["stage"], run.data.tokenizer, progress
+    files = []
+    for name in names:
+        rest = {**more, **state, "previous": PREVIOUS} if name == LAST else more
+        files.append(functools.partial(save_checkpoint, run.out / name, weights, *about, **rest))
+    writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+    saving.outcome = writer.submit(write_files, names, files)
+    writer.shutdown(wait=False)
+
+
+def finish_saving(run):
+    """Wait until what `begin_saving` began is written; every process must call this.
+
+    Returns None or, in every process, why a file could not be written. Those after it were not tried then, and the
+    best loss and step are again those of the ckpt.pt on disk.
+    """
+    if run.saving is None:
+        return None
+    saving = run.saving
+    outcome = saving.outcome.result() if saving.outcome else ([], saving.failure)
+    written, failure = run.processes.from_main(outcome)
+    run.saving = None
+    if LAST in written:
+        run.saved_step = saving.step
+    if BEST in saving.names and BEST not in written:
+        run.progress.best_val_loss, run.progress.best_step = saving.best_before
+    return failure
+
+
+def save_run(run, name):
+    """Write a checkpoint of a `TrainingRun` into its folder, as `begin_saving` does, and wait for it.
+
+    Every process must call this. Raises UserError, in every process, where the main process cannot write or a weight
+    is not finite.
+    """
+    begin_saving(run, [name])
+    if failure := finish_saving(run):
+        raise UserError(failure)
+
+
+def write_files(names, files):
+    """Call the functions `files`, each of which writes the file of its name; returns (names of those written, the
+    UserError's text of the first that could not be, or None)."""
+    written = []
+    for name, write in zip(names, files, strict=True):
+        try:
+            write()
+        except UserError as error:
+            return written, str(error)
+        written.append(name)
+    return written, None
+
+
+def run_weights(run):
+    """(state dict of what a `TrainingRun` trains, further entries of its checkpoints), gathered in the main process."""
     more = {"task": run.data.meta["task"]} if "task" in run.data.meta else {}
     if run.base:
-        weights = gather_tensors({n: p.detach() for n, p in trained_parameters(run.model).items()}, run.processes)
+        trained = {n: p.detach() for n, p in trained_parameters(run.model).items()}
         more |= {"adapter": dataclasses.asdict(run.model.adapter), "base": run.base}
-    else:
-        weights = run.divided.full_weights() if run.divided else gather_tensors(run.model.state_dict(), run.processes)
-        if run.model.config.tied:
-            weights["wte.weight"] = weights["lm_head.weight"]  # gathering copied the shared matrix
+        return gather_tensors(trained, run.processes), more
+    if run.divided:
+        return run.divided.full_weights(), more
+    return gather_tensors(run.model.state_dict(), run.processes), more
 
-    # Only the main process writes. All processes must learn whether it failed.
-    failure = None
-    if run.processes.is_main:
-        about = run.model.config, run.settings, run.data.meta["stage"], run.data.tokenizer, progress
-        try:
-            save_checkpoint(run.out / name, weights, *about, previous, **more, **state)
-        except UserError as error:
-            failure = str(error)
-    if failure := run.processes.from_main(failure):
-        raise UserError(failure)
-    if name == LAST:
-        run.saved_step = p.step
+
+def resuming_state(run):
+    """The entries of a checkpoint that resuming a `TrainingRun` needs, gathered in the main process."""
+    return {
+        "optimizers": run.divided.full_optimizer_states()
+        if run.divided
+        else [gather_tensors(o.state_dict(), run.processes) for o in run.optimizers],
+        "scaler": run.scaler.state_dict(),
+        "random": run.processes.gather(random_states(run.device)),
+        "precision": run.precision.to_dict(run.device),
+        "objective": run.objective.state_dict(),
+        **({"budget": run.budget.state_dict()} if run.budget else {}),
+        **({"launch": run.launch} if run.launch else {}),
+    }
+
+
+def copy_to_cpu(value):
+    """A copy of a value (tensor, or nested dicts, lists and tuples) with all its tensors on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copy_to_cpu(item) for key, item in value.items()}
+    return type(value)(map(copy_to_cpu, value)) if isinstance(value, (list, tuple)) else value
 
 
 def restore_run(run, content):

@@ -59,14 +59,15 @@ def arguments(**settings):
     return [f"--{key}={value}" for key, value in {**TINY, **settings}.items()]
 
 
-def start(*flags, processes=1, largest_file=None):
+def start(*flags, processes=1, largest_file=None, script=ROOT / "train.py", torchrun=("--standalone",)):
     """A running train.py, under torchrun where it has several processes; one thread each.
 
-    largest_file: bytes that a file may have, which is how a full disk is played (not on Windows).
+    script: one to run in its place; torchrun: flags of torchrun's own; largest_file: bytes that a file may have, which
+    is how a full disk is played (not on Windows).
     """
     limit = largest_file and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file)))
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "train.py"), *flags]
+    launcher = ["-m", "torch.distributed.run", *torchrun, f"--nproc_per_node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(script), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
     return subprocess.Popen(
         command, stdout=-1, stderr=subprocess.STDOUT, encoding="utf-8", env=environment, preexec_fn=limit

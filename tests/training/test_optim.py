@@ -5,6 +5,8 @@ import torch
 from tiny import tiny_model
 
 from minigpt.settings.stages import TrainSettings
+from minigpt.training import optim
+from minigpt.training.distributed import Processes
 from minigpt.training.optim import Muon, lr_scale, make_optimizers, orthogonalize, set_learning_rate
 
 pytestmark = pytest.mark.numeric
@@ -162,3 +164,85 @@ def test_iterating_on_the_gram_matrix_equals_iterating_on_the_matrix(shape, rank
     # In float64 every matrix is iterated on directly.
     expected = orthogonalize(matrices, torch.float64).float()
     torch.testing.assert_close(orthogonalize(matrices, torch.float32), expected, rtol=1e-3, atol=2e-4)
+
+
+MATRICES = [(24, 8), (8, 24), (16, 16), (24, 8), (8, 24), (12, 16)]
+
+
+def new_muon(seed=0):
+    """A `Muon` of random matrices with gradients, and the matrices."""
+    generator = torch.Generator().manual_seed(seed)
+    params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in MATRICES]
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=generator)
+    return Muon(params, torch.float32, lr=0.1, momentum=0.9, weight_decay=0.1), params
+
+
+@pytest.mark.parametrize("stacked", [2**26, 400], ids=["whole stacks", "stacks in parts"])
+def test_muons_steps_on_lists_equal_those_of_one_matrix_after_the_other(monkeypatch, stacked):
+    monkeypatch.setattr(optim, "MAX_STACKED_NUMBERS", stacked)
+    muon, params = new_muon()
+    left_out = params[3]  # it has no gradient
+    left_out.grad = None
+    expected = [p.detach().clone() for p in params]
+    for _ in range(3):
+        muon.step()
+    for p, q in zip(params, expected, strict=True):
+        buffer = torch.zeros_like(q)
+        for _ in range(3 if p is not left_out else 0):
+            buffer = 0.9 * buffer + 0.1 * p.grad
+            update = orthogonalize((0.1 * p.grad + 0.9 * buffer)[None], torch.float32)[0]
+            q = q * (1 - 0.1 * 0.1) - 0.1 * max(1, q.shape[0] / q.shape[1]) ** 0.5 * update
+        torch.testing.assert_close(p.detach(), q, rtol=0, atol=1e-5)
+
+
+class Compiler:
+    """A backend of torch.compile that notes its graphs, which run as they are or fail."""
+
+    def __init__(self, monkeypatch):
+        self.graphs, self.fails, compile_it = 0, False, torch.compile
+        torch._dynamo.reset()
+        monkeypatch.setattr(torch, "compile", lambda function, **more: compile_it(function, backend=self, **more))
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+        return self.fail if self.fails else graph.forward
+
+    def fail(self, *inputs):
+        raise RuntimeError("no kernel for this\nmore of it")
+
+
+def test_muon_compiles_one_graph_a_shape_before_the_first_step(monkeypatch):
+    compiler, said = Compiler(monkeypatch), []
+    (plain, expected), (compiled, params) = new_muon(), new_muon()
+    compiled.compile(Processes(), said.append)
+    for _ in range(2):
+        plain.step()
+        compiled.step()
+    assert compiler.graphs == len({tuple(sorted(shape)) for shape in MATRICES}) and not said
+    assert not torch._dynamo.utils.counters["graph_break"]
+    for p, q in zip(params, expected, strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-5)
+    torch._dynamo.reset()
+
+
+def test_where_muon_cannot_be_compiled_it_says_why_and_steps_all_the_same(monkeypatch):
+    compiler, said = Compiler(monkeypatch), []
+    compiler.fails = True
+    (plain, expected), (failed, params) = new_muon(), new_muon()
+    failed.compile(Processes(), said.append)
+    plain.step()
+    failed.step()
+    assert all(map(torch.equal, params, expected))
+    (line,) = said
+    assert "no kernel for this" in line and "going on without" in line and "more of it" not in line
+    torch._dynamo.reset()
+
+
+def test_where_another_process_cannot_compile_muon_none_does(monkeypatch):
+    Compiler(monkeypatch)
+    muon, _ = new_muon()
+    monkeypatch.setattr(Processes, "gather", lambda self, failure: [failure, "RuntimeError: no compiler there"])
+    muon.compile(Processes(), lambda line: None)
+    assert muon.orthogonalize is orthogonalize
+    torch._dynamo.reset()

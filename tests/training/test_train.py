@@ -20,6 +20,7 @@ from minigpt.common.errors import UserError
 from minigpt.run_log import RunLog, overfitting
 from minigpt.settings.stages import TrainSettings
 from minigpt.training import monitor, state
+from minigpt.training.distributed import full_values
 from minigpt.training.monitor import Monitor
 from minigpt.training.setup import TrainingRun
 from minigpt.training.state import save_run
@@ -73,7 +74,7 @@ def test_a_stopped_and_resumed_run_equals_one_never_stopped(settings, tmp_path, 
     for _ in range(6):
         train_step(trainer)
         monitor.log()
-    save_run(trainer, "last.pt", resumable=True)
+    save_run(trainer, "last.pt")
     train_step(trainer)  # lost with the crash, like the line that it logs
     monitor.log()
     stopped.init_from = "resume"
@@ -227,7 +228,7 @@ def test_weights_that_are_not_finite_reach_no_checkpoint(settings, capsys):
     assert {path.name for path in trainer.out.glob("*.pt")} == {"last.pt"}
     assert all(weight.isfinite().all() for weight in load_checkpoint(trainer.out / "last.pt")["model"].values())
     with pytest.raises(UserError, match="weights are not finite"):
-        save_run(trainer, "last.pt", resumable=True)
+        save_run(trainer, "last.pt")
 
 
 def test_a_signal_between_two_batches_gives_up_the_step_and_the_run_goes_on_exactly(settings, tmp_path):
@@ -242,7 +243,7 @@ def test_a_signal_between_two_batches_gives_up_the_step_and_the_run_goes_on_exac
     while train_step(trainer):
         steps += 1
     assert (steps, trainer.progress.step, trainer.stopped_by) == (5, 5, "interrupted")
-    save_run(trainer, "last.pt", resumable=True)
+    save_run(trainer, "last.pt")
     stopped.init_from = "resume"
     finish(TrainingRun(stopped))
     assert_same(weights(stopped), weights(whole))
@@ -407,7 +408,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_run_goes_on(folders, tmp_path):
 
 
 def test_a_fresh_run_can_be_resumed_before_its_first_check(settings):
-    save_run(TrainingRun(settings()), "last.pt", resumable=True)
+    save_run(TrainingRun(settings()), "last.pt")
     again = TrainingRun(settings(init_from="resume"))
     assert again.progress.step == 0
     finish(again)
@@ -578,3 +579,10 @@ def test_processes_without_torchrun_are_said(settings, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=r"RANK, LOCAL_RANK.*torchrun"):
         TrainingRun(settings())
+
+
+def test_the_numbers_of_a_step_are_read_as_they_are():
+    third, large = torch.tensor(1 / 3), torch.tensor(3e38)
+    assert full_values(third, large) == [float(third), float(large)]
+    assert full_values(0.1, large) == [0.1, float(large)] and full_values(0.1, 0.2) == [0.1, 0.2]
+    assert full_values(third.bfloat16(), large) == [float(third.bfloat16()), float(large)]
