@@ -90,7 +90,10 @@ def train_step(run):
     kept, stop = run.processes.total(sum(map(run.objective.count, rows.batches)), run.stop_requested())
     with explain_out_of_memory(run.device):
         # Forward, loss and backward of each micro-batch. LOMO and MeZO update the weights here, and leave no gradients.
+        # So does a pipeline, in which the micro-batches overlap.
         compute = LOW_MEMORY_LOSSES.get(run.settings.optimizer, add_gradients)
+        if run.divided and run.divided.add_gradients:
+            compute = run.divided.add_gradients
         loss_sum = None if stop else compute_or_undo(run, lambda: compute(run, rows.batches, kept))
         if loss_sum is None:
             run.stopped_by = "interrupted"

@@ -45,13 +45,14 @@ def compile_trunk(run, batch):
     batch: (x, y, loss_mask, …), each (B, T). Returns (whether the trunk is compiled, why).
     """
     compiling, why = should_compile(run.settings.compile, run.device)
-    if (run.sharded or run.settings.optimizer == "lomo") and run.settings.compile == "auto":
-        compiling, why = False, f"the default with {'fsdp' if run.sharded else 'lomo'}"
+    divided = run.sharded or run.processes.parts > 1
+    if (divided or run.settings.optimizer == "lomo") and run.settings.compile == "auto":
+        compiling, why = False, f"the default with {'a divided model' if divided else 'lomo'}"
     if not compiling:
         return False, why
     # Only the trunk: the number of positions with a loss differs between batches.
     run.model.trunk = CompiledTrunk(run.model, run.say)
-    if not run.sharded:
+    if not divided:
         # Two rows at least: the compiler makes special code for one row, and training has several.
         rows = max(2, TRIAL_TOKENS // batch[0].shape[1])
         x, y, loss_mask = (t[:rows].to(run.device) for t in batch[:3])

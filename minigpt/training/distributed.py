@@ -153,8 +153,8 @@ def shard(model, device):
 
 def averaging_loss(model, objective, processes, device):
     """An objective's loss of a micro-batch's tensors. After its backward pass, gradients are averaged over the
-    processes."""
-    if processes.count == 1 or isinstance(model, FSDPModule):
+    processes, except those of a divided model."""
+    if processes.count == 1 or processes.parts > 1 or isinstance(model, FSDPModule):
         return functools.partial(objective.loss, model)
     devices = [device.index] if device.type == "cuda" else None
     # The only buffers are weights of a base in 4 bits, which stay the same.

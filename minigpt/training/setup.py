@@ -34,6 +34,7 @@ from minigpt.training.compiling import compile_trunk
 from minigpt.training.distributed import averaging_loss, shard, start_processes
 from minigpt.training.low_memory import LOW_MEMORY_LOSSES, check_low_memory
 from minigpt.training.optim import make_optimizers
+from minigpt.training.pipeline import Pipeline
 from minigpt.training.state import Progress, check_resumable, restore_run
 from minigpt.tuning.objectives import SPECIAL, check_objective, make_objective, open_data
 from model import GPT, GPTConfig
@@ -77,7 +78,8 @@ class TrainingRun:
         place = self.processes.rank, self.processes.count
         if settings.replay_share:
             settings.replay_dir = replay_folder(settings)
-        self.data = open_data(settings, *place, pinned=self.device.type == "cuda")
+        buckets = [settings.block_size] if settings.pipeline_parallel > 1 else None
+        self.data = open_data(settings, *place, pinned=self.device.type == "cuda", buckets=buckets)
         if settings.stop_at_answered and self.data.meta["stage"] != "sft":
             raise UserError(
                 f"stop_at_answered is {settings.stop_at_answered}, but {settings.data_dir} holds articles, not "
@@ -92,11 +94,11 @@ class TrainingRun:
                 f"{rows} rows a step"
             )
 
-        # Model. One that is sharded may be too large for one GPU, so it goes there in shards only.
+        # Model. One that is sharded or divided may be too large for one GPU, so only the own part goes there.
         torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it
         torch.manual_seed(settings.seed)
         self.model, self.base, resumed = make_model(settings, self.data)
-        if not self.sharded:
+        if not self.sharded and self.processes.parts == 1:
             with explain_out_of_memory(self.device):
                 self.model.to(self.device)
         self.model.train()
@@ -117,6 +119,8 @@ class TrainingRun:
         if self.sharded:
             shard(self.model, self.device)
         self.divided = None  # a `DividedModel`, where several processes hold parts of the model
+        if settings.pipeline_parallel > 1:
+            self.divided = Pipeline(self)
         # MeZO's processes exchange losses only; DDP would reserve memory for gradients.
         self.loss = (
             self.model.loss_sum
@@ -147,13 +151,22 @@ class TrainingRun:
             restore_run(self, resumed)
         else:
             warn_of_few_steps(self)
-            torch.manual_seed(settings.seed + 1 + self.processes.rank)  # dropout differs between processes
+            torch.manual_seed(self.dropout_seed)
             if self.processes.is_main:
                 put_earlier_run_aside(self.out, self.say)
         say_duration(self)
         if self.processes.is_main:
             for unfinished in self.out.glob("*.partial"):  # a save that was killed
                 unfinished.unlink(missing_ok=True)
+
+    @property
+    def dropout_seed(self):
+        """By which dropout differs between processes, and between the layers of a pipeline. Only tensor parallelism
+        needs the same of all processes of a group."""
+        processes = self.processes
+        return (
+            self.settings.seed + 1 + (processes.world_rank if self.settings.pipeline_parallel > 1 else processes.rank)
+        )
 
     @property
     def epochs(self):
@@ -222,6 +235,12 @@ def check_model_parallel(settings):
     for other, value in plain.items():
         if getattr(settings, other) != value:
             raise UserError(f"{name} does not go with {other}={getattr(settings, other)}; leave one of them out")
+    if name == "pipeline_parallel" and settings.replay_share:
+        raise UserError(
+            "pipeline_parallel does not go with replay_share, whose batches have other shapes; leave it out"
+        )
+    if name == "pipeline_parallel" and settings.compile == "on":
+        raise UserError("the stages of pipeline_parallel are not compiled; leave out compile=on")
     if settings.optimizer in LOW_MEMORY_LOSSES:
         raise UserError(f"{name} does not go with optimizer {settings.optimizer}; take muon or adamw")
     if settings.dtype == "float16":
@@ -344,14 +363,15 @@ def choose_run_precision(run, resumed, positions):
     resumed: the checkpoint's dict or None; positions: T of a typical micro-batch, for timing.
     """
     before = resumed and Precision.from_dict(resumed["precision"], run.device)
-    if before and run.sharded and before.dtype == torch.float16:
-        before = None  # float16's scaler does not work with sharding
+    divided = run.sharded or run.processes.parts > 1
+    if before and divided and before.dtype == torch.float16:
+        before = None  # float16's scaler does not work with divided weights
     if before and run.settings.dtype == "auto":
         return before
-    unscaled = run.sharded or run.settings.optimizer == "lomo"  # float16 and its loss scaler are left out
+    unscaled = divided or run.settings.optimizer == "lomo"  # float16 and its loss scaler are left out
     if unscaled and run.settings.dtype == "auto" and run.device.type == "cuda":
         name, _ = dtype_by_device(run.device) or ("float32", "")
-        return Precision(DTYPES[name], why=f"what {'sharding' if run.sharded else 'lomo'} can use here")
+        return Precision(DTYPES[name], why=f"what {'a divided model' if divided else 'lomo'} can use here")
     return choose_precision(run.settings.dtype, run.device, run.model, positions, run.say)
 
 

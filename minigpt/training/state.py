@@ -12,6 +12,7 @@ from minigpt.run_log import cut_log
 from minigpt.training.distributed import gather_tensors, local_part, shard_state
 
 RUN_LENGTHS = ("max_seconds", "max_iters", "max_epochs")  # settings that say how long a run is
+PARTS = ("tensor_parallel", "pipeline_parallel")  # settings that say how many processes have the same rows
 
 
 @dataclasses.dataclass
@@ -124,7 +125,7 @@ def restore_run(run, content):
     batches = len(run.data.order.batches(p.epoch))
     if p.epoch_batches and batches != p.epoch_batches:
         p.batch = min(batches - 1, round(p.batch / p.epoch_batches * batches))
-    if not run.processes.is_main:  # the saved sum is that of all processes, so only one takes it over
+    if run.processes.rank:  # the saved sum is that of all rows, so only the first group takes it over
         p.loss_sum = 0.0
 
     # A run that max_seconds shortened keeps its length, unless one of the settings of length has changed.
@@ -147,10 +148,11 @@ def restore_run(run, content):
         run.budget.load_state_dict(content["budget"])
     if content["scaler"] and run.scaler.is_enabled():
         run.scaler.load_state_dict(content["scaler"])
-    if len(content["random"]) == run.processes.world_count:
+    same_parts = all(before.get(name, 1) == getattr(settings, name) for name in PARTS)
+    if same_parts and len(content["random"]) == run.processes.world_count:
         set_random_states(run.device, content["random"][run.processes.world_rank])
-    else:  # with another number of processes the generators start anew, in a way that the step determines
-        torch.manual_seed(settings.seed + 1 + run.processes.rank + 1000 * p.step)
+    else:  # with other numbers of processes the generators start anew, in a way that the step determines
+        torch.manual_seed(run.dropout_seed + 1000 * p.step)
     if run.processes.is_main:
         cut_log(run.out, p.step)
     run.saved_step = p.step

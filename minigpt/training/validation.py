@@ -1,12 +1,15 @@
 """What a run is judged by while it trains: validation loss, a sample, and how many training questions it answers."""
 
 import contextlib
+import math
 
 import numpy as np
 
 from data_utils import row_prompts, split_row
+from minigpt.corpus.chat import forbidden_ids
 from minigpt.corpus.tasks import PAIR
 from minigpt.device import explain_out_of_memory
+from minigpt.huggingface_tokenizer import HuggingFaceTokenizer
 from minigpt.inference.classify import Classifier, label_line
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.masks import MASK, MaskFiller, filled_line
@@ -25,7 +28,7 @@ def validate(run):
     """Validation loss of a `TrainingRun`'s model, by its objective."""
     run.model.eval()
     with explain_out_of_memory(run.device):
-        loss = run.objective.validate(run)
+        loss = run.divided.validation_loss() if run.divided else run.objective.validate(run)
     run.model.train()
     return loss
 
@@ -62,9 +65,32 @@ def sample_line(run):
         if data.meta["stage"] == "sft":
             prompt, _ = row_prompts(row, data.meta["special_ids"])[0]
             shown = data.tokenizer.decode(split_row(row, data.meta["special_ids"])[0][0])
+    if run.divided:
+        return f"{shown} → {greedy_text(run, prompt)}".replace("\n", " ")
     with generator_of(run, max_batch=1) as generator:
         (text,) = generator.generate([prompt], SAMPLE_PARAMS)
     return f"{shown} → {text}".replace("\n", " ")
+
+
+def greedy_text(run, prompt):
+    """The likeliest tokens after a prompt (text, or a list of ids), as text, by a divided model. It has no KV cache: each token takes a pass
+    over all before it."""
+    tokenizer, stage, n = run.data.tokenizer, run.data.meta["stage"], SAMPLE_PARAMS.max_new_tokens
+    stops = tokenizer.stop_ids if isinstance(tokenizer, HuggingFaceTokenizer) else [tokenizer.eot_id]
+    never = [token_id for token_id in forbidden_ids(tokenizer, stage) if token_id < tokenizer.n_vocab]
+    ids = tokenizer.encode_prompt(prompt, answer=stage == "sft") if isinstance(prompt, str) else list(prompt)
+    ids = ids or [tokenizer.eot_id]
+    ids = ids[-max(1, run.model.config.block_size - n) :]
+    begin = len(ids)
+    run.model.eval()
+    while len(ids) < begin + n:
+        logits = run.divided.last_logits(ids)[: tokenizer.n_vocab]
+        logits[never] = -math.inf
+        ids.append(run.processes.from_main(int(logits.argmax())))  # GPUs may round differently
+        if ids[-1] in stops:
+            break
+    run.model.train()
+    return tokenizer.decode([token_id for token_id in ids[begin:] if token_id not in stops])
 
 
 def first_rows(rows):
