@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.nn import functional as F
 
+from data_utils import move_batch
 from minigpt.common.errors import UserError
 from minigpt.inference.likelihood import likelihood
 from minigpt.training.divided import DividedModel
@@ -106,7 +107,9 @@ class Pipeline(DividedModel):
     def __init__(self, run):
         super().__init__(run)
         self.group = self.processes.mesh.get_group("model")
-        self.micro_batches = self.check(run)
+        self.check()
+        batches = run.data.typical_step((0, 0)).batches  # all steps have as many, of the same shape
+        self.micro_batches, ids = len(batches), batches[0][0]
         part, parts, config = self.processes.part, self.processes.parts, run.model.config
         with torch.device("meta"):
             self.whole = GPT(config)
@@ -119,7 +122,6 @@ class Pipeline(DividedModel):
         dist.all_reduce(torch.zeros(1, device=run.device), group=self.group)
 
         # The schedule.
-        ids = run.data.typical_step((0, 0)).batches[0][0]
         states = torch.empty(*ids.shape, config.n_embd, device="meta", requires_grad=True)
         stage = PipelineStage(
             self.model, part, parts, run.device, input_args=ids.to("meta") if part == 0 else states, output_args=states,
@@ -137,16 +139,15 @@ class Pipeline(DividedModel):
             f"micro-batches a step each process waits {idle:.0%} of the time{advice}"
         )
 
-    def check(self, run):
-        """Number of micro-batches of this group in a step. Raises UserError."""
-        parts, layers = self.processes.parts, run.model.config.n_layer
+    def check(self):
+        """Raise UserError where the model of the run cannot be divided."""
+        run, parts, layers = self.run, self.processes.parts, self.run.model.config.n_layer
         if parts > layers:
             raise UserError(f"pipeline_parallel is {parts}, but the model has {layers} layers; give {layers} or fewer")
         if run.data.meta["stage"] == "task":
             raise UserError(f"pipeline_parallel does not train task heads, and {run.settings.data_dir} holds a task")
         if run.device.type == "cuda" and not dist.is_nccl_available():
             raise UserError("pipeline_parallel needs NCCL between GPUs, which torch has on Linux only")
-        return len(run.data.typical_step((0, 0)).batches)
 
     def loss(self, states, number):
         """The loss of a micro-batch from its states (B, T, C), scaled for the backward pass; number: its own, (1,)."""
@@ -161,11 +162,14 @@ class Pipeline(DividedModel):
         """In the place of train.py's: arguments and result as there. All micro-batches go through the pipeline."""
         inputs, targets, self.kept, self.losses = [], None, kept, []
         if self.model.is_first:
-            inputs = [torch.cat([x for x, *_ in batches]).to(run.device, non_blocking=True)]
+            inputs = [torch.cat(move_batch([x for x, *_ in batches], run.device))]
         if self.model.is_last:
-            self.batches = [[t.to(run.device, non_blocking=True) for t in batch] for batch in batches]
+            self.batches = [move_batch(batch, run.device) for batch in batches]
             targets = torch.arange(len(batches))
-        self.schedule.step(*inputs, target=targets, return_outputs=False)
+        try:
+            self.schedule.step(*inputs, target=targets, return_outputs=False)
+        except RuntimeError as error:  # torch wraps what goes wrong in a stage, such as running out of memory
+            raise error.__cause__ or error from None
         self.batches = []
         run.on_batch(len(batches), len(batches))
         self.exchange_gradients()

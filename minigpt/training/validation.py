@@ -73,8 +73,8 @@ def sample_line(run):
 
 
 def greedy_text(run, prompt):
-    """The likeliest tokens after a prompt (text, or a list of ids), as text, by a divided model. It has no KV cache: each token takes a pass
-    over all before it."""
+    """The likeliest tokens after a prompt (text, or a list of ids), as text, by a divided model. It has no KV cache:
+    each token takes a pass over all before it."""
     tokenizer, stage, n = run.data.tokenizer, run.data.meta["stage"], SAMPLE_PARAMS.max_new_tokens
     stops = tokenizer.stop_ids if isinstance(tokenizer, HuggingFaceTokenizer) else [tokenizer.eot_id]
     never = [token_id for token_id in forbidden_ids(tokenizer, stage) if token_id < tokenizer.n_vocab]

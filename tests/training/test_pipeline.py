@@ -53,7 +53,7 @@ def assert_same_run(folder, other, tolerance):
         for i, values in theirs["state"].items():
             assert ours["state"][i].keys() == values.keys()
             for key, value in values.items():
-                torch.testing.assert_close(ours["state"][i][key], value, rtol=0, atol=10 * tolerance)
+                assert (ours["state"][i][key] - value).norm() <= 10 * tolerance * value.norm()
     sizes = [(place / "last.pt").stat().st_size for place in (folder, other)]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.05)  # the tied table is in it once
 
@@ -70,7 +70,7 @@ soak_only = pytest.mark.soak_only
         pytest.param("qwen3", "muon", 2, 2, {}, marks=soak_only),
         pytest.param("gpt2", "adamw", 4, 1, {"gradient_accumulation_steps": 2}, marks=soak_only),  # fewer than stages
         pytest.param("gpt2", "adamw", 2, 2, {"gradient_accumulation_steps": 1}, marks=soak_only),  # rows shared out
-        pytest.param("gpt2", "adamw", 2, 1, {"dtype": "bfloat16", "tolerance": 0.02}, marks=soak_only),
+        pytest.param("gpt2", "adamw", 2, 1, {"dtype": "bfloat16", "tolerance": 2e-3}, marks=soak_only),
     ],
 )
 def test_stages_give_the_curve_of_one_process(data, tmp_path, architecture, optimizer, parts, groups, more):
@@ -98,6 +98,16 @@ def test_a_run_goes_on_with_other_sizes(data, tmp_path, course):
         part = {"max_iters": 3 * (i + 1), "init_from": "resume" if i else "scratch"}
         run_in(tmp_path / "run", data, parts, groups, **{**settings, **part})
     assert_same_run(tmp_path / "run", tmp_path / "whole", TOLERANCES["muon"])
+
+
+@soak_only
+def test_a_run_of_stages_goes_on_exactly(data, tmp_path):
+    """With the same sizes it has the very numbers of a run that was not interrupted, dropout included."""
+    settings = {"dropout": 0.1, "decay_lr": False, "warmup_iters": 1}
+    run_in(tmp_path / "whole", data, 2, **settings)
+    run_in(tmp_path / "run", data, 2, **settings, max_iters=3)
+    run_in(tmp_path / "run", data, 2, **settings, init_from="resume")
+    assert log_of(tmp_path / "run") == log_of(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(("n_layer", "parts"), [(12, 2), (12, 4), (4, 4), (5, 2), (48, 7), (3, 2), (13, 8)])
@@ -145,8 +155,4 @@ def test_more_stages_than_layers_are_refused(data, tmp_path):
     given = {**STEP, "data_dir": data, "out_dir": str(tmp_path), "pipeline_parallel": 2, "n_layer": 1}
     process = start(*arguments(**given), processes=2)
     out, _ = process.communicate(timeout=240)
-    assert (
-        process.returncode
-        and "the model has 1 layers" in out
-        and 'Traceback (most recent call last):\n  File "/' not in out
-    )
+    assert process.returncode and "pipeline_parallel is 2, but the model has 1 layers" in out
