@@ -397,6 +397,14 @@ class BatchOrder:
         """Number of rows of a full batch of a width."""
         return max(1, self.batch_tokens // width) if self.batch_tokens else self.batch_size
 
+    def padding(self, epoch=0):
+        """Share of padding, 0 to 1, among the tokens of an epoch's batches; with buckets, the filled rows count."""
+        tokens = 0
+        for rows in self.batches(epoch):
+            width = int(padded_widths(self.lengths[rows], self.buckets).max())
+            tokens += width * (self.full_batch(width) if self.buckets else len(rows))
+        return 1 - int(self.lengths.sum()) / tokens
+
     def count(self, epochs):
         """Number of batches in `epochs` epochs, which may be a fraction."""
         complete = sum(len(self.batches(epoch)) for epoch in range(int(epochs)))

@@ -488,6 +488,9 @@ def test_batches_of_buckets_have_few_shapes_and_every_row_once(bucketed, changes
         assert step.rows == len(rows)
     n_batches = sum(len(step.batches) for step in steps)
     in_epoch = len(data.order.batches(0))
+    sizes = sum(data.order.full_batch(w) * w for w in (min(w for w in data.buckets if w >= data.lengths[rows].max())
+                                                      for rows in data.order.batches(0)))  # fmt: skip
+    assert data.order.padding() == 1 - data.lengths.sum() / sizes
     taken, _ = data.order.take(0, 0, n_batches)  # the last step goes on into the next epoch
     tokens = sum(int(data.lengths[rows].sum()) for rows in taken)
     assert sum(step.tokens for step in steps) == tokens

@@ -30,7 +30,7 @@ from minigpt.device import (
     use_deterministic_algorithms,
 )
 from minigpt.run_log import ANSWERS_LOG, LOG
-from minigpt.training.compiling import compile_trunk
+from minigpt.training.compiling import choose_buckets, choose_compiling, compile_trunk
 from minigpt.training.distributed import averaging_loss, shard, start_processes
 from minigpt.training.low_memory import LOW_MEMORY_LOSSES, check_low_memory
 from minigpt.training.optim import make_optimizers
@@ -78,7 +78,8 @@ class TrainingRun:
         place = self.processes.rank, self.processes.count
         if settings.replay_share:
             settings.replay_dir = replay_folder(settings)
-        buckets = [settings.block_size] if settings.pipeline_parallel > 1 else None
+        compiled, why = choose_compiling(settings, self.device, self.sharded or self.processes.parts > 1)
+        buckets = choose_buckets(settings, compiled)
         self.data = open_data(settings, *place, pinned=self.device.type == "cuda", buckets=buckets)
         if settings.stop_at_answered and self.data.meta["stage"] != "sft":
             raise UserError(
@@ -114,7 +115,8 @@ class TrainingRun:
         self.objective.precision = self.precision
         scaled = self.precision.dtype == torch.float16 and settings.optimizer != "mezo"  # which has no gradients
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
-        compiled, why = compile_trunk(self, batch)
+        if compiled:
+            compiled, why = compile_trunk(self, batch, why)
         self.say(speed_text(self, compiled, why))
         if self.sharded:
             shard(self.model, self.device)

@@ -96,6 +96,7 @@ class Rollouts:
     """
 
     batches_a_step = 1
+    shapes = None  # as of `TrainingData`
 
     def __init__(self, settings, pinned=False):
         self.rows = TrainingData(settings)
