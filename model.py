@@ -608,6 +608,7 @@ class GPT(nn.Module):
             self.wte.weight = self.lm_head.weight
         # Training calls trunk, which may be compiled. Generation calls hidden, since its shapes change at each token.
         self.trunk = self.hidden
+        self.output_loss = OutputLoss.apply  # tensor parallelism shares out its rows
         self.virtual = None  # a module of minigpt/adapters/prompts.py, which gives the `VirtualTokens` before each row
         self.adapter = None  # settings of the adapter that is attached (minigpt/adapters/attach.py)
         self.apply(self._init_weights)
@@ -707,7 +708,7 @@ class GPT(nn.Module):
         """
         states, targets, n = self._kept_states(x, y, loss_mask, kept)
         if compute_dtype(states) != torch.float16:
-            return OutputLoss.apply(states, self.lm_head.weight, targets, n)
+            return self.output_loss(states, self.lm_head.weight, targets, n)
         # In float16, gradients underflow unless the loss is scaled first; OutputLoss computes them before the scaling.
         pairs = zip(states[:n].split(MAX_LOGIT_ROWS), targets[:n].split(MAX_LOGIT_ROWS), strict=True)
         return sum((checkpoint(self._losses, *pair, use_reentrant=False).sum() for pair in pairs), states.sum() * 0)

@@ -6,6 +6,7 @@ import math
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from minigpt.training.distributed import local_part
 from minigpt.training.low_memory import LOW_MEMORY_LOSSES, make_low_memory_optimizer
 
 MUON_MOMENTUM = 0.95
@@ -52,6 +53,17 @@ def iterate_on_gram(gram):
         if step < QUINTIC_STEPS - 1:
             gram = q @ (q @ gram)
     return product
+
+
+class LocalAdamW(torch.optim.AdamW):
+    """torch's AdamW, which updates the local part of a divided parameter: a plain tensor, as are the undivided ones.
+    torch's kernels for many parameters take no mixture, and each number is updated by itself anyway."""
+
+    def _init_group(self, group, *lists):
+        result = super()._init_group(group, *lists)
+        for tensors in lists[:4]:  # parameters, gradients and both moments
+            tensors[:] = map(local_part, tensors)
+        return result
 
 
 class Muon(torch.optim.Muon):
@@ -132,7 +144,7 @@ def make_optimizers(model, settings, fused=False, muon_dtype=torch.bfloat16, mod
         optimizers = [make_low_memory_optimizer(groups, settings)]
     elif rest or heads:
         betas = (settings.beta1, settings.beta2)
-        optimizers = [torch.optim.AdamW(groups, settings.learning_rate, betas, fused=fused)]
+        optimizers = [LocalAdamW(groups, settings.learning_rate, betas, fused=fused)]
     if by_muon:
         lr = settings.muon_learning_rate
         optimizers.append(Muon(by_muon, muon_dtype, lr, MUON_MOMENTUM, settings.weight_decay))

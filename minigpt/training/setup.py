@@ -36,6 +36,7 @@ from minigpt.training.low_memory import LOW_MEMORY_LOSSES, check_low_memory
 from minigpt.training.optim import make_optimizers
 from minigpt.training.pipeline import Pipeline
 from minigpt.training.state import Progress, check_resumable, restore_run
+from minigpt.training.tensor_parallel import TensorParallel
 from minigpt.tuning.objectives import SPECIAL, check_objective, make_objective, open_data
 from model import GPT, GPTConfig
 
@@ -121,8 +122,8 @@ class TrainingRun:
         if self.sharded:
             shard(self.model, self.device)
         self.divided = None  # a `DividedModel`, where several processes hold parts of the model
-        if settings.pipeline_parallel > 1:
-            self.divided = Pipeline(self)
+        if self.processes.parts > 1:
+            self.divided = (TensorParallel if settings.tensor_parallel > 1 else Pipeline)(self)
         # MeZO's processes exchange losses only; DDP would reserve memory for gradients.
         self.loss = (
             self.model.loss_sum
