@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from data_utils import move_batch
 from minigpt.common.errors import UserError
+from minigpt.device import explain_out_of_memory
 from minigpt.inference.likelihood import likelihood
 from minigpt.training.divided import DividedModel
 from minigpt.training.optim import make_optimizers
@@ -116,8 +117,9 @@ class Pipeline(DividedModel):
         self.whole_optimizers = make_optimizers(self.whole, run.settings)
         of_block = sum(p.numel() for p in self.whole.h[0].parameters())
         ranges = divide_layers(config.n_layer, parts, self.whole.lm_head.weight.numel() / of_block)
-        run.model = self.model = Stage(run.model, self.whole, ranges[part], run.precision, self.group).to(run.device)
-        self.model.train()
+        self.model = Stage(run.model, self.whole, ranges[part], run.precision, self.group).train()
+        with explain_out_of_memory(run.device):
+            run.model = self.model.to(run.device)
         # NCCL makes the group's communicator at its first use, in which all processes must take part.
         dist.all_reduce(torch.zeros(1, device=run.device), group=self.group)
 
