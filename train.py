@@ -89,8 +89,8 @@ def train_step(run):
     rows = run.data.step((p.epoch, p.batch))
     kept, stop = run.processes.total(sum(map(run.objective.count, rows.batches)), run.stop_requested())
     with explain_out_of_memory(run.device):
-        # Forward, loss and backward of each micro-batch. LOMO and MeZO update the weights here, and leave no gradients.
-        # So does a pipeline, in which the micro-batches overlap.
+        # Forward, loss and backward of each micro-batch; those of a pipeline overlap. LOMO and MeZO update the weights
+        # here, and leave no gradients.
         compute = LOW_MEMORY_LOSSES.get(run.settings.optimizer, add_gradients)
         if run.divided and run.divided.add_gradients:
             compute = run.divided.add_gradients

@@ -41,7 +41,7 @@ def bubble(micro_batches, parts):
     return (parts - 1) / (micro_batches + parts - 1)
 
 
-class Stage(GPT):
+class StageModel(GPT):
     """The layers of a GPT that one process holds, under the names that they have in the whole model.
 
     The first stage has the embeddings too, and the last one the final norm and the output layer. Of a tied model both
@@ -117,7 +117,7 @@ class Pipeline(DividedModel):
         self.whole_optimizers = make_optimizers(self.whole, run.settings)
         of_block = sum(p.numel() for p in self.whole.h[0].parameters())
         ranges = divide_layers(config.n_layer, parts, self.whole.lm_head.weight.numel() / of_block)
-        self.model = Stage(run.model, self.whole, ranges[part], run.precision, self.group).train()
+        self.model = StageModel(run.model, self.whole, ranges[part], run.precision, self.group).train()
         with explain_out_of_memory(run.device):
             run.model = self.model.to(run.device)
         # NCCL makes the group's communicator at its first use, in which all processes must take part.
@@ -228,12 +228,14 @@ class Pipeline(DividedModel):
     def full_optimizer_states(self):
         own, states = {}, []
         for number, (optimizer, place) in enumerate(zip(self.run.optimizers, self.places(), strict=True)):
+            params = [p for group in optimizer.param_groups for p in group["params"]]
             for i, values in optimizer.state_dict()["state"].items():
-                own |= {(number, place[i], key): value for key, value in values.items()}
+                if self.counts(params[i]):
+                    own |= {(number, place[i], key): value for key, value in values.items()}
         found = self.gather(own)
         for number, (optimizer, whole) in enumerate(zip(self.run.optimizers, self.whole_optimizers, strict=True)):
             state = {}
-            for of, i, key in sorted(found):
+            for of, i, key in sorted(found, key=lambda place: place[:2]):
                 if of == number:
                     state.setdefault(i, {})[key] = found[of, i, key]
             pairs = zip(optimizer.state_dict()["param_groups"], whole.state_dict()["param_groups"], strict=True)
