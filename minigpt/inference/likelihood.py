@@ -88,7 +88,7 @@ def likelihood_of_rows(
     computes its part of every batch, and returns zeros for the other rows.
     Raises UserError where memory runs out (with automatic batches, only if it does for a single row).
     """
-    device = model.wte.weight.device
+    device = next(model.parameters()).device
     figures = RowFigures.zeros(len(rows))
     automatic = not (batch_size or batch_tokens)
     was_training = model.training
@@ -124,7 +124,7 @@ def likelihood_of_rows(
 
 def measure_batch(figures, batch, model, rows, meta, tokenizer, precision, train_on_eot):
     """Compute a batch (indices of rows) in one forward pass, and write the rows' figures into `figures`."""
-    device = model.wte.weight.device
+    device = next(model.parameters()).device
     eot = meta["special_ids"]["eot"]
     batch = np.sort(batch)
     # A process without a row must still take part in gathering a sharded model: it computes one and drops the result.

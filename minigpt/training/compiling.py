@@ -78,9 +78,11 @@ def choose_compiling(settings, device, divided):
 def choose_buckets(settings, compiling):
     """The `buckets` of `TrainingData`; None where each batch is as wide as its rows.
 
-    That is so without compiled code, and where rows have no whole block (virtual tokens take positions of it), or are
-    added to a step in numbers that change (replay).
+    The batches of a pipeline have one shape. Others have no buckets without compiled code, and where rows have no whole
+    block (virtual tokens take positions of it), or are added to a step in numbers that change (replay).
     """
+    if settings.pipeline_parallel > 1:
+        return [settings.block_size]
     if not compiling or settings.method in METHODS or settings.replay_share:
         return None
     return BUCKETS

@@ -13,6 +13,8 @@ from minigpt.training.distributed import gather_tensors, local_part
 class DividedModel:
     """What both ways of dividing a `TrainingRun`'s model have in common. Subclasses divide run.model in place."""
 
+    add_gradients = None  # (run, batches, kept) -> sum of losses, in the place of train.py's; None: that one is called
+
     def __init__(self, run):
         self.run, self.processes = run, run.processes
 
@@ -43,6 +45,10 @@ class DividedModel:
         if norm > largest:
             torch._foreach_mul_([local_part(p.grad) for p in with_gradient], largest / (norm + 1e-6))
         return norm
+
+    def validation_loss(self):
+        """The validation loss in nats a token, over all processes. All processes must call this."""
+        return self.run.objective.validate(self.run)
 
     @torch.no_grad()
     def last_logits(self, ids):

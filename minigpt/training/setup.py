@@ -37,6 +37,7 @@ from minigpt.training.distributed import averaging_loss, shard, start_processes
 from minigpt.training.low_memory import LOW_MEMORY_LOSSES, check_low_memory
 from minigpt.training.memory import merge_passes
 from minigpt.training.optim import compile_muon, make_optimizers
+from minigpt.training.pipeline import Pipeline
 from minigpt.training.restarts import find_launch, go_on_after_restart
 from minigpt.training.state import Progress, check_resumable, restore_run
 from minigpt.training.tensor_parallel import TensorParallel
@@ -130,8 +131,9 @@ class TrainingRun:
         self.say(speed_text(self, compiled, why))
         if self.sharded:
             shard(self.model, self.device)
-        # A `DividedModel`, where several processes hold parts of the model.
-        self.divided = TensorParallel(self) if settings.tensor_parallel > 1 else None
+        self.divided = None  # a `DividedModel`, where several processes hold parts of the model
+        if self.processes.parts > 1:
+            self.divided = (TensorParallel if settings.tensor_parallel > 1 else Pipeline)(self)
         # MeZO's processes exchange losses only; DDP would reserve memory for gradients.
         self.loss = (
             self.model.loss_sum
@@ -167,13 +169,22 @@ class TrainingRun:
             restore_run(self, resumed)
         else:
             warn_of_few_steps(self)
-            torch.manual_seed(settings.seed + 1 + self.processes.rank)  # dropout differs between processes
+            torch.manual_seed(self.dropout_seed)
             if self.processes.is_main:
                 put_earlier_run_aside(self.out, self.say)
         say_duration(self)
         if self.processes.is_main:
             for unfinished in self.out.glob("*.partial"):  # a save that was killed
                 unfinished.unlink(missing_ok=True)
+
+    @property
+    def dropout_seed(self):
+        """By which dropout differs between processes, and between the layers of a pipeline. Only tensor parallelism
+        needs the same of all processes of a group."""
+        processes = self.processes
+        return (
+            self.settings.seed + 1 + (processes.world_rank if self.settings.pipeline_parallel > 1 else processes.rank)
+        )
 
     @property
     def epochs(self):
@@ -242,6 +253,12 @@ def check_model_parallel(settings):
     for other, value in plain.items():
         if getattr(settings, other) != value:
             raise UserError(f"{name} does not go with {other}={getattr(settings, other)}; leave one of them out")
+    if name == "pipeline_parallel" and settings.replay_share:
+        raise UserError(
+            "pipeline_parallel does not go with replay_share, whose batches have other shapes; leave it out"
+        )
+    if name == "pipeline_parallel" and settings.compile == "on":
+        raise UserError("the stages of pipeline_parallel are not compiled; leave out compile=on")
     if settings.optimizer in LOW_MEMORY_LOSSES:
         raise UserError(f"{name} does not go with optimizer {settings.optimizer}; take muon or adamw")
     if settings.dtype == "float16":

@@ -14,7 +14,7 @@ from minigpt.run_log import cut_log
 from minigpt.training.distributed import gather_tensors, local_part, shard_state
 
 RUN_LENGTHS = ("max_seconds", "max_iters", "max_epochs")  # settings that say how long a run is
-PARTS = ("tensor_parallel", "pipeline_parallel")  # settings that say how many processes have the same rows
+DIVIDING_SETTINGS = ("tensor_parallel", "pipeline_parallel")  # settings that say how many processes have the same rows
 
 
 @dataclasses.dataclass
@@ -235,11 +235,11 @@ def restore_run(run, content):
         run.budget.load_state_dict(content["budget"])
     if content["scaler"] and run.scaler.is_enabled():
         run.scaler.load_state_dict(content["scaler"])
-    same_parts = all(before.get(name, 1) == getattr(settings, name) for name in PARTS)
+    same_parts = all(before.get(name, 1) == getattr(settings, name) for name in DIVIDING_SETTINGS)
     if same_parts and len(content["random"]) == run.processes.world_count:
         set_random_states(run.device, content["random"][run.processes.world_rank])
     else:  # with other numbers of processes the generators start anew, in a way that the step determines
-        torch.manual_seed(settings.seed + 1 + run.processes.rank + 1000 * p.step)
+        torch.manual_seed(run.dropout_seed + 1000 * p.step)
     if run.processes.is_main:
         cut_log(run.out, p.step)
     run.saved_step = p.step

@@ -28,7 +28,7 @@ def validate(run):
     """Validation loss of a `TrainingRun`'s model, by its objective."""
     run.model.eval()
     with explain_out_of_memory(run.device):
-        loss = run.objective.validate(run)
+        loss = run.divided.validation_loss() if run.divided else run.objective.validate(run)
     run.model.train()
     return loss
 
@@ -73,12 +73,13 @@ def sample_line(run):
 
 
 def greedy_text(run, prompt):
-    """The likeliest tokens after a prompt, as text, by a divided model. It has no KV cache: each token takes a pass
-    over all before it."""
+    """The likeliest tokens after a prompt (text, or a list of ids), as text, by a divided model. It has no KV cache:
+    each token takes a pass over all before it."""
     tokenizer, stage, n = run.data.tokenizer, run.data.meta["stage"], SAMPLE_PARAMS.max_new_tokens
     stops = tokenizer.stop_ids if isinstance(tokenizer, HuggingFaceTokenizer) else [tokenizer.eot_id]
     never = [token_id for token_id in forbidden_ids(tokenizer, stage) if token_id < tokenizer.n_vocab]
-    ids = tokenizer.encode_prompt(prompt, answer=stage == "sft") or [tokenizer.eot_id]
+    ids = tokenizer.encode_prompt(prompt, answer=stage == "sft") if isinstance(prompt, str) else list(prompt)
+    ids = ids or [tokenizer.eot_id]
     ids = ids[-max(1, run.model.config.block_size - n) :]
     begin = len(ids)
     run.model.eval()
