@@ -33,7 +33,10 @@ OUTPUTS, ROWS = 2, 4  # of a tile: 8 sums of 8 lanes fit the 16 registers of AVX
 WIDTH_MULTIPLE = 64  # the width of matrices is padded to a multiple of this
 PREFETCH_BYTES, CACHE_LINE_BYTES = 4096, 64  # between the weights that are used and those that are asked for
 MIN_PARALLEL_ROWS = 4  # from which work on rows is split over threads, which takes 4 µs
-MAX_TOKENS = {"float": 16, "int8": 32}  # of a pass, by the type of weights: torch's products of more rows are faster
+MAX_PASS_TOKENS = {
+    "float": 16,
+    "int8": 32,
+}  # of a pass, by the type of weights: torch's products of more rows are faster
 GELU, TANH_GELU, SWIGLU = range(3)
 ONE_STEP_AT_A_TIME = threading.Lock()  # threads of several engines take turns: a step uses all cores anyway
 
@@ -623,7 +626,7 @@ class KernelStep:
         config = self.config = model.config
         self.weights = stack_weights(model)
         self.is_quantized = self.weights.c_fc.values.dtype == np.int8
-        self.max_prompt_tokens = self.max_rows = MAX_TOKENS["int8" if self.is_quantized else "float"]
+        self.max_prompt_tokens = self.max_rows = MAX_PASS_TOKENS["int8" if self.is_quantized else "float"]
         activation = SWIGLU if not config.is_gpt2 else TANH_GELU if config.tanh_gelu else GELU
         self.shape = Shape(
             config.n_head, config.n_kv_head, config.head_dim, config.is_gpt2, config.architecture == "qwen3",

@@ -10,7 +10,13 @@ from minigpt.device import to_device
 BLOCK_TOKENS = 32  # of which `largest_logits` reads the maximum first
 MIN_TEMPERATURE = 1e-6  # below it sampling is greedy, since logits divided by it may not be finite
 
-COLUMNS = ("temperature", "top_k", "top_p", "min_p", "random")  # of the numbers that sampling takes to the device
+DRAWING_NUMBERS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "random",
+)  # of the numbers that sampling takes to the device
 
 
 class Sampler:
@@ -121,7 +127,7 @@ def sample_rows(logits, samplers, method):
 
     def column(name):
         """One number of every request, as a float32 tensor (n, 1)."""
-        return numbers[:, COLUMNS.index(name), None].float()
+        return numbers[:, DRAWING_NUMBERS.index(name), None].float()
 
     # Select the candidates. ids (n, candidates): their token ids, or None if they are the whole vocabulary in order.
     ids = None

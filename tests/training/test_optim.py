@@ -47,7 +47,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_nothing_else(shape):
     by_muon = set.union(*(names for names, kind, _ in groups_of(model, "muon") if kind == "Muon"))
     layers = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     assert by_muon == {f"h.{i}.{layer}.weight" for i in range(2) for layer in layers}
-    assert {kind for _, kind, _ in groups_of(model, "adamw")} == {"AdamW"}
+    assert {kind for _, kind, _ in groups_of(model, "adamw")} == {"LocalAdamW"}
 
 
 def test_optimizers_have_the_rates_and_moments_of_the_settings():
