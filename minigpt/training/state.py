@@ -78,8 +78,8 @@ def begin_saving(run, names, best_loss=None):
 
     last.pt also has what resuming needs: optimizers, random states, precision. Its older file becomes last.prev.pt.
     best_loss: validation loss of the model that becomes ckpt.pt, or None. Every process must call this, and
-    `finish_saving` before it calls this again. Until then the weights may only change if False:
-    what is written is then a copy in the CPU's memory.
+    `finish_saving` before it calls this again. Until then the weights may only change if
+    run.saves_in_background: what is written is then a copy in the CPU's memory.
     """
     p = run.progress
     run.saving = saving = Saving(p.step, names, (p.best_val_loss, p.best_step))

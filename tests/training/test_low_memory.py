@@ -213,8 +213,8 @@ def test_the_default_of_grad_clip_is_none_for_them(settings):
 
 def test_lomo_under_torchrun_is_refused(settings, monkeypatch):
     class Two:
-        count, is_main = 2, True
+        world_count, is_main = 2, True
 
-    monkeypatch.setattr("minigpt.training.setup.start_processes", lambda device: Two())
+    monkeypatch.setattr("minigpt.training.setup.start_processes", lambda device, parts: Two())
     with pytest.raises(UserError, match=r"lomo trains in one process, here are 2.*torchrun"):
         TrainingRun(settings("lomo"))
