@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from runs import TINY, write_stages
 from tiny import tiny_model
 
 from minigpt.settings.stages import TrainSettings
 from minigpt.training import optim
 from minigpt.training.distributed import Processes
 from minigpt.training.optim import Muon, lr_scale, make_optimizers, orthogonalize, set_learning_rate
+from minigpt.training.setup import TrainingRun
+from train import train_step
 
 pytestmark = pytest.mark.numeric
 
@@ -245,4 +248,18 @@ def test_where_another_process_cannot_compile_muon_none_does(monkeypatch):
     monkeypatch.setattr(Processes, "gather", lambda self, failure: [failure, "RuntimeError: no compiler there"])
     muon.compile(Processes(), lambda line: None)
     assert muon.orthogonalize is orthogonalize
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("compiling", ["on", "off"])
+def test_a_run_that_is_compiled_compiles_muon_too(monkeypatch, tmp_path, compiling):
+    compiler = Compiler(monkeypatch)
+    given = {**TINY, "optimizer": "muon", "compile": compiling, "n_layer": 1}
+    data = write_stages(tmp_path)["pretrain"]
+    run = TrainingRun(TrainSettings(data_dir=data, out_dir=str(tmp_path / "out"), **given), say=lambda line: None)
+    graphs, (_, muon) = compiler.graphs, run.optimizers
+    assert (muon.orthogonalize is orthogonalize) == (compiling == "off") == (graphs == 0)
+    monkeypatch.setattr(run, "loss", lambda *batch: sum(p.square().sum() for p in run.model.parameters()))
+    train_step(run)
+    assert compiler.graphs == graphs
     torch._dynamo.reset()
