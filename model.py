@@ -24,9 +24,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from minigpt import kernels
+from minigpt.device import adds_in_float32, usable_memory
 
 TARGETS_MULTIPLE = 128  # the number of targets of a loss is padded to a multiple of this
-MAX_LOGIT_ROWS = 512  # positions whose logits are in memory at the same time
+MAX_LOGIT_ROWS = 512  # positions whose logits are in memory at the same time; on a GPU `max_logit_rows`
+MAX_GPU_LOGIT_ROWS = 8192
+MAX_LOGITS_SHARE = 1 / 50  # of a GPU's memory, for those logits
 PLAIN_ATTENTION_QUERIES = 256  # queries that plain_attention computes at a time
 INNER_MULTIPLE = 64  # the default width of SwiGLU is a multiple of this
 
@@ -510,13 +513,24 @@ def compute_dtype(x):
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
+def max_logit_rows(memory, row_bytes):
+    """Positions whose logits of row_bytes bytes each are in memory at the same time on a GPU of `memory` bytes: a power
+    of two. Small products do not fill a large GPU."""
+    rows = MAX_LOGIT_ROWS
+    while rows < MAX_GPU_LOGIT_ROWS and 2 * rows * row_bytes <= MAX_LOGITS_SHARE * memory:
+        rows *= 2
+    return rows
+
+
 class OutputLoss(torch.autograd.Function):
     """Output layer and cross-entropy fused, so that the (N, V) logits are never in memory as a whole.
 
-    The forward pass also computes the gradients, in chunks of MAX_LOGIT_ROWS rows while their logits exist; the
-    backward pass only scales them (as in Cut Cross-Entropy, Wijmans et al. 2024, and Liger Kernel). Backward may run
-    once. A test compares it with `GPT.token_losses`.
+    The forward pass also computes the gradients, in chunks of rows while their logits exist; the backward pass only
+    scales them (as in Cut Cross-Entropy, Wijmans et al. 2024, and Liger Kernel). Backward may run once. A test compares
+    it with `GPT.token_losses`.
     """
+
+    compiled = None  # a `CompiledGradients` of this process's training on a GPU, which `to_gradient` then calls
 
     @staticmethod
     def forward(ctx, states, weight, targets, n):
@@ -534,21 +548,18 @@ class OutputLoss(torch.autograd.Function):
             # In float32 on a CPU no kernel is prepared for a shape, so the padding is left out.
             end = n if n is not None and dtype == torch.float32 and is_eager_on_cpu(x) else len(x)
             grad_x[end:] = 0
-            logits = x.new_empty(min(MAX_LOGIT_ROWS, end), len(w))
+            chunk = MAX_LOGIT_ROWS
+            if x.device.type == "cuda":
+                chunk = max_logit_rows(usable_memory(x.device), len(w) * x.element_size())
+            logits = x.new_empty(min(chunk, end), len(w))
             losses = x.new_zeros(len(x), dtype=torch.float32)
-            for first in range(0, end, MAX_LOGIT_ROWS):
-                part = slice(first, min(first + MAX_LOGIT_ROWS, end))
+            for first in range(0, end, chunk):
+                part = slice(first, min(first + chunk, end))
                 rows = torch.mm(x[part], w.T, out=logits[: part.stop - first])
                 OutputLoss.to_gradient(rows, targets[part], losses[part])
                 torch.mm(rows, w, out=grad_x[part])
-                if grad_w is None:  # the output layer is frozen
-                    continue
-                if dtype == torch.float32:  # the first chunk writes, the others add
-                    grad_w.addmm_(rows.T, x[part], beta=min(first, 1))
-                elif first:
-                    grad_w += rows.T @ x[part]
-                else:
-                    grad_w.copy_(rows.T @ x[part])
+                if grad_w is not None:  # the output layer is not frozen
+                    OutputLoss.add_product(grad_w, rows, x[part], first > 0)
         if grad_w is not None and not end:
             grad_w.zero_()
         ctx.save_for_backward(grad_x, grad_w)
@@ -562,6 +573,8 @@ class OutputLoss(torch.autograd.Function):
         if has_kernels(logits):
             kernels.run_on_rows(kernels.loss_gradients, (logits, targets, losses))
             return
+        if OutputLoss.compiled is not None and OutputLoss.compiled(logits, targets, losses):
+            return
         log_p = F.log_softmax(logits, dim=1, dtype=torch.float32)
         no_loss, targets = targets[:, None] < 0, targets.clamp(min=0)[:, None]
         losses.copy_(-log_p.gather(1, targets).masked_fill_(no_loss, 0).squeeze(1))
@@ -570,6 +583,18 @@ class OutputLoss(torch.autograd.Function):
         p = log_p.exp_()
         p.scatter_(1, targets, p.gather(1, targets) - 1)
         logits.copy_(p.masked_fill_(no_loss, 0))
+
+    @staticmethod
+    def add_product(total, a, b, added):
+        """Add a^T b, of a (n, V) and b (n, C), to total (V, C), which is float32; where not `added`, write it there."""
+        if a.dtype == torch.float32:
+            total.addmm_(a.T, b, beta=int(added))
+        elif not adds_in_float32(total.device, a.dtype):
+            total.add_(a.T @ b) if added else total.copy_(a.T @ b)
+        elif added:
+            torch.addmm(total, a.T, b, out_dtype=torch.float32, out=total)
+        else:
+            torch.mm(a.T, b, out_dtype=torch.float32, out=total)
 
     @staticmethod
     def backward(ctx, grad):

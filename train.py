@@ -88,7 +88,7 @@ def train_step(run):
     # objective counts), and on whether to stop.
     rows = run.data.step((p.epoch, p.batch))
     kept, stop = run.processes.total(sum(map(run.objective.count, rows.batches)), run.stop_requested())
-    with explain_out_of_memory(run.device):
+    with explain_out_of_memory(run.device, run.merged > 1):
         # Forward, loss and backward of each micro-batch. LOMO and MeZO update the weights here, and leave no gradients.
         compute = LOW_MEMORY_LOSSES.get(run.settings.optimizer, add_gradients)
         loss_sum = None if stop else compute_or_undo(run, lambda: compute(run, rows.batches, kept))

@@ -16,8 +16,10 @@ n_head = 12
 n_embd = 768
 dropout = 0.0
 
-# 8 passes of 8,192 tokens a step, padding counted. Out of memory: lower batch_tokens and raise the other.
-# With several GPUs the passes are shared among them.
+# 8 passes of 8,192 tokens a step, padding counted, which need 8 to 10 GB of GPU memory. A larger GPU makes of them
+# fewer and larger passes by itself, of the same tokens a step; a line at the start says how many
+# (--merge_batches=False: never).
+# Out of memory: lower batch_tokens and raise the other. With several GPUs the passes are shared among them.
 batch_tokens = 16 * 512
 gradient_accumulation_steps = 8
 max_epochs = 8

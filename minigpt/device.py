@@ -1,6 +1,7 @@
 """The device and what it can do: choice of device, dtype and attention kernel; memory use; peak FLOP/s."""
 
 import contextlib
+import functools
 import importlib.util
 import os
 import re
@@ -9,8 +10,9 @@ import time
 from dataclasses import dataclass
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from minigpt.common.errors import UserError
+from minigpt.common.errors import UserError, first_line
 
 try:
     import resource
@@ -36,6 +38,7 @@ PEAK_TFLOPS = {
 # Parts of the messages of torch's RuntimeErrors on MPS, Linux and Windows.
 OUT_OF_MEMORY_MESSAGES = ("out of memory", "allocate memory", "not enough memory")
 TIMED_TOKENS = 512  # input of the block that is timed
+TIMED_ATTENTION_TOKENS, TIMED_ATTENTION_PASSES = 8192, 10  # a pass takes less than a millisecond
 TIMING_SECONDS = 4.0  # after which a timing begins no further round
 SHORT_STEP_SECONDS = 0.05  # a stall by another program, or building a kernel, can take as long
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -200,6 +203,51 @@ def precision_text(precision):
     return dtype_name(precision.dtype) + (" with plain attention" if precision.plain_attention else "")
 
 
+def choose_attention(device, config, dtype, positions, say=print):
+    """On a GPU of Hopper or later, prefer the faster of torch's flash and cuDNN attention from now on.
+
+    Both are timed forward and backward on rows of `positions` positions of a `GPTConfig`, in `dtype`. Other GPUs keep
+    torch's choice, and so does one on which anything fails. say(line): prints what was chosen.
+    """
+    if device.type != "cuda" or dtype == torch.float32 or torch.are_deterministic_algorithms_enabled():
+        return  # neither computes in float32
+    try:
+        if torch.cuda.get_device_capability(device) < (9, 0) or not torch.backends.cuda.cudnn_sdp_enabled():
+            return
+        tried = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+        rows = max(1, TIMED_ATTENTION_TOKENS // positions)
+        heads = config.n_head, config.n_kv_head, config.n_kv_head
+        inputs = [
+            torch.randn(rows, positions, n, config.head_dim, device=device, dtype=dtype).transpose(1, 2) for n in heads
+        ]
+        picked, times = fastest_of(tried, lambda backend: time_attention(backend, inputs, config.dropout))
+        set_attention_priority(picked)
+    except Exception as error:  # a kernel may refuse a shape in many ways
+        if is_out_of_memory(error) and device.type == "cuda":
+            torch.cuda.empty_cache()
+        say(f"note: attention kernels could not be timed ({first_line(error)}); torch chooses")
+        return
+    say(f"attention by {picked.name} (timed: {times:.2f} times as fast as {tried[0].name})")
+
+
+def time_attention(backend, inputs, dropout):
+    """Compute causal attention and its gradients with a torch `SDPBackend`; inputs: q, k, v, each (B, heads, T, D)."""
+    inputs = [t.detach().requires_grad_() for t in inputs]
+    with sdpa_kernel(backend):
+        for _ in range(TIMED_ATTENTION_PASSES):
+            y = torch.nn.functional.scaled_dot_product_attention(
+                *inputs, is_causal=True, dropout_p=dropout, enable_gqa=inputs[0].shape[1] != inputs[1].shape[1]
+            )
+            torch.autograd.grad(y, inputs, torch.ones_like(y))
+    wait_for(inputs[0].device)
+
+
+def set_attention_priority(backend):
+    """Have torch try an `SDPBackend` before the others, in this process."""
+    order = torch._C._get_sdp_priority_order()
+    torch._C._set_sdp_priority_order([int(backend), *(other for other in order if other != int(backend))])
+
+
 def should_compile(setting, device):
     """(bool, why): whether to use torch.compile for training. setting: "on", "off" or "auto"."""
     if setting == "off":
@@ -238,10 +286,33 @@ def peak_flops_of_gpu(name):
     return next((tflops * 1e12 for known, tflops in PEAK_TFLOPS.items() if re.search(rf"\b{known}\b", name)), None)
 
 
+def usable_memory(device):
+    """Bytes of a GPU's memory that this process may use (`torch.cuda.set_per_process_memory_fraction` limits them)."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    total = torch.cuda.get_device_properties(index).total_memory
+    return int(total * torch.cuda.get_per_process_memory_fraction(index))
+
+
+@functools.cache
+def adds_in_float32(device, dtype):
+    """Whether torch can add a product of matrices in 16 bits to a matrix in float32, in place: on CUDA, by cuBLAS."""
+    if device.type != "cuda":
+        return False
+    total, a = torch.zeros(64, 64, device=device), torch.zeros(64, 64, device=device, dtype=dtype)
+    try:
+        torch.mm(a.T, a, out_dtype=torch.float32, out=total)
+        torch.addmm(total, a.T, a, out_dtype=torch.float32, out=total)
+    except (RuntimeError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+    return True
+
+
 def peak_memory(device):
     """(peak, total) memory in bytes: of the GPU, or of this process and machine on a CPU. (None, None) if unknown."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
+        return torch.cuda.max_memory_reserved(device), usable_memory(device)
     if device.type == "mps":
         return torch.mps.driver_allocated_memory(), torch.mps.recommended_max_memory()
     if resource is None:
@@ -264,14 +335,20 @@ def is_out_of_memory(error):
 
 
 @contextlib.contextmanager
-def explain_out_of_memory(device):
-    """Context manager that turns an out-of-memory error into a UserError that names the settings to lower."""
+def explain_out_of_memory(device, merged=False):
+    """Context manager that turns an out-of-memory error into a UserError that names the settings to lower.
+
+    merged: whether training made larger passes than the settings say (minigpt/training/memory.py).
+    """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError(
-            f"out of memory on {device} ({memory_text(device)}); lower batch_tokens (or batch_size) and raise "
-            "gradient_accumulation_steps by the same factor, which trains the same; or lower block_size"
-        ) from None
+        advice = (
+            "lower batch_tokens (or batch_size) and raise gradient_accumulation_steps by the same factor, which trains "
+            "the same; or lower block_size"
+        )
+        if merged:
+            advice = f"give --merge_batches=False, for smaller passes; if that is not enough, also {advice}"
+        raise UserError(f"out of memory on {device} ({memory_text(device)}); {advice}") from None

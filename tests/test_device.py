@@ -1,8 +1,12 @@
 """Peak FLOP/s of GPUs, choices made by timing, and the message for running out of memory."""
 
+import time
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny import tiny_model
+from torch.nn.attention import SDPBackend
 
 from minigpt import device
 from minigpt.common.errors import UserError
@@ -115,3 +119,61 @@ def test_training_times_a_block_in_the_dtypes_that_the_processor_supports(monkey
 def test_running_out_of_memory_is_recognized_by_torchs_message(words):
     with pytest.raises(UserError, match="batch_tokens"), explain_out_of_memory(torch.device("cpu")):
         raise RuntimeError(f"[enforce fail] {words}: you tried to allocate 99 bytes")
+
+
+def test_where_passes_were_merged_the_advice_is_to_leave_that_out():
+    cpu = torch.device("cpu")
+    with pytest.raises(UserError, match="merge_batches=False"), explain_out_of_memory(cpu, merged=True):
+        raise MemoryError
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """A GPU of Hopper, as far as `choose_attention` asks, whose work a CPU does; yields what it said."""
+    before, made = torch._C._get_sdp_priority_order(), torch.randn
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch, "randn", lambda *shape, device, dtype: made(*shape, dtype=dtype))
+    yield []
+    torch._C._set_sdp_priority_order(before)
+
+
+def choose(said, **changes):
+    model = {"n_head": 4, "n_kv_head": 2, "head_dim": 16, "dropout": 0.0}
+    device.choose_attention(
+        torch.device("cuda"), SimpleNamespace(**model), changes.get("dtype", torch.bfloat16), 31, said.append
+    )
+    return torch._C._get_sdp_priority_order()
+
+
+@pytest.mark.parametrize("fastest", [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION])
+def test_the_faster_attention_kernel_comes_first(hopper, monkeypatch, fastest):
+    monkeypatch.setattr(
+        device, "time_attention", lambda backend, inputs, dropout: time.sleep(0.01 * (backend != fastest))
+    )
+    order = choose(hopper)
+    assert order[0] == int(fastest)
+    assert len(set(order)) == 5
+    assert fastest.name in hopper[0]
+
+
+def test_a_gpu_whose_attention_cannot_be_timed_keeps_torchs_choice(hopper):
+    """The CPU has no such kernel, so the timing itself fails here."""
+    before = torch._C._get_sdp_priority_order()
+    assert choose(hopper) == before
+    assert "could not be timed" in hopper[0]
+
+
+@pytest.mark.parametrize("capability", [(8, 9), (7, 5)])
+def test_other_gpus_and_float32_keep_torchs_choice(hopper, monkeypatch, capability):
+    monkeypatch.setattr(device, "fastest_of", None)
+    before = torch._C._get_sdp_priority_order()
+    assert choose(hopper, dtype=torch.float32) == before
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose(hopper) == before
+    assert not hopper
+
+
+def test_attention_is_timed_with_gradients_of_the_runs_shapes():
+    inputs = [torch.randn(2, heads, 31, 16) for heads in (4, 2, 2)]
+    device.time_attention(SDPBackend.MATH, inputs, 0.0)
+    assert all(t.grad is None for t in inputs)

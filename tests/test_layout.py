@@ -69,7 +69,7 @@ def test_a_chapter_imports_the_lower_rooms_only(name):
     tree = ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"))
     modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     rooms = {module.split(".")[1] for module in modules if module.startswith("minigpt.")}
-    assert rooms <= {"common", "settings", "tokenizer", "metrics", "corpus"}
+    assert rooms <= {"common", "device", "settings", "tokenizer", "metrics", "corpus"}
 
 
 def test_what_prepares_data_starts_without_torch():

@@ -483,6 +483,9 @@ class TrainSettings(Preferring, Adapting, DeviceChoice, Seed, Stage):
         replaces="batch_size",
     )
     gradient_accumulation_steps: int = setting(1, "forward passes an optimizer step, of all processes together", low=1)
+    merge_batches: bool = setting(
+        True, "CUDA, with batch_tokens: make fewer, larger passes of a step where the GPU's memory allows it"
+    )
     sampling: str = setting(
         "random", "order of rows: a fresh permutation each epoch, or the file's (traverse)", ["random", "traverse"]
     )

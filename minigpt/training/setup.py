@@ -22,6 +22,7 @@ from minigpt.common.files import replace_file
 from minigpt.device import (
     DTYPES,
     Precision,
+    choose_attention,
     choose_precision,
     dtype_by_device,
     explain_out_of_memory,
@@ -30,9 +31,11 @@ from minigpt.device import (
     use_deterministic_algorithms,
 )
 from minigpt.run_log import ANSWERS_LOG, LOG
+from minigpt.training.compiled_loss import compile_loss
 from minigpt.training.compiling import choose_buckets, choose_compiling, compile_trunk
 from minigpt.training.distributed import averaging_loss, shard, start_processes
 from minigpt.training.low_memory import LOW_MEMORY_LOSSES, check_low_memory
+from minigpt.training.memory import merge_passes
 from minigpt.training.optim import make_optimizers
 from minigpt.training.state import Progress, check_resumable, restore_run
 from minigpt.tuning.objectives import SPECIAL, check_objective, make_objective, open_data
@@ -102,6 +105,7 @@ class TrainingRun:
             with explain_out_of_memory(self.device):
                 self.model.to(self.device)
         self.model.train()
+        self.merged = merge_passes(self)  # passes of the settings that are one
 
         # What it is trained for.
         load_reference = functools.partial(load_start, settings, self.base, self.device)
@@ -112,8 +116,10 @@ class TrainingRun:
         self.precision = self.processes.from_main(choose_run_precision(self, resumed, batch[0].shape[1]))
         self.model.use_plain_attention(self.precision.plain_attention)
         self.objective.precision = self.precision
+        choose_attention(self.device, self.model.config, self.precision.dtype, batch[0].shape[1], self.say)
         scaled = self.precision.dtype == torch.float16 and settings.optimizer != "mezo"  # which has no gradients
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+        compile_loss(self)
         if compiled:
             compiled, why = compile_trunk(self, batch, why)
         self.say(speed_text(self, compiled, why))
