@@ -538,14 +538,13 @@ class TrainingData:
         self.train_on_eot, self.seed = settings.train_on_eot, settings.seed
         self.rank, self.count = rank, count
         self.pinned, self.buckets = pinned, buckets
-        self.divides_batches = self.batches_a_step % count > 0  # whether a process has some rows of each batch
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._next = None  # (position, future) of the step that is being prepared
 
-    def resize_batches(self, settings):
-        """Take batch_tokens and gradient_accumulation_steps from settings that have changed, before the first step."""
-        self.order.resize(settings.batch_tokens)
-        self.batches_a_step = settings.gradient_accumulation_steps
+    @property
+    def divides_batches(self):
+        """Whether a process has some rows of each batch of a step, not whole batches."""
+        return self.batches_a_step % self.count > 0
 
     @property
     def shapes(self):
@@ -555,6 +554,11 @@ class TrainingData:
     def shape(self, width):
         """(B, T) of this process's batches of a bucket."""
         return -(-self.order.full_batch(width) // (self.count if self.divides_batches else 1)), width
+
+    def resize_batches(self, settings):
+        """Take batch_tokens and gradient_accumulation_steps from settings that have changed, before the first step."""
+        self.order.resize(settings.batch_tokens)
+        self.batches_a_step = settings.gradient_accumulation_steps
 
     def longest_input(self):
         """T of the batch that has the longest row, of training or validation."""
