@@ -1,5 +1,7 @@
 """Fast paths of model.py compared with plain implementations: the fused loss, plain attention."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny import PAD, padded_rows, random_ids, tiny_meta, tiny_model
@@ -7,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import model as model_module
 from data_utils import make_batch
-from minigpt.training.compiled_loss import CompiledGradients
+from minigpt.training.compiled_loss import CompiledGradients, compile_loss
 from model import TARGETS_MULTIPLE, OutputLoss, PlainAttentionOnCPU, max_logit_rows, plain_attention
 
 pytestmark = pytest.mark.numeric
@@ -160,6 +162,13 @@ def test_compiled_gradients_of_logits_are_those_in_float64_and_one_graph_serves_
     assert compiled.failure is None
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
     assert not compiled(*sure_logits(1), torch.zeros(1))  # left to the plain code
+
+
+def test_the_loss_is_compiled_for_a_gpu_where_the_run_compiles_and_not_for_the_next_run(monkeypatch):
+    monkeypatch.setattr(OutputLoss, "compiled", None)
+    for device, compiling in (("cuda", True), ("cuda", False), ("cuda", True), ("cpu", True)):
+        compile_loss(SimpleNamespace(device=torch.device(device), say=print), compiling)
+        assert (OutputLoss.compiled is not None) == (device == "cuda" and compiling)
 
 
 def test_the_loss_goes_on_with_plain_code_where_compiled_code_fails(monkeypatch):

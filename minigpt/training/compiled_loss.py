@@ -3,7 +3,7 @@
 import torch
 
 from minigpt.common.errors import first_line
-from minigpt.device import is_out_of_memory, should_compile
+from minigpt.device import is_out_of_memory
 from model import OutputLoss
 
 
@@ -50,7 +50,6 @@ class CompiledGradients:
         return self.failure is None
 
 
-def compile_loss(run):
-    """Have the loss of a `TrainingRun` compiled where its settings say so and it is on a GPU."""
-    compiling, _ = should_compile(run.settings.compile, run.device)
+def compile_loss(run, compiling):
+    """Have the loss of a `TrainingRun` compiled, or no longer, where it is on a GPU; on a CPU it has its own kernel."""
     OutputLoss.compiled = CompiledGradients(run.say) if compiling and run.device.type == "cuda" else None

@@ -101,7 +101,7 @@ def compile_trunk(run, batch, why):
             rows = max(2, TRIAL_TOKENS // batch[0].shape[1])
             batch = [t[:rows] for t in batch[:3]]
         run.model.train(gradients)  # MeZO's passes are those of evaluation
-        with explain_out_of_memory(run.device):
+        with explain_out_of_memory(run.device, run.merged > 1):
             try:
                 with run.precision.context(run.device), torch.set_grad_enabled(gradients):
                     loss = run.model.loss_sum(*move_batch(batch, run.device))

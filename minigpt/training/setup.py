@@ -119,7 +119,7 @@ class TrainingRun:
         choose_attention(self.device, self.model.config, self.precision.dtype, batch[0].shape[1], self.say)
         scaled = self.precision.dtype == torch.float16 and settings.optimizer != "mezo"  # which has no gradients
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
-        compile_loss(self)
+        compile_loss(self, compiled)
         if compiled:
             compiled, why = compile_trunk(self, batch, why)
         self.say(speed_text(self, compiled, why))
