@@ -11,15 +11,16 @@ and what it takes to adapt a model in each way.
     python bench.py export --ckpt=out/sft/ckpt.pt    # answers to held-out questions, beside llama.cpp's
     python bench.py learn --input_dir=my_wiki # architectures, schedules, optimizers at equal time; goes on after a stop
     python bench.py adapt                     # memory and speed of every way to adapt the 124M model, on random ids
+    python bench.py gpu                       # an NVIDIA GPU: checks, training, generation, memory; eight minutes
 
 All figures of a table are from one run on one machine. It is printed and, without --quick, put into
-docs/benchmarks.md.
+docs/benchmarks.md; that of a GPU into docs/gpu.md, with a JSON beside it.
 """
 
 import sys
 import time
 
-from minigpt.bench import adapting, exporting, generating, learning, preparing, training
+from minigpt.bench import adapting, exporting, generating, gpu, learning, preparing, training
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
 from minigpt.settings.parse import load_settings
@@ -32,6 +33,7 @@ BENCHES = {
     "export": exporting.bench_exporting,
     "learn": learning.bench_learning,
     "adapt": adapting.bench_adapting,
+    "gpu": gpu.bench_gpu,
 }
 
 

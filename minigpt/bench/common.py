@@ -27,17 +27,23 @@ def reading_flags(settings):
 
 
 @contextlib.contextmanager
-def fresh_process():
+def fresh_process(seconds=None):
     """Context manager: call(function, *arguments), which calls in one fresh process, and returns the function's value.
 
     The process shares no memory and no compiled kernels; it stays alive between the calls. `call` raises UserError
-    where the process is killed.
+    where the process is killed, and TimeoutError where its calls take longer than `seconds` from now; it is killed
+    then.
     """
+    ends = None if seconds is None else time.monotonic() + seconds
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
 
         def call(function, *arguments):
             try:
-                return pool.submit(function, *arguments).result()
+                return pool.submit(function, *arguments).result(ends and max(0.0, ends - time.monotonic()))
+            except TimeoutError:
+                for process in list((pool._processes or {}).values()):  # it would go on to the end of the call
+                    process.kill()
+                raise TimeoutError("its time was over") from None
             except BrokenProcessPool:
                 raise UserError(
                     f"the process that measured {arguments[0]} was killed, most likely since memory ran out"
@@ -87,10 +93,12 @@ def publish_results(settings, title, table, values):
         write_docs(settings.docs, title, table)
 
 
-def write_docs(path, title, text):
-    """Append a section to a Markdown file; an older section of the same title is removed."""
+def write_docs(path, title, text, instead=""):
+    """Append a section to a Markdown file; an older section of the same title is removed, and so is the text `instead`,
+    which stands there as long as there is no section."""
     path = Path(path)
     old = path.read_text(encoding="utf-8") if path.exists() else "# Benchmarks\n"
+    old = old.replace(f"{instead}\n\n", "") if instead else old
     sections = [s for s in old.split("\n## ") if not s.startswith(title + "\n")]
     new = "\n## ".join([*(s.strip("\n") + "\n" for s in sections), f"{title}\n\n{text}\n"])
     write_atomic(path, lambda file: file.write(new.encode()))
