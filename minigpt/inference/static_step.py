@@ -49,7 +49,8 @@ class StaticStep:
             self.graphs, self.pool, self.cache = {}, None, cache
         if rows not in self.graphs:
             try:
-                self.graphs[rows] = self.capture(inputs, keys, values)
+                with torch.cuda.device(self.device):  # a thread begins with the first GPU
+                    self.graphs[rows] = self.capture(inputs, keys, values)
             except Exception as error:  # drivers and compilers fail in many ways
                 self.captures, self.compute, self.graphs = False, self.logits, {}
                 print(f"note: steps are not captured as CUDA graphs ({first_line(error)})")

@@ -1,5 +1,7 @@
 """Steps of the shape of the whole cache, as a GPU's CUDA graphs have them, and what a token costs a GPU in waiting."""
 
+import contextlib
+
 import pytest
 import torch
 from plain_generation import TOKENIZER
@@ -49,6 +51,12 @@ def assert_steps_are_those_of_whole_passes(runner, model):
         for row, token, found in zip(rows, ids, logits, strict=True):
             row.append(token)
             torch.testing.assert_close(found, model(torch.tensor([row]))[0, -1], atol=1e-5, rtol=0)
+
+
+@pytest.fixture(autouse=True)
+def no_device(monkeypatch):
+    """torch.cuda.device does nothing: there may be no GPU."""
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
 
 
 @pytest.mark.numeric
