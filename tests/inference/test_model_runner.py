@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from tiny import random_ids, tiny_model
+from plain_generation import assert_steps_are_those_of_whole_passes
+from tiny import tiny_model
 
 from minigpt.inference import model_runner
 from minigpt.inference.model_runner import ModelRunner
@@ -24,19 +25,7 @@ def size_of(runner):
 @torch.no_grad()
 def test_sequences_that_come_and_go_as_the_cache_grows_have_the_logits_of_whole_passes(architecture):
     model, runner = tiny_model(architecture=architecture), ModelRunner(tiny_model(architecture=architecture), 5)
-    rows = []  # the ids of each sequence
-    for t in range(27):
-        if t % 5 == 0 and t < 25:
-            rows.append(random_ids(1 + t // 5, seed=t).tolist())
-            runner.prefill(rows[-1:])
-        if t in (7, 13):
-            runner.drop(0, len(rows[-1]))
-            rows[0] = rows.pop()
-        ids = random_ids(len(rows), seed=100 + t).tolist()
-        logits = runner.step(ids, [len(row) for row in rows])
-        for row, token, found in zip(rows, ids, logits, strict=True):
-            row.append(token)
-            torch.testing.assert_close(found, model(torch.tensor([row]))[0, -1], atol=1e-5, rtol=0)
+    assert_steps_are_those_of_whole_passes(runner, model)
     assert size_of(runner) == (4, 32)
 
 

@@ -4,8 +4,8 @@ import contextlib
 
 import pytest
 import torch
-from plain_generation import TOKENIZER
-from tiny import random_ids, tiny_model
+from plain_generation import TOKENIZER, assert_steps_are_those_of_whole_passes
+from tiny import tiny_model
 
 from minigpt.adapters.attach import attach_adapter
 from minigpt.inference import engine, model_runner, sampling
@@ -34,23 +34,6 @@ class RecordedStep(StaticStep):
 
         graph.replay = replay
         return graph, static_inputs, logits
-
-
-def assert_steps_are_those_of_whole_passes(runner, model):
-    """Sequences come and go while the cache grows: five rows, of which some leave, up to 27 positions."""
-    rows = []
-    for t in range(27):
-        if t % 5 == 0 and t < 25:
-            rows.append(random_ids(1 + t // 5, seed=t).tolist())
-            runner.prefill(rows[-1:])
-        if t in (7, 13):
-            runner.drop(0, len(rows[-1]))
-            rows[0] = rows.pop()
-        ids = random_ids(len(rows), seed=100 + t).tolist()
-        logits = runner.step(ids, [len(row) for row in rows])
-        for row, token, found in zip(rows, ids, logits, strict=True):
-            row.append(token)
-            torch.testing.assert_close(found, model(torch.tensor([row]))[0, -1], atol=1e-5, rtol=0)
 
 
 @pytest.fixture(autouse=True)
