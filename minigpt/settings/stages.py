@@ -156,7 +156,7 @@ class LocalModels(DeviceChoice):
     max_batch: int = setting(32, "prompts that are answered together", low=1)
     compile: str = setting(
         "auto",
-        "compiled code; auto: in training, torch.compile on CUDA with Triton; in generation on CUDA, its graphs, on a CPU "
+        "compiled code; auto: in training, torch.compile on CUDA with Triton; in generation CUDA's graphs, on a CPU "
         "numba's kernels for a model of 10M parameters or more",
         ["auto", "on", "off"],
     )
