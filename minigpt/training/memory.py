@@ -50,8 +50,8 @@ def predicted_peak_bytes(model, tokens, dtype=torch.bfloat16, optimizer="muon", 
     by_muon = sum(p.numel() for p in model.h.parameters() if p.dim() == 2) if optimizer == "muon" else 0
     casts = 0 if dtype == torch.float32 else item * (output.numel() + sum(p.numel() for p in model.h.parameters()))
     rows = min(tokens, max_logit_rows(memory, len(output) * item))
-    # Logits, and in plain code their float32; two gradients of the output layer before they are added up.
-    loss = rows * len(output) * (item + FLOAT32_BYTES) + 2 * output.numel() * FLOAT32_BYTES
+    # Logits, and in plain code twice in float32; two gradients of the output layer before they are added up.
+    loss = rows * len(output) * (item + 2 * FLOAT32_BYTES) + 2 * output.numel() * FLOAT32_BYTES
     # The blocks' own, as much again for the gradients within one block, and what the norm and the loss keep.
     per_token = (config.n_layer + 1) * layer_bytes(config, item) + 8 * FLOAT32_BYTES * config.n_embd
     # Muon's work has the gradients' memory for itself when that of the activations is free again.
