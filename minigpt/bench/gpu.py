@@ -1,8 +1,8 @@
 """`bench.py gpu`: one command that measures what only a GPU can tell, in at most eight minutes.
 
-Its parts (PARTS) share the time. What does not fit is left out, and said. JSON and page are written after each figure,
-so that a run that is cut off loses nothing. A part that fails is noted, and the others go on. With --quick everything
-runs in miniature, on a CPU too: no figure of it means anything, but the command works.
+Its parts (GPU_PARTS) share the time. What does not fit is left out, and said. JSON and page are written after each
+figure, so that a run that is cut off loses nothing. A part that fails is noted, and the others go on. With --quick
+everything runs in miniature, on a CPU too: no figure of it means anything, but the command works.
 
 The text is always the embedded corpus, so that the figures of two GPUs compare.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from minigpt.bench import gpu_work
+from minigpt.bench import gpu_checks, gpu_work
 from minigpt.bench.common import fresh_process, run_quietly, write_docs
 from minigpt.bench.corpora import varied_articles
 from minigpt.bench.gpu_page import NO_FIGURES, gpu_page
@@ -36,13 +36,19 @@ from model import GPT, GPTConfig
 
 DOCS = "docs/gpu.md"
 FORMAT = 1  # of the JSON
-PRETRAINING, TUNING = (str(PROJECT / "config" / name) for name in ("train_config.py", "train_config_sft.py"))
-QUESTIONS = PROJECT / "sft" / "sample_qa.jsonl"
+PRETRAINING_CONFIG, TUNING_CONFIG = (
+    str(PROJECT / "config" / name) for name in ("train_config.py", "train_config_sft.py")
+)
+QUESTIONS_FILE = PROJECT / "sft" / "sample_qa.jsonl"
 JOINED_ARTICLES = 6  # embedded articles, of 185 tokens on average, that one article is made of at most
 SHARED_GB = 16  # of GPU memory, in which two runs fit side by side
 # Of training: eagerly, compiled as it is by default, and with one graph for batches of any width, without buckets.
-EAGER, COMPILED, ANY_WIDTH = "eager", "compiled", "compiled for any width"
-WAYS = {EAGER: gpu_work.open_eager, COMPILED: gpu_work.open_compiled, ANY_WIDTH: gpu_work.open_any_width}
+EAGER_WAY, COMPILED_WAY, ANY_WIDTH_WAY = "eager", "compiled", "compiled for any width"
+GPU_TRAINING_WAYS = {
+    EAGER_WAY: gpu_work.open_eager,
+    COMPILED_WAY: gpu_work.open_compiled,
+    ANY_WIDTH_WAY: gpu_work.open_any_width,
+}
 LEAST_SECONDS = 15  # of a part
 
 
@@ -105,7 +111,7 @@ class Measurement:
     @property
     def shape(self):
         """Fields of GPTConfig of the model that is measured, as a dict."""
-        settings = load_settings(TrainSettings, [PRETRAINING, *self.scale.flags])
+        settings = load_settings(TrainSettings, [PRETRAINING_CONFIG, *self.scale.flags])
         names = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "dropout")
         return {name: getattr(settings, name) for name in names}
 
@@ -176,20 +182,20 @@ def write_articles(path, count):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def prepare(measurement):
+def prepare_rows_and_base(measurement):
     """Rows of both stages, and a checkpoint of random weights that fine-tuning begins with."""
     folder, scale = Path(measurement.folder), measurement.scale
     block_size = f"--block_size={measurement.shape['block_size']}"
     write_articles(folder / "articles.jsonl", scale.articles)
     articles = [f"--input_dir={folder}/articles.jsonl", f"--data_dir={folder}/articles", "--overflow=split"]
     run_quietly("data/prepare.py", *articles, block_size)
-    lines = QUESTIONS.read_text(encoding="utf-8").splitlines(keepends=True)[: scale.questions]
+    lines = QUESTIONS_FILE.read_text(encoding="utf-8").splitlines(keepends=True)[: scale.questions]
     (folder / "questions.jsonl").write_text("".join(lines), encoding="utf-8")
     questions = [f"--qa_files={folder}/questions.jsonl", f"--sft_data_dir={folder}/questions"]
     run_quietly("data/prepare_sft.py", *questions, block_size)
     torch.manual_seed(0)
     config = GPTConfig(**measurement.shape)
-    about = config, load_settings(TrainSettings, [PRETRAINING]), "pretrain", load_tokenizer(), {"step": 0}
+    about = config, load_settings(TrainSettings, [PRETRAINING_CONFIG]), "pretrain", load_tokenizer(), {"step": 0}
     save_checkpoint(folder / "base.pt", GPT(config).state_dict(), *about)
 
 
@@ -205,7 +211,7 @@ def measure_checks(measurement, figures):
     flags = [*measurement.flags("articles", "resume"), *scale.check_flags, "--warmup_iters=1", "--compile=off"]
     for name, work in {
         "numbers": (gpu_work.check_numbers, *numbers),
-        "resume": (gpu_work.check_resume, [PRETRAINING, *flags], f"{measurement.folder}/runs"),
+        "resume": (gpu_checks.check_resume, [PRETRAINING_CONFIG, *flags], f"{measurement.folder}/runs"),
     }.items():
         with measurement.attempt(figures, name), measurement.process() as call:
             checks = call(*work)
@@ -215,21 +221,21 @@ def measure_checks(measurement, figures):
 
 def measure_pretraining(measurement, figures):
     """Tokens a second of pretraining."""
-    measure_training(measurement, figures, PRETRAINING, "articles")
+    measure_training(measurement, figures, PRETRAINING_CONFIG, "articles")
 
 
-def measure_tuning(measurement, figures):
+def measure_gpu_tuning(measurement, figures):
     """Tokens a second of fine-tuning."""
-    measure_training(measurement, figures, TUNING, "questions", f"--init_from={measurement.folder}/base.pt")
+    measure_training(measurement, figures, TUNING_CONFIG, "questions", f"--init_from={measurement.folder}/base.pt")
 
 
 def measure_training(measurement, figures, config, stage, *more):
-    """Tokens a second of training in each of WAYS, in turns; where memory is small, one way after the other."""
+    """Tokens a second of training in each of GPU_TRAINING_WAYS, in turns, or one after the other in little memory."""
     scale, turns, calls = measurement.scale, {}, {}
     together = not measurement.on_gpu or measurement.values["machine"]["memory_gb"] >= SHARED_GB
     figures["in_turns"] = together
     with contextlib.ExitStack() as stack:
-        for way, open_way in WAYS.items():
+        for way, open_way in GPU_TRAINING_WAYS.items():
             with measurement.attempt(figures, way):
                 print(f"    {way}: setting up, and the first steps …", flush=True)
                 call = stack.enter_context(measurement.process())
@@ -238,7 +244,7 @@ def measure_training(measurement, figures, config, stage, *more):
                 figures[way] |= call(gpu_work.warm_up, scale.warm_up_seconds)
                 turns[way] = call(gpu_work.train_steps, scale.turn_seconds)
                 figures[way] |= call(gpu_work.training_figures, turns[way])
-                if way == COMPILED:
+                if way == COMPILED_WAY:
                     measurement.add_checks(call(gpu_work.check_compiled_run))
                 calls[way] = call
             if not together:
@@ -246,8 +252,8 @@ def measure_training(measurement, figures, config, stage, *more):
                 stack.close()
                 calls.clear()
         take_turns(measurement, figures, calls, turns)
-    for way in (COMPILED, ANY_WIDTH):
-        rates = [figures[each].get("tokens_per_second") for each in (way, EAGER)]
+    for way in (COMPILED_WAY, ANY_WIDTH_WAY):
+        rates = [figures[each].get("tokens_per_second") for each in (way, EAGER_WAY)]
         figures[f"{way} over eager"] = rates[0] / rates[1] if all(rates) else missing("one of the two was not measured")
 
 
@@ -276,11 +282,11 @@ def measure_memory(measurement, figures):
                 raise LeftOut(f"this GPU has {there:.1f} GB")
             with measurement.process() as call:
                 flags = measurement.flags("articles", f"memory-{gb}")
-                figures[name] = call(gpu_work.train_within, gb, PRETRAINING, flags, 3)
+                figures[name] = call(gpu_work.train_within, gb, PRETRAINING_CONFIG, flags, 3)
             print(f"    {name}: {'trains' if figures[name]['trains'] else 'does not train'}", flush=True)
 
 
-def measure_generation(measurement, figures):
+def measure_gpu_generation(measurement, figures):
     """Tokens a second of generation in each way, in turns, and of the checks against a plain pass."""
     scale = measurement.scale
     with measurement.process() as call:
@@ -329,38 +335,38 @@ def measure_saving(measurement, figures):
     """For how long writing a checkpoint holds training up."""
     with measurement.process() as call:
         flags = measurement.flags("articles", "saving")
-        call(gpu_work.open_eager, PRETRAINING, flags)
+        call(gpu_work.open_eager, PRETRAINING_CONFIG, flags)
         call(gpu_work.train_steps, 0)
         figures |= call(gpu_work.time_saves, 2, measurement.scale.turn_seconds / 2)
         print(f"    training stands still for {figures['stall_seconds']:.2f} s", flush=True)
 
 
 # Name of each part: (its share of the time that is left for it and those behind it, function).
-PARTS = {
+GPU_PARTS = {
     "checks": (2, measure_checks),
     "pretraining": (7, measure_pretraining),
-    "generation": (2.5, measure_generation),
-    "fine-tuning": (3, measure_tuning),
+    "generation": (2.5, measure_gpu_generation),
+    "fine-tuning": (3, measure_gpu_tuning),
     "checkpoints": (1, measure_saving),
     "memory": (2, measure_memory),
 }
 
 
-def measure_part(measurement, name):
+def measure_gpu_part(measurement, name):
     """Measure a part within its share of the time that is left, and note how it ended."""
-    names = list(PARTS)[list(PARTS).index(name) :]
+    names = list(GPU_PARTS)[list(GPU_PARTS).index(name) :]
     now = time.monotonic()
-    seconds = (measurement.ends - now) * PARTS[name][0] / sum(PARTS[other][0] for other in names)
+    seconds = (measurement.ends - now) * GPU_PARTS[name][0] / sum(GPU_PARTS[other][0] for other in names)
     part = measurement.values["parts"][name] = {"limit_seconds": seconds, "figures": {}}
     if seconds < LEAST_SECONDS:
         part["figures"] = missing(f"no time was left for it: {max(0.0, seconds):.0f} s")
         return measurement.save()
-    print(f"  {name}, for {seconds:.0f} s at most: {PARTS[name][1].__doc__.splitlines()[0]}", flush=True)
+    print(f"  {name}, for {seconds:.0f} s at most: {GPU_PARTS[name][1].__doc__.splitlines()[0]}", flush=True)
     measurement.part_ends, failures = now + seconds, len(measurement.errors)
     part["state"] = "cut off"
     outcome = {}
     with measurement.attempt(outcome, name):
-        PARTS[name][1](measurement, part["figures"])
+        GPU_PARTS[name][1](measurement, part["figures"])
     part["state"] = "failed" if len(measurement.errors) > failures else "left out" if outcome else "done"
     if outcome:
         part["why"] = outcome[name]["missing"]
@@ -388,10 +394,10 @@ def bench_gpu(settings):
         measurement = Measurement(settings, scale, folder, values, began + scale.seconds)
         # An empty folder of compiled code, so that compiling takes as long as at a first start.
         with changed_environment(TORCHINDUCTOR_CACHE_DIR=f"{folder}/compiled"):
-            prepare(measurement)
+            prepare_rows_and_base(measurement)
             values["prepare_seconds"] = time.monotonic() - began
-            for name in PARTS:
-                measure_part(measurement, name)
+            for name in GPU_PARTS:
+                measure_gpu_part(measurement, name)
     values["seconds"] = time.monotonic() - began
     measurement.save()
     print(f"\n{gpu_page(values)}")

@@ -160,7 +160,8 @@ def train_curve(run, steps):
 
 
 def check_resume(flags, folder):
-    """Check that a run that is saved, closed and resumed has the losses of one that is not. flags: of train.py."""
+    """Check, as a list, that a run that is saved, closed and resumed has the losses of one that is not. flags: of
+    train.py."""
     flags = [*flags, f"--max_iters={2 * RESUME_STEPS}"]
 
     def open_run(name, *more):
@@ -173,7 +174,7 @@ def check_resume(flags, folder):
     run.close()
     curve += train_curve(open_run("stopped", "--init_from=resume"), RESUME_STEPS)
     error = max(abs(own - wanted) / wanted for own, wanted in zip(curve, whole, strict=True))
-    return check("losses of a resumed run against one without a stop", error, RESUME_TOLERANCE, whole=whole[-1])
+    return [check("losses of a resumed run against one without a stop", error, RESUME_TOLERANCE, whole=whole[-1])]
 
 
 def silent(text):

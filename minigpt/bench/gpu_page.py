@@ -64,9 +64,9 @@ def part_text(name, part):
         return f"Left out: {reason}."
     table = {
         "checks": plain_table,
-        "pretraining": training_table,
-        "fine-tuning": training_table,
-        "generation": generation_table,
+        "pretraining": gpu_training_table,
+        "fine-tuning": gpu_training_table,
+        "generation": gpu_generation_table,
         "memory": memory_table,
     }.get(name, plain_table)
     cut_off = f" Then it ended: {part['why']}." if "why" in part else ""
@@ -81,7 +81,7 @@ def plain_table(figures):
     return markdown_table(["figure", ""], rows)
 
 
-def training_table(figures):
+def gpu_training_table(figures):
     """Table of the ways of training, a column each, and of their ratios."""
     ways = {name: figure for name, figure in figures.items() if isinstance(figure, dict) and "steps" in figure}
     left_out = {name: reason for name, figure in figures.items() if (reason := why_missing(figure)) is not None}
@@ -98,7 +98,7 @@ def training_table(figures):
     return "\n\n".join(texts)
 
 
-def generation_table(figures):
+def gpu_generation_table(figures):
     """Table of the ways of generating, a row for each number of streams."""
     rows, texts = [], []
     for way, figure in figures.items():

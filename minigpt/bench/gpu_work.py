@@ -47,7 +47,7 @@ OLDEST_TORCH = "2.11"
 CONTEXT_GB = 0.8  # of a GPU's memory, which CUDA's context takes beside torch's tensors
 QUIET_STEPS = 3  # without a new graph, after which a run has warmed up
 LAUNCH_ROUNDS = 3
-PROMPT_TOKENS = 32
+GPU_PROMPT_TOKENS = 32
 GENERATION_TYPES = ("bfloat16", "int8")
 # Of a token's logit behind the largest, over the logits' standard deviation. int8 rounds weights.
 GENERATION_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "int8": 0.5}
@@ -374,11 +374,6 @@ def check_numbers(shape, sure_shape, rows, name, dtype):
     return [*checks, gpu_checks.check_confident(GPTConfig(**sure_shape), rows, precision, device)]
 
 
-def check_resume(flags, folder):
-    """Check of a resumed run, as a list."""
-    return [gpu_checks.check_resume(flags, folder)]
-
-
 # Generation.
 
 
@@ -389,7 +384,7 @@ def open_generation(shape, name, max_streams):
     make = functools.partial(gpu_checks.spread_model, GPTConfig(**shape), device)
     plain, ways = make(), {}
     random = torch.Generator().manual_seed(2)
-    prompts = torch.randint(tokenizer.eot_id, (max_streams, PROMPT_TOKENS), generator=random).tolist()
+    prompts = torch.randint(tokenizer.eot_id, (max_streams, GPU_PROMPT_TOKENS), generator=random).tolist()
     half = half_type(device)
     for dtype in dict.fromkeys(("float32", half, *GENERATION_TYPES[1:])):
         try:

@@ -38,7 +38,7 @@ def in_this_process(monkeypatch, tmp_path):
 
 def run_quick(tmp_path, *parts, monkeypatch):
     """(JSON's values, page, exit status) of the command with --quick and some parts only."""
-    monkeypatch.setattr(gpu, "PARTS", {name: gpu.PARTS[name] for name in parts})
+    monkeypatch.setattr(gpu, "GPU_PARTS", {name: gpu.GPU_PARTS[name] for name in parts})
     page = tmp_path / "gpu.md"
     page.write_text(f"# On a GPU\n\n{NO_FIGURES}\n\nMore.\n", encoding="utf-8")
     flags = ["--quick", "--device=cpu", f"--json={tmp_path}/gpu.json", f"--docs={page}"]
@@ -119,7 +119,7 @@ def test_a_part_without_time_is_left_out_and_what_takes_too_long_is_ended(tmp_pa
     values = {"machine": {"gpu": "none", "device": "cpu"}, "parts": {}, "checks": [], "errors": [], "quick": True}
     settings = SimpleNamespace(json=str(tmp_path / "gpu.json"), docs="", given=("docs",), quick=True)
     measurement = gpu.Measurement(settings, gpu.QUICK, str(tmp_path), values, time.monotonic() + 5)
-    gpu.measure_part(measurement, "memory")
+    gpu.measure_gpu_part(measurement, "memory")
     assert "no time was left" in values["parts"]["memory"]["figures"]["missing"]
     figures = {}
     for why in (LeftOut("not here"), TimeoutError("its time was over")):
