@@ -45,6 +45,8 @@ def fresh_process(seconds=None):
                     process.kill()
                 raise TimeoutError("its time was over") from None
             except BrokenProcessPool:
+                if ends and time.monotonic() > ends:  # it was killed by an earlier call
+                    raise TimeoutError("its time was over") from None
                 raise UserError(
                     f"the process that measured {arguments[0]} was killed, most likely since memory ran out"
                 ) from None

@@ -41,7 +41,9 @@ PRETRAINING_CONFIG, TUNING_CONFIG = (
 )
 QUESTIONS_FILE = PROJECT / "sft" / "sample_qa.jsonl"
 JOINED_ARTICLES = 6  # embedded articles, of 185 tokens on average, that one article is made of at most
-SHARED_GB = 16  # of GPU memory, in which two runs fit side by side
+# Of GPU memory, in which runs fit side by side. The passes of each are merged for nine tenths of it; one that waits has
+# 2 GB.
+SHARED_GB = 40
 # Of training: eagerly, compiled as it is by default, and with one graph for batches of any width, without buckets.
 EAGER_WAY, COMPILED_WAY, ANY_WIDTH_WAY = "eager", "compiled", "compiled for any width"
 GPU_TRAINING_WAYS = {
@@ -143,6 +145,16 @@ class Measurement:
             print(f"    {name}: FAILED, {first_line(error)}", flush=True)
         self.save()
 
+    @contextlib.contextmanager
+    def attempt_more(self, figures, name):
+        """As `attempt`, where figures[name] may have figures already: these stay."""
+        earlier = dict(figures.get(name, {}))
+        with self.attempt(figures, name):
+            yield
+        if earlier and "missing" in figures[name]:
+            figures[name] = earlier
+            self.save()
+
     def add_checks(self, checks):
         """Note checks, and print them."""
         self.values["checks"] += checks
@@ -221,21 +233,24 @@ def measure_checks(measurement, figures):
 
 def measure_pretraining(measurement, figures):
     """Tokens a second of pretraining."""
-    measure_training(measurement, figures, PRETRAINING_CONFIG, "articles")
+    measure_training(measurement, figures, PRETRAINING_CONFIG, "articles", GPU_TRAINING_WAYS)
 
 
 def measure_gpu_tuning(measurement, figures):
     """Tokens a second of fine-tuning."""
-    measure_training(measurement, figures, TUNING_CONFIG, "questions", f"--init_from={measurement.folder}/base.pt")
+    ways = {way: GPU_TRAINING_WAYS[way] for way in (EAGER_WAY, COMPILED_WAY)}  # each other one takes a minute
+    base = f"--init_from={measurement.folder}/base.pt"
+    measure_training(measurement, figures, TUNING_CONFIG, "questions", ways, base)
 
 
-def measure_training(measurement, figures, config, stage, *more):
-    """Tokens a second of training in each of GPU_TRAINING_WAYS, in turns, or one after the other in little memory."""
+def measure_training(measurement, figures, config, stage, ways, *more):
+    """Tokens a second of training in each of some GPU_TRAINING_WAYS, in turns, or one after the other in little
+    memory."""
     scale, turns, calls = measurement.scale, {}, {}
     together = not measurement.on_gpu or measurement.values["machine"]["memory_gb"] >= SHARED_GB
     figures["in_turns"] = together
     with contextlib.ExitStack() as stack:
-        for way, open_way in GPU_TRAINING_WAYS.items():
+        for way, open_way in ways.items():
             with measurement.attempt(figures, way):
                 print(f"    {way}: setting up, and the first steps …", flush=True)
                 call = stack.enter_context(measurement.process())
@@ -244,15 +259,16 @@ def measure_training(measurement, figures, config, stage, *more):
                 figures[way] |= call(gpu_work.warm_up, scale.warm_up_seconds)
                 turns[way] = call(gpu_work.train_steps, scale.turn_seconds)
                 figures[way] |= call(gpu_work.training_figures, turns[way])
-                if way == COMPILED_WAY:
-                    measurement.add_checks(call(gpu_work.check_compiled_run))
                 calls[way] = call
+            if way == COMPILED_WAY and way in calls:
+                with measurement.attempt(figures, "compiled against plain code"):
+                    measurement.add_checks(calls[way](gpu_work.check_compiled_run))
             if not together:
                 take_turns(measurement, figures, calls, turns)
                 stack.close()
                 calls.clear()
         take_turns(measurement, figures, calls, turns)
-    for way in (COMPILED_WAY, ANY_WIDTH_WAY):
+    for way in list(ways)[1:]:
         rates = [figures[each].get("tokens_per_second") for each in (way, EAGER_WAY)]
         figures[f"{way} over eager"] = rates[0] / rates[1] if all(rates) else missing("one of the two was not measured")
 
@@ -262,13 +278,10 @@ def take_turns(measurement, figures, calls, turns):
     all of a way's turns in place of the earlier ones. turns: {way: figures of its steps so far}."""
     for _ in range(measurement.scale.turns - 1):
         for way, call in calls.items():
-            earlier = dict(figures[way])
-            with measurement.attempt(figures, way):
+            with measurement.attempt_more(figures, way):
                 turns[way] += call(gpu_work.train_steps, measurement.scale.turn_seconds)
                 figures[way] |= call(gpu_work.training_figures, turns[way])
                 print(f"    {way}: {figures[way]['tokens_per_second']:,.0f} tokens a second", flush=True)
-            if "missing" in figures[way]:  # what was measured before stays
-                figures[way] = earlier
 
 
 def measure_memory(measurement, figures):
@@ -292,6 +305,8 @@ def measure_gpu_generation(measurement, figures):
     with measurement.process() as call:
         opened = call(gpu_work.open_generation, measurement.shape, measurement.settings.device, max(scale.streams))
         figures |= {way: missing(why) for way, why in opened.items() if why}
+        failed = {way: why for way, why in opened.items() if why and why.startswith(gpu_work.FAILED)}
+        measurement.errors += [{"at": way, "error": why, "traceback": ""} for way, why in failed.items()]
         ways = [way for way, why in opened.items() if not why]
         for way in ways:
             if way.startswith("ours"):
@@ -303,12 +318,12 @@ def measure_gpu_generation(measurement, figures):
         for streams in scale.streams:
             for turn in range(scale.rounds + 1):  # the first is not counted
                 for way in [way for way in ways if "missing" not in figures.get(way, {})]:
-                    with measurement.attempt(figures, way):
+                    with measurement.attempt_more(figures, way):
                         taken = call(gpu_work.time_generation, way, streams, scale.new_tokens)
                         times[way, streams] += [taken] * bool(turn)
                         figures[way] = generation_figures(way, times, scale.new_tokens)
         for way in [way for way in ways if "missing" not in figures[way]]:
-            with measurement.attempt(figures, way):
+            with measurement.attempt_more(figures, way):
                 calls = call(gpu_work.calls_per_token, way, max(1, scale.new_tokens // 8))
                 figures[way] |= {f"{kind}_per_token": count for kind, count in calls.items()}
     theirs = next((way for way in ways if way.startswith("Hugging")), "")
@@ -344,11 +359,11 @@ def measure_saving(measurement, figures):
 # Name of each part: (its share of the time that is left for it and those behind it, function).
 GPU_PARTS = {
     "checks": (2, measure_checks),
-    "pretraining": (7, measure_pretraining),
+    "pretraining": (9, measure_pretraining),
     "generation": (2.5, measure_gpu_generation),
-    "fine-tuning": (3, measure_gpu_tuning),
+    "fine-tuning": (4.5, measure_gpu_tuning),
     "checkpoints": (1, measure_saving),
-    "memory": (2, measure_memory),
+    "memory": (1.5, measure_memory),
 }
 
 

@@ -16,7 +16,7 @@ from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import TrainSettings
 from minigpt.training.setup import TrainingRun
 from minigpt.training.state import save_run
-from model import GPT
+from model import GPT, OutputLoss
 from train import train_step
 
 # Largest relative errors by type: of the loss, of all gradients together, and of the worst parameter's gradient. The
@@ -123,19 +123,19 @@ def check_confident(config, rows, precision, device):
 
 
 def check_compiled(run):
-    """Checks of a `TrainingRun`'s compiled trunk against the plain one, on a micro-batch that it trains on."""
+    """Checks of a `TrainingRun`'s compiled trunk and loss against the plain ones, on one of its micro-batches."""
     run.zero_grad()
     batch = [t.to(run.device) for t in run.data.typical_step((0, 0)).batches[0]]
-    compiled, losses, gradients = run.model.trunk, [], []
-    for trunk in (compiled, run.model.hidden):
-        run.model.trunk = trunk
+    compiled, losses, gradients = (run.model.trunk, OutputLoss.compiled), [], []
+    for code in (compiled, (run.model.hidden, None)):
+        run.model.trunk, OutputLoss.compiled = code
         with run.precision.context(run.device):
             loss = run.loss(*batch)
         run.scaler.scale(loss).backward()
         losses.append(loss.item())
         gradients.append([p.grad for p in run.model.parameters()])
         run.zero_grad()
-    run.model.trunk = compiled
+    run.model.trunk, OutputLoss.compiled = compiled
     squares = [
         (float((own.double() - plain.double()).norm()) ** 2, float(plain.double().norm()) ** 2)
         for own, plain in zip(*gradients, strict=True)

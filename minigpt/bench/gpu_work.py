@@ -54,6 +54,7 @@ GENERATION_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "int8": 0.5}
 # CUDA's calls in a profile: those that start work, and those that wait for it.
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+FAILED = "failed:"  # begins why there are no figures where it is an error
 OPENED = {}  # what this process has opened
 
 
@@ -235,6 +236,8 @@ def training_figures(steps):
     total = {key: sum(step[key] for step in timed) for key in ("tokens", "inputs", "positions", "flops")}
     memory, _ = peak_memory(run.device)
     shapes = {shape for step in steps for shape in step["shapes"]}
+    launches = launch_figures(run)
+    free_reserved(run.device)
     return {
         "steps": len(timed),
         "tokens_per_second": total["tokens"] / seconds,
@@ -248,7 +251,7 @@ def training_figures(steps):
         "graph_breaks": sum(counters["graph_break"].values()),
         "graphs_while_timed": sum(step["graphs"] for step in steps),
         "peak_memory_gb": memory / 2**30 if memory else missing("this system does not tell"),
-        **launch_figures(run),
+        **launches,
     }
 
 
@@ -262,7 +265,7 @@ def launch_figures(run):
         host.append(time.perf_counter() - started)
         whole.append(device_time(run.device) - started)
         run.zero_grad()
-    calls = count_calls(lambda: add_gradients(run, batches, 1), run.device)
+    calls = calls_of_each(lambda count: add_gradients(run, batches * count, 1), 1, run.device)
     run.zero_grad()
     return {
         "host_ms_per_micro_batch": 1e3 * statistics.median(host[1:]),
@@ -283,6 +286,12 @@ def count_calls(work, device):
     return calls_of({event.key: event.count for event in profile.key_averages()})
 
 
+def calls_of_each(work, count, device):
+    """{"launches", "waits"} of each repetition in `work(1 + count)` but the first: the profiler waits once, too."""
+    one, more = (count_calls(functools.partial(work, n), device) for n in (1, 1 + count))
+    return {kind: (more[kind] - one[kind]) / count if isinstance(more[kind], int) else more[kind] for kind in more}
+
+
 def calls_of(counts):
     """{"launches", "waits"} of the counts {name: number} of a profile's events."""
     found = {
@@ -293,7 +302,9 @@ def calls_of(counts):
 
 def check_compiled_run():
     """Checks of the compiled run in this process against plain code."""
-    return gpu_checks.check_compiled(OPENED["run"])
+    checks = gpu_checks.check_compiled(OPENED["run"])
+    free_reserved(OPENED["run"].device)
+    return checks
 
 
 def time_saves(saves, seconds):
@@ -330,16 +341,17 @@ def time_saves(saves, seconds):
 
 
 def limit_memory(gb, cuda=torch.cuda):
-    """Let this process have as much memory as a GPU of `gb` has beside CUDA's context."""
-    total = cuda.get_device_properties(0).total_memory
-    cuda.set_per_process_memory_fraction(min(1.0, (gb - CONTEXT_GB) * 2**30 / total))
+    """Let this process have `gb` of a GPU's memory."""
+    total = cuda.get_device_properties(cuda.current_device()).total_memory
+    cuda.set_per_process_memory_fraction(min(1.0, gb * 2**30 / total))
 
 
 def train_within(gb, config, flags, steps):
     """Train `steps` in this process with the memory of a smaller GPU; returns whether it could, and how, as a dict."""
-    limit_memory(gb)
+    limit_memory(gb)  # passes are merged by that
     try:
         run = OPENED["run"] = TrainingRun(train_settings(config, [*flags, "--compile=off"]), say=gpu_checks.silent)
+        limit_memory(gb - CONTEXT_GB)  # what torch has of it
         taken = [step for _ in range(steps) for step in train_steps(0)]
     except (UserError, torch.OutOfMemoryError) as error:
         if not (is_out_of_memory(error) or "out of memory" in str(error)):
@@ -391,6 +403,8 @@ def open_generation(shape, name, max_streams):
             ways[f"ours, {dtype}"] = our_generation(convert_weights(make(), dtype), tokenizer, max_streams)
         except UserError as error:
             about[f"ours, {dtype}"] = str(error)
+        except Exception as error:  # another library's
+            about[f"ours, {dtype}"] = f"{FAILED} {first_line(error)}"
     theirs = f"Hugging Face, {half}"
     if importlib.util.find_spec("transformers") is None:
         about[theirs] = "transformers is not installed (pip install transformers)"
@@ -435,10 +449,7 @@ def time_generation(way, streams, n_new):
 def calls_per_token(way, n_new):
     """{"launches", "waits"} of each further token of one stream by a way of this process."""
     generate, prompts = OPENED["ways"][way], OPENED["prompts"][:1]
-    one, more = (count_calls(lambda n=n: generate(prompts, n), OPENED["device"]) for n in (1, 1 + n_new))
-    return {
-        kind: (more[kind] - one[kind]) / n_new if isinstance(more[kind], int) else more[kind] for kind in more
-    }  # fmt: skip
+    return calls_of_each(functools.partial(generate, prompts), n_new, OPENED["device"])
 
 
 def check_generation(way, streams, n_new):

@@ -129,19 +129,38 @@ def test_a_part_without_time_is_left_out_and_what_takes_too_long_is_ended(tmp_pa
 
 
 def test_a_process_whose_time_is_over_is_killed():
-    with pytest.raises(TimeoutError, match="its time was over"), common.fresh_process(0.5) as call:
-        call(time.sleep, 600)
+    with common.fresh_process(0.5) as call:
+        for _ in range(2):
+            with pytest.raises(TimeoutError, match="its time was over"):
+                call(time.sleep, 600)
 
 
-def test_the_memory_of_a_smaller_gpu_leaves_out_what_cuda_takes():
+def test_the_memory_of_a_smaller_gpu_is_a_share_of_this_one():
     shares = []
     cuda = SimpleNamespace(
+        current_device=lambda: 0,
         get_device_properties=lambda index: SimpleNamespace(total_memory=16 * 2**30),
         set_per_process_memory_fraction=shares.append,
     )
     for gb in (8, 24):
         gpu_work.limit_memory(gb, cuda)
-    assert shares == [pytest.approx((8 - gpu_work.CONTEXT_GB) / 16), 1.0]
+    assert shares == [0.5, 1.0]
+
+
+def test_calls_of_each_token_are_those_of_more_tokens_less_those_of_one(monkeypatch):
+    seen = []
+    monkeypatch.setattr(gpu_work, "count_calls", lambda work, device: (work(), {"launches": 3 + 5 * seen[-1]})[1])
+    assert gpu_work.calls_of_each(seen.append, 8, "cuda") == {"launches": 5.0} and seen == [1, 9]
+
+
+def test_figures_of_earlier_turns_stay(tmp_path):
+    values = {"machine": {"gpu": "none", "device": "cpu"}, "parts": {}, "checks": [], "errors": []}
+    settings = SimpleNamespace(json="", docs="", given=("docs",), quick=True)
+    measurement, figures = gpu.Measurement(settings, gpu.QUICK, str(tmp_path), values, 0.0), {"one": {"1": 5.0}}
+    for name in ("one", "two"):
+        with measurement.attempt_more(figures, name):
+            raise TimeoutError("its time was over")
+    assert figures == {"one": {"1": 5.0}, "two": {"missing": "its time was over"}}
 
 
 def test_calls_of_cuda_are_counted_by_what_they_do():
