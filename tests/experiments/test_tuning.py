@@ -185,7 +185,7 @@ def test_the_rank_of_a_change_is_that_of_its_singular_values():
     for values, effective, stable, energy in (
         ([2, 2, 2, 2], 4.0, 4.0, 4),
         ([5, 0, 0, 0], 1.0, 1.0, 1),
-        ([3, 1, 0, 0], math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)), 10 / 9, 1),
+        ([4, 1, 0, 0], math.exp(-0.8 * math.log(0.8) - 0.2 * math.log(0.2)), 17 / 16, 1),
         ([2, 1, 1, 1], math.exp(-0.4 * math.log(0.4) - 0.6 * math.log(0.2)), 7 / 4, 4),
     ):
         # A rotation on each side leaves the singular values.
