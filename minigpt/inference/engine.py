@@ -253,7 +253,7 @@ class Engine:
     def add_tokens(self, streams, logits):
         """Sample the next token of each of n streams from logits (n, V), and add it to the stream."""
         wanted = [i for i, stream in enumerate(streams) if stream.params.logprobs is not None]
-        unchanged = logits[wanted] if wanted else None  # a copy
+        unchanged = logits[to_device(wanted, logits.device)] if wanted else None  # a copy
         logits = logits[:, : self.n_vocab].float()
         places = [(row, token_id) for row, stream in enumerate(streams) for token_id in stream.member.forbidden]
         if places:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from minigpt.device import to_device
 from minigpt.tokenizer import StreamDecoder
 from model import MAX_LOGIT_ROWS
 
@@ -30,11 +31,13 @@ def pick_logprobs(logits, ids, counts, n_vocab):
     n_vocab.
     """
     log_p = logits.log_softmax(dim=1, dtype=torch.float32)
-    chosen = log_p.gather(1, torch.tensor(ids, device=log_p.device)[:, None]).squeeze(1).tolist()
-    values, top = (part.tolist() for part in log_p[:, :n_vocab].topk(min(max(counts), n_vocab), dim=1))
+    chosen = log_p.gather(1, to_device(ids, log_p.device)[:, None])
+    values, top = log_p[:, :n_vocab].topk(min(max(counts), n_vocab), dim=1)
+    # All is read at once, since a GPU is waited for at each reading. Ids below 2**24 are exact in float32.
+    picked, n = torch.cat((chosen, values, top.float()), dim=1).tolist(), values.shape[1]
     return [
-        (logprob, list(zip(top[i][:count], values[i][:count], strict=True)))
-        for i, (logprob, count) in enumerate(zip(chosen, counts, strict=True))
+        (row[0], [(int(token_id), logprob) for token_id, logprob in zip(row[1 + n :], row[1:], strict=False)][:count])
+        for row, count in zip(picked, counts, strict=True)
     ]
 
 
