@@ -1,10 +1,11 @@
 """Steps of generation on a GPU: replayed CUDA graphs.
 
 A step of one token is a few hundred small operations. To launch one takes the CPU longer than the GPU takes to compute
-it. A CUDA graph launches them all at once. It reads and writes the same memory at each replay, so the step has a shape
-of the cache's: all positions that the cache has room for, of which a mask hides the later ones, and a number of rows
-that is a power of two.
+it. A CUDA graph launches them all at once. It reads and writes the same memory at each replay, so a step has one of a
+few shapes: numbers of rows and of positions that are powers of two. A mask hides the positions after each row's own.
 """
+
+import threading
 
 import torch
 
@@ -13,14 +14,39 @@ from minigpt.device import to_device
 from model import StepPass
 
 WARM_UP_STEPS = 3  # before a graph is captured, as torch's documentation has it: libraries prepare themselves
+MIN_POSITIONS = 256  # of a step: fewer would save little of what is read beside the weights
+MAX_COMPILED_SHAPES = 64  # of all models together
+ONE_CAPTURE_AT_A_TIME = threading.Lock()  # torch captures one graph at a time, and waits for the whole GPU before
+RUNNING = threading.local()  # RUNNING.kv_pass: the `StepPass` that the compiled code of this thread attends by
+
+
+@torch.library.custom_op("minigpt::attend_in_step", mutates_args=())
+def attend_in_step(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
+    """`StepPass.attend` of the pass that runs, as an operator that the compiler does not look into."""
+    return RUNNING.kv_pass.attend(layer, q, k, v).contiguous()
+
+
+@attend_in_step.register_fake
+def _(q, k, v, layer):
+    return q.new_empty(q.shape)
+
+
+class OpaqueStepPass(StepPass):
+    """A `StepPass` for code that is compiled. The cache, whose shape changes as it grows, is no part of that code."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def attend(self, layer, q, k, v):
+        return attend_in_step(q, k, v, layer)
 
 
 class StaticStep:
     """Steps of a GPT over a KV cache that stays where it is; in the place of a `KernelStep`.
 
     captures: whether steps are captured as CUDA graphs. Without it, or where capturing fails, the same operations are
-    launched one by one. int8 weights are converted within the products only in compiled code, so there the step is
-    compiled by torch.compile, once for each shape.
+    launched one by one. compiles: whether torch.compile compiles them first, once for each number of rows: int8 weights
+    are converted within the products only in compiled code.
     """
 
     max_prompt_tokens = 0  # prompts are for torch's operators
@@ -28,9 +54,10 @@ class StaticStep:
 
     def __init__(self, model, captures=True, compiles=False):
         self.model, self.captures = model, captures
-        self.compute = torch.compile(self.logits, dynamic=False) if compiles else self.logits
+        self.compiled = torch.compile(self.opaque_logits, dynamic=False) if compiles else None
         self.device = model.wte.weight.device
-        self.graphs, self.pool = {}, None  # {rows: (graph, its input, its output)}, and the memory that they share
+        self.graphs = {}  # {(rows, positions): (graph, its input, its output)}
+        self.pool = self.stream = None  # the memory that the graphs share, and the stream that they are captured on
         self.cache = None  # addresses and shape of the keys and values that the graphs read
 
     def compile(self):
@@ -39,46 +66,66 @@ class StaticStep:
     def step(self, ids, positions, keys, values):
         """As `KernelStep.step`."""
         n = len(ids)
-        rows = min(1 << (n - 1).bit_length(), keys.shape[1])
+        rows = min(next_power(n), keys.shape[1])
+        end = min(next_power(max(MIN_POSITIONS, max(positions) + 1)), keys.shape[3])
         # Rows of the cache that no sequence has compute something that nobody reads, at position 0.
         inputs = to_device([row + [0] * (rows - n) for row in (list(ids), list(positions))], self.device)
         if not self.captures:
-            return self.compute(inputs, keys, values)[:n]
+            return self.logits(inputs, keys, values, end)[:n]
         cache = keys.data_ptr(), values.data_ptr(), keys.shape
         if cache != self.cache:  # it has grown
             self.graphs, self.pool, self.cache = {}, None, cache
-        if rows not in self.graphs:
+        if (rows, end) not in self.graphs:
             try:
-                with torch.cuda.device(self.device):  # a thread begins with the first GPU
-                    self.graphs[rows] = self.capture(inputs, keys, values)
+                with ONE_CAPTURE_AT_A_TIME, torch.cuda.device(self.device):  # a thread begins with the first GPU
+                    self.graphs[rows, end] = self.capture(inputs, keys, values, end)
             except Exception as error:  # drivers and compilers fail in many ways
-                self.captures, self.compute, self.graphs = False, self.logits, {}
+                self.captures, self.compiled, self.graphs = False, None, {}
                 print(f"note: steps are not captured as CUDA graphs ({first_line(error)})")
-                return self.compute(inputs, keys, values)[:n]
-        graph, static_inputs, logits = self.graphs[rows]
+                return self.logits(inputs, keys, values, end)[:n]
+        graph, static_inputs, logits = self.graphs[rows, end]
         static_inputs.copy_(inputs)
         graph.replay()
         return logits[:n]
 
-    def logits(self, inputs, keys, values):
-        """Logits (rows, V) after ids and positions, inputs (2, rows), of the first rows of a cache: keys, values
-        (L, batch, n_kv_head, positions, D)."""
+    def logits(self, inputs, keys, values, end):
+        """Logits (rows, V) after ids and positions, inputs (2, rows), of the first rows of a cache and its positions
+        before `end`: keys, values (L, batch, n_kv_head, positions, D)."""
         ids, at = inputs
-        own = (tensor[:, : len(ids)] for tensor in (keys, values))
-        return self.model(ids[:, None], StepPass(*own, at, ends_at_last=False))
+        kv_pass = StepPass(*(tensor[:, : len(ids), :, :end] for tensor in (keys, values)), at, ends_at_last=False)
+        if self.compiled is None:
+            return self.model(ids[:, None], kv_pass)
+        RUNNING.kv_pass = kv_pass
+        try:
+            with torch._dynamo.config.patch(recompile_limit=MAX_COMPILED_SHAPES):
+                return self.compiled(inputs)
+        finally:
+            del RUNNING.kv_pass
 
-    def capture(self, inputs, keys, values):
+    def opaque_logits(self, inputs):
+        """`logits`, over the cache of RUNNING."""
+        ids, at = inputs
+        return self.model(ids[:, None], OpaqueStepPass(at))
+
+    def capture(self, inputs, keys, values, end):
         """(graph, its input, its output) of a step. The steps that warm up compute the step's own inputs, so that they
         write what it writes."""
-        current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
+        current = torch.cuda.current_stream()
+        self.stream = self.stream or torch.cuda.Stream()
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):  # around the capture too, which leaves its stream in place where it fails
             for _ in range(WARM_UP_STEPS):
-                self.compute(inputs, keys, values)
-        current.wait_stream(stream)
-        self.pool = self.pool or torch.cuda.graph_pool_handle()
-        graph, static_inputs = torch.cuda.CUDAGraph(), inputs.clone()
-        # Another thread may use the GPU meanwhile: another model's, or one that copies a batch.
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            logits = self.compute(static_inputs, keys, values)
+                self.logits(inputs, keys, values, end)
+            graph, static_inputs = torch.cuda.CUDAGraph(), inputs.clone()
+            current.wait_stream(self.stream)
+            self.pool = self.pool or torch.cuda.graph_pool_handle()
+            # Another thread may use the GPU meanwhile: another model's, or one that copies a batch.
+            options = {"pool": self.pool, "stream": self.stream, "capture_error_mode": "thread_local"}
+            with torch.cuda.graph(graph, **options):
+                logits = self.logits(static_inputs, keys, values, end)
         return graph, static_inputs, logits
+
+
+def next_power(n):
+    """The smallest power of two that is at least n, above 0."""
+    return 1 << (n - 1).bit_length()

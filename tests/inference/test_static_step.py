@@ -8,7 +8,8 @@ from plain_generation import TOKENIZER, assert_steps_are_those_of_whole_passes
 from tiny import tiny_model
 
 from minigpt.adapters.attach import attach_adapter
-from minigpt.inference import engine, model_runner, sampling
+from minigpt.inference import engine, model_runner, sampling, static_step
+from minigpt.inference import logprobs as logprobs_module
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.model_runner import ModelRunner
 from minigpt.inference.params import SamplingParams
@@ -23,14 +24,14 @@ class RecordedStep(StaticStep):
         super().__init__(model)
         self.captured, self.replays = [], 0
 
-    def capture(self, inputs, keys, values):
-        static_inputs, logits = inputs.clone(), self.compute(inputs, keys, values)
-        self.captured.append((inputs.shape[1], keys.shape))
+    def capture(self, inputs, keys, values, end):
+        static_inputs, logits = inputs.clone(), self.logits(inputs, keys, values, end)
+        self.captured.append((inputs.shape[1], end, keys.shape))
         step, graph = self, type("Graph", (), {})()
 
         def replay():
             step.replays += 1
-            logits.copy_(step.compute(static_inputs, keys, values))
+            logits.copy_(step.logits(static_inputs, keys, values, end))
 
         graph.replay = replay
         return graph, static_inputs, logits
@@ -38,7 +39,8 @@ class RecordedStep(StaticStep):
 
 @pytest.fixture(autouse=True)
 def no_device(monkeypatch):
-    """torch.cuda.device does nothing: there may be no GPU."""
+    """torch.cuda.device does nothing: there may be no GPU. Steps have few positions, so that their number grows."""
+    monkeypatch.setattr(static_step, "MIN_POSITIONS", 2)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
 
 
@@ -51,8 +53,8 @@ def test_logits_of_steps_over_the_whole_cache_are_those_of_whole_passes(architec
         runner = ModelRunner(model, 5)
         runner.kernels = step
         assert_steps_are_those_of_whole_passes(runner, model)
-    assert len(step.captured) == len(set(step.captured)), "one graph for each number of rows, anew when the cache grows"
-    assert {rows for rows, _ in step.captured} == {1, 2, 4} and step.replays == 27 > len(step.captured)
+    assert len(step.captured) == len(set(step.captured)), "one graph for each shape, anew when the cache grows"
+    assert {rows for rows, _, _ in step.captured} == {1, 2, 4} and step.replays == 27 > len(step.captured)
 
 
 @pytest.mark.parametrize("method", ["prefix", "prompt"])
@@ -79,10 +81,44 @@ def test_where_a_graph_cannot_be_captured_the_same_step_is_launched_and_it_is_sa
     assert capsys.readouterr().out.count("not captured as CUDA graphs (ZeroDivisionError") == 1
 
 
-def test_a_token_of_mixed_requests_is_read_from_the_device_once(monkeypatch):
+@torch.no_grad()
+def test_after_a_long_row_short_ones_read_few_positions():
+    model = tiny_model()
+    runner, expected = ModelRunner(model, 2), ModelRunner(model, 2)
+    runner.kernels = RecordedStep(model)
+    for each in (runner, expected):
+        each.prefill([[1] * 30, [2, 3, 4]])
+        each.drop(0, 3)
+    found = runner.step([7], [3])
+    torch.testing.assert_close(found, expected.step([7], [3]), atol=1e-5, rtol=0)
+    assert runner.kernels.captured == [(1, 4, runner.cache.keys.shape)] and runner.cache.keys.shape[3] == 32
+
+
+@pytest.mark.numeric
+@torch.no_grad()
+def test_steps_are_compiled_once_for_each_number_of_rows_however_the_cache_grows(architecture, monkeypatch):
+    """More often than that, compilers stop at a limit, and torch runs the rest."""
+    monkeypatch.setattr(model_runner, "FIRST_POSITIONS", 4)
+    model, compiled, compile_by = tiny_model(architecture=architecture), [], torch.compile
+
+    def count(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", lambda function, **options: compile_by(function, backend=count, **options))
+        step = StaticStep(model, captures=False, compiles=True)
+    runner = ModelRunner(model, 5)
+    runner.kernels = step
+    assert_steps_are_those_of_whole_passes(runner, model)
+    assert runner.cache.keys.shape[1:4:2] == (4, 32) and len(compiled) == 3
+
+
+@pytest.mark.parametrize("logprobs", [None, 3])
+def test_a_token_of_mixed_requests_is_read_from_the_device_once_and_its_logprobs_once_more(logprobs, monkeypatch):
     mixed = [
         SamplingParams(temperature=0.0, max_new_tokens=9),
-        SamplingParams(temperature=0.7, top_k=5, max_new_tokens=9),
+        SamplingParams(temperature=0.7, top_k=5, max_new_tokens=9, logprobs=logprobs),
         SamplingParams(temperature=1.0, top_k=0, top_p=0.8, max_new_tokens=9),
         SamplingParams(temperature=1.0, top_k=0, min_p=0.05, repetition_penalty=1.2, max_new_tokens=9),
     ]
@@ -100,7 +136,7 @@ def test_a_token_of_mixed_requests_is_read_from_the_device_once(monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("the device is waited for")
 
-    for module in (engine, model_runner, sampling):
+    for module in (engine, logprobs_module, model_runner, sampling):
         monkeypatch.setattr(module, "to_device", to_device)
     for name in ("item", "__bool__", "__int__", "__float__", "cpu", "nonzero"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
@@ -108,5 +144,5 @@ def test_a_token_of_mixed_requests_is_read_from_the_device_once(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: reads.append(1) or read(tensor))
     for n in range(1, 4):
         generator.engine.step()
-        assert len(reads) == n
+        assert len(reads) == (n if logprobs is None else 2 * n)
     assert all(stream.completion_tokens >= 4 or stream.finish_reason for stream in streams)
