@@ -45,8 +45,8 @@ def check_2(exercise):
             )
         if answer != exercise_2(chunks):
             return (
-                f"For {chunks} you returned {answer}. Keep the bytes that make no whole character yet, and put the next "
-                "token's bytes behind them.",
+                f"For {chunks} you returned {answer}. Keep the bytes that make no whole character yet, and put the "
+                "next token's bytes behind them.",
                 f"对 {chunks}，你返回了 {answer}。把还不成整字的字节留着，接上下一个 token 的字节。",
             )
     return None
