@@ -20,13 +20,13 @@ ONE_CAPTURE_AT_A_TIME = threading.Lock()  # torch captures one graph at a time, 
 RUNNING = threading.local()  # RUNNING.kv_pass: the `StepPass` that the compiled code of this thread attends by
 
 
-@torch.library.custom_op("minigpt::attend_in_step", mutates_args=())
-def attend_in_step(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
+@torch.library.custom_op("minigpt::step_attention", mutates_args=())
+def step_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
     """`StepPass.attend` of the pass that runs, as an operator that the compiler does not look into."""
     return RUNNING.kv_pass.attend(layer, q, k, v).contiguous()
 
 
-@attend_in_step.register_fake
+@step_attention.register_fake
 def _(q, k, v, layer):
     return q.new_empty(q.shape)
 
@@ -38,7 +38,7 @@ class OpaqueStepPass(StepPass):
         self.at = at
 
     def attend(self, layer, q, k, v):
-        return attend_in_step(q, k, v, layer)
+        return step_attention(q, k, v, layer)
 
 
 class StaticStep:
