@@ -297,7 +297,17 @@ def usable_memory(device):
     """Bytes of a GPU's memory that this process may use (`torch.cuda.set_per_process_memory_fraction` limits them)."""
     index = torch.cuda.current_device() if device.index is None else device.index
     total = torch.cuda.get_device_properties(index).total_memory
-    return int(total * torch.cuda.get_per_process_memory_fraction(index))
+    try:
+        return int(total * min(1.0, torch.cuda.get_per_process_memory_fraction(index)))
+    except RuntimeError:  # other allocators than torch's own have no limit
+        return total
+
+
+def free_memory(device):
+    """Bytes of a GPU's memory that no other program has, and that CUDA does not need; what torch has itself counts."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    free, _ = torch.cuda.mem_get_info(index)
+    return free + torch.cuda.memory_reserved(index)
 
 
 @functools.cache

@@ -115,6 +115,23 @@ def test_training_times_a_block_in_the_dtypes_that_the_processor_supports(monkey
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize(("fraction", "usable"), [(0.25, 25), (1.0, 100), (7.5, 100), (None, 100)])
+def test_usable_memory_is_that_of_the_gpu_or_less(monkeypatch, fraction, usable):
+    """Other allocators than torch's own refuse to tell their limit."""
+
+    def limit(index):
+        if fraction is None:
+            raise RuntimeError("this allocator has none")
+        return fraction
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=100))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", limit)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (60, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: 10)
+    assert device.usable_memory(torch.device("cuda", 0)) == usable
+    assert device.free_memory(torch.device("cuda", 0)) == 70
+
+
 @pytest.mark.parametrize("words", OUT_OF_MEMORY_MESSAGES)
 def test_running_out_of_memory_is_recognized_by_torchs_message(words):
     with pytest.raises(UserError, match="batch_tokens"), explain_out_of_memory(torch.device("cpu")):
