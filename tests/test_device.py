@@ -194,3 +194,35 @@ def test_attention_is_timed_with_gradients_of_the_runs_shapes():
     inputs = [torch.randn(2, heads, 31, 16) for heads in (4, 2, 2)]
     device.time_attention(SDPBackend.MATH, inputs, 0.0)
     assert all(t.grad is None for t in inputs)
+
+
+@pytest.mark.parametrize(
+    ("capability", "failure", "expected"),
+    [
+        ((6, 1), None, (False, "Triton needs a GPU of Volta or later")),
+        ((7, 0), "RuntimeError: no C compiler", (False, "Triton does not work here: RuntimeError: no C compiler")),
+        ((9, 0), None, (True, "the default on cuda")),
+    ],
+)
+def test_a_gpu_compiles_where_triton_works(capability, failure, expected, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(device, "compile_failure", lambda device: failure)
+    assert device.should_compile("auto", torch.device("cuda")) == expected
+    assert device.should_compile("on", torch.device("cuda"))[0] == expected[0]
+
+
+def test_a_compiler_that_fails_is_tried_once(monkeypatch):
+    def broken(graph, inputs):
+        tried.append(graph)
+        raise RuntimeError("no C compiler\nmore of it")
+
+    tried, compile_it = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: compile_it(function, backend=broken))
+    device.compile_failure.cache_clear()
+    assert "no C compiler" in device.compile_failure(torch.device("cpu"))
+    assert "no C compiler" in device.compile_failure(torch.device("cpu")) and len(tried) == 1
+    monkeypatch.setattr(torch, "compile", lambda function: compile_it(function, backend="eager"))
+    device.compile_failure.cache_clear()
+    assert device.compile_failure(torch.device("cpu")) is None
+    device.compile_failure.cache_clear()
