@@ -46,14 +46,16 @@ class StaticStep:
 
     captures: whether steps are captured as CUDA graphs. Without it, or where capturing fails, the same operations are
     launched one by one. compiles: whether torch.compile compiles them first, once for each number of rows: int8 weights
-    are converted within the products only in compiled code. max_batch: the most rows of a step, for `compile`.
+    are converted within the products only in compiled code. max_batch: the most rows of a step.
+    row_counts: the numbers of rows that `compile` compiles, all that steps have.
     """
 
     max_prompt_tokens = 0  # prompts are for torch's operators
     max_rows = 1 << 30
 
     def __init__(self, model, captures=True, compiles=False, max_batch=1):
-        self.model, self.captures, self.max_batch = model, captures, max_batch
+        self.model, self.captures = model, captures
+        self.row_counts = sorted({min(next_power(n), max_batch) for n in range(1, max_batch + 1)})
         self.compiled = torch.compile(self.opaque_logits, dynamic=False) if compiles else None
         self.device = model.wte.weight.device
         self.graphs = {}  # {(rows, positions): (graph, its input, its output)}
@@ -68,7 +70,7 @@ class StaticStep:
             return
         config, weight = self.model.config, self.model.wte.weight
         end = min(MIN_POSITIONS, config.block_size)
-        for rows in sorted({min(next_power(n), self.max_batch) for n in range(1, self.max_batch + 1)}):
+        for rows in self.row_counts:
             with torch.cuda.device(self.device):  # a thread begins with the first GPU
                 cache = KVCache(config, rows, end, self.device, weight.dtype)
                 self.logits(to_device([[0] * rows] * 2, self.device), cache.keys, cache.values, end)
