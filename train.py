@@ -20,6 +20,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 
 import minigpt  # noqa: F401 - it sets what OpenMP reads when torch is imported
 
@@ -29,6 +30,7 @@ if __name__ == "__main__":  # torch takes seconds to load
         print("train.py: loading torch …", flush=True)
 
 import torch
+from tqdm import tqdm
 
 from data_utils import move_batch
 from minigpt.checkpoint import BEST, LAST
@@ -42,11 +44,13 @@ from minigpt.training.distributed import exchange_gradients, full_values
 from minigpt.training.low_memory import LOW_MEMORY_LOSSES
 from minigpt.training.monitor import Monitor
 from minigpt.training.optim import lr_scale, set_learning_rate
-from minigpt.training.setup import TrainingRun
+from minigpt.training.setup import TrainingRun, check_settings
 from minigpt.training.state import begin_saving, finish_saving, save_run
 from minigpt.training.validation import answered_share_of, sample_line, validate
 
-STOPPING = "stopping: after the batch in hand the run is saved and ends (Ctrl-C again: at once, as last saved)"
+STOPPING = "stopping: after the {} in hand the run is saved and ends (Ctrl-C again: at once, as last saved)"
+
+MAX_OTHERS_WAIT_SECONDS = 10  # torchrun looks ten times a second whether a process has ended
 
 
 def train(run):
@@ -234,10 +238,26 @@ def finish_checkpoints(run, say, ending=False):
         say(f"warning: {failure}; training goes on and saves again at the next validation")
 
 
+def load_train_settings():
+    """The settings. All processes of torchrun find the same mistake in them: the first of a machine says it, and the
+    others wait until torchrun ends them."""
+    try:
+        settings = load_settings(TrainSettings)
+        check_settings(settings)
+        return settings
+    except UserError:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            raise
+        time.sleep(MAX_OTHERS_WAIT_SECONDS)
+        raise SystemExit(1) from None
+
+
 def main():
-    run = TrainingRun(load_settings(TrainSettings))
-    # torchrun passes a signal on, and kills after TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds (default 30).
-    signals = Signals(STOPPING if run.processes.is_main else None)
+    run = TrainingRun(load_train_settings(), say=tqdm.write)  # which puts a line above the progress bar
+    # torchrun passes a signal on, and kills after TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds (default 30). Several
+    # processes agree on stopping when the next step begins.
+    words = STOPPING.format("batch" if run.processes.world_count == 1 else "step")
+    signals = Signals(words if run.processes.is_main else None)
     run.stop_requested = lambda: signals.asked
     train(run)
     run.close()  # not after an error: the other processes would wait for this one; torchrun ends them
