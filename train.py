@@ -44,13 +44,13 @@ from minigpt.training.distributed import exchange_gradients, full_values
 from minigpt.training.low_memory import LOW_MEMORY_LOSSES
 from minigpt.training.monitor import Monitor
 from minigpt.training.optim import lr_scale, set_learning_rate
-from minigpt.training.setup import TrainingRun, check_settings
+from minigpt.training.setup import TrainingRun
 from minigpt.training.state import begin_saving, finish_saving, save_run
 from minigpt.training.validation import answered_share_of, sample_line, validate
 
 STOPPING = "stopping: after the {} in hand the run is saved and ends (Ctrl-C again: at once, as last saved)"
 
-MAX_OTHERS_WAIT_SECONDS = 10  # torchrun looks ten times a second whether a process has ended
+OTHERS_WAIT_SECONDS = 10  # torchrun looks ten times a second whether a process has ended
 
 
 def train(run):
@@ -238,22 +238,20 @@ def finish_checkpoints(run, say, ending=False):
         say(f"warning: {failure}; training goes on and saves again at the next validation")
 
 
-def load_train_settings():
-    """The settings. All processes of torchrun find the same mistake in them: the first of a machine says it, and the
-    others wait until torchrun ends them."""
+def set_up_run():
+    """The `TrainingRun` of the command line. Raises UserError."""
     try:
-        settings = load_settings(TrainSettings)
-        check_settings(settings)
-        return settings
+        return TrainingRun(load_settings(TrainSettings), say=tqdm.write)  # which puts a line above the progress bar
     except UserError:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            raise
-        time.sleep(MAX_OTHERS_WAIT_SECONDS)
-        raise SystemExit(1) from None
+        # All processes of torchrun find the same mistake. The first of a machine says it, and torchrun ends the others
+        # meanwhile. Where it does not, the mistake is that of one process, which says it later.
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(OTHERS_WAIT_SECONDS)
+        raise
 
 
 def main():
-    run = TrainingRun(load_train_settings(), say=tqdm.write)  # which puts a line above the progress bar
+    run = set_up_run()
     # torchrun passes a signal on, and kills after TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds (default 30). Several
     # processes agree on stopping when the next step begins.
     words = STOPPING.format("batch" if run.processes.world_count == 1 else "step")
