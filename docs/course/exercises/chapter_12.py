@@ -26,8 +26,8 @@ def exercise_2(lines):
 
 def exercise_3(lengths, places):
     """lengths: the steps (list of int, at least 1) that each request needs, in the order in which they wait; places:
-    how many requests can run at the same time. A place that becomes free is filled in the next step. Return the number of
-    steps until all are done, an int.
+    how many requests can run at the same time. A place that becomes free is filled in the next step. Return the number
+    of steps until all are done, an int.
 
     lengths：各请求需要的步数（整数列表，至少为 1），按等待的顺序；places：同时能运行的请求数。
     空出来的位置在下一步补上。返回全部完成所需的步数（整数）。

@@ -1,4 +1,4 @@
-"""Votes to scores: the base model and the fine-tuned one answer questions, a rule votes, and the leaderboard is computed.
+"""Votes to scores: three players answer questions, a rule votes, and the leaderboard is computed.
 
 python docs/course/scripts/12_votes.py
 """

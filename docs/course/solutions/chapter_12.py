@@ -41,7 +41,7 @@ def check_1(exercise):
     answer = exercise()
     if answer is None or abs(answer - points) > 1:
         return (
-            "set the formula's probability to 3/4 and solve it for the difference of the strengths; then turn it into points",
+            "set the formula's probability to 3/4, solve for the difference of the strengths, turn it into points",
             "令公式中的概率等于 3/4，解出强度之差，再换算成分数",
         )
     return None
@@ -69,7 +69,7 @@ def check_3(exercise):
             heapq.heappush(free_from, heapq.heappop(free_from) + length)
         if (answer := exercise(list(lengths), places)) != max(free_from):
             return (
-                f"for requests of {lengths} steps and {places} places {answer} steps are not right; draw the bars on paper",
-                f"请求为 {lengths} 步、位置数为 {places} 时，{answer} 步不对；在纸上把横杠画出来看看",
+                f"not {answer} for requests of {lengths} steps and {places} places; draw the bars on paper",
+                f"请求为 {lengths} 步、位置数为 {places} 时，{answer} 不对；在纸上把横杠画出来看看",
             )
     return None
