@@ -3,6 +3,7 @@
 # make test-avx2   those of the arithmetic, as on an x86 processor without AVX-512
 # make soak   the long ones among them, at their full counts (kills, load, gigabytes)
 # make peers  those with llama.cpp's server, lm-eval, LangChain, LiteLLM and peft, which it installs first (0.8 GB)
+# make docs   the site of docs/, the course among it, into site/
 # make sample ask the newest model
 # make serve  serve it at http://127.0.0.1:5000: a page, and OpenAI's API
 # make arena  compare models, your own and your friends', at http://127.0.0.1:7860
@@ -14,7 +15,7 @@ endif
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-avx2 soak peers sample serve arena lint corpus clean
+.PHONY: demo test test-avx2 soak peers docs sample serve arena lint corpus clean
 
 demo: $(VENV)/ready
 	$(RUN) demo.py
@@ -36,6 +37,11 @@ test-avx2: $(VENV)/ready-dev
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=1 \
 		NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES=+avx2,+fma,+bmi,+bmi2,+popcnt,+f16c \
 		$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m numeric
+
+# A link that leads nowhere is an error.
+docs: $(VENV)/ready-docs
+	$(VENV)/bin/mkdocs build --quiet --strict
+	@echo "open site/index.html"
 
 sample: $(VENV)/ready
 	$(RUN) sample.py
@@ -70,6 +76,10 @@ $(VENV)/ready-peers: requirements-peers.txt $(VENV)/ready-dev
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt
 	@touch $@
 
+$(VENV)/ready-docs: requirements-docs.txt $(VENV)/ready
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@touch $@
+
 # Models of your own, under out/, stay.
 clean:
-	rm -rf $(VENV) out/demo* out/correction* out/experiments out/tuning data/processed_demo* data/processed_correction* .pytest_cache .ruff_cache
+	rm -rf $(VENV) site out/demo* out/course* out/correction* out/experiments out/tuning data/processed_demo* data/processed_correction* data/processed_course* .pytest_cache .ruff_cache
