@@ -41,6 +41,7 @@ except ModuleNotFoundError:  # Windows
 SETTINGS_FILES = "config/demo.py", "config/demo_sft.py"
 BASE, TUNED, TUNED_LAST = "out/demo/last.pt", "out/demo_sft/ckpt.pt", "out/demo_sft/last.pt"
 PLOT, METRICS = "out/demo_sft/loss.png", Path("out/demo_sft/metrics.json")
+COURSE = "docs/course/README.md"
 TRAINED_QUESTIONS = 400  # training questions that the evaluation asks
 FLOOR = 0.90  # least share of training questions answered at the last validation; below it the demo has failed
 SHOWN_QUESTIONS = 5
@@ -293,6 +294,7 @@ def main(quick=False):
     print("\nNext: ask the model (make sample, or python sample.py), or write a report on it (python")
     print("evaluations-report.py). Then train on your own articles and questions with config/laptop.py and")
     print("config/laptop_sft.py, or with a GPU the 124M model of config/train_config.py: README.md has the commands.")
+    print(f"How it works, step by step, with exercises: {COURSE}")
     logs = [log_lines(Path(training.out_dir) / LOG) for training in trainings]
     print(f"\n{floor_text(logs, trainings)}")
 

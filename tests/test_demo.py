@@ -182,7 +182,8 @@ def test_the_demo_ends_with_its_figures_and_the_floor(play, capsys):
     assert [ran[0] for ran in scripts.ran[:5]] == [step[1] for step in demo.STEPS]
     assert any(f"--ckpt={demo.TUNED}" in ran for ran in scripts.ran)
     assert json.loads(demo.METRICS.read_text(encoding="utf-8"))["heldout_exact_match"] == 0.5
-    assert capsys.readouterr().out.splitlines()[-1].startswith("The floor is reached: 0.930")
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1].startswith("The floor is reached: 0.930") and demo.COURSE in said
 
 
 def test_the_demo_ends_with_the_floor_where_it_is_missed(play, capsys):
