@@ -62,14 +62,17 @@ class Runner:
                 output = self.start_server(command) if command.background else self.run(command)
                 command.output = shown_lines(output, command.lines)
                 say("\n".join(command.output), flush=True)
-            if number:
-                self.run(Command(f"python docs/course/check.py {number} --solutions"))
         finally:
             for server in self.servers:
                 server.terminate()
                 server.wait()
             self.servers.clear()
         print(f"  (chapter {number}: {time.perf_counter() - started:.0f} s)\n", flush=True)
+
+    def check_solutions(self, number):
+        """Check the reference solutions of a chapter's exercises; the front page has none."""
+        if number:
+            self.run(Command(f"python docs/course/check.py {number} --solutions"))
 
     def run(self, command):
         """The output of a command: what it writes to stdout."""
@@ -140,7 +143,9 @@ def main():
         return
     for number in chosen:
         texts, blocks = read_chapter(number, chapters[number])
-        Runner(ROOT, small=False).run_chapter(number, blocks)
+        runner = Runner(ROOT, small=False)
+        runner.run_chapter(number, blocks)
+        runner.check_solutions(number)
         if "--write" in flags:
             for path, text in zip(chapters[number], texts, strict=True):
                 content = with_outputs(text, blocks).encode()
@@ -153,7 +158,9 @@ def run_small(chapters, numbers):
         folder = shutil.copytree(ROOT, Path(copy) / "MiniGPT", ignore=NOT_COPIED)
 
         def run(number):
-            Runner(folder, small=True).run_chapter(number, read_chapter(number, chapters[number])[1], no_output)
+            runner = Runner(folder, small=True)
+            runner.run_chapter(number, read_chapter(number, chapters[number])[1], no_output)
+            runner.check_solutions(number)
 
         run(0)
         for done in [pool.submit(run, number) for number in numbers if number]:
