@@ -532,6 +532,9 @@ class TrainSettings(Preferring, Adapting, DeviceChoice, Seed, Stage):
     tensorboard: bool = setting(False, "write TensorBoard's event files too (pip install tensorboard)")
     wandb: str = setting("", "Weights & Biases project to log to (pip install wandb); '': none")
     sample_prompt: str = setting("", "prompt of the sample shown at each validation; '': a validation row's start")
+    watch_prompts: list[str] = setting(
+        [], "prompts or questions: shown after each tenth of the run with the model's text"
+    )
     # Device
     dtype: str = setting(
         "auto",
