@@ -1,6 +1,6 @@
 """Exercises of chapter 3, attention. Fill in the three functions; `python docs/course/check.py 3` checks them.
 
-第 3 章“动手算注意力”的练习。填好三个函数，用 `python docs/course/check.py 3` 检查。
+第 3 章“手算注意力”的练习。填好三个函数，用 `python docs/course/check.py 3` 检查。
 """
 
 

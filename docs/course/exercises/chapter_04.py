@@ -17,7 +17,7 @@ def exercise_2(x, norm_1, attention, norm_2, mlp):
     """A layer. x: the stream, a tensor (T, C); the other four: functions that take and return such a tensor. Return the
     stream after the layer.
 
-    一层。x：主流，形状 (T, C) 的张量；另外四个是函数，接受并返回这样的张量。返回经过这一层之后的主流。
+    一层。x：主干，形状 (T, C) 的张量；另外四个是函数，接受并返回这样的张量。返回经过这一层之后的主干。
     """
     return None
 

@@ -60,9 +60,9 @@ def check_2(exercise):
         return None
     norm_1, attention, norm_2, mlp = parts
     if torch.allclose(answer, mlp(norm_2(attention(norm_1(x)))), atol=1e-5):
-        return "Each part adds to the stream; yours replace it.", "每个部件都是往主流上加；你的写法把主流换掉了。"
+        return "Each part adds to the stream; yours replace it.", "每个部件都是往主干上加；你的写法把主干换掉了。"
     if torch.allclose(answer, x + attention(norm_1(x)) + mlp(norm_2(x)), atol=1e-5):
-        return "The MLP reads the stream to which attention has added.", "MLP 读到的主流，应该已经加上了注意力的输出。"
+        return "The MLP reads the stream to which attention has added.", "MLP 读到的主干，应该已经加上了注意力的输出。"
     return "Compare with the two lines under “Layer”.", "对照正文“层”下面的两行。"
 
 
