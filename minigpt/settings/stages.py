@@ -613,6 +613,19 @@ class PerplexitySettings(Measuring, Stage):
 
 
 @dataclass
+class GrammarSettings(PlotFile, CheckpointChoice, Seed, DeviceChoice, Stage):
+    SCRIPT = "evaluations-grammar.py"
+    pairs: list[str] = setting(
+        ["data/grammar_sample"], "files or folders of right and wrong sentences (minimal pairs), as SLING or ZhoBLiMP"
+    )
+    out_root: str = same_as(LocalModels, "out_root")
+    batch_size: int = same_as(PerplexitySettings, "batch_size")
+    resamples: int = same_as(Measuring, "resamples")
+    json: str = same_as(Measuring, "json")
+    csv: str = setting("", "file that the figures of each pair are written to, as CSV")
+
+
+@dataclass
 class RougeSettings(Asking, Stage):
     SCRIPT = "evaluations-RougeL.py"
     show: int = setting(20, "pairs printed with question, reference, prediction, score", low=0)
