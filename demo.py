@@ -62,7 +62,7 @@ QUICK_FLAGS = {
     "pretraining": ["--max_epochs=0.03", *QUICK_TRAINING],
     "fine-tuning": ["--max_epochs=0.1", *QUICK_TRAINING],
 }
-QUICK_QUESTIONS = 20  # held-out questions that are asked
+QUICK_ASKED = 20  # held-out questions that are asked
 QUICK_TEXT = "This was --quick: all scripts run, but the model has learned nothing. One that answers: python demo.py"
 FORECAST_SECONDS = 60  # after the start of the demo, how long it will take is printed
 MIN_FORECAST_LINES = 3  # of the log, for an estimate of the speed
@@ -255,7 +255,7 @@ def measure_models():
 
 def measure_quickly():
     """What --quick measures of the fine-tuned model, as figures for metrics.json."""
-    tuned = f"--ckpt={TUNED}", "--data_dir=data/processed_demo_sft", f"--max_samples={QUICK_QUESTIONS}"
+    tuned = f"--ckpt={TUNED}", "--data_dir=data/processed_demo_sft", f"--max_samples={QUICK_ASKED}"
     flags = [*GREEDY_FLAGS, "--check_leak=False", "--resamples=0"]
     heldout = run_evaluation("heldout", "evaluations-RougeL.py", *flags, *tuned)
     run("visualize.py", "--runs=out/demo,out/demo_sft", f"--plot={PLOT}")
