@@ -42,7 +42,8 @@ TUNED_PREFIX = "tuned-"
 TUNING_SETTINGS = "config/laptop_sft.py"
 FEWEST_QUESTIONS = 20
 CHECKS = 10  # validations of a fine-tuning
-BATCH_SIZE = 32  # rows a step, as TUNING_SETTINGS has it
+STEPS_PER_EPOCH = 50  # of a fine-tuning on few questions, as far as MIN_BATCH allows
+MIN_BATCH, MAX_BATCH = 8, 32  # rows a step
 
 
 @dataclass(frozen=True)
@@ -131,12 +132,13 @@ class Jobs:
         own = load_own_tokenizer(content)
         if not own.is_gpt2:
             write_atomic(tokenizer, lambda file: file.write(own.vocabulary))
+        batch = min(MAX_BATCH, max(MIN_BATCH, count // STEPS_PER_EPOCH))
         settings = {
             "qa_files": [str(asked)], "tokenizer": "gpt2" if own.is_gpt2 else str(tokenizer),
             "sft_data_dir": str(place / "rows"), "data_dir": str(place / "rows"), "out_dir": str(place),
             "init_from": str(start), "block_size": content["model_args"]["block_size"],
-            "max_epochs": epochs, "max_seconds": 0, "batch_size": BATCH_SIZE,
-            "eval_interval": max(1, epochs * count // BATCH_SIZE // CHECKS),
+            "max_epochs": epochs, "max_seconds": 0, "batch_size": batch,
+            "eval_interval": max(1, epochs * count // batch // CHECKS),
         }  # fmt: skip
         text = '"""A fine-tuning that was started from the page."""\n\n'
         text += "".join(f"{key} = {value!r}\n" for key, value in settings.items())
