@@ -355,10 +355,10 @@ def subjects_of_fields(files):
 
 
 @torch.no_grad()
-def subject_vectors(model, tokenizer, names, layer):
-    """A vector (len(names), C), float32, of length 1, for each subject's name at the beginning of a sentence.
+def subject_vectors(model, tokenizer, names):
+    """Vectors (L + 1, len(names), C), float32, of length 1, of subjects' names at the beginning of a sentence: the mean
+    of the states of a name's tokens, as in `Reading`. Layer 0 is the mean of their embeddings.
 
-    layer: 1 to L: the mean of the states of the name's tokens after that many blocks; 0: the mean of their embeddings.
     The sentence is the same for all, so what lies close does so for the name alone. (In the demo's own articles, whose
     other words give the field away, 98% of the base model's neighbours are of one field; by the names alone 91%.)
     """
@@ -368,10 +368,12 @@ def subject_vectors(model, tokenizer, names, layer):
         part = names[first : first + SUBJECTS_PER_PASS]
         rows = [tokenizer.encode(name + BEHIND_SUBJECT)[: model.row_positions] for name in part]
         idx = pad_ids(rows).to(model.wte.weight.device)
-        states = (block_states(model, idx)[layer] if layer else model.wte(idx.clamp(min=0))).float()
-        for ids, name, row in zip(rows, part, states, strict=True):
-            vectors.append(row[tokens_of_span(tokenizer, ids, 0, len(name.encode()))].mean(dim=0))
-    return F.normalize(torch.stack(vectors), dim=1)
+        states = block_states(model, idx).float()
+        states[0] = model.wte(idx.clamp(min=0))  # without positions
+        for place, (ids, name) in enumerate(zip(rows, part, strict=True)):
+            of_name = tokens_of_span(tokenizer, ids, 0, len(name.encode()))
+            vectors.append(states[:, place, of_name].mean(dim=1))
+    return F.normalize(torch.stack(vectors, dim=1), dim=2)
 
 
 def tokens_of_span(tokenizer, ids, first, end):
@@ -385,16 +387,17 @@ def tokens_of_span(tokenizer, ids, first, end):
     return places or [len(ids) - 1]
 
 
-def nearest_subjects(vectors, place, count=10):
-    """[(place, cosine)] of the subjects nearest to that at `place`. vectors: of `subject_vectors`."""
-    cosines = vectors @ vectors[place]
-    cosines[place] = -torch.inf
-    values, places = cosines.topk(min(count, len(vectors) - 1))
+def nearest_subjects(vectors, vector, count=10, leave_out=()):
+    """[(place, cosine)] of the subjects whose vectors (n, C), of one layer, are nearest to a vector (C,). leave_out:
+    places that are not taken, such as the subject's own."""
+    cosines = vectors @ vector
+    cosines[list(leave_out)] = -torch.inf
+    values, places = cosines.topk(min(count, len(vectors) - len(leave_out)))
     return list(zip(places.tolist(), values.tolist(), strict=True))
 
 
 def field_agreement(vectors, fields):
-    """The `FieldAgreement` of subjects' vectors (n, C) and fields [n]."""
+    """The `FieldAgreement` of subjects' vectors (n, C), of one layer, and fields [n]."""
     cosines = vectors @ vectors.T
     cosines.fill_diagonal_(-torch.inf)
     nearest = cosines.argmax(dim=1).tolist()

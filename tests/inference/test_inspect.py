@@ -232,12 +232,13 @@ def test_neighbours_of_tokens_are_those_of_a_plain_loop():
 
 def test_subjects_vectors_are_of_the_names_tokens(model):
     names = ["河", "东", "的的"] + [f"subject {i}" for i in range(70)]  # more than one pass takes
-    for layer in range(model.config.n_layer + 1):
-        vectors = subject_vectors(model, TOKENIZER, names, layer)
-        if not layer:
-            continue
-        own = read_text(model, TOKENIZER, "东是").states[layer][:3].mean(dim=0)
-        assert (vectors[1] - own / own.norm()).abs().max() < 1e-5
+    vectors = subject_vectors(model, TOKENIZER, names)
+    assert vectors.shape == (model.config.n_layer + 1, len(names), model.config.n_embd)
+    reading = read_text(model, TOKENIZER, "东是")
+    states = [model.wte(torch.tensor(reading.ids)), *reading.states[1:]]
+    for layer, of_text in enumerate(states):
+        own = of_text[:3].mean(dim=0)
+        assert (vectors[layer, 1] - own / own.norm()).abs().max() < 1e-5
 
 
 def test_field_agreement_counts_neighbours_of_the_own_field():
@@ -247,7 +248,7 @@ def test_field_agreement_counts_neighbours_of_the_own_field():
     # The nearest of 0.25 is 0.26, of another field, and the other way round.
     assert found.share == pytest.approx(5 / 7) and found.chance == pytest.approx((3 * 2 + 4 * 3) / 42)
     assert found.low is None and found.subjects == 7
-    assert [place for place, _ in nearest_subjects(vectors, 0, 2)] == [1, 2]
+    assert [place for place, _ in nearest_subjects(vectors, vectors[0], 2, [0])] == [1, 2]
     many = field_agreement(vectors.repeat(20, 1), list("aaabbbb") * 20)
     assert many.low <= many.share <= many.high
 
