@@ -40,12 +40,14 @@ class Reading:
     """A text that a model has read.
 
     ids: its T tokens; states (L + 1, T, C): what goes into each block, and at last what comes out of the last one;
-    left_out: number of tokens at the text's end that were not read, because the text was too long.
+    left_out: number of tokens at the text's end that were not read, because the text was too long; bits: what
+    `surprise_bits` has computed, None before.
     """
 
     ids: list
     states: torch.Tensor
     left_out: int = 0
+    bits: list | None = None
 
 
 class NextToken(NamedTuple):
@@ -157,13 +159,15 @@ def surprise_bits(model, reading):
 
     As in likelihood.py, the first token has none (None), and the probability is over the whole output layer.
     """
-    targets = to_device(reading.ids[1:], reading.states.device)
-    bits = []
-    for first in range(0, len(targets), MAX_LOGIT_ROWS):
-        part = targets[first : first + MAX_LOGIT_ROWS]
-        logits = logits_of(model, reading.states[-1, first : first + len(part)])
-        bits += (F.cross_entropy(logits, part, reduction="none").double() / math.log(2)).tolist()
-    return [None, *bits]
+    if reading.bits is None:
+        targets = to_device(reading.ids[1:], reading.states.device)
+        bits = [None]
+        for first in range(0, len(targets), MAX_LOGIT_ROWS):
+            part = targets[first : first + MAX_LOGIT_ROWS]
+            logits = logits_of(model, reading.states[-1, first : first + len(part)])
+            bits += (F.cross_entropy(logits, part, reduction="none").double() / math.log(2)).tolist()
+        reading.bits = bits
+    return reading.bits
 
 
 @torch.no_grad()
@@ -323,19 +327,15 @@ def candidate_label(tokenizer, before, token_id):
 # What lies close to what
 
 
-def embedding_vectors(model, tokenizer):
-    """The embeddings (n_vocab, C) of a model's tokens, float32, of length 1."""
-    return F.normalize(model.wte.weight.detach()[: tokenizer.n_vocab].float(), dim=1)
-
-
 @torch.no_grad()
 def nearest_tokens(model, tokenizer, token_id, count=10):
     """[(id, label, cosine)] of the tokens whose embeddings are nearest to a token's by cosine, the nearest first.
     Special tokens, and ids that stand for no text, are left out."""
     if not 0 <= token_id < tokenizer.n_vocab:
         raise UserError(f"token {token_id} is not in the vocabulary (0 to {tokenizer.n_vocab - 1})")
-    vectors = embedding_vectors(model, tokenizer)
-    cosines = vectors @ vectors[token_id]
+    weight = model.wte.weight[: tokenizer.n_vocab].float()
+    norms = torch.linalg.vector_norm(weight, dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+    cosines = weight @ (weight[token_id] / norms[token_id]) / norms
     others = [token_id, *(i for i, length in enumerate(tokenizer.token_lengths) if not length)]
     cosines[others] = -torch.inf
     values, ids = cosines.topk(min(count, tokenizer.n_vocab - len(set(others))))
