@@ -77,7 +77,7 @@ def refresh(page, model):
 
 
 def test_one_model_answers_an_example_with_its_times_and_flag_writes(page, folder):
-    page.locator("#examples tbody tr").first.click()
+    page.get_by_role("button", name="铁的元素符号是什么？").first.click()
     wait_for(page, lambda: page.input_value("#prompt textarea") == "铁的元素符号是什么？")
     page.fill("#prompt textarea", "full stop 好")
     page.press("#prompt textarea", "Enter")
