@@ -13,10 +13,10 @@ from minigpt.arena.runs import RunLogs
 from minigpt.common.files import file_stamp
 from minigpt.run_log import LOG, thinned
 
-FIGURES = ("exact_match", "rouge_l_f", "perplexity", "bits_per_char")  # as the evaluations' JSON names them
+CARD_FIGURES = ("exact_match", "rouge_l_f", "perplexity", "bits_per_char")  # as the evaluations' JSON names them
 MAX_JSON_BYTES = 1 << 20  # a longer file is no evaluation's
 MAX_SPARK_POINTS = 60  # of a curve
-MAX_CHAIN = 8  # models
+MAX_ANCESTORS = 8  # models
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Figure:
 @dataclass(frozen=True)
 class ModelCard:
     """A model of a run. info: its CheckpointInfo; chain: names of the models that it comes from, the first one first;
-    curve: [(step, validation loss in nats per token)]; figures: {key of FIGURES: Figure}; active: the run is going on.
+    curve: [(step, validation loss in nats per token)]; figures: {key of CARD_FIGURES: Figure}; active: the run is
+    going on.
     """
 
     info: CheckpointInfo
@@ -97,37 +98,37 @@ def read_evaluation(path):
             return None
         content = json.loads(path.read_text(encoding="utf-8"))
         is_one = isinstance(content["checkpoint"], str) and isinstance(content["step"], int)
-        return content if is_one and any(key in content for key in FIGURES) else None
+        return content if is_one and any(key in content for key in CARD_FIGURES) else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def best_figures(evaluations):
-    """{key of FIGURES: Figure} of the evaluations of one checkpoint. For each key the first one counts that was on
+    """{key of CARD_FIGURES: Figure} of the evaluations of one checkpoint. For each key the first one counts that was on
     questions which the model was not trained on; without one, the first."""
     figures = {}
     for content in evaluations:
         leak, intervals = content.get("leak"), content.get("intervals")
         clean = isinstance(leak, dict) and leak.get("verdict") == "clean"
-        for key in FIGURES:
+        for key in CARD_FIGURES:
             value, old = content.get(key), figures.get(key)
-            if not is_number(value) or (old and (old.clean or not clean)):
+            if not is_finite_number(value) or (old and (old.clean or not clean)):
                 continue
             low, high = interval_of(intervals, key)
             pairs = content.get("pairs")
-            figures[key] = Figure(float(value), low, high, pairs if is_number(pairs) else None, clean)
+            figures[key] = Figure(float(value), low, high, pairs if is_finite_number(pairs) else None, clean)
     return figures
 
 
 def interval_of(intervals, key):
     """(low, high) of a key in an evaluation's intervals; (None, None) without them."""
     pair = intervals.get(key) if isinstance(intervals, dict) else None
-    if isinstance(pair, list) and len(pair) == 2 and all(map(is_number, pair)):
+    if isinstance(pair, list) and len(pair) == 2 and all(map(is_finite_number, pair)):
         return float(pair[0]), float(pair[1])
     return None, None
 
 
-def is_number(value):
+def is_finite_number(value):
     """Whether a value of a JSON file is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -136,7 +137,7 @@ def find_chain(info, by_path):
     """Names of the models that a checkpoint comes from, the first one first, itself last. by_path: {path of a
     checkpoint: CheckpointInfo}. A checkpoint that is gone is named by its path's last two parts."""
     chain = [info.name]
-    while info and info.started_from and len(chain) < MAX_CHAIN:
+    while info and info.started_from and len(chain) < MAX_ANCESTORS:
         path = Path(info.started_from)
         info = by_path.get(path.resolve())
         name = info.name if info else clean_name("/".join(path.with_suffix("").parts[-2:]))

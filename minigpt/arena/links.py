@@ -5,7 +5,6 @@ import math
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs
 
-from minigpt.arena.arena import MAX_SEED
 from minigpt.arena.problems import Problem
 from minigpt.arena.votes import SAMPLING_KEYS
 
@@ -24,11 +23,12 @@ class LinkedPrompt:
     params: dict = field(default_factory=dict)
 
 
-def read_link(arena, query, ranges):
+def read_link(query, check_prompt, models, ranges):
     """The LinkedPrompt of a page's query string, such as "?prompt=…&top_k=5". Never raises: what cannot be used is left
     out, and a number outside its range becomes the nearest in it.
 
-    ranges: {key of SAMPLING_KEYS: (low, high)} of the page's fields; whole numbers where both are int.
+    check_prompt: as Arena.check_prompt; models: the names that can be chosen; ranges: {key of SAMPLING_KEYS: (low,
+    high)}, whole numbers where both are int.
     """
     found = LinkedPrompt()
     if not isinstance(query, str) or len(query) > MAX_QUERY_CHARS:
@@ -38,11 +38,11 @@ def read_link(arena, query, ranges):
     except ValueError:  # too many fields
         return found
     with contextlib.suppress(Problem):
-        found.prompt = arena.check_prompt(values.get("prompt", ""))[:MAX_LINK_CHARS]
-    if values.get("model") in {choice.name for choice in arena.choices()}:
+        found.prompt = check_prompt(values.get("prompt", ""))[:MAX_LINK_CHARS]
+    if values.get("model") in models:
         found.model = values["model"]
     for key in SAMPLING_KEYS:
-        number = read_number(values.get(key), *ranges.get(key, (0, MAX_SEED)))
+        number = read_number(values.get(key), *ranges[key])
         if number is not None:
             found.params[key] = number
     return found

@@ -6,7 +6,6 @@ from urllib.parse import urlencode
 
 import gradio as gr
 
-from minigpt.arena.cards import ModelCards
 from minigpt.arena_ui.common import PRIVATE, UNQUEUED, explain_error, translate
 
 SPARK_WIDTH, SPARK_HEIGHT = 240, 44  # units of the small curve; it is as wide as its card
@@ -17,14 +16,14 @@ class ModelsTab:
     """Adds its components to the open gr.Tab, `tab`; selecting it reads the cards again."""
 
     def __init__(self, page, tab):
-        self.arena, self.cards = page.arena, ModelCards(page.arena.models)
+        self.arena = page.arena
         self.html = gr.HTML(elem_id="model-cards", js_on_load=None, apply_default_css=False)
         tab.select(self.render, None, self.html, api_name="models", **UNQUEUED)
         page.opened(self.render, None, self.html, **PRIVATE)
 
     def render(self, request: gr.Request):
         """The cards as HTML, all texts in it escaped."""
-        cards = "".join(card_html(request, card) for card in self.cards.read())
+        cards = "".join(card_html(request, card) for card in self.arena.cards.read())
         cards += "".join(remote_html(request, choice) for choice in self.arena.choices() if choice.checkpoint is None)
         problems = "".join(
             f"<li>{html.escape(explain_error(request, problem))}</li>" for problem in self.arena.models.checkpoints()[1]

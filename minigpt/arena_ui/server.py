@@ -20,7 +20,7 @@ from minigpt.arena_ui.i18n import PageHead, script_texts, translations
 from minigpt.arena_ui.theme import make_theme
 from minigpt.common.net import LOCAL_HOST_NAMES, LOOPBACK_HOSTS, host_name
 
-HERE = Path(__file__).parent
+PAGE_FOLDER = Path(__file__).parent
 MAX_HANDLER_THREADS = 256  # each answer that is being generated occupies one
 MAX_UPLOAD = "8mb"
 MAX_BODY_BYTES = 9 << 20  # of any request: an upload and its form
@@ -102,7 +102,7 @@ class PageServer:
             app, blocks, path="/", auth=login_checker(auth) if auth else None, server_name=host, server_port=self.port,
             footer_links=[], run_history=False, show_error=False, max_file_size=MAX_UPLOAD, ssr_mode=False,
             enable_monitoring=False, mcp_server=False, pwa=False, i18n=gr.I18n(**translations()), theme=make_theme(),
-            css_paths=HERE / "page.css", head=page_script(), favicon_path=str(HERE / "icon.svg"),
+            css_paths=PAGE_FOLDER / "page.css", head=page_script(), favicon_path=str(PAGE_FOLDER / "icon.svg"),
         )  # fmt: skip
         blocks.has_launched = True  # before it is launched, Gradio does not check the paths of files
         config = uvicorn.Config(
@@ -137,7 +137,7 @@ class PageServer:
 
 def page_script():
     """The tags of page.js and its texts, for the page's head."""
-    script = (HERE / "page.js").read_text(encoding="utf-8")
+    script = (PAGE_FOLDER / "page.js").read_text(encoding="utf-8")
     texts = json.dumps(script_texts(), ensure_ascii=False).replace("<", "\\u003c")
     return f"<script>window.minigptTexts = {texts};\n{script}</script>"
 

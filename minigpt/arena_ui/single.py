@@ -2,7 +2,6 @@
 
 import gradio as gr
 
-from minigpt.arena.links import read_link
 from minigpt.arena.problems import Problem
 from minigpt.arena.votes import SAMPLING_KEYS
 from minigpt.arena_ui.asking import (
@@ -47,7 +46,7 @@ class SingleTab(AskingTab):
 
     def open_link(self, request: gr.Request, query):
         """Fill the fields with what the page's address says; nothing is sent."""
-        link = read_link(self.arena, query, slider_ranges(self.arena))
+        link = self.arena.read_link(query, slider_ranges(self.arena))
         fields = [str(link.params[key]) if key == "seed" and key in link.params else link.params.get(key, gr.skip())
                   for key in SAMPLING_KEYS]  # fmt: skip
         said = [f"{key} {value:g}" for key, value in link.params.items()]

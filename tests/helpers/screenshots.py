@@ -16,6 +16,7 @@ from page_in_browser import (
     CHROMIUM,
     DUEL,
     MATCH,
+    MODELS,
     PEERS,
     SINGLE,
     TRAINING,
@@ -35,7 +36,7 @@ PROMPTS = [
     "大熊猫是哪个目的动物？",
     "金星绕太阳一圈要多久？",
 ]
-SIZE = {"width": 1120, "height": 860}
+SIZE = {"width": 1120, "height": 900}
 
 
 def first_character(page, prompt):
@@ -100,7 +101,7 @@ def rest(page, folder):
     page.click("#match-start")
     wait_for(page, lambda: "20 题" in state(page, "match"))
     page.screenshot(path=folder / "match.png")
-    for tab, name in ((BOARD, "board"), (TRAINING, "training"), (PEERS, "peers")):
+    for tab, name in ((MODELS, "models"), (BOARD, "board"), (TRAINING, "training"), (PEERS, "peers")):
         go(page, tab)
         page.wait_for_timeout(4000)
         page.screenshot(path=folder / f"{name}.png")
