@@ -26,8 +26,8 @@ class BoardTab:
                 [(T(f"kind_{kind}"), kind) for kind in VOTE_KINDS], value="all", label=T("votes_counted"), scale=4
             )
             refresh = gr.Button(T("refresh"), scale=0, min_width=96, size="sm", elem_id="board-refresh")
-        state = status_line("state-board")
         empty = gr.Markdown(T("board_empty"), visible=False, elem_id="board-empty", elem_classes="empty")
+        state = status_line("state-board")
         with gr.Column(visible=False) as results:
             table = gr.Dataframe(label=T("standings"), elem_id="standings", **TABLE)
             plot = gr.Plot(label=T("plot"), elem_id="board-plot")

@@ -31,7 +31,6 @@ class PeersTab:
         gr.Markdown(T("peer_info"), elem_id="peer-info")
         empty = gr.Markdown(T("no_peers"), visible=not self.peers.all(), elem_id="no-peers", elem_classes="empty")
         table = gr.Dataframe(label=T("peers_table"), elem_id="peers", visible=bool(self.peers.all()), **TABLE)
-        state = status_line("state-peers")
         with gr.Column(elem_id="peer-form"):
             with gr.Row():
                 name = gr.Textbox(label=T("peer_name"), max_length=MAX_PEER_NAME_CHARS, elem_id="peer-name")
@@ -41,6 +40,7 @@ class PeersTab:
             with gr.Row(visible=bool(self.peers.all()), elem_id="peer-removal") as removal:
                 which = gr.Dropdown([], label=T("peer_which"), elem_id="peer-which", allow_custom_value=True, scale=3)
                 remove = gr.Button(T("peer_remove"), variant="stop", elem_id="peer-remove", min_width=120)
+        state = status_line("state-peers")
         self.timer = gr.Timer(PEERS_REFRESH_SECONDS, active=False)
         outputs = [table, state, which, empty, removal, *page.models]
         opened = tab.select(self.open, None, [*outputs, self.timer], **PRIVATE)

@@ -121,6 +121,7 @@ def main(url, folder):
         page = opened(browser, url, **telephone)
         ask(page, PROMPTS[0])
         wait_for(page, lambda: "token" in state(page, "single") and last_answer(page))
+        page.evaluate("scrollTo(0, 0)")
         page.screenshot(path=folder / "telephone.png")
         browser.close()
 
