@@ -24,7 +24,7 @@ def make_theme():
         body_background_fill="*neutral_50", body_background_fill_dark="#141312",
         body_text_color="*neutral_800", body_text_color_dark="*neutral_100",
         body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_400",
-        background_fill_primary="white", background_fill_primary_dark="#1f1d1b",
+        background_fill_primary="*neutral_50", background_fill_primary_dark="#141312",
         background_fill_secondary="*neutral_50", background_fill_secondary_dark="#191816",
         block_background_fill="white", block_background_fill_dark="#1f1d1b",
         block_border_color="*neutral_200", block_border_color_dark="#383431",
