@@ -44,7 +44,7 @@ from minigpt.training.monitor import Monitor
 from minigpt.training.optim import lr_scale, set_learning_rate
 from minigpt.training.setup import TrainingRun
 from minigpt.training.state import begin_saving, finish_saving, save_run
-from minigpt.training.validation import answered_share_of, sample_line, validate
+from minigpt.training.validation import answered_share_of, sample_line, validate, watched_lines
 
 STOPPING = "stopping: after the batch in hand the run is saved and ends (Ctrl-C again: at once, as last saved)"
 
@@ -66,6 +66,8 @@ def train(run):
                 validate_and_save(run, monitor)
             elif p.step % settings.log_interval == 0:
                 monitor.log()
+            if settings.watch_prompts and 10 * p.step // p.max_iters > 10 * (p.step - 1) // p.max_iters:
+                show_watched(run, monitor)
         if run.stopped_by == "interrupted":
             finish_checkpoints(run, monitor.say)
             save_run(run, LAST)
@@ -203,6 +205,14 @@ def validate_and_save(run, monitor):
         save_checkpoints(run, val_loss if best or reached else None, monitor.say)
     else:
         monitor.say(f"warning: the validation loss is not finite, so nothing was saved at step {p.step}")
+    monitor.throughput.resume()
+
+
+def show_watched(run, monitor):
+    """Print what the model says to watch_prompts now, after a tenth of the run."""
+    monitor.throughput.pause()  # generating is not training
+    for line in watched_lines(run):
+        monitor.say(line)
     monitor.throughput.resume()
 
 

@@ -161,17 +161,17 @@ class Scripts:
 
 @pytest.fixture
 def play(tmp_path, monkeypatch):
-    """play(answered=…, interrupted_in=…): run the demo with `Scripts`, which it returns."""
+    """play(quick=…, answered=…, interrupted_in=…): run the demo with `Scripts`, which it returns."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config").mkdir()
     for path in demo.SETTINGS_FILES:
         (tmp_path / path).write_bytes((ROOT / path).read_bytes())
 
-    def run(**how):
+    def run(quick=False, **how):
         scripts = Scripts(**how)
         monkeypatch.setattr(demo, "run", scripts)
         monkeypatch.setattr(demo, "show_answers", lambda: None)
-        demo.main()
+        demo.main(quick)
         return scripts
 
     return run
@@ -182,7 +182,8 @@ def test_the_demo_ends_with_its_figures_and_the_floor(play, capsys):
     assert [ran[0] for ran in scripts.ran[:5]] == [step[1] for step in demo.STEPS]
     assert any(f"--ckpt={demo.TUNED}" in ran for ran in scripts.ran)
     assert json.loads(demo.METRICS.read_text(encoding="utf-8"))["heldout_exact_match"] == 0.5
-    assert capsys.readouterr().out.splitlines()[-1].startswith("The floor is reached: 0.930")
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1].startswith("The floor is reached: 0.930") and demo.COURSE in said
 
 
 def test_the_demo_ends_with_the_floor_where_it_is_missed(play, capsys):
@@ -226,3 +227,13 @@ def test_the_watcher_is_called_while_a_script_runs(tmp_path):
     )
     demo.run(str(script), watch=go.touch)  # ends only because the watcher was called
     assert go.exists()
+
+
+def test_quick_runs_every_script_for_a_moment_and_says_so(play, capsys):
+    scripts = play(quick=True)
+    assert [ran[:2] for ran in scripts.ran[:5]] == [step[1:] for step in demo.STEPS]
+    for ran in scripts.ran[3:5]:
+        assert float(next(a for a in ran if a.startswith("--max_epochs=")).partition("=")[2]) <= 0.1
+    assert [ran[0] for ran in scripts.ran[5:]] == ["evaluations-RougeL.py", "visualize.py"]
+    assert json.loads(demo.METRICS.read_text(encoding="utf-8"))["quick"]
+    assert capsys.readouterr().out.splitlines()[-1] == demo.QUICK_TEXT

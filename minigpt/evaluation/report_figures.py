@@ -27,7 +27,8 @@ MAX_SWEEP_PAIRS = 100
 MIN_CORRECTION_ROUGE = 0.8  # median Rouge-L F of questions and references that are sentences and their corrections
 # Training settings that do not affect learning, or that the report shows elsewhere.
 HIDDEN_SETTINGS = {
-    "data_dir", "out_dir", "init_from", "tensorboard", "wandb", "sample_prompt", "vocab_size", "device", "seed",
+    "data_dir", "out_dir", "init_from", "tensorboard", "wandb", "sample_prompt", "watch_prompts", "vocab_size",
+    "device", "seed",
 }  # fmt: skip
 
 

@@ -532,6 +532,9 @@ class TrainSettings(Preferring, Adapting, DeviceChoice, Seed, Stage):
     tensorboard: bool = setting(False, "write TensorBoard's event files too (pip install tensorboard)")
     wandb: str = setting("", "Weights & Biases project to log to (pip install wandb); '': none")
     sample_prompt: str = setting("", "prompt of the sample shown at each validation; '': a validation row's start")
+    watch_prompts: list[str] = setting(
+        [], "prompts or questions: shown after each tenth of the run with the model's text"
+    )
     # Device
     dtype: str = setting(
         "auto",
@@ -607,6 +610,19 @@ class PerplexitySettings(Measuring, Stage):
     SCRIPT = "evaluations-perplexity.py"
     batch_size: int = setting(0, "rows a forward pass; 0: found by itself", low=0)
     train_on_eot: bool = same_as(TrainSettings, "train_on_eot")
+
+
+@dataclass
+class GrammarSettings(PlotFile, CheckpointChoice, Seed, DeviceChoice, Stage):
+    SCRIPT = "evaluations-grammar.py"
+    pairs: list[str] = setting(
+        ["data/grammar_sample"], "files or folders of right and wrong sentences (minimal pairs), as SLING or ZhoBLiMP"
+    )
+    out_root: str = same_as(LocalModels, "out_root")
+    batch_size: int = same_as(PerplexitySettings, "batch_size")
+    resamples: int = same_as(Measuring, "resamples")
+    json: str = same_as(Measuring, "json")
+    csv: str = setting("", "file that the figures of each pair are written to, as CSV")
 
 
 @dataclass
