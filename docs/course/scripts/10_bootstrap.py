@@ -92,7 +92,7 @@ def compare(models):
         apart = np.sqrt(sum(np.diff(interval(right[model]))[0] ** 2 for model in (one, other)))
         wider = f"{apart / (high - low):.1f} times as wide" if high > low else ""
         print(f"{name:28} {difference.mean():+10.3f}  {low:+.3f}…{high:+.3f}  {wider}")
-        below.hist(resampled_means(difference), 30, alpha=0.7, label=name)
+        below.hist(resampled_means(difference), 20, alpha=0.7, label=name)
     below.axvline(0, color="black")
     below.set(xlabel="difference of exact match 差", ylabel="resamples 次数")
     below.legend(fontsize=8)

@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 from minigpt.common.cli import run_script
 from minigpt.evaluation.models import LocalModel
 from minigpt.inference.params import SamplingParams
-from minigpt.metrics import exact_match, interval, rouge_l
+from minigpt.metrics import compare, exact_match, interval, rouge_l
 from minigpt.settings.stages import RougeSettings
 
 RESULTS, FIGURE = ROOT / "out/course/prompts", ROOT / "docs/course/figures/11-prompting.svg"
@@ -154,17 +154,22 @@ def measure(corpus, ckpt, count):
     model = LocalModel(ckpt, RougeSettings(dtype="float32"))
     params = SamplingParams(temperature=0.0, max_new_tokens=60)
     asked = random.Random(0).sample(corpus.heldout, min(count, len(corpus.heldout)))
-    results = {}
+    results, plain = {}, None
     print(f"{ckpt}, {len(asked)} held-out questions")
-    print("prompt                exact match  95% interval  in form  the first answer")
+    print("prompt                exact match  95% interval  less plain's     in form  the first answer")
     for name, variant in VARIANTS.items():
         prompts, wanted = zip(*(variant(row, corpus) for row in asked), strict=True)
         answers = model.answers(prompts, params)
-        right = [exact_match(*pair) for pair in zip(answers, wanted, strict=True)]
+        right = [float(exact_match(*pair)) for pair in zip(answers, wanted, strict=True)]
         low, high = interval(right)
         results[name] = [sum(right) / len(right), low, high]
+
+        # The same questions were asked with the plain prompt: the paired bootstrap of chapter 10.
+        plain = plain or right
+        change = compare(right, plain)
+        less = f"{change['low']:+.3f}…{change['high']:+.3f}" if right is not plain else " " * 13
         form = f"{sum(map(FORMS[name], answers)) / len(answers):7.3f}" if name in FORMS else " " * 7
-        print(f"{name:21} {results[name][0]:11.3f}  {low:.3f}–{high:.3f}   {form}  {answers[0][:30]}")
+        print(f"{name:21} {results[name][0]:11.3f}  {low:.3f}–{high:.3f}   {less}  {form}  {answers[0][:30]}")
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{Path(ckpt).parent.name}.json").write_text(json.dumps(results), encoding="utf-8")
     draw()
