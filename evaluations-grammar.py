@@ -2,9 +2,9 @@
 
     python evaluations-grammar.py                                       # the newest checkpoint, our own 820 pairs
     python evaluations-grammar.py --ckpt=out/demo --plot=grammar.png    # a run's folder: each checkpoint that it kept
-    python evaluations-grammar.py --ckpt=out/a/ckpt.pt,my_qwen --pairs=ZhoBLiMP --csv=pairs.csv
+    python evaluations-grammar.py --ckpt=out/a/ckpt.pt,my_qwen --grammar_files=ZhoBLiMP --csv=pairs.csv
 
---pairs: files or folders of rows as SLING, ZhoBLiMP and BLiMP publish them, or {"good", "bad", "phenomenon",
+--grammar_files: files or folders of rows as SLING, ZhoBLiMP and BLiMP publish them, or {"good", "bad", "phenomenon",
 "paradigm"}. A sentence's score is the sum of the log probabilities of its tokens, the first one left out (no text
 stands before it). "per token" is the mean instead, which favours neither length. Chance is 0.5; a tie counts half.
 """
@@ -110,7 +110,7 @@ def print_grammar_figures(entries, settings):
 def main():
     settings = load_settings(GrammarSettings)
     models = [GrammarModel(*found) for found in find_models(settings.ckpt, settings.out_root)]
-    pairs = read_minimal_pairs(settings.pairs)
+    pairs = read_minimal_pairs(settings.grammar_files)
     counts = ", ".join(f"{name} {n}" for name, n in phenomenon_counts(pairs).items())
     print(f"{len(pairs)} minimal pairs: {counts}")
     measured, stopped = measure_in_turn(models, lambda model: model.measure(pairs, settings))
@@ -128,7 +128,9 @@ def main():
         ]
         write_csv(settings.csv, names, rows)
     if settings.json:
-        write_json(settings.json, combine_entries(entries, pairs_files=settings.pairs, comparisons=comparisons))
+        write_json(
+            settings.json, combine_entries(entries, grammar_files=settings.grammar_files, comparisons=comparisons)
+        )
     if settings.plot or (settings.json and len(entries) > 1):
         png, _ = save_plot(draw_grammar(entries), settings.plot or Path(settings.json).with_suffix(".png"))
         print(f"drawn: {png}")

@@ -12,6 +12,7 @@ import pytest
 from corpora import ROOT
 
 import demo
+from minigpt.common.errors import UserError
 from minigpt.run_log import LOG
 from minigpt.settings.stages import TrainSettings
 
@@ -112,22 +113,12 @@ def test_a_floor_missed_after_all_epochs_is_not_blamed_on_time():
 @pytest.mark.parametrize(
     ("stage", "there", "said", "unsaid"),
     [
-        ("preparing", [], ["Stopped before any training", "python demo.py"], ["--ckpt"]),
+        ("preparing", [], ["Stopped before any training", "python demo.py --resume"], ["--ckpt"]),
         ("pretraining", [], ["Stopped before any training"], ["--ckpt"]),
-        (
-            "pretraining",
-            [demo.BASE],
-            [f"--ckpt={demo.BASE}", "config/demo.py --init_from=resume, then python train.py config/demo_sft.py"],
-            [],
-        ),
-        ("fine-tuning", [demo.BASE], [f"--ckpt={demo.BASE}", "train.py config/demo_sft.py"], ["resume"]),
-        (
-            "fine-tuning",
-            [demo.BASE, demo.TUNED_LAST],
-            [f"--ckpt={demo.TUNED_LAST}", "train.py config/demo_sft.py --init_from=resume"],
-            ["config/demo.py"],
-        ),
-        ("measuring", [demo.BASE, demo.TUNED, demo.TUNED_LAST], [demo.TUNED, "python sample.py"], ["resume"]),
+        ("pretraining", [demo.BASE], [f"--ckpt={demo.BASE}", "python demo.py --resume"], []),
+        ("fine-tuning", [demo.BASE], [f"--ckpt={demo.BASE}", "python demo.py --resume"], []),
+        ("fine-tuning", [demo.BASE, demo.TUNED_LAST], [f"--ckpt={demo.TUNED_LAST}"], [f"--ckpt={demo.BASE}"]),
+        ("measuring", [demo.BASE, demo.TUNED, demo.TUNED_LAST], [demo.TUNED, "python sample.py"], ["--ckpt"]),
     ],
 )
 def test_ctrl_c_says_what_is_kept_and_how_to_continue(tmp_path, monkeypatch, stage, there, said, unsaid):
@@ -167,11 +158,11 @@ def play(tmp_path, monkeypatch):
     for path in demo.SETTINGS_FILES:
         (tmp_path / path).write_bytes((ROOT / path).read_bytes())
 
-    def run(quick=False, **how):
+    def run(quick=False, resume=False, **how):
         scripts = Scripts(**how)
         monkeypatch.setattr(demo, "run", scripts)
         monkeypatch.setattr(demo, "show_answers", lambda: None)
-        demo.main(quick)
+        demo.main(quick, resume)
         return scripts
 
     return run
@@ -198,6 +189,30 @@ def test_a_demo_that_is_interrupted_ends_with_130_and_says_so(play, capsys, scri
         play(interrupted_in=script)
     assert stopped.value.code == 130
     assert said in capsys.readouterr().out and not demo.METRICS.exists()
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_demo_goes_on_with_the_script_that_was_stopped(play, saved):
+    with pytest.raises(SystemExit):
+        play(interrupted_in=demo.SETTINGS_FILES[1])
+    tuned_last = Path(demo.TUNED_LAST)
+    tuned_last.parent.mkdir(parents=True, exist_ok=True)
+    tuned_last.touch()  # an earlier demo's, unless this one has saved since
+    began = json.loads(demo.PROGRESS.read_text(encoding="utf-8"))["began"]
+    # The last script with that file of settings is the fine-tuning; preparing its rows was interrupted here.
+    assert json.loads(demo.PROGRESS.read_text(encoding="utf-8"))["done"] == 2
+    demo.PROGRESS.write_text(json.dumps({"done": 4, "began": began}), encoding="utf-8")
+    os.utime(tuned_last, (began + 1, began + 1) if saved else (began - 1, began - 1))
+    scripts = play(resume=True)
+    flags = ("--init_from=resume",) if saved else ()
+    assert scripts.ran[0] == ("train.py", demo.SETTINGS_FILES[1], *flags)
+    assert scripts.ran[1][0] == "evaluations-perplexity.py"
+    assert play(resume=True).ran[0][0] == "evaluations-perplexity.py"  # all is trained: it measures again
+
+
+def test_without_a_stopped_demo_resume_says_how_to_start(play):
+    with pytest.raises(UserError, match=r"start one: python demo\.py"):
+        play(resume=True)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")

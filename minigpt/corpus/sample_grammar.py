@@ -12,7 +12,7 @@ from minigpt.common.errors import UserError
 from minigpt.corpus.sample_tasks import draw, shuffled
 
 PAIRS_PER_PARADIGM = 20
-CHOICE = re.compile(r"\[([^\]]*)\]")
+FRAME_CHOICE = re.compile(r"\[([^\]]*)\]")
 
 # {phenomenon: {paradigm: (field, frame, {column: the values that it may have})}}. In a frame [right|wrong|wrong…] is
 # the place where the sentences differ, and {column} is a value of the field's fact table.
@@ -93,8 +93,8 @@ def grammar_rows(phenomenon, fields):
             allowed = only[0] if only else {}
             if any(subject.row[column] not in values for column, values in allowed.items()):
                 continue
-            right, *wrong = CHOICE.search(frame)[1].split("|")
-            sentences = [CHOICE.sub(lambda _, part=part: part, frame) for part in (right, draw(wrong, rng))]
+            right, *wrong = FRAME_CHOICE.search(frame)[1].split("|")
+            sentences = [FRAME_CHOICE.sub(lambda _, part=part: part, frame) for part in (right, draw(wrong, rng))]
             filled = subject.fill_in(sentences)
             if len(filled) == 2:  # no column is empty
                 pairs[filled[0]] = filled[1]

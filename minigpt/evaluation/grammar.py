@@ -62,7 +62,7 @@ def read_minimal_pairs(paths, say=print):
     Raises UserError where a path is not there, or no row can be used.
     """
     pairs, problems = [], Problems()
-    for path in find_files(paths, setting="pairs"):
+    for path in find_files(paths, setting="grammar_files"):
         for number, row in read_rows(path, problems):
             pair, reason = pair_of(row)
             if reason:
@@ -119,7 +119,7 @@ def score_pairs_of(model, tokenizer, pairs, batch_size=0, progress=None):
     return PairScores(nats.reshape(-1, 2), counts.reshape(-1, 2))
 
 
-def accuracy_of(rights):
+def right_share(rights):
     """Mean of rights where they are known; None without any."""
     known = rights[~np.isnan(rights)]
     return float(known.mean()) if len(known) else None
@@ -155,13 +155,13 @@ def grammar_figures(pairs, scores, resamples=1000, seed=0):
             mine = np.array([other == name for other in names])
             mine_edges = interval(rights[mine], None, resamples, seed)
             groups[name] = {
-                "accuracy": accuracy_of(rights[mine]), "per_token": accuracy_of(per_token[mine]),
+                "accuracy": right_share(rights[mine]), "per_token": right_share(per_token[mine]),
                 "pairs": int(known[mine].sum()), "interval": mine_edges and list(mine_edges),
             }  # fmt: skip
         return groups
 
     return {
-        "grammar": accuracy_of(rights), "grammar_per_token": accuracy_of(per_token), "pairs": int(known.sum()),
+        "grammar": right_share(rights), "grammar_per_token": right_share(per_token), "pairs": int(known.sum()),
         "ties": int((rights == CHANCE).sum()), "left_out": int((~known).sum()),
         "resampled": "paradigms" if over_paradigms else "pairs", "intervals": {"grammar": edges and list(edges)},
         "phenomena": group_figures([pair.phenomenon for pair in pairs]),

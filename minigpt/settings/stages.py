@@ -615,7 +615,7 @@ class PerplexitySettings(Measuring, Stage):
 @dataclass
 class GrammarSettings(PlotFile, CheckpointChoice, Seed, DeviceChoice, Stage):
     SCRIPT = "evaluations-grammar.py"
-    pairs: list[str] = setting(
+    grammar_files: list[str] = setting(
         ["data/grammar_sample"], "files or folders of right and wrong sentences (minimal pairs), as SLING or ZhoBLiMP"
     )
     out_root: str = same_as(LocalModels, "out_root")
@@ -680,6 +680,7 @@ class ReportSettings(Asking, Stage):
     max_samples: int = same_as(Asking, "max_samples", 500)
     data_dir: str = same_as(Measuring, "data_dir", "")
     sweep: list[str] = same_as(DecodingSettings, "sweep")
+    grammar_files: list[str] = same_as(GrammarSettings, "grammar_files")
     page: str = setting(
         "evaluations.md", "Markdown file that the figures are written to; plots of a report are written beside it"
     )

@@ -8,9 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from corpora import write_jsonl
+from corpora import byte_tokenizer, write_jsonl
 from evaluation_fakes import load_script, make_project, run_here
-from hugging_folders import write_model
 from tiny import ARCHITECTURE_FIELDS, tiny_model, tiny_tokenizer
 
 from minigpt.common.errors import UserError
@@ -25,6 +24,7 @@ from minigpt.evaluation.grammar import (
     read_minimal_pairs,
     score_pairs_of,
 )
+from minigpt.formats.huggingface import write_huggingface
 
 SCRIPT = load_script("evaluations-grammar.py")
 PAIRS = [
@@ -168,8 +168,10 @@ def project(tmp_path_factory):
 
 
 def test_the_script_over_a_runs_checkpoints_and_a_hugging_face_folder(project, monkeypatch, capsys):
-    write_model(project / "qwen")
-    flags = ["--ckpt=out/tuned,qwen", "--pairs=pairs.jsonl", "--json=g.json", "--csv=g.csv", "--resamples=100"]
+    model = tiny_model(architecture="qwen3", vocab_size=byte_tokenizer().n_vocab, block_size=96)
+    (project / "qwen").mkdir()
+    write_huggingface(project / "qwen", model, byte_tokenizer(), "pretrain", "float32", "")
+    flags = ["--ckpt=out/tuned,qwen", "--grammar_files=pairs.jsonl", "--json=g.json", "--csv=g.csv", "--resamples=100"]
     run_here(monkeypatch, project, SCRIPT, *flags)
     said = capsys.readouterr().out
     assert "40 minimal pairs: p0 20, p1 20" in said and "by phenomenon" in said and "drawn: g.png" in said
@@ -188,8 +190,8 @@ def test_the_script_over_a_runs_checkpoints_and_a_hugging_face_folder(project, m
 
 def test_the_script_refuses_an_address_and_draws_one_checkpoint(project, monkeypatch):
     with pytest.raises(UserError, match="gives no likelihoods"):
-        run_here(monkeypatch, project, SCRIPT, "--ckpt=x@http://127.0.0.1:1/v1", "--pairs=pairs.jsonl")
-    run_here(monkeypatch, project, SCRIPT, "--ckpt=out/base/ckpt.pt", "--pairs=pairs.jsonl", "--plot=one.png")
+        run_here(monkeypatch, project, SCRIPT, "--ckpt=x@http://127.0.0.1:1/v1", "--grammar_files=pairs.jsonl")
+    run_here(monkeypatch, project, SCRIPT, "--ckpt=out/base/ckpt.pt", "--grammar_files=pairs.jsonl", "--plot=one.png")
     assert (project / "one.png").stat().st_size > 1000
 
 

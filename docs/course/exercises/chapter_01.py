@@ -1,6 +1,6 @@
 """Exercises of chapter 1, text to tokens. Fill in the three functions; `python docs/course/check.py 1` checks them.
 
-第 1 章“从文字到 token”的练习。填好三个函数，用 `python docs/course/check.py 1` 检查。
+第 1 章“从文本到 token”的练习。填好三个函数，用 `python docs/course/check.py 1` 检查。
 """
 
 
