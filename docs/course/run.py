@@ -35,7 +35,7 @@ SMALL = {
     "evaluations-RougeL.py": ["--max_samples=20"],
     "evaluations-decoding.py": ["--max_samples=20"],
     "sft/make_preferences.py": ["--max_samples=40"],
-    "docs/course/scripts/09_rewards.py": ["--max_seconds=5"],
+    "docs/course/scripts/09_rewards.py": ["--max_iters=2", "--rollout_questions=4"],
     "docs/course/scripts/11_prompts.py": ["--questions=20"],
 }
 COMMAND = re.compile(r"python (?P<script>\S+\.py)(?P<flags>[^|;&>]*)")

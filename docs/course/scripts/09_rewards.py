@@ -34,8 +34,8 @@ def long_reward(text, reference, ended):
 
 
 def read_log(run):
-    """The lines of a run's log, as dicts."""
-    lines = (ROOT / "out/course" / run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    """The lines of the log in a run's folder, as dicts."""
+    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -69,9 +69,10 @@ def draw(runs):
 def main():
     REWARDS["long"] = long_reward  # that is all that a new reward takes
     train.main()
-    finished = {name: read_log(name) for name in RUNS if (ROOT / "out/course" / name / "log.jsonl").exists()}
+    runs = {name: ROOT / "out/course" / name for name in RUNS}
+    finished = {name: read_log(run) for name, run in runs.items() if (run / "log.jsonl").exists()}
     trained = next(arg.split("=")[1] for arg in sys.argv if arg.startswith("--out_dir="))
-    print_table(finished[Path(trained).name])
+    print_table(read_log(ROOT / trained))
     draw(finished)
 
 
