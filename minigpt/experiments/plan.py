@@ -1,6 +1,7 @@
 """What is compared: rows, pretraining runs and fine-tuning runs, each by the settings in which it differs."""
 
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,19 +12,14 @@ from minigpt.experiments.results import RESULT, TRAINED, read_spec
 UNCLEANED_STEP = "litter"  # which removes empty brackets
 OVERFITTING_EPOCHS = 10  # of pretraining and of fine-tuning
 CHECKS_AN_EPOCH = 20  # validations, where the curve of the losses is looked at
-CHECKS_OF_LONG = 4  # the same of a pretraining of OVERFITTING_EPOCHS, whose checkpoints are kept at each
+CHECKS_OF_OVERFITTED = 2  # the same of a pretraining on few articles, whose checkpoints are kept at each
 ADAMW_RATES = ("6e-4", "1e-4", "3e-5")  # nanoGPT's: its default, between the two, that of its fine-tuning
-PRETRAINED_SHARES = (0.25, 0.5)  # of the steps of pretraining, beside all of them
-TUNED_EPOCHS = (1, 2, 4, 8)  # config/train_config_sft.py has 4
+WATCHED_STEPS = 200  # of a fine-tuning after more or less pretraining
+PRETRAINED_SHARES = (0.1, 0.3)  # of the steps of pretraining, beside all of them
+TUNED_EPOCHS = (1, 4, 8)  # config/train_config_sft.py has 4
 SFT_CONFIG_RATES = {"learning_rate": 2e-4, "muon_learning_rate": 2e-3, "warmup_iters": 15, "min_lr_ratio": 0.1}
-# What that file says of few questions: a quarter of its tokens, and of both rates.
-FEW_QUESTIONS_RATES = {
-    "learning_rate": 5e-5, "muon_learning_rate": 5e-4, "warmup_iters": 4, "min_lr_ratio": 0.1,
-    "batch_tokens": 4096,
-}  # fmt: skip
-CORRECTION_STEPS = {"short": 300, "long": 1200}
+CORRECTION_STEPS = {"short": 300, "long": 900}
 CORRECTION_BATCH = 32
-FROM_NOTHING_RATES = {"learning_rate": 4e-3, "muon_learning_rate": 0.04}
 GPT2_BLOCK_FACTOR = 3  # GPT-2's tokenizer takes more tokens for an article, so its blocks are longer
 
 
@@ -43,22 +39,30 @@ class Rows:
 @dataclass(frozen=True)
 class PlannedRun:
     """A training run, made once for each seed. rows: name of its `Rows`; base: the run that it starts from ("": none);
-    given: settings of train.py; as_long_as: the run that sets its training time ("": none); checks: validations in each
-    epoch (0: four in all); probes: what is measured beside the usual, names of functions of measure.py's PROBES."""
+    given: settings of train.py; as_long_as: the run that sets its training time ("": none); each_epoch: there is a
+    validation each epoch, and of a fine-tuning the checkpoint is kept and measured; checks: validations in each epoch
+    (0: four in all, or as each_epoch says); asked: more is measured than the losses of training; probes: what is
+    measured beside the usual, names of measure.py's PROBES."""
 
     name: str
     rows: str
     base: str = ""
     given: dict = field(default_factory=dict)
     as_long_as: str = ""
-    each_epoch: bool = False  # the checkpoint of each epoch is kept and measured
+    each_epoch: bool = False
     checks: int = 0
+    asked: bool = True
     probes: tuple = ()
 
     @property
     def tunes(self):
         """Whether it is a fine-tuning."""
         return self.name.startswith("tuned")
+
+    @property
+    def keeps_checkpoints(self):
+        """Whether the checkpoint of each validation is kept."""
+        return "characters" in self.probes or (self.each_epoch and self.tunes)
 
     @property
     def corrects(self):
@@ -112,8 +116,7 @@ class Plan:
         yield PlannedRun("gpt2", "gpt2", given=gpt2, as_long_as="base")
         yield PlannedRun("articles_0.25", "articles_0.25")
         yield PlannedRun("articles_0.5", "articles_0.5")
-        yield PlannedRun("pretrained_long", "plain", given=long, each_epoch=True, checks=CHECKS_OF_LONG,
-                         probes=("repetition", "texts", "characters"))  # fmt: skip
+        yield PlannedRun("pretrained_long", "plain", given=long, each_epoch=True)
         all_questions = "questions_1.0"
         yield PlannedRun("tuned", all_questions, "base", probes=("heat", "texts"))
         for base in ("in_order", "concatenated", "uncleaned", "articles_0.25", "articles_0.5", "pretrained_long"):
@@ -121,10 +124,12 @@ class Plan:
         for base in ("truncated", "split"):
             yield PlannedRun(f"tuned_{base}", "questions_short", base, {"block_size": short})
         yield PlannedRun("tuned_gpt2", "questions_gpt2", "gpt2", gpt2, as_long_as="tuned")
-        yield PlannedRun("tuned_nothing", all_questions, "", FROM_NOTHING_RATES)
+        yield PlannedRun("tuned_nothing", all_questions, "", {"learning_rate": 4e-3, "muon_learning_rate": 0.04})
         for share in (0.25, 0.5):
             yield PlannedRun(f"tuned_questions_{share}", f"questions_{share}", "base")
-        yield PlannedRun("tuned_long", all_questions, "base", long, each_epoch=True, probes=("heat", "texts"))
+        yield PlannedRun("tuned_long", all_questions, "base", long, each_epoch=True)
+        yield PlannedRun("overfitted", "articles_0.25", given=long, checks=CHECKS_OF_OVERFITTED,
+                         probes=("repetition", "characters", "early"))  # fmt: skip
         yield from self._watched_runs(all_questions)
         yield from self._correction_runs()
 
@@ -134,27 +139,23 @@ class Plan:
         constant = {"optimizer": "adamw", "warmup_iters": 0, "min_lr_ratio": 1.0, "max_epochs": 1}
         for rate in ADAMW_RATES:
             given = constant | {"learning_rate": float(rate)}
-            yield PlannedRun(f"tuned_adamw_{rate}", questions, "base", given, **watched)
+            yield PlannedRun(f"tuned_adamw_{rate}", questions, "base", given, asked=False, **watched)
         for epochs in TUNED_EPOCHS:
             given = SFT_CONFIG_RATES | {"max_epochs": epochs}
-            yield PlannedRun(f"tuned_config_{epochs}", questions, "base", given, **watched)
-            given = FEW_QUESTIONS_RATES | {"max_epochs": epochs}
-            yield PlannedRun(f"tuned_few_{epochs}", questions, "base", given)
-        yield PlannedRun("tuned_after_none", questions, "", FROM_NOTHING_RATES, **watched)
+            yield PlannedRun(f"tuned_config_{epochs}", questions, "base", given, probes=("heat", "texts"), **watched)
+        watched |= {"given": {"max_iters": WATCHED_STEPS}, "asked": False}
         for share in PRETRAINED_SHARES:
             steps = {"max_iters": max(1, round(share * self.settings.max_iters))}
-            yield PlannedRun(f"pretrained_{share}", "plain", given=steps)
+            yield PlannedRun(f"pretrained_{share}", "plain", given=steps, asked=False)
             yield PlannedRun(f"tuned_after_{share}", questions, f"pretrained_{share}", **watched)
         yield PlannedRun("tuned_after_1", questions, "base", **watched)
-        yield PlannedRun("tuned_after_long", questions, "pretrained_long", **watched)
 
     def _correction_runs(self):
-        """Corrections of sentences: from the base and from random weights, short and long."""
-        of_base = {"learning_rate": 3e-4, "muon_learning_rate": 5e-3}
-        for ending, base, rates in (("", "base", of_base), ("_nothing", "", FROM_NOTHING_RATES)):
-            for length, steps in CORRECTION_STEPS.items():
-                given = {"batch_size": CORRECTION_BATCH, "max_iters": steps, "eval_interval": max(1, steps // 10)}
-                yield PlannedRun(f"corrected{ending}_{length}", "corrections", base, rates | given)
+        """Corrections of sentences from the base, short and long."""
+        rates = {"learning_rate": 3e-4, "muon_learning_rate": 5e-3}
+        for name, steps in CORRECTION_STEPS.items():
+            given = {"batch_size": CORRECTION_BATCH, "max_iters": steps, "eval_interval": max(1, steps // 10)}
+            yield PlannedRun(f"corrected_{name}", "corrections", "base", rates | given, probes=("prompts",))
 
     def needed(self, names):
         """The runs of those names and the runs that they depend on, each after its own."""
@@ -180,10 +181,15 @@ class Plan:
         return [read_spec(self.folder / "rows" / run.rows / RESULT), base]
 
     def measure(self, run, seed, cost, threads):
-        """The figures of a finished run. cost: what `run_logged` returned, which is not a figure here."""
+        """The figures of a finished run, and cpu_seconds: those of its training and of measuring it.
+
+        cost: the `Cost` of its training.
+        """
         from minigpt.experiments import measure  # loads torch, which the process that starts all runs does not need
 
-        return measure.measure_run(self, run, self.place(run.name, seed), threads)
+        started = time.process_time()
+        figures = measure.measure_run(self, run, self.place(run.name, seed), threads)
+        return figures | {"cpu_seconds": cost.cpu_seconds + time.process_time() - started}
 
     def place(self, run, seed):
         """The folder of a run with a seed."""
@@ -212,7 +218,7 @@ class Plan:
         if run.each_epoch or run.checks:
             steps = -(-self._read_meta(run.rows)["parts"]["train"]["rows"] // given["batch_size"])
             steps = max(1, steps // (run.checks or 1))
-            given |= {"eval_interval": steps, "keep_every": steps if run.each_epoch else 0}
+            given |= {"eval_interval": steps, "keep_every": steps if run.keeps_checkpoints else 0}
         if run.as_long_as:
             other = self.place(run.as_long_as, seed) / RESULT
             given["max_seconds"] = json.loads(other.read_text(encoding="utf-8"))["figures"]["seconds"]
