@@ -118,20 +118,22 @@ def main():
     for experiment in selected:
         lines = [experiment.title, "", experiment_table(experiment, results), "", *verdict_lines(experiment, results)]
         print("\n" + "\n".join(lines))
-    costs = {
-        each.name: cost_line([run.name for run in plan.needed(each.runs)], results, machine_text()) for each in selected
-    }
     if not names:
-        write_page(settings.docs, EXPERIMENTS, results, page_head(plan, counts, total_seconds), costs)
+        write_page(settings.docs, EXPERIMENTS, results, page_head(plan, counts, total_seconds))
         print(f"\nwritten: {settings.docs}")
     elif Path(settings.docs).exists():
-        renew_sections(settings, selected, results, costs)
+        renew_sections(plan, selected, results)
 
 
-def renew_sections(settings, selected, results, costs):
+def renew_sections(plan, selected, results):
     """Renew the sections of some experiments on a page that was made with the same settings."""
+    settings = plan.settings
     head, *kept = read_page(settings.docs)
     if f"`{page_command(settings)}`" in head:
+        costs = {
+            each.name: cost_line([run.name for run in plan.needed(each.runs)], results, machine_text())
+            for each in selected
+        }
         write_page(settings.docs, selected, results, head, costs, kept)
         print(f"\nrenewed in {settings.docs}: {', '.join(each.name for each in selected)}")
     else:

@@ -13,18 +13,18 @@ CHARACTER_CLASSES = ("digits", "han", "punctuation", "other")
 def curve_figures(curve):
     """Figures of a run's validations [{"step", "train_loss", "val_loss"}, …], in their order.
 
-    rebound: `loss_rebound`; train_fall, val_fall: by how much the two losses fall from the first validation to the one
-    with the lowest validation loss, in nats a token; steps_to_loss: `steps_to`; best_val, last_val: nats a token.
+    rebound: `loss_rebound`; steps_to_loss: `steps_to`; best_val, last_val: the lowest and the last validation loss, and
+    best_train, last_train: the training loss there, all in nats a token.
     """
     steps, train, val = (np.array([line[key] for line in curve], float) for key in ("step", "train_loss", "val_loss"))
     best = int(val.argmin())
     return {
         "rebound": loss_rebound(val),
-        "train_fall": float(train[0] - train[best]),
-        "val_fall": float(val[0] - val[best]),
         "steps_to_loss": steps_to(steps, val, TARGET_LOSS),
         "best_val": float(val[best]),
+        "best_train": float(train[best]),
         "last_val": float(val[-1]),
+        "last_train": float(train[-1]),
     }
 
 

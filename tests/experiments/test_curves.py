@@ -29,7 +29,7 @@ def test_the_figures_of_a_curve():
     rows = [(10, 2.0, 2.5), (20, 1.0, 0.75), (30, 0.5, 0.5), (40, 0.25, 1.0)]
     curve = [dict(zip(("step", "train_loss", "val_loss"), row, strict=True)) for row in rows]
     assert curve_figures(curve) == {
-        "rebound": 0.5, "train_fall": 1.5, "val_fall": 2.0, "steps_to_loss": 30.0, "best_val": 0.5, "last_val": 1.0,
+        "rebound": 0.5, "steps_to_loss": 30.0, "best_val": 0.5, "best_train": 0.5, "last_val": 1.0, "last_train": 0.25,
     }  # fmt: skip
     assert steps_to(np.array([10, 20, 30]), [3.0, 2.0, 1.0], 0.5) == 30  # never reached: all steps
 
