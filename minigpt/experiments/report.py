@@ -246,6 +246,7 @@ def prompts_table(results):
     runs = ("corrected_short", "corrected_long")
     names = ["system prompt", "examples"]
     names += [f"{run}: {what}" for run in runs for what in ("to change, right", "to keep, right")]
+    names.append("prompts cut, too long for the block")
     rows = []
     for number, first in enumerate(results[runs[0]][0]["prompts"]):
         row = ["none / 无" if first["system"] == "none" else "the default / 默认", str(first["shots"])]
@@ -253,6 +254,7 @@ def prompts_table(results):
             for key in ("to_change", "to_keep"):
                 found = [figures["prompts"][number][key] for figures in results[run]]
                 row.append(format_mean(np.array([value for value in found if value is not None]), 3))
+        row.append(f"{np.mean([figures['prompts'][number]['cut'] for figures in results[runs[0]]]):.2f}")
         rows.append(row)
     return markdown_table(names, rows)
 

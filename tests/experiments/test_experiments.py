@@ -135,7 +135,7 @@ def made_up_results():
     at = {"t01": sampled, "t04": sampled, "t15": sampled, "articles": sampled, "perplexity": 7.4, "alike": 0.5}
     kinds = {"digits": 1.0, "han": 1.0, "punctuation": 1.0}
     steps = [{"step": step, **kinds} for step in (0, 10)]
-    asked = {"to_change": 0.1, "to_keep": 0.2, "edit_f": 0.3, "unchanged": 0.4}
+    asked = {"to_change": 0.1, "to_keep": 0.2, "edit_f": 0.3, "unchanged": 0.4, "cut": 0.0}
     prompts = [{"system": system, "shots": shots, **asked} for system in ("none", "said") for shots in (0, 1, 2)]
     more = {
         "losses": dict.fromkeys(("rebound", "best_train", "last_train", "best_val", "last_val", "steps_to_loss"), 0.0),
