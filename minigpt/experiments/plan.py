@@ -15,7 +15,7 @@ CHECKS_AN_EPOCH = 20  # validations, where the curve of the losses is looked at
 CHECKS_OF_OVERFITTED = 2  # the same of a pretraining on few articles, whose checkpoints are kept at each
 ADAMW_RATES = ("6e-4", "1e-4", "3e-5")  # nanoGPT's: its default, between the two, that of its fine-tuning
 WATCHED_STEPS = 200  # of a fine-tuning after more or less pretraining
-PRETRAINED_SHARES = (0.1, 0.3)  # of the steps of pretraining, beside all of them
+PRETRAINED_SHARE = 0.1  # of the steps of pretraining, beside all of them
 TUNED_EPOCHS = (1, 4, 8)  # config/train_config_sft.py has 4
 SFT_CONFIG_RATES = {"learning_rate": 2e-4, "muon_learning_rate": 2e-3, "warmup_iters": 15, "min_lr_ratio": 0.1}
 CORRECTION_STEPS = {"short": 300, "long": 900}
@@ -144,10 +144,10 @@ class Plan:
             given = SFT_CONFIG_RATES | {"max_epochs": epochs}
             yield PlannedRun(f"tuned_config_{epochs}", questions, "base", given, probes=("heat", "texts"), **watched)
         watched |= {"given": {"max_iters": WATCHED_STEPS}, "asked": False}
-        for share in PRETRAINED_SHARES:
-            steps = {"max_iters": max(1, round(share * self.settings.max_iters))}
-            yield PlannedRun(f"pretrained_{share}", "plain", given=steps, asked=False)
-            yield PlannedRun(f"tuned_after_{share}", questions, f"pretrained_{share}", **watched)
+        steps = {"max_iters": max(1, round(PRETRAINED_SHARE * self.settings.max_iters))}
+        little = f"pretrained_{PRETRAINED_SHARE}"
+        yield PlannedRun(little, "plain", given=steps, asked=False)
+        yield PlannedRun(f"tuned_after_{PRETRAINED_SHARE}", questions, little, **watched)
         yield PlannedRun("tuned_after_1", questions, "base", **watched)
 
     def _correction_runs(self):
