@@ -180,14 +180,12 @@ def epochs_table(results):
 # Curves of losses
 
 
-def draw_curves(panel, results, names, key, x="step", style="-", label="{}"):
-    """Draw a loss (`key` of a run's curve) of some runs over x, the mean of the seeds and their range."""
-    for number, name in enumerate(names):
-        curves = [figures["curve"] for figures in results[name]]
-        places = [line[x] for line in curves[0]]
-        draw_range(panel, places, [[line[key] for line in curve] for curve in curves], label.format(name),
-                   COLOURS[number % len(COLOURS)])  # fmt: skip
-        panel.lines[-1].set_linestyle(style)
+def draw_curve(panel, runs, key, x, label, colour):
+    """Draw a loss (`key` of a run's curve) over x, the mean of a run's seeds and their range."""
+    curves = [figures["curve"] for figures in runs]
+    draw_range(
+        panel, [line[x] for line in curves[0]], [[line[key] for line in curve] for curve in curves], label, colour
+    )
     panel.grid(alpha=0.3)
     panel.legend(fontsize=7)
 
@@ -196,7 +194,8 @@ def draw_rebound(experiment, results):
     """Figure of the validation losses in the first epoch of fine-tuning: all of it, and its beginning."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4))
     for panel, end in zip(panels, (1.0, 0.3), strict=True):
-        draw_curves(panel, results, experiment.runs, "val_loss", "epoch")
+        for name, colour in zip(experiment.runs, COLOURS, strict=False):
+            draw_curve(panel, results[name], "val_loss", "epoch", name, colour)
         panel.set(xlabel="epoch", ylabel="validation loss (nats a token)", xlim=(0, end * 1.02))
     return figure
 
@@ -205,8 +204,8 @@ def draw_falls(experiment, results):
     """Figure with a panel for each run: its training and its validation loss."""
     figure, panels = plt.subplots(1, len(experiment.runs), figsize=(4 * len(experiment.runs), 3.6))
     for panel, name in zip(panels, experiment.runs, strict=True):
-        draw_curves(panel, results, [name], "train_loss", "epoch", label="training")
-        draw_curves(panel, results, [name], "val_loss", "epoch", "--", "validation")
+        draw_curve(panel, results[name], "train_loss", "epoch", "training", COLOURS[0])
+        draw_curve(panel, results[name], "val_loss", "epoch", "validation", COLOURS[5])
         panel.set(title=name, xlabel="epoch")
     panels[0].set_ylabel("loss (nats a token)")
     return figure
@@ -215,9 +214,10 @@ def draw_falls(experiment, results):
 def draw_shortens(experiment, results):
     """Figure of the validation losses of fine-tuning after more and less pretraining."""
     figure, panel = plt.subplots(figsize=(7, 4))
-    draw_curves(panel, results, experiment.runs, "val_loss")
+    for name, colour in zip(experiment.runs, COLOURS, strict=False):
+        draw_curve(panel, results[name], "val_loss", "step", name, colour)
     panel.axhline(TARGET_LOSS, color="k", lw=0.8, ls=":")
-    panel.set(xlabel="step of fine-tuning", ylabel="validation loss (nats a token)", yscale="log")
+    panel.set(xlabel="step of fine-tuning", ylabel="validation loss (nats a token)", ylim=(0, None))
     return figure
 
 
