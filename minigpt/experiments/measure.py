@@ -61,7 +61,7 @@ def measure_run(plan, run, place, threads):
     if not run.asked:
         return figures
     if run.corrects:
-        return figures | measure_corrections(plan, run, place / LAST)
+        return figures | measure_correcting(plan, run, place / LAST)
     figures |= measure_checkpoint(plan, run, place / LAST)
     for probe in run.probes:
         figures[probe] = PROBES[probe](plan, run, place)
@@ -250,7 +250,7 @@ PROBES = {
 # Corrections
 
 
-def measure_corrections(plan, run, path):
+def measure_correcting(plan, run, path):
     """Figures of the corrections of sentences about subjects that nothing was pretrained on. "prompts", of runs with
     that probe: the same with system prompts and examples, of fewer sentences."""
     content = load_checkpoint(path)

@@ -180,7 +180,7 @@ def epochs_table(results):
 # Curves of losses
 
 
-def draw_curve(panel, runs, key, x, label, colour):
+def draw_loss(panel, runs, key, x, label, colour):
     """Draw a loss (`key` of a run's curve) over x, the mean of a run's seeds and their range."""
     curves = [figures["curve"] for figures in runs]
     draw_range(
@@ -195,7 +195,7 @@ def draw_rebound(experiment, results):
     figure, panels = plt.subplots(1, 2, figsize=(11, 4))
     for panel, end in zip(panels, (1.0, 0.3), strict=True):
         for name, colour in zip(experiment.runs, COLOURS, strict=False):
-            draw_curve(panel, results[name], "val_loss", "epoch", name, colour)
+            draw_loss(panel, results[name], "val_loss", "epoch", name, colour)
         panel.set(xlabel="epoch", ylabel="validation loss (nats a token)", xlim=(0, end * 1.02))
     return figure
 
@@ -204,8 +204,8 @@ def draw_falls(experiment, results):
     """Figure with a panel for each run: its training and its validation loss."""
     figure, panels = plt.subplots(1, len(experiment.runs), figsize=(4 * len(experiment.runs), 3.6))
     for panel, name in zip(panels, experiment.runs, strict=True):
-        draw_curve(panel, results[name], "train_loss", "epoch", "training", COLOURS[0])
-        draw_curve(panel, results[name], "val_loss", "epoch", "validation", COLOURS[5])
+        draw_loss(panel, results[name], "train_loss", "epoch", "training", COLOURS[0])
+        draw_loss(panel, results[name], "val_loss", "epoch", "validation", COLOURS[5])
         panel.set(title=name, xlabel="epoch")
     panels[0].set_ylabel("loss (nats a token)")
     return figure
@@ -215,7 +215,7 @@ def draw_shortens(experiment, results):
     """Figure of the validation losses of fine-tuning after more and less pretraining."""
     figure, panel = plt.subplots(figsize=(7, 4))
     for name, colour in zip(experiment.runs, COLOURS, strict=False):
-        draw_curve(panel, results[name], "val_loss", "step", name, colour)
+        draw_loss(panel, results[name], "val_loss", "step", name, colour)
     panel.axhline(TARGET_LOSS, color="k", lw=0.8, ls=":")
     panel.set(xlabel="step of fine-tuning", ylabel="validation loss (nats a token)", ylim=(0, None))
     return figure
