@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt.arena.answers import ModelAnswer, RunningRequests
+from minigpt.arena.cards import ModelCards
+from minigpt.arena.inspecting import Inspector
 from minigpt.arena.jobs import Jobs
+from minigpt.arena.links import read_link
 from minigpt.arena.models import CheckpointInfo, ModelCache
 from minigpt.arena.peers import CHECK_WAIT_SECONDS, SEPARATOR, Peers
 from minigpt.arena.problems import Problem, clean_name, validate_number
@@ -46,6 +49,8 @@ class Arena:
     def __init__(self, settings, open=open_labeller_or_generator):
         self.settings = settings
         self.models = ModelCache(settings, open)
+        self.inspector = Inspector(self.models, self.check_prompt)
+        self.cards = ModelCards(self.models)
         limits = Limits(seconds=settings.request_seconds, chars=settings.answer_chars)
         self.peers = Peers(settings.peers, limits)
         self.votes = Votes(Path(settings.arena_dir) / "votes.jsonl")
@@ -60,7 +65,7 @@ class Arena:
     def choices(self):
         """[ModelChoice]: all checkpoints that generate text, then the models of the peers that answered their last
         check."""
-        found = self._checkpoints_of_stages("pretrain", "sft")
+        found = self.local_choices()
         for peer in self.peers.all():
             status = self.peers.status(peer.name)
             for model in status.models if status else ():
@@ -70,6 +75,10 @@ class Arena:
     def task_choices(self):
         """[ModelChoice]: the checkpoints with a task's head, but for reward models, which label no text."""
         return [each for each in self._checkpoints_of_stages("task") if each.checkpoint.task != "reward"]
+
+    def local_choices(self):
+        """[ModelChoice]: the checkpoints that generate text, without the peers' models."""
+        return self._checkpoints_of_stages("pretrain", "sft")
 
     def tunable_choices(self):
         """[ModelChoice]: the fine-tuned checkpoints that train.py can go on from with --init_from."""
@@ -207,6 +216,12 @@ class Arena:
             is_text_of_digits = isinstance(seed, str) and seed.strip().isascii() and seed.strip().isdigit()
             values["seed"] = int(seed) if is_text_of_digits else seed
         return SamplingParams(**{name: validate_number(name, value, *ranges[name]) for name, value in values.items()})
+
+    def read_link(self, query, ranges):
+        """What the query string of the page's address says: links.LinkedPrompt. ranges: {key of SAMPLING_KEYS but the
+        seed: (low, high)} of the page's fields."""
+        names = {choice.name for choice in self.choices()}
+        return read_link(query, self.check_prompt, names, {**ranges, "seed": (0, MAX_SEED)})
 
     def close(self):
         """Unload the models, close the connections and delete the downloads."""

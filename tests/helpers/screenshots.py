@@ -15,11 +15,14 @@ from page_in_browser import (
     BOARD,
     CHROMIUM,
     DUEL,
+    LOOK,
     MATCH,
+    MODELS,
     PEERS,
     SINGLE,
     TRAINING,
     ask,
+    choose,
     go,
     last_answer,
     state,
@@ -35,7 +38,7 @@ PROMPTS = [
     "大熊猫是哪个目的动物？",
     "金星绕太阳一圈要多久？",
 ]
-SIZE = {"width": 1120, "height": 860}
+SIZE = {"width": 1120, "height": 900}
 
 
 def first_character(page, prompt):
@@ -94,13 +97,29 @@ def duel(page, folder):
     page.screenshot(path=folder / "voted.png")
 
 
+def look(page, folder):
+    """A picture of the inside of the fine-tuned model, beside the base model."""
+    go(page, LOOK)
+    choose(page, "look-other", "demo ·")
+    page.click("#look-send")
+    page.wait_for_selector("#look-attention canvas")
+    page.fill("#look-temperature input[type=number]", "1")
+    page.locator(".look-token").nth(6).click()
+    page.wait_for_timeout(2000)
+    page.set_viewport_size({"width": SIZE["width"], "height": 2100})
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(500)
+    page.screenshot(path=folder / "look.png")
+    page.set_viewport_size(SIZE)
+
+
 def rest(page, folder):
     """Pictures of the other tabs."""
     go(page, MATCH)
     page.click("#match-start")
     wait_for(page, lambda: "20 题" in state(page, "match"))
     page.screenshot(path=folder / "match.png")
-    for tab, name in ((BOARD, "board"), (TRAINING, "training"), (PEERS, "peers")):
+    for tab, name in ((MODELS, "models"), (BOARD, "board"), (TRAINING, "training"), (PEERS, "peers")):
         go(page, tab)
         page.wait_for_timeout(4000)
         page.screenshot(path=folder / f"{name}.png")
@@ -115,11 +134,13 @@ def main(url, folder):
         page = opened(browser, url)
         single(page, folder)
         duel(page, folder)
+        look(page, folder)
         rest(page, folder)
         telephone = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "locale": "en-US"}
         page = opened(browser, url, **telephone)
         ask(page, PROMPTS[0])
         wait_for(page, lambda: "token" in state(page, "single") and last_answer(page))
+        page.evaluate("scrollTo(0, 0)")
         page.screenshot(path=folder / "telephone.png")
         browser.close()
 
