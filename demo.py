@@ -1,6 +1,8 @@
 """Trains a small model on the embedded corpus, from articles to answers, in minutes on a CPU.
 
     python demo.py          (or: make demo)
+    python demo.py --resume # after Ctrl-C or a crash: goes on with the script that was stopped
+    python demo.py --quick  # the whole way in half a minute, to see that everything runs: the model can do nothing
 
 Runs the project's scripts one after the other, as a user would, and writes figures to out/demo_sft/metrics.json.
 Fine-tuning stops once the share stop_at_answered (config/demo_sft.py) of 200 training questions is answered. If it ends
@@ -12,6 +14,7 @@ import time
 
 STARTED = time.perf_counter()
 
+import argparse
 import json
 import math
 import signal
@@ -20,6 +23,7 @@ import sys
 from pathlib import Path
 
 from data_utils import open_rows
+from minigpt.checkpoint import LAST
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_json
@@ -39,6 +43,8 @@ except ModuleNotFoundError:  # Windows
 SETTINGS_FILES = "config/demo.py", "config/demo_sft.py"
 BASE, TUNED, TUNED_LAST = "out/demo/last.pt", "out/demo_sft/ckpt.pt", "out/demo_sft/last.pt"
 PLOT, METRICS = "out/demo_sft/loss.png", Path("out/demo_sft/metrics.json")
+PROGRESS = Path("out/demo_progress.json")  # which of STEPS are done, for --resume
+COURSE = "docs/course/README.md"
 TRAINED_QUESTIONS = 400  # training questions that the evaluation asks
 FLOOR = 0.90  # least share of training questions answered at the last validation; below it the demo has failed
 SHOWN_QUESTIONS = 5
@@ -50,6 +56,14 @@ STEPS = [
     ("pretraining", "train.py", SETTINGS_FILES[0]),
     ("fine-tuning", "train.py", SETTINGS_FILES[1]),
 ]
+# Of --quick: flags of the two trainings, and what is measured. Most of its time is Python's start of each script.
+QUICK_TRAINING = ["--warmup_iters=5", "--eval_interval=10", "--stop_at_answered=0", "--watch_prompts="]
+QUICK_FLAGS = {
+    "pretraining": ["--max_epochs=0.03", *QUICK_TRAINING],
+    "fine-tuning": ["--max_epochs=0.1", *QUICK_TRAINING],
+}
+QUICK_ASKED = 20  # held-out questions that are asked
+QUICK_TEXT = "This was --quick: all scripts run, but the model has learned nothing. One that answers: python demo.py"
 FORECAST_SECONDS = 60  # after the start of the demo, how long it will take is printed
 MIN_FORECAST_LINES = 3  # of the log, for an estimate of the speed
 # Time of fine-tuning and of the evaluations, over the time of all planned epochs of pretraining.
@@ -143,22 +157,20 @@ def forecast_text(elapsed, left):
 
 def interrupted_text(stage):
     """Text after Ctrl-C in a stage of STEPS, or in "measuring": which checkpoint there is, and how to continue."""
-    ask = "python sample.py"
-    tune = f"python train.py {SETTINGS_FILES[1]}"
+    ask, resume = "python sample.py", "Continue: python demo.py --resume"
     if stage == "measuring":
-        return f"Stopped during the evaluation. The model is trained: {TUNED}.\nAsk it: {ask}"
+        return f"Stopped during the evaluation. The model is trained: {TUNED}.\nAsk it: {ask}\n{resume}"
     if stage == "fine-tuning" and Path(TUNED_LAST).exists():
         return (
             f"Stopped in fine-tuning. {TUNED_LAST} is the model so far, which answers some questions.\n"
-            f"Ask it: {ask} --ckpt={TUNED_LAST}\nContinue: {tune} --init_from=resume, then {ask}"
+            f"Ask it: {ask} --ckpt={TUNED_LAST}\n{resume}"
         )
     if stage != "preparing" and Path(BASE).exists():
-        resume = f"python train.py {SETTINGS_FILES[0]} --init_from=resume, then " if stage == "pretraining" else ""
         return (
             f"Stopped in {stage}. {BASE} is the model so far, which continues texts but answers no questions yet.\n"
-            f"Try it: {ask} --ckpt={BASE}\nContinue: {resume}{tune}, then {ask}"
+            f"Try it: {ask} --ckpt={BASE}\n{resume}"
         )
-    return "Stopped before any training. Nothing is lost: run python demo.py again."
+    return f"Stopped before any training. Nothing is lost.\n{resume}"
 
 
 def seconds_needed(lines, training):
@@ -241,6 +253,15 @@ def measure_models():
     return metrics, trained["pairs"], heldout["pairs"]
 
 
+def measure_quickly():
+    """What --quick measures of the fine-tuned model, as figures for metrics.json."""
+    tuned = f"--ckpt={TUNED}", "--data_dir=data/processed_demo_sft", f"--max_samples={QUICK_ASKED}"
+    flags = [*GREEDY_FLAGS, "--check_leak=False", "--resamples=0"]
+    heldout = run_evaluation("heldout", "evaluations-RougeL.py", *flags, *tuned)
+    run("visualize.py", "--runs=out/demo,out/demo_sft", f"--plot={PLOT}")
+    return {"quick": True, "heldout_exact_match": heldout["exact_match"], "heldout_rouge_l": heldout["rouge_l_f"]}
+
+
 def print_demo_figures(metrics, pairs, asked):
     """Print the figures. pairs, asked: numbers of training and of held-out questions that were asked."""
     print(f"trained questions:  exact match {metrics['trained_exact_match']:.3f} (a sample of {pairs})")
@@ -251,14 +272,39 @@ def print_demo_figures(metrics, pairs, asked):
     print(f"{metrics['seconds']:.0f} s, {memory}; figures: {METRICS}; loss curves: {PLOT}")
 
 
-def main():
-    trainings = [load_settings(TrainSettings, [path]) for path in SETTINGS_FILES]
-    stage = STEPS[0][0]
+def steps_done(resume):
+    """How many of STEPS are done already: 0 unless the demo goes on."""
+    if not resume:
+        return 0
     try:
-        for stage, *arguments in STEPS:
+        return json.loads(PROGRESS.read_text(encoding="utf-8"))["done"]
+    except FileNotFoundError:
+        raise UserError("no demo was stopped here; start one: python demo.py") from None
+
+
+def resume_flags(arguments):
+    """The flags with which the script of --resume's first step goes on: those of a training that had saved already."""
+    if arguments[0] != "train.py":
+        return []
+    last = Path(load_settings(TrainSettings, arguments[1:2]).out_dir) / LAST
+    began = json.loads(PROGRESS.read_text(encoding="utf-8"))["began"]
+    return ["--init_from=resume"] if last.exists() and last.stat().st_mtime >= began else []
+
+
+def main(quick=False, resume=False):
+    trainings = [load_settings(TrainSettings, [path]) for path in SETTINGS_FILES]
+    stage, done = STEPS[0][0], steps_done(resume)
+    try:
+        for number, (stage, *arguments) in list(enumerate(STEPS))[done:]:
+            arguments += QUICK_FLAGS.get(stage, []) if quick else []
+            if resume and number == done:
+                arguments += resume_flags(arguments)
+            else:
+                write_json(PROGRESS, {"done": number, "began": time.time()})
             run(*arguments, watch=Forecast(*trainings) if stage == "pretraining" else None)
+        write_json(PROGRESS, {"done": len(STEPS)})
         stage = "measuring"
-        figures, pairs, asked = measure_models()
+        figures, *counts = [measure_quickly()] if quick else measure_models()
         show_answers()
     except KeyboardInterrupt:
         print(f"\n{interrupted_text(stage)}")
@@ -266,13 +312,21 @@ def main():
     seconds = round(time.perf_counter() - STARTED, 1)
     metrics = {"seconds": seconds, "peak_memory_mb": peak_memory_mb(), **figures}
     write_json(METRICS, metrics)
-    print_demo_figures(metrics, pairs, asked)
+    if quick:
+        print(f"{seconds:.0f} s; figures: {METRICS}; loss curves: {PLOT}\n\n{QUICK_TEXT}")
+        return
+    print_demo_figures(metrics, *counts)
     print("\nNext: ask the model (make sample, or python sample.py), or write a report on it (python")
     print("evaluations-report.py). Then train on your own articles and questions with config/laptop.py and")
     print("config/laptop_sft.py, or with a GPU the 124M model of config/train_config.py: README.md has the commands.")
+    print(f"How it works, step by step, with exercises: {COURSE}")
     logs = [log_lines(Path(training.out_dir) / LOG) for training in trainings]
     print(f"\n{floor_text(logs, trainings)}")
 
 
 if __name__ == "__main__":
-    run_script(main)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="run everything for a moment only, as a test")
+    parser.add_argument("--resume", action="store_true", help="go on where the demo was stopped")
+    parsed = parser.parse_args()
+    run_script(lambda: main(parsed.quick, parsed.resume))

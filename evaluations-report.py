@@ -5,8 +5,9 @@
     python evaluations-report.py --ckpt=out/sft/ckpt.pt --questions=my_questions.jsonl
 
 The report describes the model and its training data, checks for contamination, and gives the perplexity (also that of
-the pretrained model that it started from), the figures of its answers, the effect of sampling settings, and the
-training curves. What cannot be measured is left out, and the page says why.
+the pretrained model that it started from), the figures of its answers, the effect of sampling settings, its grammar by
+minimal pairs (over training, where the run kept checkpoints), and the training curves. What cannot be measured is left
+out, and the page says why.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ from minigpt.evaluation import report_figures as measure
 from minigpt.evaluation.asking import EvaluatedModel, collect_answers, require_one_model
 from minigpt.evaluation.contamination import VERDICTS_BY_WEIGHT, check_contamination
 from minigpt.evaluation.decoding_sweep import draw_sweep
+from minigpt.evaluation.grammar import draw_grammar
 from minigpt.evaluation.models import find_models
 from minigpt.evaluation.plots import save_plot
 from minigpt.evaluation.prompts import evaluated_part, load_pairs, prompt_text
@@ -147,6 +149,16 @@ class Report:
             ]
             self.figures["decoding"] = draw_sweep(rows)
 
+    def measure_grammar(self):
+        """Measure minimal pairs, also over the checkpoints that the run kept."""
+        with self.section("语法 grammar") as progress:
+            model = self.model
+            entries = measure.measure_grammar(model.path, model.name, self.settings, progress)
+            own = next(entry for entry in entries if entry["is_own"])
+            asked = ", ".join(map(public_path, self.settings.grammar_files))
+            self.found["grammar"] = {**own, "asked": asked, "curve": [(e["step"], e["grammar"]) for e in entries]}
+            self.figures["grammar"] = draw_grammar(entries)
+
     def draw_training(self):
         with self.section("训练曲线 training curves"):
             log = measure.log_of_checkpoint(self.model.path)
@@ -197,6 +209,7 @@ def main():
         report.describe()
         report.measure_perplexity()
         report.measure_answers()
+        report.measure_grammar()
         report.draw_training()
     except KeyboardInterrupt:
         print("stopped; no report is written, and an older one is unchanged")

@@ -20,6 +20,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 
 import minigpt  # noqa: F401 - it sets what OpenMP reads when torch is imported
 
@@ -29,6 +30,7 @@ if __name__ == "__main__":  # torch takes seconds to load
         print("train.py: loading torch …", flush=True)
 
 import torch
+from tqdm import tqdm
 
 from data_utils import move_batch
 from minigpt.checkpoint import BEST, LAST
@@ -44,9 +46,11 @@ from minigpt.training.monitor import Monitor
 from minigpt.training.optim import lr_scale, set_learning_rate
 from minigpt.training.setup import TrainingRun
 from minigpt.training.state import begin_saving, finish_saving, save_run
-from minigpt.training.validation import answered_share_of, sample_line, validate
+from minigpt.training.validation import answered_share_of, sample_line, validate, watched_lines
 
-STOPPING = "stopping: after the batch in hand the run is saved and ends (Ctrl-C again: at once, as last saved)"
+STOPPING = "stopping: after the {} in hand the run is saved and ends (Ctrl-C again: at once, as last saved)"
+
+OTHERS_WAIT_SECONDS = 10  # torchrun looks ten times a second whether a process has ended
 
 
 def train(run):
@@ -66,6 +70,8 @@ def train(run):
                 validate_and_save(run, monitor)
             elif p.step % settings.log_interval == 0:
                 monitor.log()
+            if settings.watch_prompts and 10 * p.step // p.max_iters > 10 * (p.step - 1) // p.max_iters:
+                show_watched(run, monitor)
         if run.stopped_by == "interrupted":
             finish_checkpoints(run, monitor.say)
             save_run(run, LAST)
@@ -206,6 +212,14 @@ def validate_and_save(run, monitor):
     monitor.throughput.resume()
 
 
+def show_watched(run, monitor):
+    """Print what the model says to watch_prompts now, after a tenth of the run."""
+    monitor.throughput.pause()  # generating is not training
+    for line in watched_lines(run):
+        monitor.say(line)
+    monitor.throughput.resume()
+
+
 def save_checkpoints(run, best_loss, say):
     """Write last.pt, and ckpt.pt and step_*.pt where they are due. best_loss: validation loss of a best model, or None.
 
@@ -234,10 +248,24 @@ def finish_checkpoints(run, say, ending=False):
         say(f"warning: {failure}; training goes on and saves again at the next validation")
 
 
+def set_up_run():
+    """The `TrainingRun` of the command line. Raises UserError."""
+    try:
+        return TrainingRun(load_settings(TrainSettings), say=tqdm.write)  # which puts a line above the progress bar
+    except UserError:
+        # All processes of torchrun find the same mistake. The first of a machine says it, and torchrun ends the others
+        # meanwhile. Where it does not, the mistake is that of one process, which says it later.
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(OTHERS_WAIT_SECONDS)
+        raise
+
+
 def main():
-    run = TrainingRun(load_settings(TrainSettings))
-    # torchrun passes a signal on, and kills after TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds (default 30).
-    signals = Signals(STOPPING if run.processes.is_main else None)
+    run = set_up_run()
+    # torchrun passes a signal on, and kills after TORCH_ELASTIC_SHUTDOWN_TIMEOUT seconds (default 30). Several
+    # processes agree on stopping when the next step begins.
+    words = STOPPING.format("batch" if run.processes.world_count == 1 else "step")
+    signals = Signals(words if run.processes.is_main else None)
     run.stop_requested = lambda: signals.asked
     train(run)
     run.close()  # not after an error: the other processes would wait for this one; torchrun ends them

@@ -28,4 +28,5 @@ muon_learning_rate = 0.04
 warmup_iters = 50
 min_lr_ratio = 0.0
 eval_interval = 500
+watch_prompts = ["狮子是", "锿的英文名称是", "李白是"]
 compile = "off"  # compiling takes longer than this run gains by it

@@ -29,4 +29,6 @@ muon_learning_rate = 0.002
 warmup_iters = 20
 min_lr_ratio = 0.0
 eval_interval = 70  # of 693 steps: ten checks
+# No training question is about these.
+watch_prompts = ["狮子是哪个纲的动物？", "锿元素的英文怎么写？", "李白字什么？"]
 compile = "off"

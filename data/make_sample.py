@@ -10,6 +10,7 @@ for each fact several wordings, questions and one answer). Writes
   sft/sample_heldout.txt           the subjects whose questions are in the test part only
   data/task_sample/<task>_<part>.jsonl   labelled texts for data/prepare_task.py (minigpt/corpus/sample_tasks.py); the
                                    test part is about the subjects of sample_heldout.txt
+  data/grammar_sample/<phenomenon>.jsonl   right and wrong sentences for evaluations-grammar.py (sample_grammar.py)
 
 A subject has many articles because a model that has read a fact in only one wording can recite it, but not answer
 questions about it (Allen-Zhu and Li 2023, "Physics of Language Models: Part 3.1"). To add a field, add its two files
@@ -30,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 from minigpt.common.cli import run_script
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic
+from minigpt.corpus.sample_grammar import FRAMES, grammar_rows
 from minigpt.corpus.sample_tasks import SampleTasks, shuffled
 from minigpt.corpus.splits import hash_share
 
@@ -38,6 +40,7 @@ ARTICLES = ROOT / "data" / "wiki_sample"
 QUESTIONS = ROOT / "sft" / "sample_qa.jsonl"
 HELDOUT = ROOT / "sft" / "sample_heldout.txt"
 TASKS = ROOT / "data" / "task_sample"
+GRAMMAR = ROOT / "data" / "grammar_sample"
 
 ARTICLES_PER_SUBJECT = 20
 MIN_SENTENCES = 3  # of an article
@@ -152,6 +155,12 @@ def main():
         rows = list(tasks.rows(task, [s for s in everyone if s.name in parts[part]]))
         write_lines(TASKS / f"{task}_{part}.jsonl", (json.dumps(row, ensure_ascii=False) for row in rows))
         print(f"task {task}, {part}: {len(rows)} rows")
+
+    by_field = {name: subjects for name, (_, _, subjects) in fields.items()}
+    for phenomenon in FRAMES:
+        rows = list(grammar_rows(phenomenon, by_field))
+        write_lines(GRAMMAR / f"{phenomenon}.jsonl", (json.dumps(row, ensure_ascii=False) for row in rows))
+        print(f"grammar, {phenomenon}: {len(rows)} pairs")
 
 
 if __name__ == "__main__":

@@ -306,11 +306,10 @@ def open_model(ckpt, out_root, device, base=""):
 
 
 def newest_intact(run, mmap=False):
-    """The dict of a run's last.pt or, where that is damaged or missing, of last.prev.pt. Raises UserError.
+    """The dict of a run's last.pt or, where that is damaged or missing, of last.prev.pt.
 
-    mmap: as in `load_checkpoint`.
-
-    If the system cannot read last.pt, the file may be intact, so last.prev.pt is not loaded instead.
+    mmap: as in `load_checkpoint`. Raises UserError where neither can be loaded, and where the system cannot read
+    last.pt: that file may be intact, so last.prev.pt is not loaded instead.
     """
     last, previous = Path(run) / LAST, Path(run) / PREVIOUS
     try:

@@ -41,6 +41,7 @@ TIMED_TOKENS = 512  # input of the block that is timed
 TIMED_ATTENTION_TOKENS, TIMED_ATTENTION_PASSES = 8192, 10  # a pass takes less than a millisecond
 TIMING_SECONDS = 4.0  # after which a timing begins no further round
 SHORT_STEP_SECONDS = 0.05  # a stall by another program, or building a kernel, can take as long
+TRITON_CAPABILITY = 7, 0  # of a GPU, at least
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -252,11 +253,26 @@ def should_compile(setting, device):
     """(bool, why): whether to use torch.compile for training. setting: "on", "off" or "auto"."""
     if setting == "off":
         return False, "as set"
-    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        return False, "Triton is not installed"
+    if device.type == "cuda":
+        if importlib.util.find_spec("triton") is None:
+            return False, "Triton is not installed"
+        if torch.cuda.get_device_capability(device) < TRITON_CAPABILITY:
+            return False, "Triton needs a GPU of Volta or later"
+        if failure := compile_failure(device):
+            return False, f"Triton does not work here: {failure}"
     if setting == "on":
         return True, "as set"
     return device.type == "cuda", "the default on " + device.type
+
+
+@functools.cache
+def compile_failure(device):
+    """Why torch.compile fails on a device, by a kernel of one line; None where it works. Triton needs a C compiler and
+    a driver that knows it, and so may be installed and of no use."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(64, device=device))
+    except Exception as error:  # compilers fail in many ways
+        return first_line(getattr(error, "inner_exception", error))  # what torch says around it takes the first line
 
 
 def use_deterministic_algorithms():
@@ -297,7 +313,17 @@ def usable_memory(device):
     """Bytes of a GPU's memory that this process may use (`torch.cuda.set_per_process_memory_fraction` limits them)."""
     index = torch.cuda.current_device() if device.index is None else device.index
     total = torch.cuda.get_device_properties(index).total_memory
-    return int(total * torch.cuda.get_per_process_memory_fraction(index))
+    try:
+        return int(total * min(1.0, torch.cuda.get_per_process_memory_fraction(index)))
+    except RuntimeError:  # other allocators than torch's own have no limit
+        return total
+
+
+def free_memory(device):
+    """Bytes of a GPU's memory that no other program has, and that CUDA does not need; what torch has itself counts."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    free, _ = torch.cuda.mem_get_info(index)
+    return free + torch.cuda.memory_reserved(index)
 
 
 @functools.cache

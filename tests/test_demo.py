@@ -12,6 +12,7 @@ import pytest
 from corpora import ROOT
 
 import demo
+from minigpt.common.errors import UserError
 from minigpt.run_log import LOG
 from minigpt.settings.stages import TrainSettings
 
@@ -112,22 +113,12 @@ def test_a_floor_missed_after_all_epochs_is_not_blamed_on_time():
 @pytest.mark.parametrize(
     ("stage", "there", "said", "unsaid"),
     [
-        ("preparing", [], ["Stopped before any training", "python demo.py"], ["--ckpt"]),
+        ("preparing", [], ["Stopped before any training", "python demo.py --resume"], ["--ckpt"]),
         ("pretraining", [], ["Stopped before any training"], ["--ckpt"]),
-        (
-            "pretraining",
-            [demo.BASE],
-            [f"--ckpt={demo.BASE}", "config/demo.py --init_from=resume, then python train.py config/demo_sft.py"],
-            [],
-        ),
-        ("fine-tuning", [demo.BASE], [f"--ckpt={demo.BASE}", "train.py config/demo_sft.py"], ["resume"]),
-        (
-            "fine-tuning",
-            [demo.BASE, demo.TUNED_LAST],
-            [f"--ckpt={demo.TUNED_LAST}", "train.py config/demo_sft.py --init_from=resume"],
-            ["config/demo.py"],
-        ),
-        ("measuring", [demo.BASE, demo.TUNED, demo.TUNED_LAST], [demo.TUNED, "python sample.py"], ["resume"]),
+        ("pretraining", [demo.BASE], [f"--ckpt={demo.BASE}", "python demo.py --resume"], []),
+        ("fine-tuning", [demo.BASE], [f"--ckpt={demo.BASE}", "python demo.py --resume"], []),
+        ("fine-tuning", [demo.BASE, demo.TUNED_LAST], [f"--ckpt={demo.TUNED_LAST}"], [f"--ckpt={demo.BASE}"]),
+        ("measuring", [demo.BASE, demo.TUNED, demo.TUNED_LAST], [demo.TUNED, "python sample.py"], ["--ckpt"]),
     ],
 )
 def test_ctrl_c_says_what_is_kept_and_how_to_continue(tmp_path, monkeypatch, stage, there, said, unsaid):
@@ -161,17 +152,17 @@ class Scripts:
 
 @pytest.fixture
 def play(tmp_path, monkeypatch):
-    """play(answered=…, interrupted_in=…): run the demo with `Scripts`, which it returns."""
+    """play(quick=…, answered=…, interrupted_in=…): run the demo with `Scripts`, which it returns."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config").mkdir()
     for path in demo.SETTINGS_FILES:
         (tmp_path / path).write_bytes((ROOT / path).read_bytes())
 
-    def run(**how):
+    def run(quick=False, resume=False, **how):
         scripts = Scripts(**how)
         monkeypatch.setattr(demo, "run", scripts)
         monkeypatch.setattr(demo, "show_answers", lambda: None)
-        demo.main()
+        demo.main(quick, resume)
         return scripts
 
     return run
@@ -182,7 +173,8 @@ def test_the_demo_ends_with_its_figures_and_the_floor(play, capsys):
     assert [ran[0] for ran in scripts.ran[:5]] == [step[1] for step in demo.STEPS]
     assert any(f"--ckpt={demo.TUNED}" in ran for ran in scripts.ran)
     assert json.loads(demo.METRICS.read_text(encoding="utf-8"))["heldout_exact_match"] == 0.5
-    assert capsys.readouterr().out.splitlines()[-1].startswith("The floor is reached: 0.930")
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1].startswith("The floor is reached: 0.930") and demo.COURSE in said
 
 
 def test_the_demo_ends_with_the_floor_where_it_is_missed(play, capsys):
@@ -197,6 +189,30 @@ def test_a_demo_that_is_interrupted_ends_with_130_and_says_so(play, capsys, scri
         play(interrupted_in=script)
     assert stopped.value.code == 130
     assert said in capsys.readouterr().out and not demo.METRICS.exists()
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_demo_goes_on_with_the_script_that_was_stopped(play, saved):
+    with pytest.raises(SystemExit):
+        play(interrupted_in=demo.SETTINGS_FILES[1])
+    tuned_last = Path(demo.TUNED_LAST)
+    tuned_last.parent.mkdir(parents=True, exist_ok=True)
+    tuned_last.touch()  # an earlier demo's, unless this one has saved since
+    began = json.loads(demo.PROGRESS.read_text(encoding="utf-8"))["began"]
+    # The last script with that file of settings is the fine-tuning; preparing its rows was interrupted here.
+    assert json.loads(demo.PROGRESS.read_text(encoding="utf-8"))["done"] == 2
+    demo.PROGRESS.write_text(json.dumps({"done": 4, "began": began}), encoding="utf-8")
+    os.utime(tuned_last, (began + 1, began + 1) if saved else (began - 1, began - 1))
+    scripts = play(resume=True)
+    flags = ("--init_from=resume",) if saved else ()
+    assert scripts.ran[0] == ("train.py", demo.SETTINGS_FILES[1], *flags)
+    assert scripts.ran[1][0] == "evaluations-perplexity.py"
+    assert play(resume=True).ran[0][0] == "evaluations-perplexity.py"  # all is trained: it measures again
+
+
+def test_without_a_stopped_demo_resume_says_how_to_start(play):
+    with pytest.raises(UserError, match=r"start one: python demo\.py"):
+        play(resume=True)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
@@ -226,3 +242,13 @@ def test_the_watcher_is_called_while_a_script_runs(tmp_path):
     )
     demo.run(str(script), watch=go.touch)  # ends only because the watcher was called
     assert go.exists()
+
+
+def test_quick_runs_every_script_for_a_moment_and_says_so(play, capsys):
+    scripts = play(quick=True)
+    assert [ran[:2] for ran in scripts.ran[:5]] == [step[1:] for step in demo.STEPS]
+    for ran in scripts.ran[3:5]:
+        assert float(next(a for a in ran if a.startswith("--max_epochs=")).partition("=")[2]) <= 0.1
+    assert [ran[0] for ran in scripts.ran[5:]] == ["evaluations-RougeL.py", "visualize.py"]
+    assert json.loads(demo.METRICS.read_text(encoding="utf-8"))["quick"]
+    assert capsys.readouterr().out.splitlines()[-1] == demo.QUICK_TEXT

@@ -115,6 +115,23 @@ def test_training_times_a_block_in_the_dtypes_that_the_processor_supports(monkey
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize(("fraction", "usable"), [(0.25, 25), (1.0, 100), (7.5, 100), (None, 100)])
+def test_usable_memory_is_that_of_the_gpu_or_less(monkeypatch, fraction, usable):
+    """Other allocators than torch's own refuse to tell their limit."""
+
+    def limit(index):
+        if fraction is None:
+            raise RuntimeError("this allocator has none")
+        return fraction
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=100))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", limit)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (60, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: 10)
+    assert device.usable_memory(torch.device("cuda", 0)) == usable
+    assert device.free_memory(torch.device("cuda", 0)) == 70
+
+
 @pytest.mark.parametrize("words", OUT_OF_MEMORY_MESSAGES)
 def test_running_out_of_memory_is_recognized_by_torchs_message(words):
     with pytest.raises(UserError, match="batch_tokens"), explain_out_of_memory(torch.device("cpu")):
@@ -177,3 +194,35 @@ def test_attention_is_timed_with_gradients_of_the_runs_shapes():
     inputs = [torch.randn(2, heads, 31, 16) for heads in (4, 2, 2)]
     device.time_attention(SDPBackend.MATH, inputs, 0.0)
     assert all(t.grad is None for t in inputs)
+
+
+@pytest.mark.parametrize(
+    ("capability", "failure", "expected"),
+    [
+        ((6, 1), None, (False, "Triton needs a GPU of Volta or later")),
+        ((7, 0), "RuntimeError: no C compiler", (False, "Triton does not work here: RuntimeError: no C compiler")),
+        ((9, 0), None, (True, "the default on cuda")),
+    ],
+)
+def test_a_gpu_compiles_where_triton_works(capability, failure, expected, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(device, "compile_failure", lambda device: failure)
+    assert device.should_compile("auto", torch.device("cuda")) == expected
+    assert device.should_compile("on", torch.device("cuda"))[0] == expected[0]
+
+
+def test_a_compiler_that_fails_is_tried_once(monkeypatch):
+    def broken(graph, inputs):
+        tried.append(graph)
+        raise RuntimeError("no C compiler\nmore of it")
+
+    tried, compile_it = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: compile_it(function, backend=broken))
+    device.compile_failure.cache_clear()
+    assert "no C compiler" in device.compile_failure(torch.device("cpu"))
+    assert "no C compiler" in device.compile_failure(torch.device("cpu")) and len(tried) == 1
+    monkeypatch.setattr(torch, "compile", lambda function: compile_it(function, backend="eager"))
+    device.compile_failure.cache_clear()
+    assert device.compile_failure(torch.device("cpu")) is None
+    device.compile_failure.cache_clear()

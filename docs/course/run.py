@@ -6,7 +6,7 @@
     python docs/course/run.py            the demo, then all chapters
     python docs/course/run.py --small    the same in minutes, in a copy of the project; what is trained answers nothing
 
-Needs bash. It ends at the first command that fails.
+Needs bash. A chapter ends at its first command that fails. With --small two chapters run at a time.
 """
 
 import os
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
@@ -36,6 +37,7 @@ SMALL = {
 COMMAND = re.compile(r"python (?P<script>\S+\.py)(?P<flags>[^|;&>]*)")
 ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
 POLL_SECONDS = 0.2
+SMALL_WORKERS = 2  # chapters at the same time
 NOT_COPIED = shutil.ignore_patterns(
     ".git", ".venv", "out", "processed*", "downloads", "site", "arena", "__pycache__", ".*_cache"
 )
@@ -51,21 +53,26 @@ class Runner:
         self.environment = {**os.environ, "PATH": paths, "PYTHONUNBUFFERED": "1"}
         self.servers = []
 
-    def run_chapter(self, number, blocks):
+    def run_chapter(self, number, blocks, say=print):
         """Run the commands of a chapter and fill their outputs. Raises UserError at the first that fails."""
         started = time.perf_counter()
         try:
             for command in (command for block in blocks for command in block):
-                print(f"$ {command.text}", flush=True)
+                say(f"$ {command.text}", flush=True)
                 output = self.start_server(command) if command.background else self.run(command)
                 command.output = shown_lines(output, command.lines)
-                print("\n".join(command.output), flush=True)
+                say("\n".join(command.output), flush=True)
         finally:
             for server in self.servers:
                 server.terminate()
                 server.wait()
             self.servers.clear()
         print(f"  (chapter {number}: {time.perf_counter() - started:.0f} s)\n", flush=True)
+
+    def check_solutions(self, number):
+        """Check the reference solutions of a chapter's exercises; the front page has none."""
+        if number:
+            self.run(Command(f"python docs/course/check.py {number} --solutions"))
 
     def run(self, command):
         """The output of a command: what it writes to stdout."""
@@ -130,20 +137,38 @@ def main():
         raise UserError(f"{wrong[0]!r} is none of: {known}")
     if flags == {"--small", "--write"}:
         raise UserError("--write needs the outputs of the full commands: leave --small out")
-    with tempfile.TemporaryDirectory() as copy:
-        folder = ROOT
-        if "--small" in flags:  # models of the user's own, under out/, must not be replaced by bad ones
-            folder = shutil.copytree(ROOT, Path(copy) / "MiniGPT", ignore=NOT_COPIED)
-        runner = Runner(folder, "--small" in flags)
-        for number in [int(n) for n in numbers] or chapters:
-            texts, blocks = read_chapter(number, chapters[number])
-            runner.run_chapter(number, blocks)
-            if number:
-                runner.run(Command(f"python docs/course/check.py {number} --solutions"))
-            if "--write" in flags:
-                for path, text in zip(chapters[number], texts, strict=True):
-                    content = with_outputs(text, blocks).encode()
-                    write_atomic(path, lambda file, content=content: file.write(content))
+    chosen = [int(n) for n in numbers] or list(chapters)
+    if "--small" in flags:
+        run_small(chapters, chosen)
+        return
+    for number in chosen:
+        texts, blocks = read_chapter(number, chapters[number])
+        runner = Runner(ROOT, small=False)
+        runner.run_chapter(number, blocks)
+        runner.check_solutions(number)
+        if "--write" in flags:
+            for path, text in zip(chapters[number], texts, strict=True):
+                content = with_outputs(text, blocks).encode()
+                write_atomic(path, lambda file, content=content: file.write(content))
+
+
+def run_small(chapters, numbers):
+    """Run chapters shortened, in a copy of the project: models of the user's own must not be replaced by bad ones."""
+    with tempfile.TemporaryDirectory() as copy, ThreadPoolExecutor(SMALL_WORKERS) as pool:
+        folder = shutil.copytree(ROOT, Path(copy) / "MiniGPT", ignore=NOT_COPIED)
+
+        def run(number):
+            runner = Runner(folder, small=True)
+            runner.run_chapter(number, read_chapter(number, chapters[number])[1], no_output)
+            runner.check_solutions(number)
+
+        run(0)
+        for done in [pool.submit(run, number) for number in numbers if number]:
+            done.result()
+
+
+def no_output(*_, **__):
+    """In the place of `print`, where the outputs of chapters that run at the same time would mix."""
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt.arena.answers import ModelAnswer, RunningRequests
+from minigpt.arena.jobs import Jobs
 from minigpt.arena.models import CheckpointInfo, ModelCache
 from minigpt.arena.peers import CHECK_WAIT_SECONDS, SEPARATOR, Peers
-from minigpt.arena.problems import Problem, validate_number
+from minigpt.arena.problems import Problem, clean_name, validate_number
 from minigpt.arena.votes import SAMPLING_KEYS, Battles, Votes
 from minigpt.checkpoint import BEST
 from minigpt.common.files import PROJECT
@@ -52,6 +53,7 @@ class Arena:
         self.flagged = Path(settings.arena_dir) / "flagged.csv"
         self.battles = Battles(self.votes)
         self.running = RunningRequests()
+        self.jobs = Jobs(settings.out_root)
         self.downloads = tempfile.TemporaryDirectory(prefix="minigpt-arena-", ignore_cleanup_errors=True)
         self.examples, self._example_problems = read_examples(EXAMPLES_FILE)
 
@@ -72,6 +74,18 @@ class Arena:
     def tunable_choices(self):
         """[ModelChoice]: the fine-tuned checkpoints that train.py can go on from with --init_from."""
         return [choice for choice in self._checkpoints_of_stages("sft") if not choice.checkpoint.is_adapter]
+
+    def trainable_choices(self):
+        """[ModelChoice]: the checkpoints that a fine-tuning can start from: language models in a file, whole."""
+        found = self._checkpoints_of_stages("pretrain", "sft")
+        return [each for each in found if not each.checkpoint.is_adapter and each.checkpoint.path.is_file()]
+
+    def trainable_checkpoint(self, name):
+        """The `CheckpointInfo` of that name among `trainable_choices`. Raises Problem if there is none."""
+        found = [choice.checkpoint for choice in self.trainable_choices() if choice.name == name]
+        if not found:
+            raise Problem("no_model", name=clean_name(str(name))) if name else Problem("no_model_chosen")
+        return found[0]
 
     def _checkpoints_of_stages(self, *stages):
         return [ModelChoice(each.name, each) for each in self.models.checkpoints()[0] if each.stage in stages]

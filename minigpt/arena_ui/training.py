@@ -6,6 +6,7 @@ import pandas
 
 from minigpt.arena.runs import RunLogs
 from minigpt.arena_ui.common import PRIVATE, UNQUEUED, T, status_line, style_chart, translate, warning_line
+from minigpt.arena_ui.jobs import JobsSection
 
 CURVES_REFRESH_SECONDS = 3.0  # between readings of the logs while the tab is open
 CHART_HEIGHT = 360  # pixels
@@ -23,6 +24,7 @@ class TrainingTab:
         self.timer = gr.Timer(CURVES_REFRESH_SECONDS, active=False)
         stamp = gr.State(None)
         tab.select(self.open, names, [names, plot, state, stamp, self.timer], api_name="training", **UNQUEUED)
+        JobsSection(page, tab, self.timer)
         names.input(self.render, names, [plot, state, stamp], **PRIVATE)
         self.timer.tick(self.tick, [names, stamp], [plot, state, stamp], **PRIVATE)
 

@@ -233,20 +233,21 @@ def measure_checks(measurement, figures):
 
 def measure_pretraining(measurement, figures):
     """Tokens a second of pretraining."""
-    measure_training(measurement, figures, PRETRAINING_CONFIG, "articles", GPU_TRAINING_WAYS)
+    measure_training(measurement, figures, PRETRAINING_CONFIG, "pretraining", GPU_TRAINING_WAYS)
 
 
 def measure_gpu_tuning(measurement, figures):
     """Tokens a second of fine-tuning."""
     ways = {way: GPU_TRAINING_WAYS[way] for way in (EAGER_WAY, COMPILED_WAY)}  # each other one takes a minute
     base = f"--init_from={measurement.folder}/base.pt"
-    measure_training(measurement, figures, TUNING_CONFIG, "questions", ways, base)
+    measure_training(measurement, figures, TUNING_CONFIG, "fine-tuning", ways, base)
 
 
-def measure_training(measurement, figures, config, stage, ways, *more):
+def measure_training(measurement, figures, config, part, ways, *more):
     """Tokens a second of training in each of some GPU_TRAINING_WAYS, in turns, or one after the other in little
-    memory."""
+    memory. part: "pretraining" or "fine-tuning"."""
     scale, turns, calls = measurement.scale, {}, {}
+    stage = "articles" if part == "pretraining" else "questions"
     together = not measurement.on_gpu or measurement.values["machine"]["memory_gb"] >= SHARED_GB
     figures["in_turns"] = together
     with contextlib.ExitStack() as stack:
@@ -262,7 +263,8 @@ def measure_training(measurement, figures, config, stage, ways, *more):
                 calls[way] = call
             if way == COMPILED_WAY and way in calls:
                 with measurement.attempt(figures, "compiled against plain code"):
-                    measurement.add_checks(calls[way](gpu_work.check_compiled_run))
+                    checks = calls[way](gpu_work.check_compiled_run)
+                    measurement.add_checks([{**each, "check": f"{part}: {each['check']}"} for each in checks])
             if not together:
                 take_turns(measurement, figures, calls, turns)
                 stack.close()
@@ -303,7 +305,7 @@ def measure_gpu_generation(measurement, figures):
     """Tokens a second of generation in each way, in turns, and of the checks against a plain pass."""
     scale = measurement.scale
     with measurement.process() as call:
-        opened = call(gpu_work.open_generation, measurement.shape, measurement.settings.device, max(scale.streams))
+        opened = call(gpu_work.open_generation, measurement.shape, measurement.settings.device, scale.streams)
         figures |= {way: missing(why) for way, why in opened.items() if why}
         failed = {way: why for way, why in opened.items() if why and why.startswith(gpu_work.FAILED)}
         measurement.errors += [{"at": way, "error": why, "traceback": ""} for way, why in failed.items()]
@@ -376,7 +378,8 @@ def measure_gpu_part(measurement, name):
     if seconds < LEAST_SECONDS:
         part["figures"] = missing(f"no time was left for it: {max(0.0, seconds):.0f} s")
         return measurement.save()
-    print(f"  {name}, for {seconds:.0f} s at most: {GPU_PARTS[name][1].__doc__.splitlines()[0]}", flush=True)
+    limit = "" if measurement.settings.quick else f", for {seconds:.0f} s at most"
+    print(f"  {name}{limit}: {GPU_PARTS[name][1].__doc__.splitlines()[0]}", flush=True)
     measurement.part_ends, failures = now + seconds, len(measurement.errors)
     part["state"] = "cut off"
     outcome = {}
@@ -403,7 +406,8 @@ def bench_gpu(settings):
             f"bench.py gpu measures an NVIDIA GPU, and the device here is {machine['device']}; --quick tries the "
             "command in miniature without one"
         )
-    print(f"{machine['gpu']}, torch {machine['torch']}; at most {scale.seconds / 60:.1f} minutes", flush=True)
+    limit = "in miniature" if settings.quick else f"at most {scale.seconds / 60:.1f} minutes"
+    print(f"{machine['gpu']}, torch {machine['torch']}; {limit}", flush=True)
     values = {"format": FORMAT, "quick": settings.quick, "machine": machine, "parts": {}, "checks": [], "errors": []}
     with tempfile.TemporaryDirectory(prefix="minigpt-bench-", ignore_cleanup_errors=True) as folder:
         measurement = Measurement(settings, scale, folder, values, began + scale.seconds)

@@ -94,7 +94,12 @@ def gpu_training_table(figures):
     texts += [f"{name}: {ratio:.2f}" for name, ratio in ratios.items()]
     texts += [f"{name}: left out ({reason})" for name, reason in left_out.items()]
     told = ("number of parameters", "passes of")
-    texts += [f"{way}: {line}" for way, figure in ways.items() for line in figure["said"] if line.startswith(told)]
+    said = {}  # {line: the ways that said it}
+    for way, figure in ways.items():
+        for line in figure["said"]:
+            if line.startswith(told):
+                said.setdefault(line, []).append(way)
+    texts += [f"{', '.join(names)}: {line}" for line, names in said.items()]
     return "\n\n".join(texts)
 
 

@@ -34,6 +34,7 @@ from minigpt.device import (
 from minigpt.inference.engine import TextGenerator
 from minigpt.inference.params import SamplingParams
 from minigpt.inference.quantize import convert_weights
+from minigpt.inference.static_step import StaticStep
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import TrainSettings
 from minigpt.tokenizer import load_tokenizer
@@ -389,18 +390,18 @@ def check_numbers(shape, sure_shape, rows, name, dtype):
 # Generation.
 
 
-def open_generation(shape, name, max_streams):
-    """Set up generation in this process: ways {name: function(prompts, n_new) -> answers, lists of ids}. Returns
-    {way: None, or why it is left out}."""
+def open_generation(shape, name, streams):
+    """Set up generation in this process: ways {name: function(prompts, n_new) -> answers, lists of ids}. streams: the
+    numbers of streams that are measured. Returns {way: None, or why it is left out}."""
     device, tokenizer, about = pick_device(name), load_tokenizer(), {}
     make = functools.partial(gpu_checks.spread_model, GPTConfig(**shape), device)
     plain, ways = make(), {}
     random = torch.Generator().manual_seed(2)
-    prompts = torch.randint(tokenizer.eot_id, (max_streams, GPU_PROMPT_TOKENS), generator=random).tolist()
+    prompts = torch.randint(tokenizer.eot_id, (max(streams), GPU_PROMPT_TOKENS), generator=random).tolist()
     half = half_type(device)
     for dtype in dict.fromkeys(("float32", half, *GENERATION_TYPES[1:])):
         try:
-            ways[f"ours, {dtype}"] = our_generation(convert_weights(make(), dtype), tokenizer, max_streams)
+            ways[f"ours, {dtype}"] = our_generation(convert_weights(make(), dtype), tokenizer, streams)
         except UserError as error:
             about[f"ours, {dtype}"] = str(error)
         except Exception as error:  # another library's
@@ -421,11 +422,14 @@ def half_type(device):
     return "float32" if device.type == "cuda" and known is None else GENERATION_TYPES[0]
 
 
-def our_generation(model, tokenizer, max_streams):
-    """Function(prompts, n_new) -> answers, lists of ids, by a `TextGenerator` of a model, compiled as by default."""
-    generator = TextGenerator(model, tokenizer, "pretrain", max_streams)
+def our_generation(model, tokenizer, streams):
+    """Function(prompts, n_new) -> answers, lists of ids, by a `TextGenerator` of a model, compiled as by default.
+    streams: as in `open_generation`."""
+    generator = TextGenerator(model, tokenizer, "pretrain", max(streams))
     generator.engine.stop_ids = set()  # no token ends a text early
-    if generator.should_compile("auto"):
+    if generator.should_compile("auto") and generator.make_kernels():
+        if isinstance(generator.kernels, StaticStep):  # the other numbers of rows would take minutes of the measurement
+            generator.kernels.row_counts = streams
         generator.compile()
 
     def generate(prompts, n_new):

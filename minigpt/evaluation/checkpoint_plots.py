@@ -21,6 +21,7 @@ from minigpt.evaluation.plots import COLOURS, MAX_MARKED_POINTS, curve_widths, d
 SHARE_LABELS = {
     "to_change": "to change", "to_keep": "to keep", "accuracy": "all", "rouge_l_f": "Rouge-L F",
     "exact_match": "exact match", "char_f1": "character F1", "numbers": "number accuracy",
+    "grammar": "minimal pairs",
 }  # fmt: skip
 OTHER_LABELS = {"perplexity": "perplexity", "bits_per_char": "bits per character"}
 FIGURE_LABELS = {**SHARE_LABELS, **OTHER_LABELS}

@@ -13,6 +13,8 @@ from minigpt.common.errors import UserError
 from minigpt.device import pick_device
 from minigpt.evaluation.correction import correction_figures, read_details, to_cases
 from minigpt.evaluation.decoding_sweep import run_sweep, sweep_size
+from minigpt.evaluation.grammar import grammar_figures, read_minimal_pairs, score_pairs_of
+from minigpt.evaluation.models import checkpoints_of
 from minigpt.evaluation.perplexity import check_rows_fit, perplexity_figures
 from minigpt.evaluation.prompts import last_question
 from minigpt.inference.likelihood import likelihood_of_rows
@@ -24,10 +26,12 @@ from minigpt.settings.stages import TrainSettings
 MODEL_SHAPE = ("architecture", "n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 MAX_PERPLEXITY_ROWS = 2000  # evenly spaced over a larger part
 MAX_SWEEP_PAIRS = 100
+MAX_CURVE_CHECKPOINTS = 10
 MIN_CORRECTION_ROUGE = 0.8  # median Rouge-L F of questions and references that are sentences and their corrections
 # Training settings that do not affect learning, or that the report shows elsewhere.
 HIDDEN_SETTINGS = {
-    "data_dir", "out_dir", "init_from", "tensorboard", "wandb", "sample_prompt", "vocab_size", "device", "seed",
+    "data_dir", "out_dir", "init_from", "tensorboard", "wandb", "sample_prompt", "watch_prompts", "vocab_size",
+    "device", "seed",
 }  # fmt: skip
 
 
@@ -172,6 +176,28 @@ def measure_sweep(opened, pairs, settings, progress):
     return run_sweep(
         opened, pairs, params, settings.sweep, lambda n: progress(n, total), settings.resamples, settings.seed
     )
+
+
+def measure_grammar(path, name, settings, progress):
+    """[entry] as `grammar_figures` has it, with "name" and "step", of the checkpoints that a run kept, by step.
+
+    path, name: those of the checkpoint of the report, whose entry is marked with "is_own". Of many kept checkpoints
+    MAX_CURVE_CHECKPOINTS are measured. progress(n, total): n more of `total` sentences are done. Raises UserError.
+    """
+    pairs = read_minimal_pairs(settings.grammar_files)
+    kept = [] if path.is_dir() else [other for other in checkpoints_of(path.parent) if other.stem.startswith("step_")]
+    places = np.linspace(0, len(kept) - 1, min(MAX_CURVE_CHECKPOINTS, len(kept))).astype(int)
+    chosen = list(dict.fromkeys([*(kept[place] for place in places), path]))
+    entries = []
+    for one in chosen:
+        content = load_checkpoint(one)
+        model, tokenizer = load_model(content, pick_device(settings.device), settings.base)
+        scores = score_pairs_of(model, tokenizer, pairs, progress=lambda n: progress(n, 2 * len(pairs) * len(chosen)))
+        about = {"name": name if one == path else one.stem, "step": content["progress"]["step"], "is_own": one == path}
+        entries.append({**about, **grammar_figures(pairs, scores, settings.resamples, settings.seed)})
+    if entries[-1]["grammar"] is None:
+        raise UserError("no sentence fits the model's block")
+    return sorted(entries, key=lambda entry: (entry["step"], entry["is_own"]))
 
 
 def log_of_checkpoint(path):

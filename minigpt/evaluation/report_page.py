@@ -132,6 +132,21 @@ def decoding_section(report):
     return [plot_link("decoding", report), markdown_table(*sweep_table(report["decoding"])), SWEEP_NOTES]
 
 
+def grammar_section(report):
+    found = report.get("grammar")
+    if not found:
+        return None
+    edges = interval_brackets(found["intervals"]["grammar"])
+    rows = [["**全部 all**", found["pairs"], found["grammar"], edges, found["fewer_tokens"]]]
+    for name, of in found["phenomena"].items():
+        rows.append(
+            [escape_markdown(name), of["pairs"], of["accuracy"], interval_brackets(of["interval"]), of["fewer_tokens"]]
+        )
+    about = f"{escape_markdown(found['asked'])}. {REPORT_TEXTS['notes']['grammar']}"
+    table = markdown_table(["现象 phenomenon", "句对 pairs", "判对 right", "95%", "只看长短 fewer tokens"], rows)
+    return [about, plot_link("grammar", report), table]
+
+
 def training_section(report):
     training = report.get("training")
     return training and [plot_link("training", report), *map(escape_markdown, training["lines"])]
@@ -152,6 +167,7 @@ SECTIONS = {
     "问答 Answers": answers_section,
     "句子纠错 Sentence correction": corrections_section,
     "解码参数 Decoding": decoding_section,
+    "语法 Grammar": grammar_section,
     "训练曲线 Training curves": training_section,
     "没有测的 Not measured": missing_section,
 }

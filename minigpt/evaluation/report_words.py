@@ -40,7 +40,7 @@ def summary_sentences(report):
     """[(Chinese, English)]: the summary of a report (see report_page.py)."""
     parts = (
         contamination_sentences, answer_sentences, correction_sentences, perplexity_sentences, decoding_sentences,
-        training_sentences,
+        grammar_sentences, training_sentences,
     )  # fmt: skip
     return [sentence for part in parts for sentence in part(report)]
 
@@ -116,6 +116,15 @@ def decoding_sentences(report):
         overlap = fill_sentence("no_overlap" if high < low else "overlap")
     values = {"what": what, "best": best["rouge_l_f"], "given": given["rouge_l_f"], "overlap": overlap}
     return [fill_sentence("decoding", **values)]
+
+
+def grammar_sentences(report):
+    found = report.get("grammar")
+    if not found:
+        return []
+    edges = interval_pair(report, found["intervals"]["grammar"], found["pairs"])
+    shares = {"right": found["grammar"], "shorter": found["fewer_tokens"]}
+    return [fill_sentence("grammar", n=found["pairs"], edges=edges, **shares)]
 
 
 def training_sentences(report):

@@ -238,8 +238,10 @@ class Engine:
             if stream.params.max_new_tokens < 1:
                 stream.finish("length")
         rows = [i for i, stream in enumerate(streams) if stream.finish_reason is None]
-        last = states[rows, [streams[i].prompt_tokens - 1 for i in rows]]
-        return [streams[i] for i in rows], self.runner.model.lm_head(last) if rows else None
+        if not rows:
+            return [], None
+        at = to_device([rows, [streams[i].prompt_tokens - 1 for i in rows]], states.device)
+        return [streams[i] for i in rows], self.runner.model.lm_head(states[at[0], at[1]])
 
     def read_prompt(self, stream, states):
         """Compute what a stream asks about its prompt from the prompt's states (T, C)."""
@@ -488,7 +490,8 @@ class TextGenerator:
         if runner.mix:
             reason = "they mix adapters"
         elif runner.device.type == "cuda":
-            self.kernels = self.kernels or StaticStep(runner.model, compiles=has_torchao_layers(runner.model))
+            compiles = has_torchao_layers(runner.model)
+            self.kernels = self.kernels or StaticStep(runner.model, compiles=compiles, max_batch=runner.max_batch)
         elif self.kernels is None:
             try:
                 # The import takes a part of a second, and fails where numba finds no folder for its compiled code.

@@ -3,7 +3,8 @@
 bfloat16, float16: all layers. Logits are float32, because in 16 bits they are too coarse: the weights of the output
 layer stay float32 (`Float32Output`) or, on a GPU, only its products are summed up in float32 (`Float32Product`).
 
-int8 on a GPU: torchao's, weights alone, of the blocks' matrices; compiled code converts them within the products.
+int8 on a GPU: torchao's, weights alone, of the blocks' matrices; compiled code converts them within the products. The
+rest is bfloat16, or float32 on a GPU without that.
 
 int8 on a CPU: weights are rounded to 8 bits with one scale per output; the inputs of each product are rounded with one
 scale per row (dynamic quantization, as in LLM.int8(), Dettmers et al. 2022, without its treatment of outliers). Steps
@@ -182,8 +183,9 @@ def convert_weights(model, name, sharing=()):
     """
     models, device = [model, *sharing], model.wte.weight.device
     if name == "int8" and device.type == "cuda":
-        half, _ = dtype_by_device(device) or ("float16", "")
-        convert_weights(model, half, sharing)
+        # Not float16 on an older GPU: a product is summed up before its scale is applied, and may be above 65,504.
+        other, _ = dtype_by_device(device) or ("float32", "")
+        convert_weights(model, other, sharing)
         quantize_by_torchao(models)
         return model
     if name in ("bfloat16", "float16"):
@@ -214,7 +216,7 @@ def quantize_by_torchao(models):
     or Triton."""
     for module, command in (("torchao", "torchao"), ("triton", 'triton (on Windows "triton-windows<3.8")')):
         if importlib.util.find_spec(module) is None:
-            raise UserError(f"int8 on a GPU needs {module}: pip install {command}; or take --dtype=bfloat16")
+            raise UserError(f"int8 on a GPU needs {module}: pip install {command}; or give another --dtype")
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     def is_matrix(module, name):
@@ -222,7 +224,8 @@ def quantize_by_torchao(models):
         return is_base and isinstance(module, nn.Linear) and not is_torchao(module.weight)
 
     for model in models:  # of a layer that several share, the first one's is all
-        quantize_(model, Int8WeightOnlyConfig(), is_matrix)
+        # Its settings for the compiler search long, and would be those of all other compiled code too.
+        quantize_(model, Int8WeightOnlyConfig(set_inductor_config=False), is_matrix)
 
 
 def is_torchao(tensor):

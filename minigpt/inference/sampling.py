@@ -10,13 +10,8 @@ from minigpt.device import to_device
 BLOCK_TOKENS = 32  # of which `largest_logits` reads the maximum first
 MIN_TEMPERATURE = 1e-6  # below it sampling is greedy, since logits divided by it may not be finite
 
-DRAWING_NUMBERS = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "random",
-)  # of the numbers that sampling takes to the device
+# Columns of the table that sampling copies to the device: a request's parameters and the random number of its token.
+DRAWING_NUMBERS = ("temperature", "top_k", "top_p", "min_p", "random")
 
 
 class Sampler:
@@ -125,9 +120,9 @@ def sample_rows(logits, samplers, method):
         wide,
     )
 
-    def column(name):
-        """One number of every request, as a float32 tensor (n, 1)."""
-        return numbers[:, DRAWING_NUMBERS.index(name), None].float()
+    def column(name, dtype=torch.float32):
+        """One number of every request, as a tensor (n, 1)."""
+        return numbers[:, DRAWING_NUMBERS.index(name), None].to(dtype)
 
     # Select the candidates. ids (n, candidates): their token ids, or None if they are the whole vocabulary in order.
     ids = None
@@ -152,7 +147,7 @@ def sample_rows(logits, samplers, method):
 
     # Invert the cumulative distribution at a random number of each request.
     sums = probs.cumsum(dim=1)
-    target = numbers[:, 4:] * sums[:, -1:]
+    target = column("random", wide) * sums[:, -1:]
     index = torch.searchsorted(sums, target, right=True)
 
     # By rounding, the target may equal the total; then take the candidate that the sum reaches the total with.

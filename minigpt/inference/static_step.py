@@ -10,8 +10,8 @@ import threading
 import torch
 
 from minigpt.common.errors import first_line
-from minigpt.device import to_device
-from model import StepPass
+from minigpt.device import is_out_of_memory, to_device
+from model import KVCache, StepPass
 
 WARM_UP_STEPS = 3  # before a graph is captured, as torch's documentation has it: libraries prepare themselves
 MIN_POSITIONS = 256  # of a step: fewer would save little of what is read beside the weights
@@ -20,13 +20,13 @@ ONE_CAPTURE_AT_A_TIME = threading.Lock()  # torch captures one graph at a time, 
 RUNNING = threading.local()  # RUNNING.kv_pass: the `StepPass` that the compiled code of this thread attends by
 
 
-@torch.library.custom_op("minigpt::attend_in_step", mutates_args=())
-def attend_in_step(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
+@torch.library.custom_op("minigpt::step_attention", mutates_args=())
+def step_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
     """`StepPass.attend` of the pass that runs, as an operator that the compiler does not look into."""
     return RUNNING.kv_pass.attend(layer, q, k, v).contiguous()
 
 
-@attend_in_step.register_fake
+@step_attention.register_fake
 def _(q, k, v, layer):
     return q.new_empty(q.shape)
 
@@ -38,7 +38,7 @@ class OpaqueStepPass(StepPass):
         self.at = at
 
     def attend(self, layer, q, k, v):
-        return attend_in_step(q, k, v, layer)
+        return step_attention(q, k, v, layer)
 
 
 class StaticStep:
@@ -46,22 +46,34 @@ class StaticStep:
 
     captures: whether steps are captured as CUDA graphs. Without it, or where capturing fails, the same operations are
     launched one by one. compiles: whether torch.compile compiles them first, once for each number of rows: int8 weights
-    are converted within the products only in compiled code.
+    are converted within the products only in compiled code. max_batch: the most rows of a step.
+    row_counts: the numbers of rows that `compile` compiles, all that steps have.
     """
 
     max_prompt_tokens = 0  # prompts are for torch's operators
     max_rows = 1 << 30
 
-    def __init__(self, model, captures=True, compiles=False):
+    def __init__(self, model, captures=True, compiles=False, max_batch=1):
         self.model, self.captures = model, captures
+        self.row_counts = sorted({min(next_power(n), max_batch) for n in range(1, max_batch + 1)})
         self.compiled = torch.compile(self.opaque_logits, dynamic=False) if compiles else None
         self.device = model.wte.weight.device
         self.graphs = {}  # {(rows, positions): (graph, its input, its output)}
         self.pool = self.stream = None  # the memory that the graphs share, and the stream that they are captured on
         self.cache = None  # addresses and shape of the keys and values that the graphs read
 
+    @torch.no_grad()  # as steps are: the compiler's code for gradients is another
     def compile(self):
-        """Nothing: a graph is captured at the first step of its shape."""
+        """Compile what is to be compiled, for each number of rows, on a cache that nobody reads: a step of the engine
+        would have all its requests wait for it. A graph is captured at the first step of its shape."""
+        if self.compiled is None:
+            return
+        config, weight = self.model.config, self.model.wte.weight
+        end = min(MIN_POSITIONS, config.block_size)
+        for rows in self.row_counts:
+            with torch.cuda.device(self.device):  # a thread begins with the first GPU
+                cache = KVCache(config, rows, end, self.device, weight.dtype)
+                self.logits(to_device([[0] * rows] * 2, self.device), cache.keys, cache.values, end)
 
     def step(self, ids, positions, keys, values):
         """As `KernelStep.step`."""
@@ -75,32 +87,44 @@ class StaticStep:
         cache = keys.data_ptr(), values.data_ptr(), keys.shape
         if cache != self.cache:  # it has grown
             self.graphs, self.pool, self.cache = {}, None, cache
-        if (rows, end) not in self.graphs:
-            try:
-                with ONE_CAPTURE_AT_A_TIME, torch.cuda.device(self.device):  # a thread begins with the first GPU
-                    self.graphs[rows, end] = self.capture(inputs, keys, values, end)
-            except Exception as error:  # drivers and compilers fail in many ways
-                self.captures, self.compiled, self.graphs = False, None, {}
-                print(f"note: steps are not captured as CUDA graphs ({first_line(error)})")
-                return self.logits(inputs, keys, values, end)[:n]
+        if (rows, end) not in self.graphs and not self.can_capture(rows, end, inputs, keys, values):
+            return self.logits(inputs, keys, values, end)[:n]
         graph, static_inputs, logits = self.graphs[rows, end]
         static_inputs.copy_(inputs)
         graph.replay()
         return logits[:n]
+
+    def can_capture(self, rows, end, inputs, keys, values):
+        """Capture the graph of a shape; returns whether that worked. No graph is captured any more after a failure, and
+        a line says why."""
+        try:
+            with ONE_CAPTURE_AT_A_TIME, torch.cuda.device(self.device):  # a thread begins with the first GPU
+                self.graphs[rows, end] = self.capture(inputs, keys, values, end)
+            return True
+        except Exception as error:  # drivers fail in many ways
+            self.captures, self.graphs, self.pool = False, {}, None
+            why = "the GPU's memory is too small for them" if is_out_of_memory(error) else first_line(error)
+            print(f"note: steps are not captured as CUDA graphs ({why}); going on without")
+            return False
 
     def logits(self, inputs, keys, values, end):
         """Logits (rows, V) after ids and positions, inputs (2, rows), of the first rows of a cache and its positions
         before `end`: keys, values (L, batch, n_kv_head, positions, D)."""
         ids, at = inputs
         kv_pass = StepPass(*(tensor[:, : len(ids), :, :end] for tensor in (keys, values)), at, ends_at_last=False)
-        if self.compiled is None:
-            return self.model(ids[:, None], kv_pass)
-        RUNNING.kv_pass = kv_pass
-        try:
-            with torch._dynamo.config.patch(recompile_limit=MAX_COMPILED_SHAPES):
-                return self.compiled(inputs)
-        finally:
-            del RUNNING.kv_pass
+        if self.compiled is not None:
+            RUNNING.kv_pass = kv_pass
+            try:
+                with torch._dynamo.config.patch(recompile_limit=MAX_COMPILED_SHAPES):
+                    return self.compiled(inputs)
+            except Exception as error:  # compilers fail in many ways
+                if is_out_of_memory(error) or is_capturing():
+                    raise
+                self.compiled = None
+                print(f"note: steps are not compiled ({first_line(error)}); going on without")
+            finally:
+                del RUNNING.kv_pass
+        return self.model(ids[:, None], kv_pass)
 
     def opaque_logits(self, inputs):
         """`logits`, over the cache of RUNNING."""
@@ -124,6 +148,11 @@ class StaticStep:
             with torch.cuda.graph(graph, **options):
                 logits = self.logits(static_inputs, keys, values, end)
         return graph, static_inputs, logits
+
+
+def is_capturing():
+    """Whether the present stream is captured as a graph, within which nothing can be computed again."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def next_power(n):

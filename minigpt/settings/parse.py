@@ -141,7 +141,7 @@ def check_value(key, value, where, about):
             raise_wrong_type(key, value, f"a list of {item_kind.__name__}", where)
         value = [as_kind(key, item, item_kind, where, f"a list of {item_kind.__name__}") for item in value]
     else:
-        value = as_kind(key, value, kind, where, kind.__name__)
+        value = as_kind(key, value, kind, where, "True or False" if kind is bool else kind.__name__)
     for item in value if isinstance(value, list) else [value]:
         check_range(key, item, where, f.metadata)
     return value

@@ -532,6 +532,9 @@ class TrainSettings(Preferring, Adapting, DeviceChoice, Seed, Stage):
     tensorboard: bool = setting(False, "write TensorBoard's event files too (pip install tensorboard)")
     wandb: str = setting("", "Weights & Biases project to log to (pip install wandb); '': none")
     sample_prompt: str = setting("", "prompt of the sample shown at each validation; '': a validation row's start")
+    watch_prompts: list[str] = setting(
+        [], "prompts or questions: shown after each tenth of the run with the model's text"
+    )
     # Device
     dtype: str = setting(
         "auto",
@@ -610,6 +613,19 @@ class PerplexitySettings(Measuring, Stage):
 
 
 @dataclass
+class GrammarSettings(PlotFile, CheckpointChoice, Seed, DeviceChoice, Stage):
+    SCRIPT = "evaluations-grammar.py"
+    grammar_files: list[str] = setting(
+        ["data/grammar_sample"], "files or folders of right and wrong sentences (minimal pairs), as SLING or ZhoBLiMP"
+    )
+    out_root: str = same_as(LocalModels, "out_root")
+    batch_size: int = same_as(PerplexitySettings, "batch_size")
+    resamples: int = same_as(Measuring, "resamples")
+    json: str = same_as(Measuring, "json")
+    csv: str = setting("", "file that the figures of each pair are written to, as CSV")
+
+
+@dataclass
 class RougeSettings(Asking, Stage):
     SCRIPT = "evaluations-RougeL.py"
     show: int = setting(20, "pairs printed with question, reference, prediction, score", low=0)
@@ -664,6 +680,7 @@ class ReportSettings(Asking, Stage):
     max_samples: int = same_as(Asking, "max_samples", 500)
     data_dir: str = same_as(Measuring, "data_dir", "")
     sweep: list[str] = same_as(DecodingSettings, "sweep")
+    grammar_files: list[str] = same_as(GrammarSettings, "grammar_files")
     page: str = setting(
         "evaluations.md", "Markdown file that the figures are written to; plots of a report are written beside it"
     )

@@ -69,10 +69,9 @@ class CompiledTrunk:
 
 def choose_compiling(settings, device, divided):
     """(whether to compile the trunk, why) by the settings. divided: whether processes hold parts of the model."""
-    compiling, why = should_compile(settings.compile, device)
     if (divided or settings.optimizer == "lomo") and settings.compile == "auto":
         return False, f"the default with {'a divided model' if divided else 'lomo'}"
-    return compiling, why
+    return should_compile(settings.compile, device)
 
 
 def choose_buckets(settings, compiling):

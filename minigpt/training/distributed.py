@@ -145,7 +145,9 @@ class LossSum(nn.Module):
 
 
 def shard(model, device):
-    """Shard a GPT's parameters over all processes (FSDP2), block by block, in place."""
+    """Shard a GPT's parameters over all processes (FSDP2), block by block, in place. Raises UserError for GPUs without
+    NCCL."""
+    check_nccl("fsdp", device)
     mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
     for block in model.h:
         fully_shard(block, mesh=mesh)
@@ -154,16 +156,23 @@ def shard(model, device):
         register_fsdp_forward_method(model, method)
 
 
+def check_nccl(name, device):
+    """Raise UserError where a setting `name` that divides the model is used on GPUs without NCCL. gloo has no such
+    exchange of GPU tensors."""
+    if device.type == "cuda" and not dist.is_nccl_available():
+        raise UserError(f"{name} needs NCCL between GPUs, which torch has on Linux only; leave it out")
+
+
 def averaging_loss(model, objective, processes, device):
     """An objective's loss of a micro-batch's tensors. After its backward pass, gradients are averaged over the
     processes, except those of a divided model."""
     if processes.count == 1 or processes.parts > 1 or isinstance(model, FSDPModule):
         return functools.partial(objective.loss, model)
     devices = [device.index] if device.type == "cuda" else None
-    # The only buffers are weights of a base in 4 bits, which stay the same.
+    # The only buffers are weights of a base in 4 bits, which stay the same (they are sent once, at the start).
     # Gradients lie in the buffers of the exchange: a copy of them would take as much memory as the weights.
     return DistributedDataParallel(
-        LossSum(model, objective), device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        LossSum(model, objective), device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True
     )
 
 

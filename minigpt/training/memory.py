@@ -8,12 +8,12 @@ import functools
 
 import torch
 
-from minigpt.device import DTYPES, dtype_by_device, usable_memory
+from minigpt.device import DTYPES, dtype_by_device, free_memory, usable_memory
 from minigpt.training.optim import MAX_STACKED_NUMBERS
 from model import max_logit_rows
 
 # Of a GPU's memory, what passes are merged for: the rest is lost between blocks of the allocator, and RESERVED_BYTES
-# are CUDA's own and other programs'.
+# are CUDA's own and other programs'. Where those have more, it is the share of what they leave.
 USABLE_SHARE, RESERVED_BYTES = 0.9, 0.8 * 2**30
 FLOAT32_BYTES = 4
 
@@ -91,14 +91,15 @@ def merge_passes(run):
     predict = functools.partial(
         predicted_peak_bytes, run.model, dtype=DTYPES[name], optimizer=settings.optimizer, memory=memory
     )
-    room = USABLE_SHARE * memory - RESERVED_BYTES
+    there = min(memory, free_memory(run.device))
+    room = min(USABLE_SHARE * memory - RESERVED_BYTES, USABLE_SHARE * there)
     factor = min(run.processes.gather(merge_factor(tokens, passes, count, lambda n: predict(n) <= room)))
     if factor > 1:
         settings.batch_tokens, settings.gradient_accumulation_steps = factor * tokens, passes // factor
         run.data.resize_batches(settings)
         run.say(
             f"passes of {factor * tokens:,} tokens, {passes // factor} a step, in the place of {passes} of {tokens:,}: "
-            f"{memory / 2**30:.1f} GB of GPU memory are there, {predict(factor * tokens) / 2**30:.1f} are needed at "
+            f"{there / 2**30:.1f} GB of GPU memory are there, {predict(factor * tokens) / 2**30:.1f} are needed at "
             "most (--merge_batches=False leaves them as they are)"
         )
     return factor

@@ -111,6 +111,7 @@ class Muon(torch.optim.Muon):
                 updates = self._nesterov(params, group["momentum"])
                 updates = [u.full_tensor() if isinstance(u, DTensor) else u for u in updates]
                 wide = self.orthogonalize(torch.stack([u.mT if is_tall(u) else u for u in updates]), self.dtype)
+                wide = wide.to(params[0].dtype)  # lists of two types take torch one kernel a matrix
                 # An update must lie in memory as its matrix does, or each of them takes kernels of its own.
                 first_tall = sum(not is_tall(p) for p in params)
                 if first_tall:
@@ -122,8 +123,7 @@ class Muon(torch.optim.Muon):
         """Apply weight decay and orthogonalized updates (n, rows, columns) to n matrices, scaled as in Jordan et al."""
         p, updates = params[0], list(updates)
         if isinstance(p, DTensor):
-            whole = updates[0].to(p.dtype).contiguous()
-            updates = [distribute_tensor(whole, p.device_mesh, p.placements, src_data_rank=None)]
+            updates = [distribute_tensor(updates[0].contiguous(), p.device_mesh, p.placements, src_data_rank=None)]
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(params, updates, alpha=-group["lr"] * math.sqrt(max(1.0, p.shape[0] / p.shape[1])))
 

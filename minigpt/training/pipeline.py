@@ -15,6 +15,7 @@ from data_utils import move_batch
 from minigpt.common.errors import UserError
 from minigpt.device import explain_out_of_memory
 from minigpt.inference.likelihood import likelihood
+from minigpt.training.distributed import check_nccl
 from minigpt.training.divided import DividedModel
 from minigpt.training.optim import make_optimizers
 from model import GPT
@@ -136,20 +137,23 @@ class Pipeline(DividedModel):
         # What it costs.
         idle = bubble(self.micro_batches, parts)
         advice = "; more gradient_accumulation_steps, of smaller batches, lower that" if idle > LARGE_BUBBLE else ""
+        in_words = "1 micro-batch" if self.micro_batches == 1 else f"{self.micro_batches} micro-batches"
         run.say(
-            f"pipeline: {' + '.join(str(len(layers)) for layers in ranges)} layers; with {self.micro_batches} "
-            f"micro-batches a step each process waits {idle:.0%} of the time{advice}"
+            f"pipeline: {' + '.join(str(len(layers)) for layers in ranges)} layers; with {in_words} a step each "
+            f"process waits {idle:.0%} of the time{advice}"
         )
 
     def check(self):
         """Raise UserError where the model of the run cannot be divided."""
         run, parts, layers = self.run, self.processes.parts, self.run.model.config.n_layer
         if parts > layers:
-            raise UserError(f"pipeline_parallel is {parts}, but the model has {layers} layers; give {layers} or fewer")
+            raise UserError(
+                f"pipeline_parallel is {parts}, but the model has {layers} {'layer' if layers == 1 else 'layers'}; "
+                f"give {layers} or fewer"
+            )
         if run.data.meta["stage"] == "task":
             raise UserError(f"pipeline_parallel does not train task heads, and {run.settings.data_dir} holds a task")
-        if run.device.type == "cuda" and not dist.is_nccl_available():
-            raise UserError("pipeline_parallel needs NCCL between GPUs, which torch has on Linux only")
+        check_nccl("pipeline_parallel", run.device)
 
     def loss(self, states, number):
         """The loss of a micro-batch from its states (B, T, C), scaled for the backward pass; number: its own, (1,)."""

@@ -7,7 +7,7 @@ the same torchrun wrote that.
 import os
 import uuid
 
-from minigpt.checkpoint import newest_intact
+from minigpt.checkpoint import LAST, newest_intact
 from minigpt.common.errors import UserError
 from minigpt.common.files import write_atomic
 
@@ -50,7 +50,7 @@ def go_on_after_restart(run):
         return
     if run.processes.from_main(run.launch is not None and has_saved(run.launch, run.out)):
         run.settings.init_from = "resume"
-        run.say(f"torchrun has started the processes again: the run in {run.out} goes on")
+        run.say(f"torchrun has started the processes again: the run in {run.out} goes on from its {LAST}")
     else:
         run.say(f"torchrun has started the processes again, and nothing of this run is saved in {run.out}: it begins")
 

@@ -86,7 +86,9 @@ class TrainingRun:
         place = self.processes.rank, self.processes.count
         if settings.replay_share:
             settings.replay_dir = replay_folder(settings)
-        compiled, why = choose_compiling(settings, self.device, self.sharded or self.processes.parts > 1)
+        divided = self.sharded or self.processes.parts > 1
+        # Where one process cannot compile, none does: all need the same batches.
+        compiled, why = min(self.processes.gather(choose_compiling(settings, self.device, divided)))
         buckets = choose_buckets(settings, compiled)
         self.data = open_data(settings, *place, pinned=self.device.type == "cuda", buckets=buckets)
         if settings.stop_at_answered and self.data.meta["stage"] != "sft":
@@ -122,7 +124,8 @@ class TrainingRun:
         self.precision = self.processes.from_main(choose_run_precision(self, resumed, batch[0].shape[1]))
         self.model.use_plain_attention(self.precision.plain_attention)
         self.objective.precision = self.precision
-        choose_attention(self.device, self.model.config, self.precision.dtype, batch[0].shape[1], self.say)
+        if self.data.shapes is not None:  # cuDNN prepares its kernel anew for each shape of a batch
+            choose_attention(self.device, self.model.config, self.precision.dtype, batch[0].shape[1], self.say)
         scaled = self.precision.dtype == torch.float16 and settings.optimizer != "mezo"  # which has no gradients
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         compile_loss(self, compiled)

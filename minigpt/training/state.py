@@ -245,8 +245,10 @@ def restore_run(run, content):
     run.saved_step = p.step
     if p.step == p.max_iters:
         run.say(f"the run is at its end, step {p.step}; more max_iters or max_epochs would go on with it")
-    else:
+    elif p.step:
         run.say(f"going on at step {p.step} of {p.max_iters}")
+    else:
+        run.say(f"its {LAST} is from before the first step: the run begins at step 0 of {p.max_iters}")
 
 
 def restore_optimizers(optimizers, states):

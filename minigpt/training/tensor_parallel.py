@@ -16,7 +16,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn import functional as F
 
 from minigpt.common.errors import UserError
-from minigpt.training.distributed import local_part
+from minigpt.training.distributed import check_nccl, local_part
 from minigpt.training.divided import DividedModel
 
 OF_LOCAL_HEADS = ("attn.q_norm.weight", "attn.k_norm.weight")  # each part applies these to its own heads only
@@ -25,11 +25,12 @@ OF_LOCAL_HEADS = ("attn.q_norm.weight", "attn.k_norm.weight")  # each part appli
 class TensorParallel(DividedModel):
     """The model of a `TrainingRun`, whose matrices are divided over the processes of a group.
 
-    Raises UserError where heads or the MLP's width cannot be divided by their number.
+    Raises UserError where heads or the MLP's width cannot be divided by their number, and for GPUs without NCCL.
     """
 
     def __init__(self, run):
         super().__init__(run)
+        check_nccl("tensor_parallel", run.device)
         config, parts = run.model.config, self.processes.parts
         for name in ("n_head", "n_kv_head", "n_inner"):
             if getattr(config, name) % parts:
@@ -149,7 +150,7 @@ class RowsOfPart(torch.autograd.Function):
     def backward(ctx, grad):
         parts = ctx.parallel.processes.parts
         grads = grad.new_empty(parts * len(grad), *grad.shape[1:])
-        dist.all_gather_into_tensor(grads, grad.contiguous(), group=ctx.parallel.group)
+        dist.all_gather_single(grads, grad.contiguous(), group=ctx.parallel.group)
         return grads.div_(parts), None  # `SumOverParts` has multiplied them
 
 

@@ -20,7 +20,8 @@ from minigpt.tokenizer import ANSWER_TEXT
 QUESTIONS_ASKED = 200  # 95% of such samples are within 0.04 of a share of 0.90
 SAMPLE_PARAMS = SamplingParams(temperature=0.0, max_new_tokens=40)
 SAMPLE_PROMPT_TOKENS = 8
-SHOWN_CHARS = 60  # of the text whose label is the sample
+WATCHED_PARAMS = SamplingParams(temperature=0.0, max_new_tokens=24)
+SHOWN_CHARS = 60  # of a line of watched_lines, and of the text whose label is the sample
 MASKED_SAMPLE_TOKENS, MASKED_EVERY = 24, 6  # of the sample of masked language modelling: length, and distance of masks
 
 
@@ -53,29 +54,51 @@ def sample_line(run):
     data, prompt = run.data, run.settings.sample_prompt
     if (line := run.objective.sample_line(run)) is not None:
         return line.replace("\n", " ")
-    if data.meta["stage"] in SAMPLES:
-        run.model.eval()
-        line = SAMPLES[data.meta["stage"]](run, prompt)
-        run.model.train()
-        return line.replace("\n", " ")
-    shown = prompt
-    if not prompt:
-        row = first_rows(data.val)[0]
-        prompt = shown = data.tokenizer.decode(row[:SAMPLE_PROMPT_TOKENS])
-        if data.meta["stage"] == "sft":
-            prompt, _ = row_prompts(row, data.meta["special_ids"])[0]
-            shown = data.tokenizer.decode(split_row(row, data.meta["special_ids"])[0][0])
-    if run.divided:
-        return f"{shown} → {greedy_text(run, prompt)}".replace("\n", " ")
-    with generator_of(run, max_batch=1) as generator:
-        (text,) = generator.generate([prompt], SAMPLE_PARAMS)
+    if prompt or data.meta["stage"] in SAMPLES:
+        (line,) = prompt_lines(run, [prompt], SAMPLE_PARAMS)
+        return line
+    row = first_rows(data.val)[0]
+    prompt = shown = data.tokenizer.decode(row[:SAMPLE_PROMPT_TOKENS])
+    if data.meta["stage"] == "sft":
+        prompt, _ = row_prompts(row, data.meta["special_ids"])[0]
+        shown = data.tokenizer.decode(split_row(row, data.meta["special_ids"])[0][0])
+    (text,) = generated_texts(run, [prompt], SAMPLE_PARAMS)
     return f"{shown} → {text}".replace("\n", " ")
 
 
-def greedy_text(run, prompt):
-    """The likeliest tokens after a prompt (text, or a list of ids), as text, by a divided model. It has no KV cache:
+def watched_lines(run):
+    """What the model generates now for the prompts of the setting watch_prompts, as lines."""
+    p = run.progress
+    lines = prompt_lines(run, run.settings.watch_prompts, WATCHED_PARAMS)
+    lines = [line if len(line) <= SHOWN_CHARS else f"{line[:SHOWN_CHARS]}…" for line in lines]
+    return [f"{p.step / p.max_iters:4.0%}  {line}" for line in lines]
+
+
+def prompt_lines(run, prompts, params):
+    """["prompt → what the model makes of it", …] for texts: generated text, a label, or what is behind the masks."""
+    stage = run.data.meta["stage"]
+    if stage in SAMPLES:
+        run.model.eval()
+        lines = [SAMPLES[stage](run, prompt) for prompt in prompts]
+        run.model.train()
+    else:
+        texts = generated_texts(run, prompts, params)
+        lines = [f"{prompt} → {text}" for prompt, text in zip(prompts, texts, strict=True)]
+    return [line.replace("\n", " ") for line in lines]
+
+
+def generated_texts(run, prompts, params):
+    """The greedy text after each prompt (text, or a list of ids), by the model as it is now."""
+    if run.divided:
+        return [greedy_text(run, prompt, params.max_new_tokens) for prompt in prompts]
+    with generator_of(run, max_batch=len(prompts)) as generator:
+        return generator.generate(prompts, params)
+
+
+def greedy_text(run, prompt, n):
+    """The n likeliest tokens after a prompt (text, or a list of ids), as text, by a divided model. It has no KV cache:
     each token takes a pass over all before it."""
-    tokenizer, stage, n = run.data.tokenizer, run.data.meta["stage"], SAMPLE_PARAMS.max_new_tokens
+    tokenizer, stage = run.data.tokenizer, run.data.meta["stage"]
     stops = tokenizer.stop_ids if isinstance(tokenizer, HuggingFaceTokenizer) else [tokenizer.eot_id]
     never = [token_id for token_id in forbidden_ids(tokenizer, stage) if token_id < tokenizer.n_vocab]
     ids = tokenizer.encode_prompt(prompt, answer=stage == "sft") if isinstance(prompt, str) else list(prompt)

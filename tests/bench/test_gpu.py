@@ -10,7 +10,7 @@ import torch
 from processes import done, run_in_process
 
 from minigpt.bench import common, gpu, gpu_checks, gpu_work
-from minigpt.bench.gpu_page import NO_FIGURES, gpu_page
+from minigpt.bench.gpu_page import NO_FIGURES, gpu_page, gpu_training_table
 from minigpt.bench.gpu_work import LeftOut
 from minigpt.common.errors import UserError
 from minigpt.device import Precision
@@ -66,6 +66,9 @@ def test_all_that_is_measured_is_in_json_and_page(tmp_path, in_this_process, mon
     assert [part["state"] for part in values["parts"].values()] == ["done"] * len(parts)
     assert empty_figures(values) == []
     assert len(values["checks"]) >= 9 and all(check["passed"] for check in values["checks"])
+    assert {f"pretraining: compiled {what} against eager" for what in ("loss", "gradients")} <= {
+        check["check"] for check in values["checks"]
+    }
     training = values["parts"]["pretraining"]["figures"]
     assert training["compiled"]["graphs"] >= 1  # (here all ways are in one process, so that eager shows them, too)
     assert training["compiled"]["graph_breaks"] == 0 and training["compiled over eager"] > 0
@@ -108,6 +111,12 @@ def test_confident_targets_show_a_gradient_that_is_rounded_too_early(monkeypatch
 
     monkeypatch.setattr(OutputLoss, "to_gradient", staticmethod(rounded_early))
     assert not gpu_checks.check_confident(config, 2, bfloat16, torch.device("cpu"))["passed"]
+
+
+def test_a_line_that_several_ways_of_training_say_stands_once():
+    said = {"eager": ["passes of 8 tokens", "compile False"], "compiled": ["passes of 8 tokens", "step 1"]}
+    text = gpu_training_table({way: {"steps": 1, "said": lines} for way, lines in said.items()})
+    assert text.endswith("\n\neager, compiled: passes of 8 tokens") and text.count("passes of 8") == 1
 
 
 def test_without_a_gpu_the_command_says_how_to_try_it(monkeypatch, in_this_process):

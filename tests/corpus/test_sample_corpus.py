@@ -14,6 +14,7 @@ from minigpt.corpus.tasks import ExampleReader
 from minigpt.metrics import find_entities
 
 TASKS = ROOT / "data" / "task_sample"
+GRAMMAR = ROOT / "data" / "grammar_sample"
 ARTICLES = sorted((ROOT / "data" / "wiki_sample").glob("*.jsonl"))
 
 
@@ -39,7 +40,10 @@ def test_the_generator_gives_the_bytes_that_are_committed(tmp_path, monkeypatch)
     monkeypatch.setattr(make_sample, "QUESTIONS", tmp_path / "qa.jsonl")
     monkeypatch.setattr(make_sample, "HELDOUT", tmp_path / "heldout.txt")
     monkeypatch.setattr(make_sample, "TASKS", tmp_path / "tasks")
+    monkeypatch.setattr(make_sample, "GRAMMAR", tmp_path / "grammar")
     make_sample.main()
+    grammar = {path.name: path.read_bytes() for path in GRAMMAR.iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "grammar").iterdir()} == grammar
     tasks = {path.name: path.read_bytes() for path in TASKS.iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "tasks").iterdir()} == tasks
     committed = {path.name: path.read_bytes() for path in (ROOT / "data" / "wiki_sample").iterdir()}
@@ -156,3 +160,17 @@ def test_names_are_tagged_wherever_they_stand():
         for name in long_names:
             place = example.text.find(name)
             assert place < 0 or example.tags[place] != "O", (example.text, name)
+
+
+def test_minimal_pairs_differ_in_one_place_and_no_article_has_them(articles):
+    rows = [row for path in GRAMMAR.iterdir() for row in rows_of(path)]
+    assert 300 <= len(rows) <= 900 and len({row["good"] for row in rows}) == len(rows)
+    paradigms = collections.Counter((row["phenomenon"], row["paradigm"]) for row in rows)
+    assert len({phenomenon for phenomenon, _ in paradigms}) >= 8 and set(paradigms.values()) == {20}
+    corpus = "\n".join(row["text"] for row in articles)
+    for row in rows:
+        good, bad = row["good"], row["bad"]
+        assert len(good) == len(bad) and good[0] == bad[0] and good[-1] == bad[-1] == "。"
+        places = [i for i, chars in enumerate(zip(good, bad, strict=True)) if chars[0] != chars[1]]
+        assert places[-1] - places[0] < 2 or sorted(good) == sorted(bad)  # a word exchanged, or two swapped
+        assert good.rstrip("。") not in corpus and bad.rstrip("。") not in corpus

@@ -32,6 +32,8 @@ def project(tmp_path):
         for step in range(1, 21)
     ]  # fmt: skip
     write_jsonl(tmp_path / "out/tuned/log.jsonl", log)
+    pairs = [{"good": f"第{i}桥在河上。", "bad": f"第{i}桥河在上。", "phenomenon": f"p{i % 2}"} for i in range(24)]
+    write_jsonl(tmp_path / "data/grammar_sample/pairs.jsonl", pairs)
     change_settings(tmp_path / "out/tuned/ckpt.pt", init_from="out/base/ckpt.pt", learning_rate=0.5, auth="user:secret")
     return tmp_path
 
@@ -57,14 +59,14 @@ def test_the_report_has_every_section_and_its_plots_beside_it(project, monkeypat
     page, figures = make_report(monkeypatch, project, "--csv=pairs.csv")
     titles = (
         "模型 Model", "数据污染检查 Contamination check", "困惑度 Perplexity", "问答 Answers", "解码参数 Decoding",
-        "训练曲线 Training curves",
+        "语法 Grammar", "训练曲线 Training curves",
     )  # fmt: skip
     for title in titles:
         assert f"## {title}\n" in page
     assert "Not measured" not in page
     for name in re.findall(r"!\[\w+\]\(<(.+?)>\)", page):
         assert (project / "reports" / name).read_bytes().startswith(b"\x89PNG")
-    assert len(re.findall(r"!\[", page)) == 2 and not list(project.rglob("*.partial"))
+    assert len(re.findall(r"!\[", page)) == 3 and not list(project.rglob("*.partial"))
     with open(project / "pairs.csv", encoding="utf-8-sig", newline="") as file:
         assert len(list(csv.reader(file))) == 1 + figures["pairs"]
     # The sentences contain the figures.
@@ -86,6 +88,22 @@ def test_the_report_lists_changed_settings_and_no_secret(project, monkeypatch):
     assert str(project) not in page
     content = load_checkpoint(project / "out/base/ckpt.pt")
     assert changed_settings(content) == {}
+
+
+def test_minimal_pairs_are_measured_over_the_checkpoints_that_the_run_kept(project, monkeypatch):
+    page, figures = make_report(monkeypatch, project)
+    found = figures["card"]["grammar"]
+    assert [step for step, _ in found["curve"]] == [10, 20] and found["pairs"] == 24
+    run_here(
+        monkeypatch, project, load_script("evaluations-grammar.py"), "--ckpt=out/tuned", "--json=grammar.json",
+        "--resamples=50",
+    )  # fmt: skip
+    alone = json.loads((project / "grammar.json").read_text(encoding="utf-8"))["models"]
+    assert [entry["grammar"] for entry in alone] == [right for _, right in found["curve"]]
+    assert found["phenomena"] == alone[1]["phenomena"] and found["name"] == "tuned"
+    section = page[page.index("## 语法 Grammar") :].partition("\n## ")[0]
+    assert "my report_files/grammar.png" in section and f"| **全部 all** | 24 | {found['grammar']:.4f} |" in section
+    assert f"in {found['grammar']:.1%} " in page
 
 
 def test_without_data_the_report_says_what_is_missing_and_why(project, monkeypatch, capsys):

@@ -60,6 +60,8 @@ def run_ranks(folder, count, flags):
     for process in processes:
         process.join(WAIT_SECONDS)
         process.kill()  # one that waits for a process that has ended
+        for other in processes if process.exitcode else ():  # as torchrun does
+            other.kill()
     text = "\n".join(out.read_text(encoding="utf-8") for out in outs)
     assert [process.exitcode for process in processes] == [0] * count, text
     return text

@@ -165,7 +165,7 @@ def test_int8_is_refused_where_it_cannot_be_and_the_error_names_an_alternative(m
         convert_weights(tiny_model().to("meta"), "int8")
     for missing in ("torchao", "triton"):
         monkeypatch.setattr("importlib.util.find_spec", lambda name, missing=missing: None if name == missing else 1)
-        with pytest.raises(UserError, match=f"needs {missing}: pip install .*bfloat16"):
+        with pytest.raises(UserError, match=f"needs {missing}: pip install .*--dtype"):
             quantize_by_torchao([tiny_model()])
 
 
@@ -183,6 +183,30 @@ def test_torchaos_int8_weights_are_close_to_float32_and_leave_out_the_output_lay
     with torch.no_grad():
         expected, found = exact(ids), model(ids).float()
     assert (found - expected).abs().mean() < 0.01 * expected.abs().max()
+
+
+class OnPlayedGPU(torch.nn.Parameter):
+    """A parameter on the CPU that says it is on a GPU."""
+
+    device = torch.device("cuda")
+
+
+@pytest.mark.parametrize(("supported", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+@torch.no_grad()
+def test_beside_int8_a_gpu_without_bfloat16_computes_in_float32(supported, expected, monkeypatch):
+    """torchao sums a product of levels up to 127 before it scales it: in float16 it is infinite above 65,504."""
+    pytest.importorskip("torchao")
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: 1 if name == "triton" else find_spec(name))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
+    monkeypatch.setattr(quantize, "adds_in_float32", lambda device, dtype: False)
+    model = tiny_model()
+    model.wte.weight = OnPlayedGPU(model.wte.weight)
+    convert_weights(model, "int8")
+    assert has_torchao_layers(model)
+    layer = model.h[0].attn.c_attn
+    assert layer(torch.full((1, layer.in_features), 3e4, dtype=model.ln_f.weight.dtype)).isfinite().all()
+    assert model.ln_f.weight.dtype == expected
 
 
 def test_the_output_layer_of_a_gpu_takes_16_bits_and_gives_32(monkeypatch):

@@ -99,19 +99,74 @@ def test_after_a_long_row_short_ones_read_few_positions():
 def test_steps_are_compiled_once_for_each_number_of_rows_however_the_cache_grows(architecture, monkeypatch):
     """More often than that, compilers stop at a limit, and torch runs the rest."""
     monkeypatch.setattr(model_runner, "FIRST_POSITIONS", 4)
-    model, compiled, compile_by = tiny_model(architecture=architecture), [], torch.compile
+    model, compiled = tiny_model(architecture=architecture), []
 
     def count(graph, inputs):
         compiled.append(graph)
         return graph.forward
 
+    runner = ModelRunner(model, 5)
+    runner.kernels = compiled_step(model, count, monkeypatch, max_batch=5)
+    assert_steps_are_those_of_whole_passes(runner, model)
+    assert runner.cache.keys.shape[1:4:2] == (4, 32) and len(compiled) == 3
+
+
+def compiled_step(model, backend, monkeypatch, **options):
+    """A `StaticStep` without captures that a backend of torch.compile compiles."""
+    compile_by = torch.compile
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "compile", lambda function, **options: compile_by(function, backend=count, **options))
-        step = StaticStep(model, captures=False, compiles=True)
+        patch.setattr(torch, "compile", lambda function, **more: compile_by(function, backend=backend, **more))
+        return StaticStep(model, captures=False, compiles=True, **options)
+
+
+@pytest.mark.parametrize(("max_batch", "numbers"), [(1, [1]), (5, [1, 2, 4, 5]), (8, [1, 2, 4, 8])])
+def test_all_numbers_of_rows_are_compiled_before_the_first_step(max_batch, numbers, monkeypatch):
+    """Within a step, all requests would wait for the compiler."""
+    compiled = []
+
+    def count(graph, inputs):
+        compiled.extend(i.shape[1] for i in inputs if i.dtype == torch.int64)
+        return graph.forward
+
+    generator = TextGenerator(tiny_model(), TOKENIZER, "sft", max_batch=max_batch)
+    generator.kernels = compiled_step(generator.model, count, monkeypatch, max_batch=max_batch)
+    monkeypatch.setattr(generator, "make_kernels", lambda say: True)
+    generator.compile()
+    assert compiled == numbers
+    generator.generate(["河的桥"] * max_batch + ["a"], SamplingParams(temperature=0, max_new_tokens=4))
+    assert compiled == numbers and generator.engine.runner.kernels is generator.kernels
+
+
+@torch.no_grad()
+def test_where_steps_cannot_be_compiled_they_are_captured_all_the_same(monkeypatch, capsys):
+    def fail(*inputs):
+        raise RuntimeError("no kernel for this\nmore of it")
+
+    model = tiny_model()
+    step = RecordedStep(model)
+    step.compiled = compiled_step(model, lambda graph, inputs: fail, monkeypatch).compiled
+    step.compile()
     runner = ModelRunner(model, 5)
     runner.kernels = step
     assert_steps_are_those_of_whole_passes(runner, model)
-    assert runner.cache.keys.shape[1:4:2] == (4, 32) and len(compiled) == 3
+    assert step.replays == 27 and step.captures
+    assert capsys.readouterr().out.count("steps are not compiled (RuntimeError: no kernel for this)") == 1
+
+
+@torch.no_grad()
+def test_where_memory_is_too_small_for_graphs_compiled_steps_go_on_without(monkeypatch, capsys):
+    model = tiny_model()
+    runner = ModelRunner(model, 5)
+    runner.kernels = compiled_step(model, lambda graph, inputs: graph.forward, monkeypatch)
+    runner.kernels.captures = True
+
+    def run_out(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(StaticStep, "capture", run_out)
+    assert_steps_are_those_of_whole_passes(runner, model)
+    assert capsys.readouterr().out.count("the GPU's memory is too small for them") == 1
+    assert runner.kernels.compiled and not runner.kernels.captures
 
 
 @pytest.mark.parametrize("logprobs", [None, 3])

@@ -202,8 +202,8 @@ def test_a_setting_that_resembles_none_points_to_help():
         ("--learning_rate=fast", "learning_rate", "float", "'fast' (str)"),
         ("--learning_rate=True", "learning_rate", "float", "True (bool)"),
         ("--learning_rate=nan", "learning_rate", "float", "'nan' (str)"),
-        ("--bias=1", "bias", "bool", "1 (int)"),
-        ("--bias=yes", "bias", "bool", "'yes' (str)"),
+        ("--bias=1", "bias", "True or False", "1 (int)"),
+        ("--bias=yes", "bias", "True or False", "'yes' (str)"),
     ],
 )
 def test_a_wrong_type_shows_the_type_wanted_and_the_value_given(flag, key, wanted, got):

@@ -14,6 +14,7 @@ from minigpt.common.errors import UserError
 from minigpt.settings.stages import TrainSettings
 from minigpt.training import compiling, setup
 from minigpt.training.compiling import choose_buckets, compute_or_undo
+from minigpt.training.distributed import Processes
 from minigpt.training.monitor import Monitor
 from minigpt.training.setup import TrainingRun
 from minigpt.training.validation import validate
@@ -115,6 +116,21 @@ def test_each_bucket_of_an_epoch_is_one_graph_without_a_break(settings, backend,
     x, y, mask, _ = trainer.data.step((0, 0)).batches[0]
     add_gradients(trainer, [(x[:1], y[:1], mask[:1])], 1)  # of another shape: plain
     assert len(backend.graphs) == len(shapes)
+
+
+@pytest.mark.parametrize(("compiling", "timed"), [("on", 1), ("off", 0)])
+def test_attention_is_timed_only_where_batches_have_few_shapes(settings, backend, monkeypatch, compiling, timed):
+    calls = []
+    monkeypatch.setattr(setup, "choose_attention", lambda *arguments: calls.append(arguments))
+    TrainingRun(settings(compile=compiling))
+    assert len(calls) == timed
+
+
+def test_where_another_process_cannot_compile_no_process_has_buckets(settings, backend, monkeypatch):
+    monkeypatch.setattr(Processes, "gather", lambda self, value: [value, (False, "Triton is not installed")])
+    monkeypatch.setattr(setup, "merge_passes", lambda run: 1)
+    run = TrainingRun(settings())
+    assert run.data.shapes is None and not backend.graphs
 
 
 @pytest.mark.parametrize("changes", [{"optimizer": "mezo", "grad_clip": 0.0}, {"method": "lora"}])

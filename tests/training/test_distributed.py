@@ -1,12 +1,19 @@
 """Runs of several processes, on the CPU over gloo, against the run of one."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from ranks import run_ranks
 from runs import arguments, log_of, run_here, write_stages
-from tiny import ARCHITECTURE_FIELDS
+from tiny import ARCHITECTURE_FIELDS, tiny_model
 
+import train
 from minigpt.checkpoint import load_checkpoint
+from minigpt.common.errors import UserError
+from minigpt.training.distributed import check_nccl, shard
+from minigpt.training.pipeline import Pipeline
+from minigpt.training.tensor_parallel import TensorParallel
 
 # Dropout differs between processes, so it is off. 7 rows a batch do not divide by two.
 STEP = {"dropout": 0.0, "batch_size": 7, "max_iters": 10, "eval_interval": 5}
@@ -62,7 +69,7 @@ def test_two_processes_give_the_curve_of_one(runs, architecture, optimizer, tole
     settings.update(ARCHITECTURE_FIELDS[architecture])
     alone, _ = runs(1, **settings)
     together, out = runs(2, fsdp=fsdp, **settings)
-    assert ("FSDP2" if fsdp else "DDP") in out
+    assert ("FSDP2" if fsdp else "DDP") in out and "FutureWarning" not in out
     assert log_of(alone)[-1]["train_loss"] < log_of(alone)[0]["train_loss"] - 0.1
     assert_same_curve(together, alone, tolerance)
     sizes = [(folder / "ckpt.pt").stat().st_size for folder in (together, alone)]
@@ -86,3 +93,32 @@ def test_a_run_goes_from_process_to_processes_and_shards_and_back(runs, tmp_path
     assert content["model"].keys() == expected["model"].keys()
     for key, value in expected["model"].items():
         torch.testing.assert_close(content["model"][key], value, rtol=0, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("name", ["fsdp", "tensor_parallel", "pipeline_parallel"])
+def test_gpus_without_nccl_are_refused_where_a_model_is_divided(name, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    gpu = torch.device("cuda")
+    run = SimpleNamespace(device=gpu, model=tiny_model(), processes=SimpleNamespace(parts=2), data=None)
+    divide = {
+        "fsdp": lambda: shard(run.model, gpu),
+        "tensor_parallel": lambda: TensorParallel(run),
+        "pipeline_parallel": lambda: Pipeline.check(SimpleNamespace(run=run, processes=run.processes)),
+    }[name]
+    run.data = SimpleNamespace(meta={"stage": "pretrain"})
+    with pytest.raises(UserError, match=f"{name} needs NCCL between GPUs"):
+        divide()
+    check_nccl(name, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("flag", ["--batch_size=many", "--n_head=5", "--data_dir=nowhere"])
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_other_processes_leave_the_first_time_to_say_what_is_wrong(flag, rank, monkeypatch):
+    """torchrun ends them as soon as the first has ended."""
+    waits = []
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr("sys.argv", ["train.py", flag])
+    monkeypatch.setattr("time.sleep", waits.append)
+    with pytest.raises(UserError, match=r"batch_size|n_head|nowhere"):
+        train.set_up_run()
+    assert len(waits) == int(rank)

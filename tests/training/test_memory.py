@@ -79,8 +79,17 @@ def test_passes_of_the_124m_model_are_merged_by_the_memory(gigabytes, architectu
         assert predicted_peak_bytes(run.model, factor * 8192, memory=gigabytes * GB) < gigabytes * GB
 
 
-def fake_run(monkeypatch, gigabytes, model, **settings):
+@pytest.mark.parametrize(("others", "factor"), [(0.5, 4), (10, 2), (17, 1)])
+def test_memory_that_other_programs_have_is_not_counted(others, factor, monkeypatch):
+    """An idle GPU of 24 GB, of which CUDA itself has about 0.5, merges four passes."""
+    run, _ = fake_run(monkeypatch, 24, model_124m(), others)
+    assert merge_passes(run) == factor
+
+
+def fake_run(monkeypatch, gigabytes, model, others=0.5, **settings):
+    """A `TrainingRun`, as far as merging asks, on a GPU of which other programs have `others` GB."""
     monkeypatch.setattr(memory, "usable_memory", lambda device: gigabytes * GB)
+    monkeypatch.setattr(memory, "free_memory", lambda device: (gigabytes - others) * GB)
     monkeypatch.setattr(memory, "dtype_by_device", lambda device: ("bfloat16", "as told"))
     settings = TrainSettings(**{"batch_tokens": 8192, "gradient_accumulation_steps": 8, **settings})
     data = SimpleNamespace(resized=[])
@@ -122,7 +131,8 @@ def test_other_devices_keep_their_passes(device):
 def test_a_run_with_merged_passes_is_resumed_with_them(tmp_path, monkeypatch):
     """It says so where the passes become other ones, whose rows come in another order."""
     monkeypatch.setattr(memory, "may_merge", lambda settings, device: settings.merge_batches)
-    monkeypatch.setattr(memory, "usable_memory", lambda device: 2 * GB)
+    for name in ("usable_memory", "free_memory"):
+        monkeypatch.setattr(memory, name, lambda device: 2 * GB)
     given = {
         "data_dir": write_stages(tmp_path)["pretrain"], "out_dir": str(tmp_path / "run"),
         "batch_tokens": 96, "gradient_accumulation_steps": 4, "eval_iters": 2,

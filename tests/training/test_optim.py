@@ -199,6 +199,25 @@ def test_muons_steps_on_lists_equal_those_of_one_matrix_after_the_other(monkeypa
         torch.testing.assert_close(p.detach(), q, rtol=0, atol=1e-5)
 
 
+def test_muons_updates_in_bfloat16_are_added_as_lists_of_the_parameters_type(monkeypatch):
+    """Of two types torch adds one matrix after the other. The weights are the same bits."""
+    muon, params = new_muon()
+    muon.dtype = torch.bfloat16
+    expected, added, add = [p.detach().clone() for p in params], [], torch._foreach_add_
+
+    def note(tensors, others, alpha):
+        added.extend((p, u.clone(), alpha) for p, u in zip(tensors, others, strict=True))
+        add(tensors, others, alpha=alpha)
+
+    monkeypatch.setattr(torch, "_foreach_add_", note)
+    muon.step()
+    assert {id(p) for p, *_ in added} == set(map(id, params))
+    for p, update, alpha in added:
+        (place,) = (i for i, other in enumerate(params) if other is p)
+        assert update.dtype == torch.float32 and torch.equal(update, update.bfloat16().float())
+        assert torch.equal(p, (expected[place] * (1 - 0.1 * 0.1)).add(update.bfloat16(), alpha=alpha))
+
+
 class Compiler:
     """A backend of torch.compile that notes its graphs, which run as they are or fail."""
 

@@ -111,5 +111,5 @@ def test_one_process_cannot_be_two_stages(data, tmp_path):
 
 @soak_only
 def test_more_stages_than_layers_are_refused(data, tmp_path):
-    with pytest.raises(AssertionError, match="error: pipeline_parallel is 2, but the model has 1 layers"):
+    with pytest.raises(AssertionError, match="error: pipeline_parallel is 2, but the model has 1 layer;"):
         run_divided(tmp_path, data, pipeline=2, n_layer=1)

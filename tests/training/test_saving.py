@@ -189,7 +189,7 @@ def test_torchrun_starts_killed_processes_again_and_the_run_goes_on(tmp_path, wh
     flags = [when, *arguments(**given, out_dir=folder)]
     out = finish(start(*flags, processes=2, script=KILLED_RUN, torchrun=[*torchrun, "--max_restarts=1"]))
     assert f"the run in {folder} goes on" in out
-    assert f"going on at step {0 if when == 'step 2 1' else 4} of 12" in out
+    assert ("the run begins at step 0 of 12" if when == "step 2 1" else "going on at step 4 of 12") in out
     lines, expected = log_of(folder), log_of(whole)
     assert [line["step"] for line in lines] == [line["step"] for line in expected]
     for name in ("train_loss", "tokens"):

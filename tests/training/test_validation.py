@@ -8,7 +8,8 @@ from tiny import EOT, MARK, padded_rows, tiny_meta, tiny_tokenizer
 import train
 from minigpt.checkpoint import load_checkpoint
 from minigpt.common.errors import UserError
-from minigpt.settings.stages import TrainSettings
+from minigpt.inference.engine import open_generator
+from minigpt.settings.stages import SampleSettings, TrainSettings
 from minigpt.training import validation
 from minigpt.training.setup import TrainingRun
 from minigpt.training.validation import answered_share
@@ -109,3 +110,23 @@ def test_articles_are_refused(tuning, tmp_path):
     with pytest.raises(UserError, match="holds articles, not questions"):
         TrainingRun(tuning(stop_at_answered=0.9, data_dir=str(tmp_path / "pretrain")))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_prompts_to_watch_are_shown_after_each_tenth_and_change_nothing(tuning, tmp_path, capsys, stage):
+    prompts, folder = ["第一", "问"], str(tmp_path / stage)
+    finish(tuning(max_iters=20, data_dir=folder, out_dir=str(tmp_path / "plain")))
+    assert "→" in capsys.readouterr().out
+    settings = tuning(max_iters=20, data_dir=folder, watch_prompts=prompts)
+    finish(settings)
+    shown = [line.strip().split("  ", 1) for line in capsys.readouterr().out.splitlines() if "%  " in line]
+    assert [percent for percent, _ in shown] == [f"{10 * i}%" for i in range(1, 11) for _ in prompts]
+
+    # What is shown at the end is what the saved model says.
+    _, _, generator = open_generator(f"{settings.out_dir}/last.pt", SampleSettings(device="cpu"))
+    texts = generator.generate(prompts, validation.WATCHED_PARAMS)
+    generator.close()
+    ending = [f"{prompt} → {text}".replace("\n", " ").strip() for prompt, text in zip(prompts, texts, strict=True)]
+    assert [line for _, line in shown[-2:]] == ending
+    plain, watched = (load_checkpoint(f"{tmp_path}/{name}/last.pt")["model"] for name in ("plain", "out"))
+    assert all(torch.equal(plain[name], watched[name]) for name in plain)

@@ -1,0 +1,92 @@
+"""Training from the page, on the tab of training: start the demo or a fine-tuning, stop it, go on with it."""
+
+import gradio as gr
+
+from minigpt.arena.job_files import MAX_EPOCHS, QUESTION_FORMATS
+from minigpt.arena.problems import Problem
+from minigpt.arena_ui.common import UNQUEUED, T, is_trusted, model_dropdown, status_line, translate, warning_line
+
+DEFAULT_EPOCHS = 4
+OUTPUT_LINES = 14
+
+
+class JobsSection:
+    """Adds its components to the open gr.Tab, `tab`. Visitors who are not trusted do not see it.
+
+    timer: the gr.Timer by which the tab's contents are renewed.
+    """
+
+    def __init__(self, page, tab, timer):
+        self.arena = page.arena
+        with gr.Column(visible=False, elem_id="jobs") as self.section:
+            gr.Markdown(T("jobs_title"))
+            with gr.Row():
+                with gr.Column():
+                    gr.Markdown(T("jobs_demo"))
+                    demo = gr.Button(T("job_start_demo"), variant="primary", elem_id="job-demo")
+                with gr.Column():
+                    gr.Markdown(T("jobs_tune"))
+                    checkpoint = model_dropdown(
+                        page, "job_checkpoint", None, page.arena.trainable_choices, elem_id="job-checkpoint"
+                    )
+                    file = gr.File(label=T("job_file"), file_types=list(QUESTION_FORMATS), height=140)
+                    epochs = gr.Slider(1, MAX_EPOCHS, DEFAULT_EPOCHS, step=1, label=T("job_epochs"))
+                    tune = gr.Button(T("job_start_tuning"), variant="primary", elem_id="job-tune")
+            with gr.Row():
+                stop = gr.Button(T("job_stop"), variant="stop", elem_id="job-stop")
+                resume = gr.Button(T("job_resume"), elem_id="job-resume")
+            self.state = status_line("state-job")
+            self.output = gr.Textbox(
+                label=T("job_output"), lines=OUTPUT_LINES, max_lines=OUTPUT_LINES, interactive=False,
+                elem_id="job-output",
+            )  # fmt: skip
+        outputs = [self.section, self.state, self.output]
+        for event in (tab.select, timer.tick):
+            event(self.show, None, outputs, api_visibility="private", **UNQUEUED)
+        form = [checkpoint, file, epochs]
+        demo.click(self.start_demo, None, outputs, api_name="start_demo", **UNQUEUED)
+        tune.click(self.start_tuning, form, outputs, api_name="start_tuning", **UNQUEUED)
+        stop.click(self.stop, None, outputs, api_name="stop_job", **UNQUEUED)
+        resume.click(self.resume, None, outputs, api_name="resume_job", **UNQUEUED)
+
+    def show(self, request: gr.Request):
+        """The state of the last job and the end of its output; nothing for a visitor who is not trusted."""
+        if not is_trusted(request):
+            return {self.section: gr.update(visible=False)}
+        job = self.arena.jobs.state()
+        return {
+            self.section: gr.update(visible=True),
+            self.state: describe_job(request, job) if job else translate(request, "job_never"),
+            self.output: job.output if job else "",
+        }
+
+    def act(self, request, action):
+        """Do what a trusted visitor has asked for; the updates that show what came of it."""
+        try:
+            if not is_trusted(request):
+                raise Problem("not_allowed")
+            action()
+        except Exception as error:  # a checkpoint or a file may contain anything
+            return {self.state: warning_line(request, error)}
+        return self.show(request)
+
+    def start_demo(self, request: gr.Request):
+        return self.act(request, self.arena.jobs.start_demo)
+
+    def start_tuning(self, request: gr.Request, checkpoint, file, epochs):
+        def start():
+            self.arena.jobs.start_tuning(self.arena.trainable_checkpoint(checkpoint), file, epochs)
+
+        return self.act(request, start)
+
+    def stop(self, request: gr.Request):
+        return self.act(request, self.arena.jobs.stop)
+
+    def resume(self, request: gr.Request):
+        return self.act(request, self.arena.jobs.resume)
+
+
+def describe_job(request, job):
+    """A `JobState` in a line."""
+    what = translate(request, f"job_kind_{job.kind}", name=job.name)
+    return translate(request, f"job_{job.status}", what=what, step=job.step, steps=job.steps)
