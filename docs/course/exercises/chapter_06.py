@@ -11,7 +11,8 @@ def exercise_1():
     Count all ids from 0 to n_vocab - 1, the special ones too.
 
     演示的 tokenizer 有多少个 id 在演示的训练文章里从未出现？返回整数。tokenizer 是 out/demo.tiktoken；
-    `open_rows("data/processed_demo", "train")`（在 data_utils.py 里）给出各行。从 0 到 n_vocab - 1 的 id 都算，特殊的也算。
+    `open_rows("data/processed_demo", "train")`（在 data_utils.py 里）给出各行。
+    从 0 到 n_vocab - 1 的 id 都算，特殊的也算。
     """
     return None
 

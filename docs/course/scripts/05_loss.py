@@ -52,7 +52,7 @@ def show_text(text):
 
 
 def show_models():
-    """Print the mean loss of a model that knows nothing, and of the trained one, on articles it has and has not seen."""
+    """Print the mean loss of a model that knows nothing, and of the trained one, on seen and unseen articles."""
     content = load_checkpoint(CHECKPOINT)
     trained, tokenizer = load_model(content)
     torch.manual_seed(0)

@@ -68,7 +68,7 @@ def draw_figure(shares):
         axes.axhline(gpt2, color=color, linestyle="--", label=f"GPT-2, {label}")
     axes.set_xscale("log", base=2)
     axes.set_xticks(SIZES, SIZES)
-    axes.set(xlabel="ids 词表大小", ylabel="tokens a character 每字符 token 数", ylim=(0, 2.6))
+    axes.set(xlabel="ids 词表大小", ylabel="tokens a character 每字符 token 数", ylim=(0, 3.4))
     axes.legend(fontsize=10)
     figure.tight_layout()
     figure.savefig(FIGURE, metadata={"Date": None})
