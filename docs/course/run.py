@@ -38,7 +38,7 @@ SMALL = {
     "docs/course/scripts/09_rewards.py": ["--max_iters=2", "--rollout_questions=4"],
     "docs/course/scripts/11_prompts.py": ["--questions=20"],
 }
-COMMAND = re.compile(r"python (?P<script>\S+\.py)(?P<flags>[^|;&>]*)")
+COMMAND = re.compile(r"python (?P<script>\S+\.py)(?P<flags>((?!\s2>)[^|;&>])*)")
 ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
 POLL_SECONDS = 0.2
 SMALL_WORKERS = 2  # chapters at the same time

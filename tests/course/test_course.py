@@ -97,6 +97,10 @@ def test_small_runs_replace_flags():
     assert run.shorten_command("python train.py config/demo.py --max_seconds=60 | tail -2") == (
         f"python train.py config/demo.py {small} | tail -2"
     )
+    assert (
+        run.shorten_command("python train.py a.py 2>/dev/null | cat")
+        == f"python train.py a.py {small} 2>/dev/null | cat"
+    )
     assert run.shorten_command("python sample.py --prompt=铁") == "python sample.py --prompt=铁"
     assert run.shorten_command("python demo.py") == "python demo.py --quick"
 
