@@ -57,7 +57,7 @@ STEPS = [
     ("fine-tuning", "train.py", SETTINGS_FILES[1]),
 ]
 # Of --quick: flags of the two trainings, and what is measured. Most of its time is Python's start of each script.
-QUICK_TRAINING = ["--warmup_iters=5", "--eval_interval=10", "--stop_at_answered=0"]
+QUICK_TRAINING = ["--warmup_iters=5", "--eval_interval=10", "--stop_at_answered=0", "--watch_prompts="]
 QUICK_FLAGS = {
     "pretraining": ["--max_epochs=0.03", *QUICK_TRAINING],
     "fine-tuning": ["--max_epochs=0.1", *QUICK_TRAINING],

@@ -6,7 +6,8 @@
 
 --grammar_files: files or folders of rows as SLING, ZhoBLiMP and BLiMP publish them, or {"good", "bad", "phenomenon",
 "paradigm"}. A sentence's score is the sum of the log probabilities of its tokens, the first one left out (no text
-stands before it). "per token" is the mean instead, which favours neither length. Chance is 0.5; a tie counts half.
+stands before it). "per token" is the mean instead, which favours neither length. "fewer tokens" is what one gets who
+takes the shorter sentence, in tokens, and knows nothing else. Chance is 0.5; a tie counts half.
 """
 
 from pathlib import Path
@@ -37,7 +38,7 @@ from minigpt.metrics import too_few_notes
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import GrammarSettings
 
-GRAMMAR_HEADS = ["right 判对", "95%", "per token 按均值"]
+GRAMMAR_HEADS = ["right 判对", "95%", "per token 按均值", "fewer tokens 只看长短"]
 
 
 class GrammarModel(EvaluatedModel):
@@ -79,32 +80,42 @@ def print_grammar_figures(entries, settings):
     """Print a table with a row for each model, and one with a row for each phenomenon under the last model."""
     rows = [
         [entry["name"], entry["step"], entry["grammar"], interval_text(entry["intervals"]["grammar"]),
-         entry["grammar_per_token"]]
+         entry["grammar_per_token"], entry["fewer_tokens"]]
         for entry in entries
     ]  # fmt: skip
     print("\n" + text_table(["model 模型", "step", *GRAMMAR_HEADS], rows))
     last = entries[-1]
     rows = [
-        [name, found["pairs"], found["accuracy"], interval_text(found["interval"]), found["per_token"]]
+        [
+            name,
+            found["pairs"],
+            found["accuracy"],
+            interval_text(found["interval"]),
+            found["per_token"],
+            found["fewer_tokens"],
+        ]
         for name, found in last["phenomena"].items()
     ]
     print(f"\n{last['name']} by phenomenon:\n" + text_table(["phenomenon 现象", "pairs", *GRAMMAR_HEADS], rows))
     print("chance 0.5; 95%: bootstrap interval of a phenomenon over pairs, of all over " + last["resampled"])
     for note in too_few_notes({"all": last["pairs"]}) if settings.resamples else ():
         print(note)
+    said = set()  # checkpoints of one run have the same notes
     for entry in entries:
-        if entry["ties"]:
-            print(f"note: {entry['name']}: {entry['ties']} ties, which count half")
-        if entry["left_out"]:
-            print(
-                f"note: {entry['name']}: {entry['left_out']} pairs are left out: a sentence has a single token, or "
-                "more than fit the model's block"
-            )
-        if entry["first_tokens_differ"]:
-            print(
-                f"note: {entry['name']}: {entry['first_tokens_differ']} pairs differ in their first token, whose "
-                "probability is not counted"
-            )
+        for note in notes_of(entry):
+            if note not in said:
+                print(f"note: {entry['name']}: {note}")
+            said.add(note)
+
+
+def notes_of(entry):
+    """What to know of a model's figures, as lines."""
+    notes = {
+        "ties": "ties, which count half",
+        "left_out": "pairs are left out: a sentence has a single token, or more than fit the model's block",
+        "first_tokens_differ": "pairs differ in their first token, whose probability is not counted",
+    }
+    return [f"{entry[key]} {text}" for key, text in notes.items() if entry[key]]
 
 
 def main():

@@ -97,6 +97,15 @@ class PairScores:
         ties = np.abs(better) * (1 if not per_token else self.tokens.max(axis=1)) < TIE_NATS
         return np.where(np.isnan(better), np.nan, np.where(ties, 0.5, better > 0))
 
+    def rights_by_tokens(self):
+        """(n,) float64, as `rights`, of a judge who takes the sentence of fewer tokens, and knows nothing else.
+
+        A wrong sentence often has more of them, since its characters form no frequent words. So a model that has
+        learned next to nothing is above 0.5 by the sum.
+        """
+        more = np.sign(self.tokens[:, 1] - self.tokens[:, 0])
+        return np.where(np.isnan(self.nats).any(axis=1), np.nan, (1 + more) / 2)
+
 
 def score_pairs_of(model, tokenizer, pairs, batch_size=0, progress=None):
     """`PairScores` of [`MinimalPair`] under a causal model, as plain text whatever its stage.
@@ -134,15 +143,16 @@ def by_paradigm(pairs, *columns):
 
 
 def grammar_figures(pairs, scores, resamples=1000, seed=0):
-    """Figures of `PairScores`: {"grammar" (accuracy, 0 to 1, by the sum), "grammar_per_token", "pairs", "ties",
-    "left_out", "intervals": {"grammar": [low, high]}, "phenomena": {phenomenon: {"accuracy", "per_token", "pairs",
-    "interval"}}, "paradigms": {"phenomenon/paradigm": the same}}.
+    """Figures of `PairScores`: {"grammar" (accuracy, 0 to 1, by the sum), "grammar_per_token", "fewer_tokens" (what
+    taking the sentence of fewer tokens gives), "pairs", "ties", "left_out", "intervals": {"grammar": [low, high]},
+    "phenomena": {phenomenon: {"accuracy", "per_token", "fewer_tokens", "pairs", "interval"}}, "paradigms":
+    {"phenomenon/paradigm": the same}}.
 
     Pairs of one paradigm are alike, so the interval of all pairs resamples paradigms: it holds for other paradigms too.
     A phenomenon has too few of them for that (as have all pairs, with fewer than FEWEST_ROWS paradigms): its interval
     resamples pairs, and says only what other pairs of the same paradigms would give.
     """
-    rights, per_token = scores.rights(), scores.rights(per_token=True)
+    rights, per_token, by_tokens = scores.rights(), scores.rights(per_token=True), scores.rights_by_tokens()
     known = ~np.isnan(rights)
     sums, counts = by_paradigm(pairs, np.where(known, rights, 0), known)
     sums, counts = sums[counts > 0], counts[counts > 0]
@@ -156,12 +166,14 @@ def grammar_figures(pairs, scores, resamples=1000, seed=0):
             mine_edges = interval(rights[mine], None, resamples, seed)
             groups[name] = {
                 "accuracy": right_share(rights[mine]), "per_token": right_share(per_token[mine]),
+                "fewer_tokens": right_share(by_tokens[mine]),
                 "pairs": int(known[mine].sum()), "interval": mine_edges and list(mine_edges),
             }  # fmt: skip
         return groups
 
     return {
-        "grammar": right_share(rights), "grammar_per_token": right_share(per_token), "pairs": int(known.sum()),
+        "grammar": right_share(rights), "grammar_per_token": right_share(per_token),
+        "fewer_tokens": right_share(by_tokens), "pairs": int(known.sum()),
         "ties": int((rights == CHANCE).sum()), "left_out": int((~known).sum()),
         "resampled": "paradigms" if over_paradigms else "pairs", "intervals": {"grammar": edges and list(edges)},
         "phenomena": group_figures([pair.phenomenon for pair in pairs]),
@@ -218,6 +230,8 @@ def draw_grammar(entries, say=print):
         panel.set(xlabel="step", ylabel="pairs judged right", ylim=(0, 1.02))
         panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         panel.axhline(CHANCE, color="0.4", ls=":", lw=1, label="chance")
+        if entries[-1]["fewer_tokens"] is not None:
+            panel.axhline(entries[-1]["fewer_tokens"], color="0.4", ls="--", lw=1, label="fewer tokens")
         figure.legend(loc="outside right center", fontsize="small")
         return figure
     found = [entries[-1]["phenomena"][name] for name in names]

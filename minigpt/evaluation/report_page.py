@@ -136,11 +136,14 @@ def grammar_section(report):
     found = report.get("grammar")
     if not found:
         return None
-    rows = [["**全部 all**", found["pairs"], found["grammar"], interval_brackets(found["intervals"]["grammar"])]]
+    edges = interval_brackets(found["intervals"]["grammar"])
+    rows = [["**全部 all**", found["pairs"], found["grammar"], edges, found["fewer_tokens"]]]
     for name, of in found["phenomena"].items():
-        rows.append([escape_markdown(name), of["pairs"], of["accuracy"], interval_brackets(of["interval"])])
+        rows.append(
+            [escape_markdown(name), of["pairs"], of["accuracy"], interval_brackets(of["interval"]), of["fewer_tokens"]]
+        )
     about = f"{escape_markdown(found['asked'])}. {REPORT_TEXTS['notes']['grammar']}"
-    table = markdown_table(["现象 phenomenon", "句对 pairs", "判对 right", "95%"], rows)
+    table = markdown_table(["现象 phenomenon", "句对 pairs", "判对 right", "95%", "只看长短 fewer tokens"], rows)
     return [about, plot_link("grammar", report), table]
 
 

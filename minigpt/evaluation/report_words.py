@@ -123,7 +123,8 @@ def grammar_sentences(report):
     if not found:
         return []
     edges = interval_pair(report, found["intervals"]["grammar"], found["pairs"])
-    return [fill_sentence("grammar", n=found["pairs"], right=found["grammar"], edges=edges)]
+    shares = {"right": found["grammar"], "shorter": found["fewer_tokens"]}
+    return [fill_sentence("grammar", n=found["pairs"], edges=edges, **shares)]
 
 
 def training_sentences(report):

@@ -21,7 +21,7 @@ QUESTIONS_ASKED = 200  # 95% of such samples are within 0.04 of a share of 0.90
 SAMPLE_PARAMS = SamplingParams(temperature=0.0, max_new_tokens=40)
 SAMPLE_PROMPT_TOKENS = 8
 WATCHED_PARAMS = SamplingParams(temperature=0.0, max_new_tokens=24)
-SHOWN_CHARS = 60  # of the text whose label is the sample
+SHOWN_CHARS = 60  # of a line of watched_lines, and of the text whose label is the sample
 MASKED_SAMPLE_TOKENS, MASKED_EVERY = 24, 6  # of the sample of masked language modelling: length, and distance of masks
 
 
@@ -70,6 +70,7 @@ def watched_lines(run):
     """What the model generates now for the prompts of the setting watch_prompts, as lines."""
     p = run.progress
     lines = prompt_lines(run, run.settings.watch_prompts, WATCHED_PARAMS)
+    lines = [line if len(line) <= SHOWN_CHARS else f"{line[:SHOWN_CHARS]}…" for line in lines]
     return [f"{p.step / p.max_iters:4.0%}  {line}" for line in lines]
 
 

@@ -71,6 +71,7 @@ def test_scores_of_a_model_whose_likelihoods_are_known():
     assert np.isnan(scores.rights()[4:]).all() and np.isnan(scores.rights(per_token=True)[4:]).all()
     figures = grammar_figures(pairs, scores)
     assert (figures["grammar"], figures["grammar_per_token"]) == (0.5, 0.625)
+    assert figures["fewer_tokens"] == (0.5 + 0.5 + 0.5 + 0) / 4
     assert (figures["pairs"], figures["ties"], figures["left_out"]) == (4, 0, 2)
     tied = score_pairs_of(Bigrams(), tiny_tokenizer(), pairs_like("bc cb", "ab ac"))
     assert tied.rights().tolist() == [0.5, 1] and grammar_figures(PAIRS[:2], tied)["ties"] == 1
@@ -115,7 +116,13 @@ def test_the_interval_of_all_pairs_is_over_paradigms_where_they_are_many():
     low, high = fewer["intervals"]["grammar"]
     assert fewer["resampled"] == "pairs" and high - low < 0.12
     assert grammar_figures(pairs[:19], known_scores(rights[:19]))["intervals"]["grammar"] is None
-    assert figures["paradigms"]["p/1"] == {"accuracy": 1.0, "per_token": 1.0, "pairs": 30, "interval": [1.0, 1.0]}
+    assert figures["paradigms"]["p/1"] == {
+        "accuracy": 1.0,
+        "per_token": 1.0,
+        "fewer_tokens": 0.5,
+        "pairs": 30,
+        "interval": [1.0, 1.0],
+    }
 
     # Two models that differ in one paradigm of twenty; they are equal in no resample without it.
     better = compare_grammar(pairs, known_scores(rights), known_scores([0] * 60 + rights[60:]))
@@ -199,5 +206,5 @@ def test_curves_have_a_line_for_each_phenomenon_and_one_for_all():
     entries = [{"step": step, **grammar_figures(PAIRS, known_scores([1, step % 20 // 10, 0]))} for step in (10, 20)]
     (panel,) = draw_grammar(entries).axes
     lines = {line.get_label(): line.get_ydata() for line in panel.lines}
-    assert list(lines) == ["classifier", "order", "all", "chance"]
+    assert list(lines) == ["classifier", "order", "all", "chance", "fewer tokens"]
     assert list(lines["order"]) == [0.5, 0.0] and list(lines["all"]) == pytest.approx([2 / 3, 1 / 3])
