@@ -48,7 +48,7 @@ def check_exercise(number, answers, solutions):
         return getattr(solutions, f"check_{number}")(exercise)
     except UserError:
         raise
-    except Exception as error:  # the reader's code may raise anything
+    except (Exception, SystemExit) as error:  # the reader's code may raise anything
         place = error_place(error, answers)
         said = f"{place}{type(error).__name__}: {error}"
         if not place and isinstance(error, (TypeError, ValueError, AttributeError, IndexError)):
@@ -57,7 +57,7 @@ def check_exercise(number, answers, solutions):
                 f"it returned something of another kind than the exercise asks for ({said})",
                 f"返回的东西与题目要求的类型不符（{said}）",
             )
-        return f"it ended with an error, {said}", f"运行出错，{said}"
+        return f"it ended with an error, {said}", f"运行出错：{said}"
 
 
 def check_chapter(chapter, folder):
@@ -87,6 +87,8 @@ def main():
     numbers = [argument for argument in arguments if argument != "--solutions"]
     if wrong := [n for n in numbers if not n.isdigit() or int(n) not in chapters]:
         raise UserError(f"{wrong[0]!r} is no chapter; there are {', '.join(map(str, chapters))}")
+    if not (ROOT / "out/demo_sft/ckpt.pt").exists():
+        raise UserError("the demo has not been trained here; run: python demo.py")
     os.chdir(ROOT)  # exercises name files as the commands of the chapters do
     folder = FOLDER / ("solutions" if solutions else "exercises")
     results = [check_chapter(int(n), folder) for n in numbers or chapters]

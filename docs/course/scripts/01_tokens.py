@@ -84,6 +84,8 @@ parser.add_argument("text", nargs="?", default="")
 parser.add_argument("--file")
 parser.add_argument("--figure", action="store_true")
 arguments = parser.parse_args()
+if not arguments.text and not arguments.file:
+    parser.error("name a text: 中国的河流")
 if arguments.text and not arguments.figure:
     print_tokens(arguments.text)
 if arguments.file:
