@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt.arena.answers import ModelAnswer, RunningRequests
+from minigpt.arena.inspecting import Inspector
 from minigpt.arena.jobs import Jobs
 from minigpt.arena.models import CheckpointInfo, ModelCache
 from minigpt.arena.peers import CHECK_WAIT_SECONDS, SEPARATOR, Peers
@@ -46,6 +47,7 @@ class Arena:
     def __init__(self, settings, open=open_labeller_or_generator):
         self.settings = settings
         self.models = ModelCache(settings, open)
+        self.inspector = Inspector(self.models, self.check_prompt)
         limits = Limits(seconds=settings.request_seconds, chars=settings.answer_chars)
         self.peers = Peers(settings.peers, limits)
         self.votes = Votes(Path(settings.arena_dir) / "votes.jsonl")
@@ -60,7 +62,7 @@ class Arena:
     def choices(self):
         """[ModelChoice]: all checkpoints that generate text, then the models of the peers that answered their last
         check."""
-        found = self._checkpoints_of_stages("pretrain", "sft")
+        found = self.local_choices()
         for peer in self.peers.all():
             status = self.peers.status(peer.name)
             for model in status.models if status else ():
@@ -70,6 +72,10 @@ class Arena:
     def task_choices(self):
         """[ModelChoice]: the checkpoints with a task's head, but for reward models, which label no text."""
         return [each for each in self._checkpoints_of_stages("task") if each.checkpoint.task != "reward"]
+
+    def local_choices(self):
+        """[ModelChoice]: the checkpoints that generate text, without the peers' models."""
+        return self._checkpoints_of_stages("pretrain", "sft")
 
     def tunable_choices(self):
         """[ModelChoice]: the fine-tuned checkpoints that train.py can go on from with --init_from."""

@@ -6,6 +6,7 @@ from minigpt.arena.peers import CHECK_WAIT_SECONDS
 from minigpt.arena_ui.board import BoardTab
 from minigpt.arena_ui.common import PRIVATE, UNQUEUED, PageContext, T, update_model_lists, visitor_key
 from minigpt.arena_ui.duel import DuelTab
+from minigpt.arena_ui.inspecting import LookTab
 from minigpt.arena_ui.match import MatchTab
 from minigpt.arena_ui.peers import PeersTab
 from minigpt.arena_ui.single import SingleTab
@@ -34,6 +35,8 @@ def create_page(arena):
                 add_examples(arena.examples, DuelTab(page).prompt, "duel-examples")
             with gr.Tab(T("tab_tasks"), id="tasks") as tasks_tab:
                 TasksTab(page)
+            with gr.Tab(T("tab_look"), id="look") as look_tab:
+                LookTab(page)
             with gr.Tab(T("tab_board"), id="board") as board_tab:
                 BoardTab(page, board_tab)
             with gr.Tab(T("tab_match"), id="match") as match_tab:
@@ -64,7 +67,7 @@ def create_page(arena):
         opened = gr.on([blocks.load, refresh.click], list_models, None, list(page.models), **PRIVATE)
         opened.then(list_models_after_check, None, list(page.models), api_name="refresh", **UNQUEUED)
         blocks.unload(stop_requests)
-        for tab in (single_tab, duel_tab, tasks_tab, board_tab, match_tab, training_tab, peers_tab):
+        for tab in (single_tab, duel_tab, tasks_tab, look_tab, board_tab, match_tab, training_tab, peers_tab):
             tab.select(switch_timers(tab), None, [training.timer, peers.timer], **PRIVATE)
     blocks.queue(default_concurrency_limit=MAX_CONCURRENT_EVENTS, api_open=False)
     return blocks

@@ -106,25 +106,47 @@ def largest_logits(logits, k):
 
 def sample_rows(logits, samplers, method):
     """Token ids (n,) sampled from logits (n, V), each row with its own sampler; method: one for all, not "greedy"."""
-    each = [sampler.params for sampler in samplers]
-    # Double precision where the device has it, since a sum of 50,000 float32 probabilities loses the small ones.
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64
-
     # The numbers of all requests go to the device in one copy.
-    numbers = to_device(
-        [
-            (p.temperature, p.top_k, p.top_p if p.top_p < 1 else torch.inf, p.min_p, sampler.random.random())
-            for p, sampler in zip(each, samplers, strict=True)
-        ],
-        logits.device,
-        wide,
-    )
+    numbers = drawing_numbers([(s.params, s.random.random()) for s in samplers], logits.device)
+    probs, ids = candidate_probabilities(logits, [sampler.params for sampler in samplers], numbers, method)
 
-    def column(name, dtype=torch.float32):
-        """One number of every request, as a tensor (n, 1)."""
-        return numbers[:, DRAWING_NUMBERS.index(name), None].to(dtype)
+    # Invert the cumulative distribution at a random number of each request.
+    sums = probs.cumsum(dim=1)
+    target = drawing_column(numbers, "random") * sums[:, -1:]
+    index = torch.searchsorted(sums, target, right=True)
 
-    # Select the candidates. ids (n, candidates): their token ids, or None if they are the whole vocabulary in order.
+    # By rounding, the target may equal the total; then take the candidate that the sum reaches the total with.
+    last = (sums < sums[:, -1:]).sum(dim=1, keepdim=True)
+    index = torch.minimum(index, last)
+    return (index if ids is None else ids.gather(1, index)).squeeze(1)
+
+
+def drawing_numbers(requests, device):
+    """DRAWING_NUMBERS of requests [(`SamplingParams`, random number)], a tensor (n, 5) on a device."""
+    # Double precision where the device has it, since a sum of 50,000 float32 probabilities loses the small ones.
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    rows = [(p.temperature, p.top_k, p.top_p if p.top_p < 1 else torch.inf, p.min_p, random) for p, random in requests]
+    return to_device(rows, device, wide)
+
+
+def drawing_column(numbers, name):
+    """One of DRAWING_NUMBERS of every request, (n, 1), of a tensor of `drawing_numbers`."""
+    return numbers[:, DRAWING_NUMBERS.index(name), None]
+
+
+def candidate_probabilities(logits, each, numbers, method):
+    """(probs, ids): what temperature, top_k, top_p and min_p leave of logits (n, V), for the `SamplingParams` of each
+    row. probs (n, candidates): not normalized, 0 for those that are left out; ids (n, candidates): their token ids, or
+    None if they are the whole vocabulary in order.
+
+    numbers: of `drawing_numbers`; method: of `sampling_method`, one for all, not "greedy".
+    """
+
+    def column(name):
+        """One number of every request, as a float32 tensor (n, 1)."""
+        return drawing_column(numbers, name).float()
+
+    # Select the candidates.
     ids = None
     if method == "top_k":
         counts = [params.top_k for params in each]
@@ -137,20 +159,27 @@ def sample_rows(logits, samplers, method):
 
     # Probabilities. The largest logit is subtracted first, so that a small temperature causes no overflow.
     logits = (logits - logits.amax(dim=1, keepdim=True)) / column("temperature")
-    probs = logits.softmax(dim=1, dtype=wide)
+    probs = logits.softmax(dim=1, dtype=numbers.dtype)
     if any(params.top_p < 1 for params in each):
         before = probs.cumsum(dim=1) - probs
         before[:, 0] = -1.0  # the most likely token is always a candidate
         probs = probs.masked_fill(before >= column("top_p"), 0)
     if any(params.min_p for params in each):
         probs = probs.masked_fill(probs < column("min_p") * probs.amax(dim=1, keepdim=True), 0)
+    return probs, ids
 
-    # Invert the cumulative distribution at a random number of each request.
-    sums = probs.cumsum(dim=1)
-    target = column("random", wide) * sums[:, -1:]
-    index = torch.searchsorted(sums, target, right=True)
 
-    # By rounding, the target may equal the total; then take the candidate that the sum reaches the total with.
-    last = (sums < sums[:, -1:]).sum(dim=1, keepdim=True)
-    index = torch.minimum(index, last)
-    return (index if ids is None else ids.gather(1, index)).squeeze(1)
+def sampling_distribution(logits, params):
+    """Probabilities (V,), float64 on the CPU, with which `sample_tokens` draws each token from logits (V,), float32,
+    with `SamplingParams`. Penalties are left out: they depend on the tokens before."""
+    found = torch.zeros(len(logits), dtype=torch.float64)
+    method = sampling_method(params, len(logits))
+    if method == "greedy":
+        found[likeliest_ids(logits[None])] = 1.0
+        return found
+    numbers = drawing_numbers([(params, 0.0)], logits.device)
+    probs, ids = candidate_probabilities(logits[None], [params], numbers, method)
+    probs = probs[0].double().cpu()
+    places = slice(None) if ids is None else ids[0].cpu()
+    found[places] = probs / probs.sum()
+    return found

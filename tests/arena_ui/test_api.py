@@ -359,5 +359,5 @@ def test_only_the_timer_of_the_selected_tab_runs(arena):
             body = {"data": [], "fn_index": event["id"], "session_hash": "timers"}
             updates = arena.post("/gradio_api/run/predict", **body)[1]["data"]
             timers[components[tab]["props"]["id"]] = [update["active"] for update in updates]
-    others = {name: [False, False] for name in ("single", "duel", "tasks", "board", "match")}
+    others = {name: [False, False] for name in ("single", "duel", "tasks", "look", "board", "match")}
     assert timers == {**others, "training": [True, False], "peers": [False, True]}

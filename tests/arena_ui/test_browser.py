@@ -16,6 +16,7 @@ from page_in_browser import (
     CHROMIUM,
     DUEL,
     HANG_SECONDS,
+    LOOK,
     MATCH,
     PEERS,
     SINGLE,
@@ -250,6 +251,51 @@ def test_a_match_shows_answers_side_by_side(page):
     page.click("#match-start")
     wait_for(page, lambda: "3 题" in state(page, "match"))
     assert "0.000" in page.inner_text("#match-summary") and "(step 7)" in page.inner_text("#match-answers")
+
+
+def look_inside(page, text):
+    """Read a text on the tab that looks inside, and wait for its tokens."""
+    page.fill("#look-text textarea", text)
+    page.click("#look-send")
+    wait_for(page, lambda: "".join(page.locator(".look-token").all_inner_texts()).replace("…", "") == text)
+    page.wait_for_selector("#look-attention canvas, #look-attention svg")
+
+
+def test_a_model_is_looked_into_by_mouse_and_keyboard(page):
+    go(page, LOOK)
+    assert "按“看里面”" in page.inner_text("#look-tokens")
+    choose(page, "look-model", "base")
+    look_inside(page, "的河的河的")
+    lens = page.inner_text("#look-lens")
+    assert page.locator(".look-token[aria-pressed=true]").count() == 1 and "第 2 层后" in lens
+    # By mouse, and from there by keyboard: the focus stays where it was.
+    page.locator(".look-token").first.click()
+    wait_for(page, lambda: "“的”之后" in page.inner_text("#look-lens") != lens)
+    lens = page.inner_text("#look-lens")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("getComputedStyle(document.activeElement, '::after').content").endswith('bit"')
+    page.keyboard.press("Enter")
+    wait_for(page, lambda: "“河”之后" in page.inner_text("#look-lens") != lens)
+    assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true"
+    # The sliders change the bars, and the lists the map.
+    bars, attention = page.locator("#look-next canvas"), page.locator("#look-attention canvas")
+    for picture, change in (
+        (bars, lambda: page.fill("#look-temperature input[type=number]", "2")),
+        (attention, lambda: choose(page, "look-layer", "1")),
+        (attention, lambda: choose(page, "look-head", "3")),
+    ):
+        before = picture.evaluate("canvas => canvas.toDataURL()")
+        change()
+        wait_for(page, lambda: picture.count() and picture.evaluate("canvas => canvas.toDataURL()") != before)  # noqa: B023
+    choose(page, "look-other", "alpha")
+    page.click("#look-send")
+    page.wait_for_selector("#look-compared")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth + 2") and page.evaluate("!window.hacked")
+    hostile = "<img␣src=x␣onerror=window.hacked=1>${window.hacked=1}"
+    page.fill("#look-text textarea", hostile.replace("␣", " "))
+    page.click("#look-send")
+    wait_for(page, lambda: "".join(page.locator(".look-token").all_inner_texts()) == hostile[:32])
+    assert page.evaluate("window.hacked") is None
 
 
 def test_curves_grow_while_a_run_is_going_on(page, folder):

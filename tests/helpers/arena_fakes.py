@@ -5,11 +5,12 @@ Checkpoints are real files of a tiny model. The answers come from serving_fakes.
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from serving_fakes import make_fake
 
 from minigpt.arena.votes import Votes
-from minigpt.checkpoint import save_checkpoint
+from minigpt.checkpoint import load_checkpoint, load_model, save_checkpoint
 from minigpt.settings.stages import ArenaSettings, TrainSettings
 
 STAGES = {"alpha": "sft", "beta": "sft", "base": "pretrain"}
@@ -58,7 +59,12 @@ def open_fake(ckpt, settings):
     folder = Path(ckpt).parent
     while "gated" in folder.name and not (folder / "open").exists():
         time.sleep(0.01)
-    return ckpt, {}, make_fake(ckpt, settings)
+    made = make_fake(ckpt, settings)
+    content = load_checkpoint(ckpt)
+    if content["stage"] in ("pretrain", "sft"):  # what is inside is the file's
+        made.model, made.tokenizer = load_model(content)
+        made.member = SimpleNamespace(forbidden=[made.tokenizer.pad_id])
+    return ckpt, {}, made
 
 
 def arena_settings(folder, **more):

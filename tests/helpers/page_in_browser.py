@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-SINGLE, DUEL, TASKS, BOARD, MATCH, TRAINING, PEERS = range(7)
+SINGLE, DUEL, TASKS, LOOK, BOARD, MATCH, TRAINING, PEERS = range(8)
 HANG_SECONDS = 240  # timeout of all waits; opening a page may take half a minute on a busy machine
 
 

@@ -15,11 +15,13 @@ from page_in_browser import (
     BOARD,
     CHROMIUM,
     DUEL,
+    LOOK,
     MATCH,
     PEERS,
     SINGLE,
     TRAINING,
     ask,
+    choose,
     go,
     last_answer,
     state,
@@ -94,6 +96,22 @@ def duel(page, folder):
     page.screenshot(path=folder / "voted.png")
 
 
+def look(page, folder):
+    """A picture of the inside of the fine-tuned model, beside the base model."""
+    go(page, LOOK)
+    choose(page, "look-other", "demo ·")
+    page.click("#look-send")
+    page.wait_for_selector("#look-attention canvas")
+    page.fill("#look-temperature input[type=number]", "1")
+    page.locator(".look-token").nth(6).click()
+    page.wait_for_timeout(2000)
+    page.set_viewport_size({"width": SIZE["width"], "height": 2100})
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(500)
+    page.screenshot(path=folder / "look.png")
+    page.set_viewport_size(SIZE)
+
+
 def rest(page, folder):
     """Pictures of the other tabs."""
     go(page, MATCH)
@@ -115,6 +133,7 @@ def main(url, folder):
         page = opened(browser, url)
         single(page, folder)
         duel(page, folder)
+        look(page, folder)
         rest(page, folder)
         telephone = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "locale": "en-US"}
         page = opened(browser, url, **telephone)
