@@ -9,7 +9,7 @@ import re
 
 from minigpt.common.files import write_json
 
-JOB, LOCK, LOG_FILE, STOP = "job.json", "job.lock", "job.log", "job.stop"
+JOB, JOB_LOCK, LOG_FILE, STOP = "job.json", "job.lock", "job.log", "job.stop"
 QUESTION_FORMATS = (".jsonl", ".json", ".csv")
 MAX_EPOCHS = 20
 TAIL_BYTES = 16384  # of the log, that are read to show its end

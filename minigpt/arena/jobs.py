@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from minigpt.arena.job_files import (
-    LOCK,
+    JOB_LOCK,
     LOG_FILE,
     MAX_EPOCHS,
     QUESTION_FORMATS,
@@ -36,8 +36,8 @@ from minigpt.corpus.records import Problems
 
 JOBS_FOLDER = "page"  # under out_root
 START_LOCK = "start.lock"  # held while a job is being started
-START_SECONDS = 30.0  # for the process of a job to begin
-POLL_SECONDS = 0.05
+JOB_START_SECONDS = 30.0  # for the process of a job to begin
+START_POLL_SECONDS = 0.05
 TUNED_PREFIX = "tuned-"
 TUNING_SETTINGS = "config/laptop_sft.py"
 FEWEST_QUESTIONS = 20
@@ -76,10 +76,10 @@ class Jobs:
 
     def is_running(self):
         """Whether the process of a job runs now."""
-        if not (self.folder / LOCK).exists():
+        if not (self.folder / JOB_LOCK).exists():
             return False
         try:
-            with FileLock(self.folder / LOCK, timeout=0):
+            with FileLock(self.folder / JOB_LOCK, timeout=0):
                 return False
         except Timeout:
             return True
@@ -198,12 +198,12 @@ class Jobs:
                 [sys.executable, "-m", "minigpt.arena.run_job", str(self.folder)], cwd=PROJECT,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, **apart,
             )  # fmt: skip
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + JOB_START_SECONDS
         while process.poll() is None and not self.is_running():
             if time.monotonic() > deadline:
                 process.kill()
                 raise Problem("job_not_started")
-            time.sleep(POLL_SECONDS)
+            time.sleep(START_POLL_SECONDS)
 
 
 def count_questions(path):

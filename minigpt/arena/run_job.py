@@ -14,9 +14,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from minigpt.arena.job_files import JOB, LOCK, LOG_FILE, STOP, read_job, write_job
+from minigpt.arena.job_files import JOB, JOB_LOCK, LOG_FILE, STOP, read_job, write_job
 
-POLL_SECONDS = 0.5
+COMMAND_POLL_SECONDS = 0.5
 IS_WINDOWS = os.name == "nt"
 STOP_SIGNAL = signal.CTRL_BREAK_EVENT if IS_WINDOWS else signal.SIGINT
 
@@ -29,7 +29,7 @@ def run_command(arguments, log, asked):
     sent = 0
     while True:
         try:
-            return process.wait(timeout=POLL_SECONDS)
+            return process.wait(timeout=COMMAND_POLL_SECONDS)
         except subprocess.TimeoutExpired:
             pass
         if asked() > sent:
@@ -63,7 +63,7 @@ def main():
     folder = Path(sys.argv[1])
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a page in the background ignores Ctrl-C, and hands this on
     try:
-        with FileLock(folder / LOCK, timeout=0):
+        with FileLock(folder / JOB_LOCK, timeout=0):
             run_job(folder)
     except Timeout:
         raise SystemExit(f"{folder / JOB}: a job runs already") from None

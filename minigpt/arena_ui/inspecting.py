@@ -338,10 +338,10 @@ def table_html(request, read, pairs, name, other):
             for row, pair in zip(rows, pairs, strict=False)
         ]
     title = escape(translate(request, "look_table"))
-    return f"<details><summary>{title}</summary>{html_table(heads, rows)}</details>"
+    return f"<details><summary>{title}</summary>{look_table(heads, rows)}</details>"
 
 
-def html_table(heads, rows, styles=None):
+def look_table(heads, rows, styles=None):
     """An HTML table of texts. styles: {(row, column): a cell's style}."""
     styles = styles or {}
     top = "".join(f'<th scope="col">{escape(each)}</th>' for each in heads)
@@ -370,7 +370,7 @@ def lens_html(request, labels, position, rows):
             cells[-1].append(said)
             styles[i, count + 1] = f"--look:{row.next_probability:.3f}"
     title = escape(translate(request, "look_lens", label=labels[position]))
-    return f"<h3>{title}</h3>{html_table(heads, cells, styles)}"
+    return f"<h3>{title}</h3>{look_table(heads, cells, styles)}"
 
 
 def near_html(request, label, near):

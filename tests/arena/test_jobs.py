@@ -14,7 +14,7 @@ from filelock import FileLock
 from tiny import tiny_model, tiny_tokenizer
 
 from minigpt.arena.arena import Arena
-from minigpt.arena.job_files import LOCK, STOP, log_tail, read_job
+from minigpt.arena.job_files import JOB_LOCK, STOP, log_tail, read_job
 from minigpt.arena.jobs import Jobs
 from minigpt.arena.problems import Problem
 from minigpt.checkpoint import load_checkpoint
@@ -219,7 +219,7 @@ def test_the_lock_alone_says_whether_a_job_runs(tmp_path):
     jobs = Jobs(tmp_path)
     assert jobs.state() is None and not jobs.is_running()
     jobs.folder.mkdir()
-    with FileLock(jobs.folder / LOCK):
+    with FileLock(jobs.folder / JOB_LOCK):
         assert jobs.is_running()
         with pytest.raises(Problem, match="job_busy"):
             jobs.start_demo()

@@ -7,7 +7,7 @@ import pytest
 from arena_visitors import ELSEWHERE, visitor
 from filelock import FileLock
 
-from minigpt.arena.job_files import LOCK
+from minigpt.arena.job_files import JOB_LOCK
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def locked(folder):
     place.mkdir(parents=True, exist_ok=True)
     job = {"kind": "tune", "name": "page/tuned-1", "commands": [{"arguments": []}] * 2, "next": 1, "status": "running"}
     (place / "job.json").write_text(json.dumps(job), encoding="utf-8")
-    with FileLock(place / LOCK):
+    with FileLock(place / JOB_LOCK):
         yield place
     for path in place.iterdir():
         path.unlink()
