@@ -1,7 +1,7 @@
 """The report's comparisons, repeated small: each trains its runs with three seeds and tests what the report claims.
 
-    python experiments/run.py                        # all of them, and docs/experiments.md: an hour on two cores
-    python experiments/run.py order layout           # some of them; their tables are printed
+    python experiments/run.py                        # all of them, and docs/experiments.md: 100 minutes on two cores
+    python experiments/run.py order layout           # some of them: printed, and renewed on the page
     python experiments/run.py tuning                 # the methods of tuning, and docs/tuning.md: an hour on two cores
     python experiments/run.py --input_dir=my_wiki --qa_files=my_qa.jsonl --articles=my_wiki --docs=my_experiments.md
 
@@ -25,7 +25,7 @@ from minigpt.common.files import PROJECT, write_json
 from minigpt.experiments import build, data
 from minigpt.experiments.claims import EXPERIMENTS
 from minigpt.experiments.plan import Plan
-from minigpt.experiments.report import experiment_table, verdict_lines, write_page
+from minigpt.experiments.report import cost_line, experiment_table, read_page, verdict_lines, write_page
 from minigpt.experiments.results import read_figures, to_flags
 from minigpt.experiments.tuning_data import make_tuning_data
 from minigpt.experiments.tuning_plan import TuningPlan
@@ -40,18 +40,28 @@ TUNING_HELP = (
 PAGE_HEAD = PROJECT / "minigpt/experiments/page_head.md"
 
 
-def page_head(plan, counts, seconds):
-    """Text at the head of the page: the command, the models, the data, the machine."""
-    settings, default = plan.settings, ExperimentSettings().to_dict()
+def page_command(settings):
+    """The command that makes a page with those settings."""
+    default = ExperimentSettings().to_dict()
     changed = {name: value for name, value in settings.to_dict().items() if value != default[name]}
     for name in ("docs", "out_dir", "workers"):
         changed.pop(name, None)
+    return " ".join(["python experiments/run.py", *to_flags(changed)])
+
+
+def machine_text():
+    """The machine in words."""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+
+
+def page_head(plan, counts, seconds):
+    """Text at the head of the page: the command, the models, the data, the machine."""
+    settings = plan.settings
     return PAGE_HEAD.read_text(encoding="utf-8").format(
         settings=settings, counts=counts, questions_per_set=data.QUESTIONS_PER_SET, minutes=seconds / 60,
-        command=" ".join(["python experiments/run.py", *to_flags(changed)]),
+        command=page_command(settings), machine=machine_text(),
         files=", ".join(f"`{Path(f).name}`" for f in settings.input_dir),
         n_seeds=len(settings.seeds), seeds=", ".join(map(str, settings.seeds)),
-        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
     )  # fmt: skip
 
 
@@ -111,6 +121,23 @@ def main():
     if not names:
         write_page(settings.docs, EXPERIMENTS, results, page_head(plan, counts, total_seconds))
         print(f"\nwritten: {settings.docs}")
+    elif Path(settings.docs).exists():
+        renew_sections(plan, selected, results)
+
+
+def renew_sections(plan, selected, results):
+    """Renew the sections of some experiments on a page that was made with the same settings."""
+    settings = plan.settings
+    head, *kept = read_page(settings.docs)
+    if f"`{page_command(settings)}`" in head:
+        costs = {
+            each.name: cost_line([run.name for run in plan.needed(each.runs)], results, machine_text())
+            for each in selected
+        }
+        write_page(settings.docs, selected, results, head, costs, kept)
+        print(f"\nrenewed in {settings.docs}: {', '.join(each.name for each in selected)}")
+    else:
+        print(f"\n{settings.docs} stays as it is: it was made with other settings than {page_command(settings)}")
 
 
 def add_seconds(plan, seconds):

@@ -33,6 +33,10 @@ SMALL = {
     "demo.py": ["--quick"],
     "train.py": ["--max_seconds=5"],
     "evaluations-RougeL.py": ["--max_samples=20"],
+    "evaluations-decoding.py": ["--max_samples=20"],
+    "sft/make_preferences.py": ["--max_samples=40"],
+    "docs/course/scripts/09_rewards.py": ["--max_iters=2", "--rollout_questions=4"],
+    "docs/course/scripts/11_prompts.py": ["--questions=20"],
 }
 COMMAND = re.compile(r"python (?P<script>\S+\.py)(?P<flags>[^|;&>]*)")
 ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")

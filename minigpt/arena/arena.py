@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt.arena.answers import ModelAnswer, RunningRequests
+from minigpt.arena.cards import ModelCards
 from minigpt.arena.inspecting import Inspector
 from minigpt.arena.jobs import Jobs
+from minigpt.arena.links import read_link
 from minigpt.arena.models import CheckpointInfo, ModelCache
 from minigpt.arena.peers import CHECK_WAIT_SECONDS, SEPARATOR, Peers
 from minigpt.arena.problems import Problem, clean_name, validate_number
@@ -48,6 +50,7 @@ class Arena:
         self.settings = settings
         self.models = ModelCache(settings, open)
         self.inspector = Inspector(self.models, self.check_prompt)
+        self.cards = ModelCards(self.models)
         limits = Limits(seconds=settings.request_seconds, chars=settings.answer_chars)
         self.peers = Peers(settings.peers, limits)
         self.votes = Votes(Path(settings.arena_dir) / "votes.jsonl")
@@ -213,6 +216,12 @@ class Arena:
             is_text_of_digits = isinstance(seed, str) and seed.strip().isascii() and seed.strip().isdigit()
             values["seed"] = int(seed) if is_text_of_digits else seed
         return SamplingParams(**{name: validate_number(name, value, *ranges[name]) for name, value in values.items()})
+
+    def read_link(self, query, ranges):
+        """What the query string of the page's address says: links.LinkedPrompt. ranges: {key of SAMPLING_KEYS but the
+        seed: (low, high)} of the page's fields."""
+        names = {choice.name for choice in self.choices()}
+        return read_link(query, self.check_prompt, names, {**ranges, "seed": (0, MAX_SEED)})
 
     def close(self):
         """Unload the models, close the connections and delete the downloads."""

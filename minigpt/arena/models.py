@@ -25,7 +25,8 @@ class CheckpointInfo:
     name: its run's folder, and its own name unless it is the run's best; path: the file, or a Hugging Face folder;
     parameters: counted as in nanoGPT; val_loss:
     nats per token, None before the first validation; seconds: modification time of the file; task: kind of the task of
-    a model with a head, "" of others; is_adapter: it has the trained parameters alone, not its base's.
+    a model with a head, "" of others; is_adapter: it has the trained parameters alone, not its base's; started_from:
+    path of the checkpoint or folder that its training started from, "" for none or if it does not say.
     """
 
     name: str
@@ -37,6 +38,7 @@ class CheckpointInfo:
     seconds: float
     task: str = ""
     is_adapter: bool = False
+    started_from: str = ""
 
     @property
     def key(self):
@@ -65,9 +67,16 @@ def read_checkpoint_info(path, name):
             raise ValueError(f"stage {content['stage']!r}")
         about = content["stage"], int(progress["step"]), parameters, loss, modified
         task = content["task"]["kind"] if content["stage"] == "task" else ""
-        return CheckpointInfo(name, path, *about, task, "adapter" in content)
+        return CheckpointInfo(name, path, *about, task, "adapter" in content, origin_of(content))
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:  # entries of a wrong type
         raise UserError(f"{path} is no checkpoint of this version ({type(error).__name__})") from None
+
+
+def origin_of(content):
+    """The path that a checkpoint's training started from: an adapter's base, else the setting init_from; "" if it
+    started from nothing, or was resumed by a version that did not keep the path."""
+    path = content["base"]["path"] if "base" in content else content["settings"].get("init_from", "scratch")
+    return "" if path in ("scratch", "resume") else str(path)
 
 
 class CacheSlot:

@@ -32,6 +32,10 @@ class RunLogs:
         log.read()
         return log.columns
 
+    def is_active(self, path):
+        """Whether the run of a log is still training."""
+        return age_of(path) < ACTIVE_SECONDS
+
     def stamp(self, names):
         """A value that changes when any of these runs has a new line."""
         logs = self.list_logs()
@@ -60,7 +64,15 @@ class RunLogs:
         columns = self.read_columns(path) if path else None
         if not columns or not len(columns["step"]):
             return None
-        age = max(0.0, time.time() - path.stat().st_mtime)
+        age = age_of(path)
         losses = {column: columns[column][np.isfinite(columns[column])] for column in LOSS_COLUMNS}
         last = {column: float(values[-1]) if len(values) else None for column, values in losses.items()}
         return {"step": int(columns["step"][-1]), **last, "age": age, "active": age < ACTIVE_SECONDS}
+
+
+def age_of(path):
+    """Seconds since a file was written; infinity if it is gone."""
+    try:
+        return max(0.0, time.time() - path.stat().st_mtime)
+    except OSError:
+        return float("inf")

@@ -21,28 +21,32 @@ class AskingTab:
     """
 
     name = ""
+    state = None  # the status line, if the tab has added it before the prompt
 
     def __init__(self, page):
         self.page, self.arena = page, page.arena
 
     def add_prompt(self, chats, inputs, shown, kept, prefix="", buttons=()):
-        """Add the status line, the prompt, its buttons and the sampling fields, and connect them.
+        """Add the status line (unless it is there), the prompt, its buttons and the sampling fields, and connect them.
 
         chats: chatbots, whose own clear button works like ours; inputs: components whose values `ask` gets first;
         shown, buttons: further components that `ask` updates; kept: initial value of the tab's gr.State; prefix: of the
         element ids and API names.
         """
-        self.state = status_line(f"state-{self.name}")
+        self.state = self.state or status_line(f"state-{self.name}")
         self.prompt = gr.Textbox(
             label=T("prompt"), placeholder=T("prompt_hint"), lines=1, max_lines=6, elem_id=f"{prefix}prompt"
         )
-        with gr.Row():
+        with gr.Row(elem_classes="actions"):
             variants = {"send": "primary", "stop": "stop", "clear": "secondary", "flag": "secondary"}
             send, stop, clear, flag = (
                 gr.Button(T(key), variant=variant, elem_id=f"{prefix}{key}", min_width=70)
                 for key, variant in variants.items()
             )
-        fields, self.kept = sampling_fields(self.page), gr.State(kept)
+            self.add_buttons()
+        gr.Markdown(T(f"{self.name}_keys"), elem_classes="hint")
+        fields = self.fields = sampling_fields(self.page)
+        self.kept = gr.State(kept)
         outputs, api = [*shown, self.prompt, self.state, self.kept, *buttons], prefix.replace("-", "_")
         gr.on(
             [send.click, self.prompt.submit], self.ask, [*inputs, self.prompt, self.kept, *fields], outputs,
@@ -52,6 +56,9 @@ class AskingTab:
         cleared = [clear.click, *(chat.clear for chat in chats)]
         gr.on(cleared, self.clear, None, outputs, api_name=f"{api}clear", **UNQUEUED)
         flag.click(self.flag, self.kept, self.state, api_name=f"{api}flag", **UNQUEUED)
+
+    def add_buttons(self):
+        """Add further buttons to those of the prompt."""
 
     def open_token(self, request):
         """Context manager of a new CancelToken for the visitor."""
@@ -111,19 +118,28 @@ class AskingTab:
         return translate(request, "flagged", path=self.arena.flagged.name)
 
 
+def slider_ranges(arena):
+    """{key: (low, high)} of the sampling parameters that have a slider; whole numbers where both are int."""
+    return {
+        "max_new_tokens": (1, arena.settings.max_tokens_limit), "temperature": (0.0, 2.0), "top_k": (0, 200),
+        "top_p": (0.0, 1.0), "frequency_penalty": (-2.0, 2.0),
+    }  # fmt: skip
+
+
 def sampling_fields(page):
     """The inputs of the sampling parameters, in the order of SAMPLING_KEYS."""
-    default = SamplingParams()
-    most = page.arena.settings.max_tokens_limit
+    default, ranges = SamplingParams(), slider_ranges(page.arena)
+
+    def slider(key, step):
+        return gr.Slider(*ranges[key], getattr(default, key), step=step, label=T(key))
+
     with gr.Accordion(T("sampling"), open=False):
         with gr.Row():
-            longest = gr.Slider(1, most, default.max_new_tokens, step=1, label=T("max_new_tokens"))
-            temperature = gr.Slider(0, 2, default.temperature, step=0.05, label=T("temperature"))
+            longest, temperature = slider("max_new_tokens", 1), slider("temperature", 0.05)
         with gr.Row():
-            top_k = gr.Slider(0, 200, default.top_k, step=1, label=T("top_k"))
-            top_p = gr.Slider(0, 1, default.top_p, step=0.01, label=T("top_p"))
+            top_k, top_p = slider("top_k", 1), slider("top_p", 0.01)
         with gr.Row():
-            penalty = gr.Slider(-2, 2, default.frequency_penalty, step=0.05, label=T("frequency_penalty"))
+            penalty = slider("frequency_penalty", 0.05)
             seed = gr.Textbox("", label=T("seed"), max_length=16)  # gr.Number would return 0 for an empty field
     return [longest, temperature, top_k, top_p, penalty, seed]
 
@@ -138,8 +154,20 @@ def plain_chat(label, **options):
     return gr.Chatbot(
         label=T(label), render_markdown=False, sanitize_html=True, latex_delimiters=[], allow_tags=False,
         allow_file_downloads=False, group_consecutive_messages=False, **options,
-        buttons=[],  # the copy button would copy the escaped HTML
+        buttons=[],  # Gradio's copy button would copy the escaped HTML: see answer_footer
     )  # fmt: skip
+
+
+def answer_footer(chat, elem_id, name):
+    """The status line of a chatbot, with a button that copies its last answer as plain text. Returns the status line.
+
+    elem_id: of the status line; name: the button's id is copy-<name>.
+    """
+    with gr.Row(elem_classes="answer-footer"):
+        state = status_line(elem_id)
+        copy = gr.Button(T("copy"), size="sm", scale=0, min_width=64, elem_id=f"copy-{name}")
+    copy.click(None, chat, None, js="(chat) => minigpt.copyAnswer(chat)", api_visibility="private")
+    return state
 
 
 def plain_message(role, content):

@@ -9,6 +9,7 @@ from minigpt.arena.leaderboard import compute_standings, count_results, select_v
 from minigpt.arena.votes import format_csv
 from minigpt.arena_ui.common import TABLE, UNQUEUED, T, status_line, style_chart, translate, warning_line
 from minigpt.arena_ui.preferences import PreferencesSection
+from minigpt.arena_ui.theme import CHART_COLOR, CHART_COLOR_SOFT
 
 VOTE_KINDS = ("all", "vote", "match")
 BOARD_COLUMNS = ("rank", "model", "score", "interval", "games", "won", "lost", "tied", "rate", "automatic")
@@ -24,14 +25,16 @@ class BoardTab:
             kind = gr.Radio(
                 [(T(f"kind_{kind}"), kind) for kind in VOTE_KINDS], value="all", label=T("votes_counted"), scale=4
             )
-            refresh = gr.Button(T("refresh"), scale=1, min_width=80, elem_id="board-refresh")
+            refresh = gr.Button(T("refresh"), scale=0, min_width=96, size="sm", elem_id="board-refresh")
+        empty = gr.Markdown(T("board_empty"), visible=False, elem_id="board-empty", elem_classes="empty")
         state = status_line("state-board")
-        table = gr.Dataframe(label=T("standings"), elem_id="standings", **TABLE)
-        plot = gr.Plot(label=T("plot"), elem_id="board-plot")
-        against = gr.Dataframe(label=T("head_to_head"), elem_id="head-to-head", **TABLE)
-        save_board = gr.DownloadButton(T("save_board"), elem_id="save-board")
+        with gr.Column(visible=False) as results:
+            table = gr.Dataframe(label=T("standings"), elem_id="standings", **TABLE)
+            plot = gr.Plot(label=T("plot"), elem_id="board-plot")
+            against = gr.Dataframe(label=T("head_to_head"), elem_id="head-to-head", **TABLE)
+            save_board = gr.DownloadButton(T("save_board"), elem_id="save-board")
         shown_by = [tab.select, refresh.click, kind.change]
-        shown = [state, table, plot, against, save_board]
+        shown = [state, table, plot, against, save_board, empty, results]
         gr.on(shown_by, self.render, kind, shown, api_name="board", **UNQUEUED)
         PreferencesSection(page, shown_by, kind)
 
@@ -41,7 +44,7 @@ class BoardTab:
             votes, unreadable = self.arena.votes.all()
             selected, standings = self.standings(votes, kind)
         except Exception as error:  # the file may contain anything
-            return [warning_line(request, error), *[gr.skip()] * 4]
+            return [warning_line(request, error), *[gr.skip()] * 6]
         board = self.page.save_download("leaderboard.csv", board_csv(standings))
         headers = [translate(request, f"col_{column}") for column in BOARD_COLUMNS]
         rows = [board_row(rank, standing) for rank, standing in enumerate(standings, 1)]
@@ -52,6 +55,8 @@ class BoardTab:
             score_chart(request, standings),
             head_to_head_table(selected, models, translate(request, "col_model")),
             gr.update(value=board),
+            gr.update(visible=not standings),
+            gr.update(visible=bool(standings)),
         ]
 
     def standings(self, votes, kind):
@@ -65,8 +70,8 @@ class BoardTab:
     def describe(self, request, votes, standings, unreadable):
         """The status line: numbers of votes and models, and of unreadable lines."""
         note = translate(request, "unreadable", count=unreadable) if unreadable else ""
-        if not votes:
-            return translate(request, "no_votes") + note
+        if not votes:  # said by the notice for an empty leaderboard
+            return note
         automatic = sum(vote.get("kind") == "match" for vote in votes)
         counts = {"votes": len(votes), "automatic": automatic, "models": len(standings)}
         return translate(request, "board_state", **counts) + note
@@ -120,8 +125,8 @@ def score_chart(request, standings):
         tooltip=["model", *(altair.Tooltip(column, format=".0f") for column in ("score", "low", "high"))],
     )
     scale = altair.Scale(zero=False, nice=True)
-    intervals = base.mark_rule(strokeWidth=3, color="#8aa4f0").encode(
+    intervals = base.mark_rule(strokeWidth=3, color=CHART_COLOR_SOFT).encode(
         x=altair.X("low:Q", title=score, scale=scale), x2="high:Q"
     )
-    points = base.mark_point(filled=True, size=90, color="#3b5bdb").encode(x=altair.X("score:Q", scale=scale))
+    points = base.mark_point(filled=True, size=90, color=CHART_COLOR).encode(x=altair.X("score:Q", scale=scale))
     return style_chart(intervals + points, ROW_HEIGHT * len(standings) + 20)

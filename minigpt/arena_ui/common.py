@@ -12,7 +12,7 @@ from pathlib import Path
 import gradio as gr
 
 from minigpt.arena.problems import describe_error
-from minigpt.arena_ui.i18n import PREFIX, TEXTS, fill_text, language_of
+from minigpt.arena_ui.i18n import PREFIX, TEXTS, fill_text, language_for
 from minigpt.common.errors import UserError
 from minigpt.common.net import LOOPBACK_HOSTS, host_name
 
@@ -56,8 +56,7 @@ def T(key):
 
 def translate(request, key, **values):
     """The text of a key in the language of a request (gr.Request; None: English)."""
-    header = request.headers.get("accept-language") if request else None
-    return fill_text(key, language_of(header), **values)
+    return fill_text(key, language_for(request), **values)
 
 
 def explain_error(request, error):

@@ -3,14 +3,13 @@
 import gradio as gr
 
 from minigpt.arena.problems import Problem
-from minigpt.arena_ui.asking import AskingTab, answer_status, chat_turn, plain_chat, snapshot
+from minigpt.arena_ui.asking import AskingTab, answer_footer, answer_status, chat_turn, plain_chat, snapshot
 from minigpt.arena_ui.common import (
     PRIVATE,
     UNQUEUED,
     T,
     default_models,
     model_dropdown,
-    status_line,
     translate,
     warning_line,
 )
@@ -35,8 +34,8 @@ class DuelTab(AskingTab):
             for side in ("left", "right"):
                 with gr.Column(min_width=260):
                     self.chats.append(plain_chat(f"{side}_answer", height="38vh", elem_id=f"{side}-chat"))
-                    self.statuses.append(status_line(f"state-{side}"))
-        with gr.Row():
+                    self.statuses.append(answer_footer(self.chats[-1], f"state-{side}", side))
+        with gr.Row(elem_id="votes"):
             self.buttons = {
                 result: gr.Button(T(f"vote_{result}"), interactive=False, elem_id=f"vote-{result}", min_width=120)
                 for result in ("left", "tie", "bad", "right")

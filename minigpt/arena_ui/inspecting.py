@@ -370,20 +370,20 @@ def lens_html(request, labels, position, rows):
             cells[-1].append(said)
             styles[i, count + 1] = f"--look:{row.next_probability:.3f}"
     title = escape(translate(request, "look_lens", label=labels[position]))
-    return f"<h3>{title}</h3>{look_table(heads, cells, styles)}"
+    return f"<h2>{title}</h2>{look_table(heads, cells, styles)}"
 
 
 def near_html(request, label, near):
     """A token's nearest tokens."""
     title = escape(translate(request, "look_near", label=label))
-    return f"<h3>{title}</h3>{chips([(other, f'{cosine:.2f}') for other, cosine in near])}"
+    return f"<h2>{title}</h2>{chips([(other, f'{cosine:.2f}') for other, cosine in near])}"
 
 
 def subjects_html(request, subject, near):
     """A subject's nearest subjects with their fields."""
     title = escape(translate(request, "look_near_subjects", subject=subject.strip()))
     pairs = [(name, f"{translate(request, f'look_field_{field}')} {cosine:.2f}") for name, field, cosine in near]
-    return f"<h3>{title}</h3>{chips(pairs)}"
+    return f"<h2>{title}</h2>{chips(pairs)}"
 
 
 def chips(pairs):

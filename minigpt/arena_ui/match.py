@@ -43,7 +43,7 @@ class MatchTab(AskingTab):
         chosen = [name for name in default_models(page, 2) if name]
         models = model_dropdown(page, "match_models", chosen, multiselect=True, elem_id="match-models")
         with gr.Row():
-            file = gr.File(label=T("match_file"), file_types=[".jsonl", ".json", ".csv", ".txt"], height=140, scale=3)
+            file = gr.File(label=T("match_file"), file_types=[".jsonl", ".json", ".csv", ".txt"], height=170, scale=3)
             count = gr.Number(20, label=T("match_count"), precision=0, scale=1, elem_id="match-count")
         fields = sampling_fields(page)
         with gr.Row():

@@ -28,20 +28,21 @@ class PeersTab:
 
     def __init__(self, page, tab):
         self.page, self.peers = page, page.arena.peers
-        status_line("peer-info", T("peer_info"))
-        table = gr.Dataframe(label=T("peers_table"), elem_id="peers", **TABLE)
-        state = status_line("state-peers")
+        gr.Markdown(T("peer_info"), elem_id="peer-info")
+        empty = gr.Markdown(T("no_peers"), visible=not self.peers.all(), elem_id="no-peers", elem_classes="empty")
+        table = gr.Dataframe(label=T("peers_table"), elem_id="peers", visible=bool(self.peers.all()), **TABLE)
         with gr.Column(elem_id="peer-form"):
             with gr.Row():
                 name = gr.Textbox(label=T("peer_name"), max_length=MAX_PEER_NAME_CHARS, elem_id="peer-name")
                 address = gr.Textbox(label=T("peer_address"), max_length=200, elem_id="peer-address")
                 key = gr.Textbox(label=T("peer_key_label"), type="password", max_length=200, elem_id="peer-key")
-            with gr.Row():
-                add = gr.Button(T("peer_add"), variant="primary", elem_id="peer-add")
-                which = gr.Dropdown([], label=T("peer_which"), elem_id="peer-which", allow_custom_value=True)
-                remove = gr.Button(T("peer_remove"), variant="stop", elem_id="peer-remove")
+            add = gr.Button(T("peer_add"), variant="primary", elem_id="peer-add")
+            with gr.Row(visible=bool(self.peers.all()), elem_id="peer-removal") as removal:
+                which = gr.Dropdown([], label=T("peer_which"), elem_id="peer-which", allow_custom_value=True, scale=3)
+                remove = gr.Button(T("peer_remove"), variant="stop", elem_id="peer-remove", min_width=120)
+        state = status_line("state-peers")
         self.timer = gr.Timer(PEERS_REFRESH_SECONDS, active=False)
-        outputs = [table, state, which, *page.models]
+        outputs = [table, state, which, empty, removal, *page.models]
         opened = tab.select(self.open, None, [*outputs, self.timer], **PRIVATE)
         opened.then(self.check, None, outputs, api_name="peers", **UNQUEUED)
         self.timer.tick(self.tick, None, outputs, **PRIVATE)
@@ -64,14 +65,21 @@ class PeersTab:
         return [table, gr.skip(), *rest]
 
     def render(self, request, message=""):
-        """[table, status line, names that can be removed, lists of models]."""
+        """[table, status line, names that can be removed, visibility of the notice for an empty table and of the row
+        that removes, lists of models]."""
         rows = [[peer.name, peer.address, self.describe(request, peer), self.models(peer)] for peer in self.peers.all()]
         table = pandas.DataFrame(rows, columns=[translate(request, column) for column in PEER_COLUMNS])
         problems = self.page.arena.problems()
         notes = [translate(request, "also", what=explain_error(request, problem)) for problem in problems]
         lines = [message, *notes] if message else notes
         names = gr.update(choices=[peer.name for peer in self.peers.all()])
-        return [table, "\n".join(lines), names, *update_model_lists(self.page, request)]
+        seen = gr.update(value=table, visible=bool(rows)), "\n".join(lines), names
+        return [
+            *seen,
+            gr.update(visible=not rows),
+            gr.update(visible=bool(rows)),
+            *update_model_lists(self.page, request),
+        ]
 
     def describe(self, request, peer):
         """Whether a peer is online, with its response time or error."""

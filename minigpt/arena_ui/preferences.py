@@ -35,7 +35,7 @@ class PreferencesSection:
                 self.download = gr.DownloadButton(T("save_preferences"), elem_id="save-preferences")
             self.state = status_line("state-preferences")
             self.command = gr.Code(
-                label=T("preferences_command"), language="shell", interactive=False, lines=1, wrap_lines=True,
+                label=T("preferences_command"), language=None, interactive=False, lines=1, wrap_lines=True,
                 show_line_numbers=False, buttons=["copy"], elem_id="preferences-command",
             )  # fmt: skip
         shown = [self.section, self.model, self.state, self.download, self.command]

@@ -2,6 +2,7 @@
 
 import contextlib
 import hmac
+import json
 import logging
 import threading
 import time
@@ -15,9 +16,11 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
 from minigpt.arena_ui.bootstrap import GRADIO_FOLDER
-from minigpt.arena_ui.i18n import ChineseLocales, translations
+from minigpt.arena_ui.i18n import PageHead, script_texts, translations
+from minigpt.arena_ui.theme import make_theme
 from minigpt.common.net import LOCAL_HOST_NAMES, LOOPBACK_HOSTS, host_name
 
+PAGE_FOLDER = Path(__file__).parent
 MAX_HANDLER_THREADS = 256  # each answer that is being generated occupies one
 MAX_UPLOAD = "8mb"
 MAX_BODY_BYTES = 9 << 20  # of any request: an upload and its form
@@ -99,11 +102,11 @@ class PageServer:
             app, blocks, path="/", auth=login_checker(auth) if auth else None, server_name=host, server_port=self.port,
             footer_links=[], run_history=False, show_error=False, max_file_size=MAX_UPLOAD, ssr_mode=False,
             enable_monitoring=False, mcp_server=False, pwa=False, i18n=gr.I18n(**translations()), theme=make_theme(),
-            css_paths=Path(__file__).with_name("page.css"),
+            css_paths=PAGE_FOLDER / "page.css", head=page_script(), favicon_path=str(PAGE_FOLDER / "icon.svg"),
         )  # fmt: skip
         blocks.has_launched = True  # before it is launched, Gradio does not check the paths of files
         config = uvicorn.Config(
-            Guard(ChineseLocales(app), local=host in LOOPBACK_HOSTS and not auth), log_level="warning",
+            Guard(PageHead(app), local=host in LOOPBACK_HOSTS and not auth), log_level="warning",
             access_log=False, ws="none",  # the page opens no WebSocket
             proxy_headers=False,  # otherwise a header could claim that a request comes from this machine
             timeout_graceful_shutdown=2,
@@ -132,14 +135,15 @@ class PageServer:
         GRADIO_FOLDER.cleanup()
 
 
+def page_script():
+    """The tags of page.js and its texts, for the page's head."""
+    script = (PAGE_FOLDER / "page.js").read_text(encoding="utf-8")
+    texts = json.dumps(script_texts(), ensure_ascii=False).replace("<", "\\u003c")
+    return f"<script>window.minigptTexts = {texts};\n{script}</script>"
+
+
 @contextlib.asynccontextmanager
 async def raise_thread_limit(app):
     """Lifespan of the app: allow MAX_HANDLER_THREADS handlers at the same time."""
     anyio.to_thread.current_default_thread_limiter().total_tokens = MAX_HANDLER_THREADS
     yield
-
-
-def make_theme():
-    """Gradio's default theme with the system's fonts, since web fonts cannot be loaded everywhere."""
-    fonts = ["system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif"]
-    return gr.themes.Default(font=fonts, font_mono=["ui-monospace", "Consolas", "monospace"])

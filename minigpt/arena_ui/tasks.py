@@ -17,6 +17,7 @@ class TasksTab:
         self.arena = page.arena
         first = next(iter(page.arena.task_choices()), None)
         kind = first.checkpoint.task if first else ""
+        self.empty = gr.Markdown(T("no_task_models"), visible=first is None, elem_id="no-tasks", elem_classes="empty")
         model = model_dropdown(
             page, "task_model", first and first.name, page.arena.task_choices, info=T("task_model_info"),
             elem_id="task-model",
@@ -32,7 +33,7 @@ class TasksTab:
             label=T("task_entities"), show_legend=True, combine_adjacent=False, visible=False, elem_id="task-entities"
         )
         shown = [self.second, self.state, self.bars, self.entities]
-        gr.on([model.change, page.opened], self.choose, model, shown, **PRIVATE)
+        gr.on([model.change, page.opened], self.choose, model, [self.empty, *shown], **PRIVATE)
         gr.on(
             [send.click, text.submit], self.label, [model, text, self.second], shown,
             api_name="label", show_progress="minimal", show_progress_on=self.state,
@@ -42,6 +43,7 @@ class TasksTab:
         """Show the second text for a model of pairs alone, and empty what another model has answered."""
         kind = next((each.checkpoint.task for each in self.arena.task_choices() if each.name == name), "")
         return {
+            self.empty: gr.update(visible=not self.arena.task_choices()),
             self.second: gr.update(visible=kind == "pair"),
             self.state: "",
             self.bars: HIDDEN,

@@ -1,12 +1,22 @@
 """Trains and measures the runs of the experiments, several at once. What they give is kept."""
 
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import asdict
 from multiprocessing import get_context
 
 from tqdm import tqdm
 
 from minigpt.common.files import write_json
-from minigpt.experiments.results import RESULT, hash_code, make_spec, read_figures, run_logged, to_flags
+from minigpt.experiments.results import (
+    RESULT,
+    TRAINED,
+    Cost,
+    hash_code,
+    make_spec,
+    read_figures,
+    run_logged,
+    to_flags,
+)
 
 BUILD_FILE = "minigpt/experiments/build.py"
 
@@ -56,14 +66,25 @@ def train_and_measure(plan, run, seed, threads):
     """Train a run with a seed and measure it, unless it is kept; returns its figures.
 
     A run without settings of train.py is measured only. Figures are kept as long as the run's settings, what it is made
-    from (`sources`) and the code stay the same.
+    from (`sources`) and the code stay the same. Where only the code that measures has changed, the run is not trained
+    again.
     """
     result = plan.place(run.name, seed) / RESULT
     given = plan.training_settings(run, seed)
-    spec = make_spec(given, *plan.sources(run, seed), hash_code("train.py", BUILD_FILE, plan.MEASURING))
+    trained = make_spec(given, *plan.sources(run, seed), hash_code("train.py", BUILD_FILE))
+    spec = make_spec(trained, asdict(run), hash_code(plan.MEASURING))
     if (figures := read_figures(result, spec)) is None:
-        log = result.with_name("train.log")
-        cost = run_logged("train.py", *to_flags(given), log=log, threads=threads) if given else None
+        cost = train_once(result.with_name(TRAINED), trained, given, threads) if given else None
         figures = plan.measure(run, seed, cost, threads)
         write_json(result, {"spec": spec, "figures": figures})
     return figures
+
+
+def train_once(kept, spec, given, threads):
+    """Train with those settings, unless `kept` says that it was done with that spec; returns the training's `Cost`."""
+    if (figures := read_figures(kept, spec)) is None:
+        kept.unlink(missing_ok=True)  # its checkpoints are about to be replaced
+        log = kept.with_name("train.log")
+        figures = asdict(run_logged("train.py", *to_flags(given), log=log, threads=threads) or Cost())
+        write_json(kept, {"spec": spec, "figures": figures})
+    return Cost(**figures)

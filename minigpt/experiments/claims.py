@@ -12,12 +12,14 @@ import numpy as np
 @dataclass(frozen=True)
 class Column:
     """A figure of a run. path: keys into its figures, joined by dots; more_is: "better" or "worse"; digits: decimal
-    places; articles: only for pretrained models, since a loss on articles and one on answers cannot be compared."""
+    places; share: it is from 0 to 1; articles: only for pretrained models, since a loss on articles and one on answers
+    cannot be compared."""
 
     title: str
     path: str
     more_is: str = "better"
     digits: int = 3
+    share: bool = False
     articles: bool = False
 
     def value(self, figures):
@@ -33,6 +35,8 @@ class Column:
 class Claim:
     """Run `better` has a better figure in `column` than run `worse`, or than `share` times that of run `worse`.
 
+    against: the column of `worse`, where it is another one. within: the claim is that the two figures are equal, and
+    differ by so much at most.
     source: "report" or "lectures" where these say so, "expected" where it is only what one would expect,
     "seen" where it was first seen in these very figures.
     """
@@ -44,6 +48,8 @@ class Claim:
     text_zh: str
     source: str = "report"
     share: float = 1.0
+    against: Column | None = None
+    within: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,20 +74,27 @@ def column_values(column, runs):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether seeds support a claim. differences: (seeds,) by how much the run claimed to be better is better."""
+    """Whether seeds support a claim. differences: (seeds,) by how much the run claimed to be better is better; where
+    the two are claimed to be equal, by how much the first figure is above the second."""
 
     claim: Claim
     differences: np.ndarray
 
     @property
+    def margins(self):
+        """(seeds,) above 0 where a seed supports the claim, below 0 where it contradicts it."""
+        within = self.claim.within
+        return self.differences if within is None else within - np.abs(self.differences)
+
+    @property
     def seeds_in_favour(self):
         """Number of seeds that support the claim."""
-        return int((self.differences > 0).sum())
+        return int((self.margins > 0).sum())
 
     @property
     def holds(self):
         """True where every seed supports the claim, False where every seed contradicts it, else None."""
-        return True if (self.differences > 0).all() else False if (self.differences < 0).all() else None
+        return True if (self.margins > 0).all() else False if (self.margins < 0).all() else None
 
     @property
     def standard_error(self):
@@ -93,10 +106,12 @@ class Verdict:
 def judge_claim(claim, results):
     """The `Verdict` on a claim. results: {run: [figures of each seed]}. Seeds that one of the runs lacks do not count:
     runs with fewer seeds have the first ones."""
-    better, worse = (column_values(claim.column, results[name]) for name in (claim.better, claim.worse))
+    better = column_values(claim.column, results[claim.better])
+    worse = column_values(claim.against or claim.column, results[claim.worse])
     count = min(len(better), len(worse))
     difference = better[:count] - claim.share * worse[:count]
-    return Verdict(claim, difference if claim.column.more_is == "better" else -difference)
+    is_gain = claim.column.more_is == "better" or claim.within is not None
+    return Verdict(claim, difference if is_gain else -difference)
 
 
 def read_claims(name):
@@ -108,7 +123,11 @@ def read_claims(name):
 
 def read_experiment(entry, columns):
     """The `Experiment` of an entry of a file of claims, which names its columns by their keys."""
-    claims = [Claim(**{**claim, "column": columns[claim["column"]]}) for claim in entry["claims"]]
+    named = ("column", "against")
+    claims = [
+        Claim(**{key: columns[value] if key in named else value for key, value in claim.items()})
+        for claim in entry["claims"]
+    ]
     return Experiment(**{**entry, "columns": [columns[key] for key in entry["columns"]], "claims": claims})
 
 

@@ -19,10 +19,13 @@ from minigpt.corpus.splits import hash_share, pretrain_part, sft_part, subjects_
 from minigpt.experiments.results import RESULT, hash_code, hash_files, make_spec, read_figures, run_logged, to_flags
 
 HELDOUT_ONE_IN = 6  # pretrained subjects: no question about one of so many is trained on
+UNSEEN_SUBJECTS = "unseen.txt"  # file of the subjects that nothing is pretrained on
 QUESTION_SETS = ("trained", "never_asked", "never_seen")
 QUESTIONS_PER_SET = 200  # at most
 TUNING_SHARES = (0.25, 0.5, 1.0)  # of the questions
 TUNING_VAL_SHARE = 0.03
+# Of make_correction.py: short sentences, each with two mistakes, or right as it is.
+CORRECTION_GIVEN = {"max_sentence_chars": 24, "variants": 2, "unchanged_share": 0.45}
 ARTICLE_SETTINGS = ("input_dir", "text_field", "plain_text", "encoding")
 CLEANING_SETTINGS = ("clean", "min_chars", "min_chinese_share")
 THIS_FILE = "minigpt/experiments/data.py"
@@ -61,13 +64,14 @@ def write_questions(plan):
             f"{FEWEST_DOCUMENTS}, which are split by subject: give more with --input_dir=…"
         )
     heldout = {s for s in known if hash_share(f"asked:{s}") < 1 / HELDOUT_ONE_IN}
-    write_atomic(folder / "heldout.txt", lambda file: file.write("\n".join(sorted(heldout)).encode()))
+    unseen = {s for s in known if pretrain_part(s, settings.val_share, heldout) == "val"}
+    for name, chosen in (("heldout.txt", heldout), (UNSEEN_SUBJECTS, unseen)):
+        write_atomic(folder / name, lambda file, chosen=chosen: file.write("\n".join(sorted(chosen)).encode()))
     sets = {name: [] for name in QUESTION_SETS}
     for _, qa in read_questions(settings.qa_files, Problems(), form=settings):
         subject = subjects.get(str(qa.id))
         if subject in known:
-            unseen = pretrain_part(subject, settings.val_share, heldout) == "val"
-            which = "never_seen" if unseen else "never_asked" if subject in heldout else "trained"
+            which = "never_seen" if subject in unseen else "never_asked" if subject in heldout else "trained"
             sets[which].append({"question": qa.question, "answer": qa.answer, "id": qa.id})
     for share in TUNING_SHARES:
         selected = [row for row in sets["trained"] if question_position(row) < share]
@@ -128,22 +132,33 @@ def prepare_rows(plan, rows, tokenizer_spec):
         "clean": settings.clean, "tokenizer": plan.tokenizer, "block_size": settings.block_size,
         "val_share": settings.val_share, "heldout": str(plan.folder / "questions" / "heldout.txt"), **rows.given,
     }  # fmt: skip
-    if rows.questions is None:
+    if rows.questions is None and not rows.corrections:
         script = "data/prepare.py"
         given = {**chosen_settings(settings, [*ARTICLE_SETTINGS, *CLEANING_SETTINGS]), "data_dir": str(folder)} | common
     else:
-        file = str(plan.folder / "questions" / f"trained_{rows.questions}.jsonl")
+        name = "corrections" if rows.corrections else f"trained_{rows.questions}"
+        file = str(plan.folder / "questions" / f"{name}.jsonl")
         # One file, since prepare_sft.py takes one for each file of questions, and in the default form.
         articles = write_subjects(plan, settings.articles or settings.input_dir)
         given = {"qa_files": [file], "articles": [str(articles)], "sft_data_dir": str(folder), **common}
         given["val_share"] = TUNING_VAL_SHARE
         script = "data/prepare_sft.py"
-    spec = make_spec(given, rows.concatenated, tokenizer_spec, hash_code(script, THIS_FILE))
+    scripts = [script, THIS_FILE, *(["sft/make_correction.py"] if rows.corrections else [])]
+    spec = make_spec(given, rows.concatenated, tokenizer_spec, hash_code(*scripts))
     if read_figures(folder / RESULT, spec) is None:
+        if rows.corrections:
+            write_corrections(plan, file)
         run_logged(script, *to_flags(given), log=folder.with_suffix(".log"))
         if rows.concatenated:
             concatenate_rows(folder)
         write_json(folder / RESULT, {"spec": spec, "figures": {}})
+
+
+def write_corrections(plan, file):
+    """Write wrong and right sentences of the articles to a file, with make_correction.py."""
+    given = chosen_settings(plan.settings, [*ARTICLE_SETTINGS, *CLEANING_SETTINGS]) | CORRECTION_GIVEN
+    log = plan.folder / "corrections.log"
+    run_logged("sft/make_correction.py", *to_flags({**given, "corrections": file}), log=log)
 
 
 def write_subjects(plan, folders):

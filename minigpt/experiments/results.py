@@ -21,6 +21,7 @@ from minigpt.common.errors import UserError
 from minigpt.common.files import PROJECT
 
 RESULT = "result.json"
+TRAINED = "trained.json"  # beside it: what a run was trained from, and what that cost
 SHOWN_LOG_LINES = 5  # of a script that failed
 COST_POLL_SECONDS = 0.1
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from minigpt.corpus.row_files import META
-from minigpt.experiments.results import RESULT, read_spec
+from minigpt.experiments.results import RESULT, TRAINED, read_spec
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import TrainSettings
 
@@ -169,7 +169,7 @@ class TuningPlan:
         rows = read_spec(self.folder / "rows" / RESULT)
         if run.name == BASE_RUN:
             return [rows]
-        base = read_spec(self.place(BASE_RUN, self.settings.seeds[0]) / RESULT)
+        base = read_spec(self.place(BASE_RUN, self.settings.seeds[0]) / TRAINED)
         return [rows, run.rows, base, run.base_share, run.method, self.settings.max_samples]
 
     def training_settings(self, run, seed):

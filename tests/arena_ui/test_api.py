@@ -142,7 +142,7 @@ def test_the_board_shows_the_votes_and_exports_them(client):
     for _ in range(3):
         client.predict(False, "alpha", "beta", "full stop 榜", *FIELDS, api_name="/duel_ask")
         client.predict(api_name="/vote_left")
-    state, standings, plot, against, board = client.predict("vote", api_name="/board")
+    state, standings, plot, against, board, *_ = client.predict("vote", api_name="/board")
     assert "票" in state and "alpha (step 7)" in [row[1] for row in table(standings)]
     assert plot["type"] == "altair" and decided_battles(against) == before + 3
     with open(path_of(board), encoding="utf-8") as file:
@@ -359,5 +359,5 @@ def test_only_the_timer_of_the_selected_tab_runs(arena):
             body = {"data": [], "fn_index": event["id"], "session_hash": "timers"}
             updates = arena.post("/gradio_api/run/predict", **body)[1]["data"]
             timers[components[tab]["props"]["id"]] = [update["active"] for update in updates]
-    others = {name: [False, False] for name in ("single", "duel", "tasks", "look", "board", "match")}
+    others = {name: [False, False] for name in ("single", "duel", "models", "tasks", "look", "board", "match")}
     assert timers == {**others, "training": [True, False], "peers": [False, True]}

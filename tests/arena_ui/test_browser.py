@@ -18,6 +18,7 @@ from page_in_browser import (
     HANG_SECONDS,
     LOOK,
     MATCH,
+    MODELS,
     PEERS,
     SINGLE,
     TASKS,
@@ -36,8 +37,16 @@ from serving_fakes import started
 from tiny import tiny_model, tiny_tokenizer
 
 sync_api = pytest.importorskip("playwright.sync_api")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine (Debian: apt install chromium)")
-MODELS = "alpha|beta|base"
+NAMES = "alpha|beta|base"
+TABS = (SINGLE, DUEL, MODELS, TASKS, LOOK, BOARD, MATCH, TRAINING, PEERS)
+MAX_LAYOUT_SHIFT = 0.02  # 0.1 counts as good (https://web.dev/articles/cls)
+# What axe finds in Gradio's own components, which we cannot change: (rule, part of the element's HTML): reason.
+GRADIO_FINDINGS = {
+    ("landmark-unique", "placeholder-content"): "the placeholders of two empty chatbots are landmarks without names",
+    ("aria-prohibited-attr", "Empty value"): "a gr.Plot without a plot has a label on a div (training without a run)",
+}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +87,7 @@ def refresh(page, model):
 
 
 def test_one_model_answers_an_example_with_its_times_and_flag_writes(page, folder):
-    page.locator("#examples tbody tr").first.click()
+    page.get_by_role("button", name="铁的元素符号是什么？").first.click()
     wait_for(page, lambda: page.input_value("#prompt textarea") == "铁的元素符号是什么？")
     page.fill("#prompt textarea", "full stop 好")
     page.press("#prompt textarea", "Enter")
@@ -111,14 +120,14 @@ def test_two_models_stream_at_once_a_vote_reveals_them_and_the_board_has_it(page
     page.click("#duel-stop")
     page.wait_for_selector("#vote-left:not([disabled])")
     assert page.input_value("#duel-prompt textarea") == "full stop 下一题"
-    assert not re.search(MODELS, "".join(state(page, name) for name in ("left", "right", "duel")))
+    assert not re.search(NAMES, "".join(state(page, name) for name in ("left", "right", "duel")))
     page.click("#vote-left")
     wait_for(page, lambda: "已投票" in state(page, "duel"))
-    models = re.findall(MODELS, state(page, "duel"))
+    models = re.findall(NAMES, state(page, "duel"))
     assert len(set(models)) == 2 and page.is_disabled("#vote-left")
     go(page, BOARD)
     wait_for(page, lambda: "票" in state(page, "board"))
-    wait_for(page, lambda: set(models) <= set(re.findall(MODELS, page.inner_text("#standings"))))
+    wait_for(page, lambda: set(models) <= set(re.findall(NAMES, page.inner_text("#standings"))))
     page.wait_for_selector("#board-plot canvas, #board-plot svg")
     for button, name in (("#save-board", "leaderboard.csv"), ("#save-preferences", "preferences.jsonl")):
         with page.expect_download() as download:
@@ -310,6 +319,102 @@ def test_curves_grow_while_a_run_is_going_on(page, folder):
     log.unlink()
 
 
+def test_a_card_tells_each_model_and_opens_it(page, folder):
+    log = folder / "out" / "alpha" / "log.jsonl"
+    log.write_text("".join(json.dumps({"step": i, "val_loss": 3 - i}) + "\n" for i in range(3)), encoding="utf-8")
+    go(page, MODELS)
+    card = page.locator("#model-cards li", has=page.get_by_role("heading", name="alpha", exact=True))
+    wait_for(page, lambda: "3.000 → 1.000" in card.inner_text())
+    assert "微调" in card.inner_text() and "1.500" in card.inner_text() and card.locator("svg polyline").count() == 1
+    link = page.get_by_role("link", name="问 base", exact=True)
+    assert link.get_attribute("href") == "?model=base"
+    log.unlink()
+
+
+def copied(page):
+    """The text of the clipboard, once a message says that something was copied."""
+    page.wait_for_selector("#note.shown")
+    return page.evaluate("navigator.clipboard.readText()")
+
+
+def test_an_answer_is_copied_as_plain_text_and_a_copied_link_reopens_the_prompt_without_sending_it(page, arena):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    text = "full stop <b>a&amp;b</b> &lt;\n第二行"
+    page.fill("#prompt textarea", "full stop <b>a&amp;b</b> &lt;")
+    page.press("#prompt textarea", "Control+Enter")
+    page.locator("#prompt textarea").press_sequentially("第二行")
+    assert page.input_value("#prompt textarea") == text and last_answer(page) == ""  # nothing was sent
+    page.press("#prompt textarea", "Enter")
+    wait_for(page, lambda: "首字" in state(page, "single"))
+    page.click("#copy-answer")
+    assert copied(page) == text
+    page.click("#copy-link")
+    wait_for(page, lambda: page.evaluate("navigator.clipboard.readText()") != text)
+    link = copied(page)
+    assert link.startswith(arena.url) and "<" not in link
+    page.goto(f"{link}&temperature=7&top_k=nan&model=gone")  # of two values, the first counts
+    wait_for(page, lambda: page.input_value("#prompt textarea") == text)
+    assert page.input_value("#model input").startswith("alpha") and "top_k 20" in state(page, "single")
+    page.goto(f"{arena.url}/?prompt=%3Cimg%20src=x%20onerror=hacked=1%3E&temperature=7&top_k=nan&model=gone&seed=1e99")
+    wait_for(page, lambda: page.input_value("#prompt textarea") == "<img src=x onerror=hacked=1>")
+    assert state(page, "single").startswith("已按链接填入（temperature 2, seed 9")
+    assert last_answer(page) == "" and page.evaluate("window.hacked") is None
+
+
+def test_arrow_keys_vote_unless_a_text_is_being_written(page, folder):
+    go(page, DUEL)
+    set_blind(page, True)
+    ask(page, "full stop 键", "duel-")
+    page.wait_for_selector("#vote-left:not([disabled])")
+    page.focus("#duel-prompt textarea")
+    page.keyboard.press("ArrowLeft")  # moves the cursor
+    page.keyboard.press("Escape")
+    page.keyboard.press("ArrowRight")
+    wait_for(page, lambda: "已投票" in state(page, "duel"))
+    vote = json.loads((folder / "arena" / "votes.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    assert (vote["prompt"], vote["result"]) == ("full stop 键", "right")
+
+
+def test_nothing_moves_while_an_answer_streams(page):
+    size = page.viewport_size
+    page.set_viewport_size({"width": 1280, "height": 1600})  # so that all below the chat is in sight
+    ask(page, "slow\n" + "行\n" * 24)
+    wait_for(page, lambda: last_answer(page))  # the prompt, which was high, has been emptied
+    page.evaluate(
+        """() => {
+          window.shift = 0;
+          const add = (list) => list.getEntries().forEach((entry) => { window.shift += entry.value; });
+          new PerformanceObserver(add).observe({type: "layout-shift"});
+        }"""
+    )
+    wait_for(page, lambda: last_answer(page).count("行") == 24 and "首字" in state(page, "single"))
+    shift = page.evaluate("window.shift")
+    page.set_viewport_size(size)
+    assert shift < MAX_LAYOUT_SHIFT
+
+
+def axe_findings(page, *rules):
+    """{(rule, HTML)} of what axe finds on the page now; rules: these alone."""
+    only = {"runOnly": {"type": "rule", "values": rules}} if rules else {}
+    result = axe.Axe().run(page, options={"resultTypes": ["violations"], **only}).response
+    return {(each["id"], node["html"]) for each in result["violations"] for node in each["nodes"]}
+
+
+def test_axe_finds_nothing_but_what_is_gradios_on_any_tab_light_or_dark(page):
+    found = set()
+    for rules in ([], ["color-contrast"]):  # then the same page in its other colours
+        for tab in TABS:
+            go(page, tab)
+            page.wait_for_timeout(300)  # for transitions of colours
+            found |= axe_findings(page, *rules)
+        page.click("#switch-theme")
+    assert not page.evaluate("document.body.classList.contains('dark')")
+    known = {
+        finding for finding in found for rule, part in GRADIO_FINDINGS if finding[0] == rule and part in finding[1]
+    }
+    assert found - known == set()
+
+
 def check_language(page, words, mistake):
     """The labels, and the message of a handler, are in a language."""
     wait_for(page, lambda: all(word in page.inner_text("body") for word in words.split()))
@@ -333,7 +438,18 @@ def test_a_telephone_in_english_and_dark_whose_closed_tab_frees_the_model(browse
             refresh(page, "slow @ p")
             ask(page, "慢" * 400)
             wait_for(page, lambda: len(last_answer(page)) > 40)  # more than a line
-            assert page.evaluate("document.documentElement.scrollWidth") <= 362
+            for tab in (*TABS, SINGLE):
+                go(page, tab)
+                assert page.evaluate("document.documentElement.scrollWidth") <= 362, tab
+            page.click("#switch-theme")
+            page.click("#switch-language")
+            page.wait_for_selector("#prompt textarea")
+            wait_for(page, lambda: "双模型对战" in page.inner_text("body"))
+            assert not page.evaluate("document.body.classList.contains('dark')")
+            wait_for(page, lambda: page.locator("#model input").count() == 1)
+            refresh(page, "slow @ p")
+            ask(page, "慢" * 400)
+            wait_for(page, lambda: len(last_answer(page)) > 2)
         begun = time.monotonic()
         while not other.left:  # the peer notices that the connection is closed
             assert time.monotonic() - begun < HANG_SECONDS

@@ -5,8 +5,10 @@ import re
 import pytest
 from corpora import ROOT
 
+from minigpt.arena.links import MAX_LINK_CHARS
 from minigpt.arena.problems import Problem, describe_error
-from minigpt.arena_ui.i18n import TEXTS, fill_text, language_of, translations
+from minigpt.arena.votes import SAMPLING_KEYS
+from minigpt.arena_ui.i18n import TEXTS, fill_text, language_of, script_texts, translations
 from minigpt.openai_client import MESSAGES, ApiFailure
 
 FILES = [path for folder in ("arena", "arena_ui") for path in (ROOT / "minigpt" / folder).glob("*.py")]
@@ -28,6 +30,14 @@ def test_every_text_has_both_languages_with_equal_placeholders():
 def test_every_key_in_the_code_has_a_text():
     named = re.findall(r"""(?:\bT|\btranslate|\bProblem)\((?:request, )?"(\w+)\"""", SOURCE)
     assert len(named) > 60 and set(named) <= set(TEXTS)
+
+
+def test_the_pages_script_has_all_its_texts_and_agrees_with_python_about_links():
+    script = (ROOT / "minigpt" / "arena_ui" / "page.js").read_text(encoding="utf-8")
+    for texts in script_texts().values():
+        assert set(re.findall(r"\btexts\.(\w+)", script)) == set(texts)
+    assert f"MAX_LINK_CHARS = {MAX_LINK_CHARS};" in script
+    assert re.search(r"FIELDS = \[(.*?)\]", script)[1] == ", ".join(f'"{key}"' for key in SAMPLING_KEYS)
 
 
 @pytest.mark.parametrize("code", MESSAGES)

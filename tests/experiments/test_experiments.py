@@ -14,12 +14,24 @@ from planning import UntrainedPlan
 from processes import run_in_process
 from runs import finish_run
 
+from minigpt.common.errors import UserError
+from minigpt.evaluation.plots import plt
 from minigpt.experiments import build, data, measure, results
 from minigpt.experiments.build import is_ready
-from minigpt.experiments.claims import COLUMNS, EXPERIMENTS, Claim, column_values, judge_claim
+from minigpt.experiments.claims import COLUMNS, EXPERIMENTS, Claim, Column, column_values, judge_claim
 from minigpt.experiments.data import concatenate_rows
 from minigpt.experiments.plan import Plan
-from minigpt.experiments.report import claims_table, experiment_table, verdict_lines, write_page
+from minigpt.experiments.report import (
+    CURVES,
+    PAGE_TITLE,
+    claims_table,
+    cost_line,
+    experiment_table,
+    prompts_table,
+    read_page,
+    verdict_lines,
+    write_page,
+)
 from minigpt.experiments.results import Cost
 from minigpt.settings.parse import load_settings
 from minigpt.settings.stages import ExperimentSettings, TrainSettings
@@ -43,7 +55,7 @@ def test_every_experiment_names_runs_and_columns_that_there_are(plan):
         assert set(experiment.runs) <= set(plan.runs)
         for claim in experiment.claims:
             assert {claim.better, claim.worse} <= set(experiment.runs)
-            assert claim.column in experiment.columns
+            assert {claim.column, claim.against or claim.column} <= set(experiment.columns)
 
 
 def test_rows_and_bases_of_runs_are_there_and_names_are_unlike(plan):
@@ -83,6 +95,20 @@ def test_a_claim_holds_where_every_seed_says_so_and_ties_settle_nothing():
     assert verdict.standard_error == pytest.approx(np.std([0.5, 0.1], ddof=1) / 2**0.5)
 
 
+def test_a_claim_of_two_columns_of_one_run_and_one_of_equal_figures():
+    rise, fall = Column("rise", "rise"), Column("fall", "fall", more_is="worse")
+    results = {"a": [{"rise": 0.5, "fall": 0.75}, {"rise": 1.0, "fall": 1.25}]}
+    against = replace(Claim("a", "a", fall, "", ""), against=rise)
+    verdict = judge_claim(against, results)
+    assert verdict.differences == pytest.approx([-0.25, -0.25]) and verdict.holds is False
+    above_zero = judge_claim(Claim("a", "a", rise, "", "", share=0.0), results)
+    assert above_zero.differences == pytest.approx([0.5, 1.0]) and above_zero.holds
+    for within, holds, seeds in ((0.3, True, 2), (0.2, False, 0)):
+        equal = judge_claim(replace(against, within=within), results)
+        assert equal.differences == pytest.approx([0.25, 0.25])  # the first above the second, whichever is better
+        assert (equal.holds, equal.seeds_in_favour) == (holds, seeds)
+
+
 def test_figures_of_articles_are_not_shown_beside_those_of_answers():
     assert list(column_values(COLUMNS["validation_loss"], losses(1.0))) == [1.0]
     assert not len(column_values(COLUMNS["validation_loss"], [{"loss": 1.0, "trained": {}}]))
@@ -104,10 +130,24 @@ def test_concatenated_rows_have_the_same_tokens_without_padding(tmp_path):
 def made_up_results():
     """Results in which the first run of each claim is the better one in both seeds."""
     known = {"exact_match": 0.5, "rouge_l_f": 0.6, "numbers": 0.7, "changed_by_heat": 0.2, "exact_match_hot": 0.4}
+    known |= {"wrong": 0.5, "wrong_rouge_l": 0.4, "other_rouge_l": 0.4}
+    sampled = {"repeated": 0.1, "rouge_l": 0.3, "exact_match": 0.5, "numbers": 0.5}
+    at = {"t01": sampled, "t04": sampled, "t15": sampled, "articles": sampled, "perplexity": 7.4, "alike": 0.5}
+    kinds = {"digits": 1.0, "han": 1.0, "punctuation": 1.0}
+    steps = [{"step": step, **kinds} for step in (0, 10)]
+    asked = {"to_change": 0.1, "to_keep": 0.2, "edit_f": 0.3, "unchanged": 0.4, "cut": 0.0}
+    prompts = [{"system": system, "shots": shots, **asked} for system in ("none", "said") for shots in (0, 1, 2)]
+    more = {
+        "losses": dict.fromkeys(("rebound", "best_train", "last_train", "best_val", "last_val", "steps_to_loss"), 0.0),
+        "repetition": at, "heat": at, "early": at, "texts": {"articles": 2.0, "starts": 2.0, "answers": 2.0},
+        "characters": {"train": steps, "val": steps, "learned": {"train": kinds, "val": kinds}},
+        "corrections": asked, "prompts": prompts, "test_loss": 2.0, "cpu_seconds": 60.0,
+    }  # fmt: skip
     plan, results = Plan(ExperimentSettings()), {}
     for name, run in plan.runs.items():
         figures = {"loss": 2.0, "bits_per_char": 3.0, "perplexity": 7.4, "steps": 10, "empty_brackets": 0.1}
-        figures |= {"continuation_rouge_l": 0.3, "curve": [{"epoch": 1, "train_loss": 2.0, "val_loss": 2.5}]}
+        figures |= {"continuation_rouge_l": 0.3} | more
+        figures["curve"] = [{"step": 9, "epoch": 1, "train_loss": 2.0, "val_loss": 2.5}]
         if run.tunes:
             figures |= {key: known for key in ("trained", "never_asked", "never_seen")}
             figures["epochs"] = [{**figures, "epoch": 1}]
@@ -115,10 +155,13 @@ def made_up_results():
     return results
 
 
+DRAWN = ("perplexity", "overfitting", "digits", "correction")
+
+
 def test_the_page_has_every_table_plot_and_claim(tmp_path):
-    """Of two experiments, since plots take long; the tables of all."""
+    """Of some experiments, since plots take long; the tables of all."""
     results = made_up_results()
-    drawn = [experiment for experiment in EXPERIMENTS if experiment.name in ("perplexity", "overfitting")]
+    drawn = [experiment for experiment in EXPERIMENTS if experiment.name in DRAWN]
     write_page(tmp_path / "page.md", drawn, results, "head\n")
     text = (tmp_path / "page.md").read_text(encoding="utf-8")
     for experiment in drawn:
@@ -126,7 +169,8 @@ def test_the_page_has_every_table_plot_and_claim(tmp_path):
         assert "\n".join(verdict_lines(experiment, results)) in text
         assert (tmp_path / "page" / f"{experiment.name}.png").stat().st_size > 1000
     assert claims_table(drawn, results) in text and (tmp_path / "page" / "epochs.png").exists()
-    assert "does not settle" in text and "as the report found" not in text  # all figures are equal
+    assert "does not settle" in text and "\n- **digits are learned last" in text  # all figures are equal
+    assert prompts_table(results) in text and len(prompts_table(results).splitlines()) == 2 + 6
     lines = claims_table(EXPERIMENTS, results).splitlines()
     names, marks = (line.strip("| ").split(" | ") for line in lines[:2])
     assert dict(zip(names, marks, strict=True)) == {
@@ -137,6 +181,42 @@ def test_the_page_has_every_table_plot_and_claim(tmp_path):
     for experiment in EXPERIMENTS:
         table = experiment_table(experiment, results)
         assert all(f"| {name} |" in table for name in experiment.runs)
+
+
+def test_losses_are_drawn_of_every_run_with_the_range_of_its_seeds():
+    results = made_up_results()
+    by_name = {experiment.name: experiment for experiment in EXPERIMENTS}
+    for name, lines in (("rebound", [4, 4]), ("falls", [2, 2, 2, 2]), ("shortens", [3])):
+        figure = CURVES[name](by_name[name], results)
+        assert [len(panel.lines) for panel in figure.axes] == lines
+        plt.close(figure)
+
+
+def test_a_part_of_the_page_is_renewed_and_the_rest_stays(tmp_path):
+    path, results = tmp_path / "page.md", made_up_results()
+    drawn = [experiment for experiment in EXPERIMENTS if experiment.name in ("perplexity", "correction")]
+    write_page(path, drawn, results, "head\n", {"correction": "two minutes"})
+    before = path.read_text(encoding="utf-8")
+    head, *kept = read_page(path)
+    assert head == "head\n" and [list(part) for part in kept] == [["perplexity", "correction"]] * 2
+    write_page(path, [], {}, head, kept=kept)
+    assert path.read_text(encoding="utf-8") == before
+    for figures in results["corrected_long"]:
+        figures["corrections"] = {**figures["corrections"], "to_change": 0.75}
+    write_page(path, drawn[1:], results, head, kept=kept)
+    after = read_page(path)
+    assert after[1]["perplexity"] == kept[0]["perplexity"] and after[2]["perplexity"] == kept[1]["perplexity"]
+    assert "0.750" in after[2]["correction"] and "two minutes" not in after[2]["correction"]
+    assert [line for line in after[1]["correction"] if "as the report found" in line and "0.650 | 2 of 2" in line]
+    (tmp_path / "other.md").write_text("# Another page\n", encoding="utf-8")
+    with pytest.raises(UserError, match="is no page of the experiments"):
+        read_page(tmp_path / "other.md")
+
+
+def test_what_a_section_took_is_the_sum_of_its_runs_where_it_is_known():
+    results = {"a": [{"cpu_seconds": 60.0}, {"cpu_seconds": 120.0}], "b": [{"cpu_seconds": 240.0}]}
+    assert cost_line(["a", "b"], results, "a machine").startswith("7 CPU minutes on a machine")
+    assert cost_line(["a"], {"a": [{"cpu_seconds": float("nan")}]}, "a machine") == ""
 
 
 SMALL = [
@@ -168,7 +248,29 @@ def test_a_comparison_from_beginning_to_end_and_again_from_what_was_kept(tmp_pat
     stamps = [path.stat().st_mtime_ns for path in results]
     again = run(tmp_path, "layout", *SMALL)
     assert first.stdout.endswith(again.stdout) and "better by" in again.stdout
+    renew_a_page(tmp_path, first.stdout)
     assert stamps == [path.stat().st_mtime_ns for path in results]
+
+
+def renew_a_page(folder, printed):
+    """A page that was made with other settings stays as it is; one made with the same ones gets the section."""
+    page = folder / "docs" / "experiments.md"
+    page.parent.mkdir()
+    write_page(page, [], {}, "Made by `python experiments/run.py`")
+    before = page.read_text(encoding="utf-8")
+    said = run(folder, "layout", *SMALL).stdout
+    assert "stays as it is" in said and page.read_text(encoding="utf-8") == before
+    command = said[said.index("than python") + 5 :].strip()
+    write_page(page, [], {}, f"Made by `{command}`")
+    assert "renewed in docs/experiments.md: layout" in run(folder, "layout", *SMALL).stdout
+    head, rows, sections = read_page(page)
+    assert (
+        command in head
+        and list(rows) == list(sections) == ["layout"]
+        and (page.parent / "experiments/layout.png").exists()
+    )
+    table = printed[printed.index("| run |") : printed.index("- **")].strip()
+    assert table in sections["layout"] and page.read_text(encoding="utf-8").startswith(PAGE_TITLE)
 
 
 def test_runs_are_made_in_processes_of_their_own_each_after_its_base(tmp_path):
@@ -204,7 +306,7 @@ def project(tmp_path, monkeypatch):
 
     for module in (data, build):
         monkeypatch.setattr(module, "run_logged", note)
-    monkeypatch.setattr(measure, "measure_run", lambda *_: {"loss": 1.0})
+    monkeypatch.setattr(measure, "measure_run", lambda *_: calls.append("measured") or {"loss": 1.0})
     settings = replace(ExperimentSettings(), input_dir=["wiki"], articles=[], qa_files=["qa.jsonl"], out_dir="out")
     plan = Plan(settings)
 
@@ -219,7 +321,7 @@ def project(tmp_path, monkeypatch):
     return code, ran
 
 
-ALL = ["data/train_tokenizer.py", "data/prepare.py", "train.py"]
+ALL = ["data/train_tokenizer.py", "data/prepare.py", "train.py", "measured"]
 
 
 def test_a_result_is_kept_until_a_byte_of_its_data_or_of_its_code_changes(project, tmp_path):
@@ -233,6 +335,7 @@ def test_a_result_is_kept_until_a_byte_of_its_data_or_of_its_code_changes(projec
         (code / "minigpt/training/optim.py", ALL[2:]),
         (code / "model.py", ALL[2:]),
         (code / "minigpt/inference/likelihood.py", ALL[2:]),
+        (code / "minigpt/evaluation/correction.py", ALL[3:]),
         (code / "minigpt/serving/app.py", []),
     ):
         content = changed.read_bytes()

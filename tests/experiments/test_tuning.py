@@ -139,9 +139,14 @@ def test_a_comparison_from_its_data_to_its_page_and_again_from_what_was_kept(set
     assert "0 q_proj" not in text and "0 c_attn" in text  # gpt2 has the three in one matrix
     assert ("Not made" in text) is not plan.has_bitsandbytes
 
-    # What is kept is not made again, also where one result is lost.
+    # What is kept is not made again, also where one result is lost; a run whose training's record is lost, too, is.
     trained_here.clear()
-    (tmp_path / "out/questions_full/seed2/result.json").unlink()
+    for lost in (
+        "questions_full/seed2/result.json",
+        "questions_full/seed2/trained.json",
+        "field_full/seed1/result.json",
+    ):
+        (tmp_path / "out" / lost).unlink()
     assert make_tuning_data(plan) == counts
     again = make_all(TuningPlan(settings))
     assert len(trained_here) == 1 and f"--out_dir={tuning_plan.Path('out/questions_full/seed2')}" in trained_here[0]

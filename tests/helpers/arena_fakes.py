@@ -37,11 +37,12 @@ def write_task_checkpoints(root, kinds=TASKS):
         write_checkpoint(Path(root) / kind / "ckpt.pt", head.model, head.tokenizer, "task", task=task)
 
 
-def write_checkpoint(path, model, tokenizer, stage="sft", step=7, loss=1.5, **more):
-    """Write one checkpoint, as train.py does. more: further entries. Returns its path."""
+def write_checkpoint(path, model, tokenizer, stage="sft", step=7, loss=1.5, settings=None, **more):
+    """Write one checkpoint, as train.py does. settings: a TrainSettings; more: further entries. Returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     progress = {"step": step, "best_val_loss": loss, "last_losses": (1.0, loss + 1)}
-    save_checkpoint(path, model.state_dict(), model.config, TrainSettings(), stage, tokenizer, progress, **more)
+    settings = settings or TrainSettings()
+    save_checkpoint(path, model.state_dict(), model.config, settings, stage, tokenizer, progress, **more)
     return path
 
 

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-SINGLE, DUEL, TASKS, LOOK, BOARD, MATCH, TRAINING, PEERS = range(8)
+SINGLE, DUEL, MODELS, TASKS, LOOK, BOARD, MATCH, TRAINING, PEERS = (
+    "single", "duel", "models", "tasks", "look", "board", "match", "training", "peers",
+)  # fmt: skip
 HANG_SECONDS = 240  # timeout of all waits; opening a page may take half a minute on a busy machine
 
 
@@ -39,7 +41,7 @@ def opened(browser, arena, locale="zh-CN", **more):
 
 def go(page, tab):
     """Select a tab."""
-    page.locator("button[role=tab]").nth(tab).click()
+    page.click(f"button[role=tab][data-tab-id={tab}]")
 
 
 def ask(page, prompt, prefix=""):

@@ -17,6 +17,7 @@ from page_in_browser import (
     DUEL,
     LOOK,
     MATCH,
+    MODELS,
     PEERS,
     SINGLE,
     TRAINING,
@@ -37,7 +38,7 @@ PROMPTS = [
     "大熊猫是哪个目的动物？",
     "金星绕太阳一圈要多久？",
 ]
-SIZE = {"width": 1120, "height": 860}
+SIZE = {"width": 1120, "height": 900}
 
 
 def first_character(page, prompt):
@@ -118,7 +119,7 @@ def rest(page, folder):
     page.click("#match-start")
     wait_for(page, lambda: "20 题" in state(page, "match"))
     page.screenshot(path=folder / "match.png")
-    for tab, name in ((BOARD, "board"), (TRAINING, "training"), (PEERS, "peers")):
+    for tab, name in ((MODELS, "models"), (BOARD, "board"), (TRAINING, "training"), (PEERS, "peers")):
         go(page, tab)
         page.wait_for_timeout(4000)
         page.screenshot(path=folder / f"{name}.png")
@@ -139,6 +140,7 @@ def main(url, folder):
         page = opened(browser, url, **telephone)
         ask(page, PROMPTS[0])
         wait_for(page, lambda: "token" in state(page, "single") and last_answer(page))
+        page.evaluate("scrollTo(0, 0)")
         page.screenshot(path=folder / "telephone.png")
         browser.close()
 
