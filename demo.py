@@ -81,9 +81,16 @@ def run(*arguments, watch=None):
     started, status = time.perf_counter(), None
 
     # Ctrl-C reaches the script, too; wait until it has saved. A KeyboardInterrupt within `wait` could leave the lock of
-    # the Popen held, and the next `wait` would never return.
-    interrupts = []
-    before = signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))
+    # the Popen held, and the next `wait` would never return. SIGTERM reaches this process only and is passed on:
+    # otherwise the script would train on alone, and a second demo beside it into the same folders.
+    process, interrupts = None, []
+
+    def note(number, _):
+        interrupts.append(number)
+        if process and number == signal.SIGTERM:
+            process.terminate()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         process = subprocess.Popen([sys.executable, *arguments])
         while status is None:
@@ -93,7 +100,8 @@ def run(*arguments, watch=None):
                 if watch:
                     watch()
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if interrupts:
         raise KeyboardInterrupt
     if status:

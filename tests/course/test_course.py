@@ -128,6 +128,18 @@ def test_answers_are_checked_and_errors_of_theirs_are_hints(tmp_path, capsys, mo
     said = capsys.readouterr().out
     assert "1.1  right" in said and "1.2  not yet / 还不对\n     count again\n     再数一遍" in said
     assert "line 6: ZeroDivisionError" in said
+    (tmp_path / "solutions/chapter_01.py").write_text(
+        "def check_1(exercise):\n    return None if exercise() - 2 == 0 else ('count again', '再数一遍')\n"
+        "check_2 = check_3 = check_1\n", encoding="utf-8",
+    )  # fmt: skip
+    (tmp_path / "chapter_01.py").write_text("def exercise_1():\n    return 'two'\n", encoding="utf-8")
+    assert not check.check_chapter(1, tmp_path)
+    said = capsys.readouterr().out
+    assert "1.1  not yet / 还不对\n     it returned something of another kind" in said
+    assert "1.3  not yet / 还不对\n     there is no function exercise_3" in said
+    (tmp_path / "chapter_01.py").write_text("import torhc\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"chapter_01\.py, line 1: ModuleNotFoundError"):
+        check.check_chapter(1, tmp_path)
     (tmp_path / "chapter_01.py").write_text("def exercise_1():\n    return (\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"chapter_01\.py, line 2"):
         check.check_chapter(1, tmp_path)
