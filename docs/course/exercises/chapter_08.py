@@ -5,11 +5,11 @@
 
 
 def exercise_1():
-    """How many numbers does LoRA of rank 8 train in the demo's model: 2 layers; in each, the matrices q, k, v and o of
-    192 x 192, gate and up of 512 x 192, and down of 192 x 512? Return an int.
+    """How many numbers does LoRA of rank 8 train in the model of config/laptop.py: 4 layers; in each, the matrices q,
+    k, v and o of 256 x 256, gate and up of 704 x 256, and down of 256 x 704? Return an int.
 
-    秩为 8 的 LoRA 在演示模型里训练多少个数：2 层；每层的 q、k、v、o 是 192 x 192，gate 和 up 是 512 x 192，
-    down 是 192 x 512？返回整数。
+    在 config/laptop.py 的模型里，秩为 8 的 LoRA 训练多少个数：4 层；每层的 q、k、v、o 是 256 x 256，
+    gate 和 up 是 704 x 256，down 是 256 x 704？返回整数。
     """
     return None
 

@@ -4,6 +4,7 @@ python docs/course/scripts/08_compare.py
 """
 
 import sys
+import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
@@ -51,13 +52,14 @@ def measure(path):
 
 def draw(figures):
     """Exact match over trained parameters, a point for each method."""
-    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "8"})
-    figure, axes = plt.subplots(figsize=(6.4, 3.4))
+    warnings.filterwarnings("ignore", "Glyph")  # the browser that shows the figure has a Chinese font
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "8", "font.size": 11})
+    figure, axes = plt.subplots(figsize=(5, 3.6))
     for name, (trained, _, exact, _) in figures.items():
         if name != "base":
             axes.plot(trained, exact, "o", color="#0072B2")
             axes.annotate(name, (trained, exact), xytext=(6, -4), textcoords="offset points")
-    axes.set(xscale="log", xlabel="trained parameters", ylabel="exact match, held-out questions", ylim=(0, 1))
+    axes.set(xscale="log", xlabel="trained parameters 训练的参数", ylabel="exact match 逐字答对", ylim=(0, 1))
     axes.set_xlim(1e3, 1e7)
     figure.tight_layout()
     Path(FIGURE).parent.mkdir(parents=True, exist_ok=True)

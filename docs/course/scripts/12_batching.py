@@ -4,6 +4,7 @@ python docs/course/scripts/12_batching.py
 """
 
 import sys
+import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
@@ -41,14 +42,14 @@ def run_engine():
 
 def draw(steps):
     """A bar for each request, from its first step to its last."""
-    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "12"})
-    figure, axes = plt.subplots(figsize=(6.4, 3.2))
+    warnings.filterwarnings("ignore", "Glyph")  # the browser that shows the figure has a Chinese font
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "12", "font.size": 11})
+    figure, axes = plt.subplots(figsize=(5, 3.6))
     for row, taken in enumerate(steps):
         axes.barh(row, taken[-1] - taken[0] + 1, left=taken[0], color="#0072B2", height=0.7)
         axes.text(taken[0] + 0.4, row, f"{len(taken)}", color="white", va="center")
-    axes.set(
-        xlabel="step of the model", ylabel="request", yticks=range(len(steps)), yticklabels=range(1, 1 + len(steps))
-    )
+    axes.set(xlabel="step of the model 步", ylabel="request 请求")
+    axes.set_yticks(range(len(steps)), range(1, 1 + len(steps)))
     axes.invert_yaxis()
     figure.tight_layout()
     Path(FIGURE).parent.mkdir(parents=True, exist_ok=True)

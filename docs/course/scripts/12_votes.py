@@ -19,7 +19,7 @@ from minigpt.metrics import rouge_l
 from minigpt.settings.stages import SampleSettings
 
 COUNT = 60  # questions
-# One model at two temperatures is two players: a score belongs to a model with its settings.
+# One model at three temperatures is three players: a score belongs to a model with its settings.
 PLAYERS = {"temperature 0": 0.0, "temperature 1": 1.0, "temperature 2": 2.0}
 
 

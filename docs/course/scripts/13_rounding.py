@@ -4,6 +4,7 @@ python docs/course/scripts/13_rounding.py
 """
 
 import sys
+import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
@@ -56,14 +57,15 @@ def measure_answers(name=None):
 
 def draw(block):
     """A block's weights, and what each type keeps of them."""
-    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "13"})
-    figure, axes = plt.subplots(figsize=(6.4, 3.4))
+    warnings.filterwarnings("ignore", "Glyph")  # the browser that shows the figure has a Chinese font
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "13", "font.size": 11})
+    figure, axes = plt.subplots(figsize=(5, 3.8))
     for level in np.unique(round_weights(block[None], "q4_0")):
         axes.axhline(level, color="#D55E00", alpha=0.25, linewidth=0.8)
     axes.plot(block, "o", color="#7A7A7A", markersize=7, label="float32")
     axes.plot(round_weights(block[None], "q8_0")[0], ".", color="#0072B2", label="q8_0")
     axes.plot(round_weights(block[None], "q4_0")[0], "x", color="#D55E00", label="q4_0")
-    axes.set(xlabel="weight of the block", ylabel="value")
+    axes.set(xlabel="weight of the block 块中的权重", ylabel="value 值")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.15), ncols=3, frameon=False)
     figure.tight_layout()
     Path(FIGURE).parent.mkdir(parents=True, exist_ok=True)

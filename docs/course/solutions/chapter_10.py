@@ -1,5 +1,7 @@
 """Solutions of the exercises of chapter 10, and their checks."""
 
+import re
+
 import numpy as np
 
 from minigpt.metrics import compare, interval, rouge_l
@@ -63,11 +65,12 @@ def check_3(exercise):
     wrong, right = exercise()
     if not (isinstance(wrong, str) and isinstance(right, str)):
         return "return two texts", "请返回两段文本"
-    if SYMBOL in wrong or rouge_l(wrong, REFERENCE)[2] < 0.8:
+    if SYMBOL in wrong or not re.search("[A-Za-z]", wrong) or rouge_l(wrong, REFERENCE)[2] < 0.8:
         f = rouge_l(wrong, REFERENCE)[2]
         return (
-            f"the first text has an F of {f:.2f}; it must not name Fe, and should keep the form of the right answer",
-            f"第一段的 F 是 {f:.2f}；它不能出现 Fe，而要保持正确答案的形式",
+            f"the first text has an F of {f:.2f}; it must name another symbol than Fe, and should keep the "
+            "form of the right answer",
+            f"第一段的 F 是 {f:.2f}；它要写出 Fe 以外的符号，并保持正确答案的形式",
         )
     if SYMBOL not in right or rouge_l(right, REFERENCE)[2] >= 0.5:
         f = rouge_l(right, REFERENCE)[2]
