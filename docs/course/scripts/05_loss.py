@@ -94,7 +94,9 @@ def draw_figure():
 
     for axes in (demo, few, rates):
         axes.set(xlabel="step 步", ylabel="nats a token 奈特/token", ylim=(0, 8.8))
-        axes.legend()
+    for axes in (demo, few):
+        axes.legend(loc="upper right", bbox_to_anchor=(1, 0.93))  # below the line of the random guess
+    rates.legend()
     figure.tight_layout()
     figure.savefig(FIGURE, metadata={"Date": None})
     print(f"{FIGURE.name} is drawn")
