@@ -19,6 +19,7 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
+from minigpt.common.cli import run_script
 from minigpt.settings.stages import GenerateSettings
 from minigpt.synth.articles import ArticleSource
 from minigpt.synth.client import LargeModelClient
@@ -50,7 +51,9 @@ def show_reply(title, text, seed):
     """Ask the server about an article; print its reply and the fate of each pair."""
     client = LargeModelClient(SETTINGS, key="")
     stream = client.ask("stand-in", messages_for([(title, text)], SETTINGS), SETTINGS.temperature, seed)
-    reply, _ = client.read_all(stream)
+    reply, failure = client.read_all(stream)
+    if failure:
+        raise failure
     print("".join(f"| {line}\n" for line in reply.replace("}, {", "},\n {").splitlines()))
     index = ArticleIndex(title, text, SETTINGS)
     pairs = parse_reply(reply).all_pairs()
@@ -103,7 +106,7 @@ def draw_figure(kinds, counts):
 
 
 def main():
-    what, *words = sys.argv[1:]
+    what, *words = sys.argv[1:] or ["--help"]
     if what == "count":
         counts = fates(read_articles(), SHARE)
         kinds = ["good", *load_stand_in().PAIR_FAULTS]
@@ -119,13 +122,15 @@ def main():
         print(f"of {pairs} pairs in {SAVES}, {bad} are bad")
         draw_figure(kinds, counts)
         return
-    article = next(article for article in read_articles() if article[0] == words[0])
-    if what == "prompt":
+    article = next((article for article in read_articles() if article[:1] == tuple(words[:1])), None)
+    if not article or what not in ("prompt", "reply"):
+        print(__doc__)
+    elif what == "prompt":
         for message in messages_for([article], SETTINGS):
             print(f"--- {message['role']}\n{message['content'].strip()}")
     else:
-        show_reply(*article, int(words[1]))
+        show_reply(*article, seed=int(words[1]))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -119,7 +119,10 @@ def main():
     parser.add_argument("--port", type=int, default=PORT)
     parser.add_argument("--faults", type=float, default=0.3, help="share of pairs, and of replies, that are spoiled")
     arguments = parser.parse_args()
-    server = ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler)
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler)
+    except OSError as error:
+        raise SystemExit(f"port {arguments.port} cannot be used ({error}); does a stand-in run already?") from None
     server.share = arguments.faults
     print(f"the stand-in listens at http://127.0.0.1:{arguments.port}/v1; Ctrl-C stops", flush=True)
     try:
