@@ -62,7 +62,9 @@ def show_reply(title, text, seed):
         for rule, reason in check_pair(index, question, answer):
             print(f"   {rule}: {reason}")
     check = check_reply(index, pairs, cut=stream.finish_reason == "length")
-    print(f"\nthe reply is {'refused' if check.faults else 'accepted'}; {len(check.good_pairs)} of its pairs are good")
+    print(
+        f"\nthe reply is {'refused' if check.faults else 'accepted'}; good pairs: {len(check.good_pairs)} of {len(pairs)}"
+    )
 
 
 def fates(articles, share):
