@@ -62,9 +62,8 @@ def show_reply(title, text, seed):
         for rule, reason in check_pair(index, question, answer):
             print(f"   {rule}: {reason}")
     check = check_reply(index, pairs, cut=stream.finish_reason == "length")
-    print(
-        f"\nthe reply is {'refused' if check.faults else 'accepted'}; good pairs: {len(check.good_pairs)} of {len(pairs)}"
-    )
+    outcome = "refused" if check.faults else "accepted"
+    print(f"\nthe reply is {outcome}; good pairs: {len(check.good_pairs)} of {len(pairs)}")
 
 
 def fates(articles, share):
