@@ -40,6 +40,7 @@ START_LOCK = "start.lock"  # held while a job is being started
 JOB_START_SECONDS = 30.0  # for the process of a job to begin
 START_POLL_SECONDS = 0.05
 PROBE_SECONDS, PROBE_POLL_SECONDS = 0.2, 0.01  # a job holds its lock for longer; another visitor's probe does not
+DEMO_PROGRESS = "out/demo_progress.json"  # demo.py writes to out/, wherever the page's out_root is
 TUNED_PREFIX = "tuned-"
 TUNING_SETTINGS = "config/laptop_sft.py"
 FEWEST_QUESTIONS = 20
@@ -103,8 +104,13 @@ class Jobs:
 
     def start_demo(self):
         """Start demo.py. Raises Problem where a job runs."""
-        # The demo writes to out/, wherever the page's out_root is.
-        self._start("demo", lambda: ("demo", [{"arguments": ["demo.py"], "resume": ["--resume"], "needs": ""}]))
+
+        def prepare():
+            progress = PROJECT / DEMO_PROGRESS
+            progress.unlink(missing_ok=True)  # an earlier demo's: with it, --resume would go on with that one
+            return "demo", [{"arguments": ["demo.py"], "resume": ["--resume"], "needs": str(progress)}]
+
+        self._start("demo", prepare)
 
     def start_tuning(self, checkpoint, questions, epochs):
         """Start to fine-tune a checkpoint on a file of questions.

@@ -14,9 +14,10 @@ from arena_fakes import arena_settings, open_fake, write_checkpoint, write_check
 from filelock import FileLock
 from tiny import tiny_model, tiny_tokenizer
 
+import demo
 from minigpt.arena.arena import Arena
 from minigpt.arena.job_files import JOB_LOCK, STOP, log_tail, read_job, write_job
-from minigpt.arena.jobs import Jobs
+from minigpt.arena.jobs import DEMO_PROGRESS, Jobs
 from minigpt.arena.problems import Problem
 from minigpt.checkpoint import load_checkpoint
 
@@ -265,9 +266,25 @@ def test_a_job_starts_while_somebody_looks_whether_one_runs(jobs):
 def test_a_process_that_does_not_start_is_told(jobs, monkeypatch):
     monkeypatch.setattr("minigpt.arena.jobs.PROJECT", jobs.folder)  # where there is no minigpt
     monkeypatch.setenv("PYTHONPATH", "")
+    old = jobs.folder / DEMO_PROGRESS
+    old.parent.mkdir(parents=True)
+    old.touch()
     with pytest.raises(Problem, match="job_not_started"):
         jobs.start_demo()
     assert jobs.state().status == "lost" and "minigpt" in jobs.state().output
+    # Stopped before demo.py has noted anything, the demo begins anew: it does not go on with an earlier one.
+    with pytest.raises(Problem, match="job_not_started"):
+        jobs.resume()
+    (command,) = read_job(jobs.folder)["commands"]
+    assert command["arguments"] == ["demo.py"] and command["needs"] == str(old)
+    old.touch()
+    with pytest.raises(Problem, match="job_not_started"):
+        jobs.resume()
+    assert read_job(jobs.folder)["commands"][0]["arguments"] == ["demo.py", "--resume"]
+
+
+def test_the_demo_notes_its_progress_where_the_page_looks():
+    assert Path(DEMO_PROGRESS) == demo.PROGRESS
 
 
 def test_a_folder_of_the_users_own_beside_the_tunings_does_not_matter(tmp_path):
