@@ -28,7 +28,16 @@ def load_file(path):
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise UserError(f"{path.name}, line {error.lineno}: {error.msg}") from None
+    except Exception as error:  # the reader's code may raise anything
+        raise UserError(f"{path.name}, {error_place(error, path)}") from None
     return module
+
+
+def error_place(error, path):
+    """An error in words, with the line of a file in which it was raised, if it was in that file."""
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    place = next((f"line {frame.lineno}: " for frame in frames if frame.filename == str(path)), "")
+    return f"{place}{type(error).__name__}: {error}"
 
 
 def check_exercise(number, answers, solutions):
@@ -38,11 +47,7 @@ def check_exercise(number, answers, solutions):
     except UserError:
         raise
     except Exception as error:  # the reader's code may raise anything
-        place = next(
-            (f"line {frame.lineno}: " for frame in reversed(traceback.extract_tb(error.__traceback__))
-             if frame.filename == answers.__file__), ""
-        )  # fmt: skip
-        said = f"{place}{type(error).__name__}: {error}"
+        said = error_place(error, answers.__file__)
         return f"it ended with an error, {said}", f"运行出错，{said}"
 
 

@@ -131,3 +131,6 @@ def test_answers_are_checked_and_errors_of_theirs_are_hints(tmp_path, capsys, mo
     (tmp_path / "chapter_01.py").write_text("def exercise_1():\n    return (\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"chapter_01\.py, line 2"):
         check.check_chapter(1, tmp_path)
+    (tmp_path / "chapter_01.py").write_text("\nimport no_such_module\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"chapter_01\.py, line 2: ModuleNotFoundError"):
+        check.check_chapter(1, tmp_path)
