@@ -46,8 +46,8 @@ PLOT, METRICS = "out/demo_sft/loss.png", Path("out/demo_sft/metrics.json")
 PROGRESS = Path("out/demo_progress.json")  # for --resume: which of STEPS are done, and whether it is --quick
 COURSE = "docs/course/README.md"
 TRAINED_QUESTIONS = 400  # training questions that the evaluation asks
-# What stops a script: Ctrl-C and, on Windows, the Ctrl-Break by which the arena's page stops the demo.
-STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGBREAK") if hasattr(signal, name)]
+# SIGBREAK is Windows' Ctrl-Break, by which the arena's page stops the demo.
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
 FLOOR = 0.90  # least share of training questions answered at the last validation; below it the demo has failed
 SHOWN_QUESTIONS = 5
 GREEDY_FLAGS = ["--temperature=0", "--max_new_tokens=60", "--show=0"]
@@ -83,9 +83,16 @@ def run(*arguments, watch=None):
     started, status = time.perf_counter(), None
 
     # Ctrl-C reaches the script, too; wait until it has saved. A KeyboardInterrupt within `wait` could leave the lock of
-    # the Popen held, and the next `wait` would never return.
-    interrupts = []
-    before = {number: signal.signal(number, lambda *_: interrupts.append(True)) for number in STOP_SIGNALS}
+    # the Popen held, and the next `wait` would never return. SIGTERM reaches this process only and is passed on:
+    # otherwise the script would train on alone, and a second demo beside it into the same folders.
+    process, interrupts = None, []
+
+    def note(number, _):
+        interrupts.append(number)
+        if process and number == signal.SIGTERM:
+            process.terminate()
+
+    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
     try:
         process = subprocess.Popen([sys.executable, *arguments])
         while status is None:

@@ -226,12 +226,13 @@ def test_without_a_stopped_demo_resume_says_how_to_start(play):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
-def test_ctrl_c_waits_for_the_script_to_save(tmp_path):
+@pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM"])
+def test_a_stopped_demo_waits_for_the_script_to_save(tmp_path, sent):
     script = tmp_path / "slow.py"
     script.write_text(
         "import signal, sys, time\n"
         "def save(*_):\n    print('saved', flush=True)\n    sys.exit(130)\n"
-        "signal.signal(signal.SIGINT, save)\nprint('ready', flush=True)\ntime.sleep(600)\n",
+        f"signal.signal(signal.{sent}, save)\nprint('ready', flush=True)\ntime.sleep(600)\n",
         encoding="utf-8",
     )
     program = f"import demo\ntry:\n    demo.run({str(script)!r})\nexcept KeyboardInterrupt:\n    print('then')"
@@ -240,7 +241,10 @@ def test_ctrl_c_waits_for_the_script_to_save(tmp_path):
     )
     while process.stdout.readline() != "ready\n":
         assert process.poll() is None
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    if sent == "SIGINT":
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    else:
+        process.terminate()  # as `kill` does: only the demo gets it
     said, _ = process.communicate(timeout=60)
     assert said == "saved\nthen\n"
 

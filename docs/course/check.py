@@ -28,27 +28,36 @@ def load_file(path):
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise UserError(f"{path.name}, line {error.lineno}: {error.msg}") from None
-    except Exception as error:  # the reader's code may raise anything
-        raise UserError(f"{path.name}, {error_place(error, path)}") from None
+    except Exception as error:  # outside the functions, the reader's code may raise anything, too
+        raise UserError(f"{path.name}, {error_place(error, module)}{type(error).__name__}: {error}") from None
     return module
 
 
-def error_place(error, path):
-    """An error in words, with the line of a file in which it was raised, if it was in that file."""
+def error_place(error, module):
+    """The last line of a module that an error came through, as "line 7: "; "" where it came through none."""
     frames = reversed(traceback.extract_tb(error.__traceback__))
-    place = next((f"line {frame.lineno}: " for frame in frames if frame.filename == str(path)), "")
-    return f"{place}{type(error).__name__}: {error}"
+    return next((f"line {frame.lineno}: " for frame in frames if frame.filename == module.__file__), "")
 
 
 def check_exercise(number, answers, solutions):
     """The hint (English, Chinese) for an exercise that is not solved yet; None where it is right."""
+    exercise = getattr(answers, f"exercise_{number}", None)
+    if exercise is None:
+        return f"there is no function exercise_{number}", f"没有函数 exercise_{number}"
     try:
-        return getattr(solutions, f"check_{number}")(getattr(answers, f"exercise_{number}"))
+        return getattr(solutions, f"check_{number}")(exercise)
     except UserError:
         raise
-    except Exception as error:  # the reader's code may raise anything
-        said = error_place(error, answers.__file__)
-        return f"it ended with an error, {said}", f"运行出错，{said}"
+    except (Exception, SystemExit) as error:  # the reader's code may raise anything
+        place = error_place(error, answers)
+        said = f"{place}{type(error).__name__}: {error}"
+        if not place and isinstance(error, (TypeError, ValueError, AttributeError, IndexError)):
+            # It happened when the answer was compared.
+            return (
+                f"it returned something of another kind than the exercise asks for ({said})",
+                f"返回的东西与题目要求的类型不符（{said}）",
+            )
+        return f"it ended with an error, {said}", f"运行出错：{said}"
 
 
 def check_chapter(chapter, folder):
@@ -78,6 +87,8 @@ def main():
     numbers = [argument for argument in arguments if argument != "--solutions"]
     if wrong := [n for n in numbers if not n.isdigit() or int(n) not in chapters]:
         raise UserError(f"{wrong[0]!r} is no chapter; there are {', '.join(map(str, chapters))}")
+    if not (ROOT / "out/demo_sft/ckpt.pt").exists():
+        raise UserError("the demo has not been trained here; run: python demo.py")
     os.chdir(ROOT)  # exercises name files as the commands of the chapters do
     folder = FOLDER / ("solutions" if solutions else "exercises")
     results = [check_chapter(int(n), folder) for n in numbers or chapters]

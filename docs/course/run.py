@@ -43,7 +43,7 @@ ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
 POLL_SECONDS = 0.2
 SMALL_WORKERS = 2  # chapters at the same time
 NOT_COPIED = shutil.ignore_patterns(
-    ".git", ".venv", "out", "processed*", "downloads", "site", "arena", "__pycache__", ".*_cache"
+    ".git", ".venv", "out", "processed*", "downloads", "site", "__pycache__", ".*_cache"
 )
 
 

@@ -20,34 +20,34 @@ class JobsSection:
         self.arena = page.arena
         with gr.Column(visible=False, elem_id="jobs") as self.section:
             gr.Markdown(T("jobs_title"))
-            with gr.Row():
-                with gr.Column():
-                    gr.Markdown(T("jobs_demo"))
-                    demo = gr.Button(T("job_start_demo"), variant="primary", elem_id="job-demo")
-                with gr.Column():
-                    gr.Markdown(T("jobs_tune"))
-                    checkpoint = model_dropdown(
-                        page, "job_checkpoint", None, page.arena.trainable_choices, elem_id="job-checkpoint"
-                    )
-                    file = gr.File(label=T("job_file"), file_types=list(QUESTION_FORMATS), height=140)
-                    epochs = gr.Slider(1, MAX_EPOCHS, DEFAULT_EPOCHS, step=1, label=T("job_epochs"))
-                    tune = gr.Button(T("job_start_tuning"), variant="primary", elem_id="job-tune")
-            with gr.Row():
-                stop = gr.Button(T("job_stop"), variant="stop", elem_id="job-stop")
-                resume = gr.Button(T("job_resume"), elem_id="job-resume")
             self.state = status_line("state-job")
+            with gr.Row():
+                self.stop_button = gr.Button(T("job_stop"), variant="stop", visible=False, elem_id="job-stop")
+                self.resume_button = gr.Button(T("job_resume"), visible=False, elem_id="job-resume")
             self.output = gr.Textbox(
-                label=T("job_output"), lines=OUTPUT_LINES, max_lines=OUTPUT_LINES, interactive=False,
+                label=T("job_output"), lines=OUTPUT_LINES, max_lines=OUTPUT_LINES, interactive=False, visible=False,
                 elem_id="job-output",
             )  # fmt: skip
-        outputs = [self.section, self.state, self.output]
+            gr.Markdown(T("jobs_demo"))
+            demo = gr.Button(T("job_start_demo"), variant="primary", elem_id="job-demo")
+            gr.Markdown(T("jobs_tune"))
+            with gr.Row():
+                choices = page.arena.trainable_choices()
+                checkpoint = model_dropdown(
+                    page, "job_checkpoint", choices[0].name if choices else None, page.arena.trainable_choices,
+                    elem_id="job-checkpoint",
+                )  # fmt: skip
+                epochs = gr.Slider(1, MAX_EPOCHS, DEFAULT_EPOCHS, step=1, label=T("job_epochs"))
+            file = gr.File(label=T("job_file"), file_types=list(QUESTION_FORMATS), height=120)
+            tune = gr.Button(T("job_start_tuning"), variant="primary", elem_id="job-tune")
+        outputs = [self.section, self.state, self.stop_button, self.resume_button, self.output]
         for event in (tab.select, timer.tick):
             event(self.show, None, outputs, api_visibility="private", **UNQUEUED)
         form = [checkpoint, file, epochs]
         demo.click(self.start_demo, None, outputs, api_name="start_demo", **UNQUEUED)
         tune.click(self.start_tuning, form, outputs, api_name="start_tuning", **UNQUEUED)
-        stop.click(self.stop, None, outputs, api_name="stop_job", **UNQUEUED)
-        resume.click(self.resume, None, outputs, api_name="resume_job", **UNQUEUED)
+        self.stop_button.click(self.stop, None, outputs, api_name="stop_job", **UNQUEUED)
+        self.resume_button.click(self.resume, None, outputs, api_name="resume_job", **UNQUEUED)
 
     def show(self, request: gr.Request):
         """The state of the last job and the end of its output; nothing for a visitor who is not trusted."""
@@ -57,7 +57,9 @@ class JobsSection:
         return {
             self.section: gr.update(visible=True),
             self.state: describe_job(request, job) if job else translate(request, "job_never"),
-            self.output: job.output if job else "",
+            self.stop_button: gr.update(visible=bool(job and job.is_running)),
+            self.resume_button: gr.update(visible=bool(job and job.can_resume)),
+            self.output: gr.update(value=job.output if job else "", visible=job is not None),
         }
 
     def act(self, request, action):

@@ -2,6 +2,7 @@
 .ci/run calls, runs its commands."""
 
 import os
+import re
 
 import chapters
 import check
@@ -51,7 +52,12 @@ def test_each_chapter_has_three_exercises_with_solutions(number):
             exercise.__code__.co_varnames[: exercise.__code__.co_argcount]
             == solution.__code__.co_varnames[: solution.__code__.co_argcount]
         )
-        assert check.check_exercise(i, exercises, solutions) is not None  # what is not filled in is not right
+        try:
+            hint = check.check_exercise(i, exercises, solutions)
+        except UserError as error:  # where no demo was trained, it says that it needs its files
+            assert re.search(r"data/processed_demo|out/demo", str(error))
+        else:
+            assert hint is not None  # what is not filled in is not right
 
 
 def test_a_page_is_read_and_its_outputs_are_replaced():
@@ -128,6 +134,18 @@ def test_answers_are_checked_and_errors_of_theirs_are_hints(tmp_path, capsys, mo
     said = capsys.readouterr().out
     assert "1.1  right" in said and "1.2  not yet / 还不对\n     count again\n     再数一遍" in said
     assert "line 6: ZeroDivisionError" in said
+    (tmp_path / "solutions/chapter_01.py").write_text(
+        "def check_1(exercise):\n    return None if exercise() - 2 == 0 else ('count again', '再数一遍')\n"
+        "check_2 = check_3 = check_1\n", encoding="utf-8",
+    )  # fmt: skip
+    (tmp_path / "chapter_01.py").write_text("def exercise_1():\n    return 'two'\n", encoding="utf-8")
+    assert not check.check_chapter(1, tmp_path)
+    said = capsys.readouterr().out
+    assert "1.1  not yet / 还不对\n     it returned something of another kind" in said
+    assert "1.3  not yet / 还不对\n     there is no function exercise_3" in said
+    (tmp_path / "chapter_01.py").write_text("import torhc\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"chapter_01\.py, line 1: ModuleNotFoundError"):
+        check.check_chapter(1, tmp_path)
     (tmp_path / "chapter_01.py").write_text("def exercise_1():\n    return (\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"chapter_01\.py, line 2"):
         check.check_chapter(1, tmp_path)

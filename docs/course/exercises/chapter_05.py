@@ -1,6 +1,6 @@
 """Exercises of chapter 5. Fill in the three functions; `python docs/course/check.py 5` checks them.
 
-第五章练习：填写下面三个函数，再运行 `python docs/course/check.py 5` 检查。
+第 5 章练习：填写下面三个函数，再运行 `python docs/course/check.py 5` 检查。
 """
 
 
@@ -9,7 +9,7 @@ def exercise_1():
 
     The number of its ids is `load_tokenizer().n_vocab` (minigpt/tokenizer.py).
 
-    一个用 GPT-2 的 tokenizer 的模型，还什么都没学。它的损失约为每 token 多少奈特？返回一个浮点数。
+    一个使用 GPT-2 分词器的模型，还什么都没学。它的损失约为每 token 多少奈特？返回一个浮点数。
     id 的个数是 `load_tokenizer().n_vocab`（在 minigpt/tokenizer.py 里）。
     """
     return None

@@ -1,6 +1,6 @@
 """Exercises of chapter 6. Fill in the three functions; `python docs/course/check.py 6` checks them.
 
-第六章练习：填写下面三个函数，再运行 `python docs/course/check.py 6` 检查。
+第 6 章练习：填写下面三个函数，再运行 `python docs/course/check.py 6` 检查。
 """
 
 
@@ -10,7 +10,7 @@ def exercise_1():
     The tokenizer is out/demo.tiktoken; `open_rows("data/processed_demo", "train")` (data_utils.py) gives the rows.
     Count all ids from 0 to n_vocab - 1, the special ones too.
 
-    演示的 tokenizer 有多少个 id 在演示的训练文章里从未出现？返回整数。tokenizer 是 out/demo.tiktoken；
+    演示的分词器有多少个 id 在演示的训练文章里从未出现？返回整数。分词器是 out/demo.tiktoken；
     `open_rows("data/processed_demo", "train")`（在 data_utils.py 里）给出各行。
     从 0 到 n_vocab - 1 的 id 都算，特殊的也算。
     """

@@ -56,7 +56,7 @@ def draw_figure(text):
     """Four rows of boxes over the same bytes: characters, bytes, the tokens of both tokenizers."""
     rows = [("characters 字符", [character.encode() for character in text])]
     rows.append(("bytes 字节", [bytes([byte]) for byte in text.encode()]))
-    for label, tokenizer in zip(("GPT-2: tokens", "demo: tokens"), TOKENIZERS.values(), strict=True):
+    for label, tokenizer in zip(("GPT-2 tokens", "demo tokens"), TOKENIZERS.values(), strict=True):
         rows.append((label, [tokenizer.token_bytes(token_id) for token_id in tokenizer.encode(text)]))
     warnings.filterwarnings("ignore", "Glyph")  # the browser that shows the figure has a Chinese font
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "course", "font.family": "sans-serif"})
@@ -84,6 +84,8 @@ parser.add_argument("text", nargs="?", default="")
 parser.add_argument("--file")
 parser.add_argument("--figure", action="store_true")
 arguments = parser.parse_args()
+if not arguments.text and not arguments.file:
+    parser.error("name a text: 中国的河流")
 if arguments.text and not arguments.figure:
     print_tokens(arguments.text)
 if arguments.file:

@@ -81,5 +81,7 @@ parser.add_argument("--figure", action="store_true")
 arguments = parser.parse_args()
 if arguments.figure:
     draw_figure()
+elif arguments.number is None:
+    parser.error("name a folder of rows and the number of a row: data/processed_course 1726")
 else:
     print_row(arguments.folder, arguments.number)

@@ -34,6 +34,8 @@ arguments = parser.parse_args()
 _, _, model, tokenizer = open_model("out/demo_sft/ckpt.pt", "out", "cpu")
 ids = tokenizer.encode_marked(arguments.text)
 tokens = [tokenizer.decode([token_id]) for token_id in ids]
+if not (1 <= arguments.layer <= model.config.n_layer and 1 <= arguments.head <= model.config.n_head):
+    parser.error(f"the model has layers 1 to {model.config.n_layer} and heads 1 to {model.config.n_head}")
 T, C, D, heads = len(ids), model.config.n_embd, model.config.head_dim, model.config.n_head
 
 

@@ -107,10 +107,10 @@ def draw_figure(ids):
             width = 2.4 * share
             axes.add_patch(plt.Rectangle((4.9, y + 0.2 - 0.27 * place), width, 0.2, facecolor="#6fa8d0"))
             axes.text(4.95 + width, y + 0.3 - 0.27 * place, f"{token} {share:.2f}", fontsize=9, va="center")
-    axes.add_patch(plt.Rectangle((0, 4.9), 9, 0.6, facecolor="#dddddd"))
+    axes.add_patch(plt.Rectangle((0, 4.9), 9.5, 0.6, facecolor="#dddddd"))
     label = "norm, output: 4096 logits, softmax  概率"
-    axes.text(4.5, 5.2, label, fontsize=10.5, ha="center", va="center")
-    axes.set(xlim=(-0.1, 9.1), ylim=(-1.4, 5.6))
+    axes.text(4.75, 5.2, label, fontsize=10.5, ha="center", va="center")
+    axes.set(xlim=(-0.1, 9.6), ylim=(-1.4, 5.6))
     axes.axis("off")
     figure.subplots_adjust(0.01, 0.01, 0.99, 0.99)
     figure.savefig(FIGURE, metadata={"Date": None})

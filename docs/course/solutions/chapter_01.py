@@ -40,14 +40,15 @@ def check_2(exercise):
         answer = exercise(list(chunks))
         if not isinstance(answer, list) or len(answer) != len(chunks):
             return (
-                f"For {len(chunks)} tokens the list must have {len(chunks)} texts.",
-                f"{len(chunks)} 个 token，列表里就要有 {len(chunks)} 项文字。",
+                f"Return a list (not a str or a tuple); for {len(chunks)} tokens it must have {len(chunks)} texts.",
+                f"请返回列表（list，不是 str 或 tuple）；{len(chunks)} 个 token，列表里就要有 {len(chunks)} 项文字。",
             )
         if answer != exercise_2(chunks):
             return (
                 f"For {chunks} you returned {answer}. Keep the bytes that make no whole character yet, and put the "
-                "next token's bytes behind them.",
-                f"对 {chunks}，你返回了 {answer}。把还不成整字的字节留着，接上下一个 token 的字节。",
+                "next token's bytes behind them. One token may have whole characters and the beginning of another.",
+                f"对 {chunks}，你返回了 {answer}。把还不成整字的字节留着，接上下一个 token 的字节。"
+                "一个 token 里可能既有完整的字，又有另一个字的开头。",
             )
     return None
 

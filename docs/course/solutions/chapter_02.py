@@ -44,16 +44,19 @@ def check_2(exercise):
     for row in [*rows[:200].tolist(), full]:
         right = loss_mask(np.array([row]), ids, "sft")[0].tolist()
         answer = exercise(list(row), ids["answer"], ids["eot"], ids["pad"])
-        if answer is None or len(answer) != len(row) - 1:
+        if not isinstance(answer, (list, tuple)) or len(answer) != len(row) - 1:
             return (
                 f"A row of {len(row)} ids has {len(row) - 1} targets; return a list with a bool for each.",
                 f"{len(row)} 个 id 的行有 {len(row) - 1} 个目标；请返回一个列表，每个目标一个 bool。",
             )
         if [bool(value) for value in answer] != right:
             place = next(i for i in range(len(right)) if bool(answer[i]) != right[i])
+            name = {token_id: f" ({name})" for name, token_id in ids.items()}.get(row[place + 1], "")
             return (
-                f"In the row {row[:10]}…, the target {row[place + 1]} is wrong. The mask belongs to row[1:].",
-                f"在行 {row[:10]}…… 里，目标 {row[place + 1]} 不对。掩码对应的是 row[1:]，而不是 row。",
+                f"In the row {row[:10]}…, the target {row[place + 1]}{name} is wrong: it is row[{place + 1}] and "
+                f"mask[{place}]. Compare with the table of row 1321 in the chapter: which targets y have a yes?",
+                f"在行 {row[:10]}…… 里，目标 {row[place + 1]}{name} 不对：它是 row[{place + 1}]，对应 mask[{place}]。"
+                "与本章第 1321 行的表对照：哪些目标 y 写着 yes？",
             )
     return None
 
@@ -65,6 +68,8 @@ def check_3(exercise):
             "Return two numbers: (order of the file, similar lengths together).",
             "请返回两个数：（文件次序，长度相近的在一起）。",
         )
+    if any(isinstance(value, (int, float)) and value > 1 for value in answer):
+        return "Shares lie between 0 and 1, not between 0 and 100.", "份额在 0 到 1 之间，不是 0 到 100。"
     names = ("in the order of the file", "按文件的次序"), ("with similar lengths together", "让长度相近的行在一起")
     for value, expected, (english, chinese) in zip(answer, right, names, strict=True):
         if value is None or abs(value - expected) > 0.005:

@@ -21,6 +21,8 @@ def exercise_2(x, norm_1, attention, norm_2, mlp):
 
 @torch.no_grad()
 def exercise_3():
+    # Attention 1 is missed most, although the preview has F only after attention 2: each part reads what the parts
+    # before it have added, and without attention 1 all three behind it read a stream that training never showed them.
     _, _, model, _ = open_model("out/demo_sft/ckpt.pt", "out", "cpu")
     rows, meta = open_rows("data/processed_demo_sft", "val")
     x, y, mask = make_batch(rows[:64], meta)
@@ -63,7 +65,7 @@ def check_2(exercise):
         return "Each part adds to the stream; yours replace it.", "每个部件都是往主干上加；你的写法把主干换掉了。"
     if torch.allclose(answer, x + attention(norm_1(x)) + mlp(norm_2(x)), atol=1e-5):
         return "The MLP reads the stream to which attention has added.", "MLP 读到的主干，应该已经加上了注意力的输出。"
-    return "Compare with the two lines under “Layer”.", "对照正文“层”下面的两行。"
+    return "Compare with the two lines under 'Layer'.", "对照正文“层”下面的两行。"
 
 
 def check_3(exercise):
@@ -75,6 +77,6 @@ def check_3(exercise):
             return (
                 f"Without {english} the loss is another. Is each hook removed before the next is set, and is the mask "
                 "that of make_batch?",
-                f"去掉{chinese}时的损失不对。设下一个钩子之前，前一个去掉了吗？掩码用的是 make_batch 给的吗？",
+                f"去掉“{chinese}”时的损失不对。设下一个钩子之前，前一个去掉了吗？掩码用的是 make_batch 给的吗？",
             )
     return None

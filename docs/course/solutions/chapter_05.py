@@ -73,11 +73,15 @@ def check_3(exercise):
         path.write_text("".join(json.dumps({"step": s, "val_loss": v}) + "\n" for s, v in made_up), encoding="utf-8")
         for log in (path, Path("out/demo/log.jsonl")):
             value, (step, percent) = exercise(str(log)), exercise_3(log)
-            if not isinstance(value, tuple) or len(value) != 2:
+            if not isinstance(value, (tuple, list)) or len(value) != 2:
                 return "return two numbers: step, percent", "请返回两个数：步，百分比"
             if value[0] != step:
                 return f"{log.name}: at step {value[0]} the validation loss is not the lowest", (
                     f"{log.name}：第 {value[0]} 步的验证损失不是最低的"
+                )
+            if abs(100 * value[1] - percent) < 0.1 < abs(value[1] - percent):
+                return "the step is right; that is a fraction: for percent, times 100", (
+                    "步对了；这是小数，百分数要乘以 100"
                 )
             if abs(value[1] - percent) > 0.1:
                 return "the step is right; percent: of the lowest loss, not of the last one", (
