@@ -43,9 +43,11 @@ except ModuleNotFoundError:  # Windows
 SETTINGS_FILES = "config/demo.py", "config/demo_sft.py"
 BASE, TUNED, TUNED_LAST = "out/demo/last.pt", "out/demo_sft/ckpt.pt", "out/demo_sft/last.pt"
 PLOT, METRICS = "out/demo_sft/loss.png", Path("out/demo_sft/metrics.json")
-PROGRESS = Path("out/demo_progress.json")  # which of STEPS are done, for --resume
+PROGRESS = Path("out/demo_progress.json")  # for --resume: which of STEPS are done, and whether it is --quick
 COURSE = "docs/course/README.md"
 TRAINED_QUESTIONS = 400  # training questions that the evaluation asks
+# SIGBREAK is Windows' Ctrl-Break, by which the arena's page stops the demo.
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
 FLOOR = 0.90  # least share of training questions answered at the last validation; below it the demo has failed
 SHOWN_QUESTIONS = 5
 GREEDY_FLAGS = ["--temperature=0", "--max_new_tokens=60", "--show=0"]
@@ -90,7 +92,7 @@ def run(*arguments, watch=None):
         if process and number == signal.SIGTERM:
             process.terminate()
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
     try:
         process = subprocess.Popen([sys.executable, *arguments])
         while status is None:
@@ -280,37 +282,37 @@ def print_demo_figures(metrics, pairs, asked):
     print(f"{metrics['seconds']:.0f} s, {memory}; figures: {METRICS}; loss curves: {PLOT}")
 
 
-def steps_done(resume):
-    """How many of STEPS are done already: 0 unless the demo goes on."""
-    if not resume:
-        return 0
+def read_progress():
+    """The content of PROGRESS: {"quick", "done": number of STEPS, "began": when the next one began, in Unix seconds}.
+    Raises UserError where no demo was started."""
     try:
-        return json.loads(PROGRESS.read_text(encoding="utf-8"))["done"]
+        return json.loads(PROGRESS.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError("no demo was stopped here; start one: python demo.py") from None
 
 
-def resume_flags(arguments):
-    """The flags with which the script of --resume's first step goes on: those of a training that had saved already."""
+def resume_flags(arguments, began):
+    """The flags with which the script of --resume's first step goes on: those of a training that had saved since it
+    began."""
     if arguments[0] != "train.py":
         return []
     last = Path(load_settings(TrainSettings, arguments[1:2]).out_dir) / LAST
-    began = json.loads(PROGRESS.read_text(encoding="utf-8"))["began"]
     return ["--init_from=resume"] if last.exists() and last.stat().st_mtime >= began else []
 
 
 def main(quick=False, resume=False):
     trainings = [load_settings(TrainSettings, [path]) for path in SETTINGS_FILES]
-    stage, done = STEPS[0][0], steps_done(resume)
+    progress = read_progress() if resume else {"quick": quick, "done": 0}
+    stage, done, quick = STEPS[0][0], progress["done"], progress["quick"]  # a demo goes on as it was begun
     try:
         for number, (stage, *arguments) in list(enumerate(STEPS))[done:]:
             arguments += QUICK_FLAGS.get(stage, []) if quick else []
             if resume and number == done:
-                arguments += resume_flags(arguments)
+                arguments += resume_flags(arguments, progress["began"])
             else:
-                write_json(PROGRESS, {"done": number, "began": time.time()})
+                write_json(PROGRESS, {"quick": quick, "done": number, "began": time.time()})
             run(*arguments, watch=Forecast(*trainings) if stage == "pretraining" else None)
-        write_json(PROGRESS, {"done": len(STEPS)})
+        write_json(PROGRESS, {"quick": quick, "done": len(STEPS)})
         stage = "measuring"
         figures, *counts = [measure_quickly()] if quick else measure_models()
         show_answers()

@@ -6,7 +6,6 @@ FENCE = re.compile(r"(^[ \t]*```.*?^[ \t]*```[ \t]*$)", re.DOTALL | re.MULTILINE
 # The link to the page's other language, which the site's header has.
 LANGUAGE_LINK = re.compile(r"^\[(中文|English)\]\([^)]*\)\n", re.MULTILINE)
 # A line break between Chinese characters would be shown as a space.
-# A line break between Chinese characters would be shown as a space.
 CHINESE_BREAK = re.compile(
     r"(?<=[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef])\n(?=[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef])"
 )

@@ -198,16 +198,26 @@ def test_a_demo_goes_on_with_the_script_that_was_stopped(play, saved):
     tuned_last = Path(demo.TUNED_LAST)
     tuned_last.parent.mkdir(parents=True, exist_ok=True)
     tuned_last.touch()  # an earlier demo's, unless this one has saved since
-    began = json.loads(demo.PROGRESS.read_text(encoding="utf-8"))["began"]
+    progress = demo.read_progress()
+    began = progress["began"]
     # The last script with that file of settings is the fine-tuning; preparing its rows was interrupted here.
-    assert json.loads(demo.PROGRESS.read_text(encoding="utf-8"))["done"] == 2
-    demo.PROGRESS.write_text(json.dumps({"done": 4, "began": began}), encoding="utf-8")
+    assert progress["done"] == 2
+    demo.PROGRESS.write_text(json.dumps({**progress, "done": 4}), encoding="utf-8")
     os.utime(tuned_last, (began + 1, began + 1) if saved else (began - 1, began - 1))
     scripts = play(resume=True)
     flags = ("--init_from=resume",) if saved else ()
     assert scripts.ran[0] == ("train.py", demo.SETTINGS_FILES[1], *flags)
     assert scripts.ran[1][0] == "evaluations-perplexity.py"
     assert play(resume=True).ran[0][0] == "evaluations-perplexity.py"  # all is trained: it measures again
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_demo_goes_on_as_it_was_begun(play, quick):
+    with pytest.raises(SystemExit):
+        play(quick=quick, interrupted_in="data/prepare_sft.py")
+    scripts = play(quick=not quick, resume=True)
+    assert [any(a.startswith("--max_epochs=") for a in ran) for ran in scripts.ran[:3]] == [False, quick, quick]
+    assert json.loads(demo.METRICS.read_text(encoding="utf-8")).get("quick", False) is quick
 
 
 def test_without_a_stopped_demo_resume_says_how_to_start(play):
@@ -237,6 +247,17 @@ def test_a_stopped_demo_waits_for_the_script_to_save(tmp_path, sent):
         process.terminate()  # as `kill` does: only the demo gets it
     said, _ = process.communicate(timeout=60)
     assert said == "saved\nthen\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGUSR1 stands for Windows' SIGBREAK")
+def test_ctrl_break_waits_for_the_script_as_well():
+    program = (
+        "import os, signal, sys\nsignal.SIGBREAK = signal.SIGUSR1\nimport demo\n"
+        "script = 'import os, signal; os.kill(os.getppid(), signal.SIGUSR1); print(1 + 1, flush=True)'\n"
+        "try:\n    demo.run('-c', script)\nexcept KeyboardInterrupt:\n    print('then')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=240)
+    assert done.stdout.splitlines()[-2:] == ["2", "then"], done.stderr
 
 
 def test_the_watcher_is_called_while_a_script_runs(tmp_path):

@@ -27,7 +27,7 @@ from minigpt.inference.params import SamplingParams
 MAX_READ_TOKENS = 128  # of a text; an attention map of more cannot be read
 MAX_SUBJECT_CHARS = 30
 KEPT_READINGS = 16  # texts' states that are kept, so that a click on a token computes little
-KEPT_VECTORS = 2  # checkpoints whose subjects' vectors are kept
+KEPT_VECTORS = 16  # checkpoints whose subjects' vectors are kept: 2 MB each for a width of 768
 FIELDS_FOLDER = PROJECT / "data" / "wiki_sample"
 LOOK_RANGES = {"temperature": (0.0, 2.0), "top_k": (0, 100_000), "top_p": (0.0, 1.0)}
 
@@ -47,26 +47,27 @@ class ReadTokens:
 class Inspector:
     """Looks inside the checkpoints of a `ModelCache`. check_prompt: as `Arena.check_prompt`.
 
-    Readings are computed one at a time, so that visitors cannot take the machine from those who generate text. All
-    methods raise Problem or UserError.
+    Readings are computed one at a time, so that visitors cannot take the machine from those who generate text. So are
+    the vectors of subjects, which can take a minute, but readings do not wait for them. All methods raise Problem or
+    UserError.
     """
 
     def __init__(self, models, check_prompt):
         self.models, self.check_prompt = models, check_prompt
-        self._lock = threading.Lock()
+        self._reading_lock, self._subjects_lock = threading.Lock(), threading.Lock()
         self._readings, self._vectors = OrderedDict(), OrderedDict()  # the least recently used first
         self._subjects = None
 
     @contextmanager
-    def opened(self, name):
-        """Context manager of a checkpoint: (generator, `CheckpointInfo`), while no other visitor's is computed."""
+    def opened(self, name, lock):
+        """Context manager of a checkpoint: (generator, `CheckpointInfo`), while this thread holds a lock."""
         if not name:
             raise Problem("no_model_chosen")
         generator, checkpoint = self.models.acquire(name)
         try:
             if checkpoint.stage == "task":
                 raise Problem("labels_only", name=name)
-            with self._lock:
+            with lock:
                 yield generator, checkpoint
         finally:
             self.models.release(name)
@@ -75,7 +76,7 @@ class Inspector:
     def _read(self, name, text):
         """Context manager of (generator, `Reading`) of a text."""
         text = self.check_prompt(text)
-        with self.opened(name) as (generator, checkpoint):
+        with self.opened(name, self._reading_lock) as (generator, checkpoint):
 
             def read():
                 return read_text(generator.model, generator.tokenizer, text, MAX_READ_TOKENS)
@@ -145,7 +146,7 @@ class Inspector:
         if len(subject) > MAX_SUBJECT_CHARS:
             raise Problem("long_prompt", length=len(subject), most=MAX_SUBJECT_CHARS)
         names, fields = zip(*known, strict=True)
-        with self.opened(name) as (generator, checkpoint):
+        with self.opened(name, self._subjects_lock) as (generator, checkpoint):
             model, tokenizer = generator.model, generator.tokenizer
 
             def compute():

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -38,6 +39,8 @@ JOBS_FOLDER = "page"  # under out_root
 START_LOCK = "start.lock"  # held while a job is being started
 JOB_START_SECONDS = 30.0  # for the process of a job to begin
 START_POLL_SECONDS = 0.05
+PROBE_SECONDS, PROBE_POLL_SECONDS = 0.2, 0.01  # a job holds its lock for longer; another visitor's probe does not
+DEMO_PROGRESS = "out/demo_progress.json"  # demo.py writes to out/, wherever the page's out_root is
 TUNED_PREFIX = "tuned-"
 TUNING_SETTINGS = "config/laptop_sft.py"
 FEWEST_QUESTIONS = 20
@@ -75,11 +78,11 @@ class Jobs:
         self.folder = Path(out_root).absolute() / JOBS_FOLDER
 
     def is_running(self):
-        """Whether the process of a job runs now."""
+        """Whether the process of a job runs now: it holds the lock. Takes PROBE_SECONDS where one does."""
         if not (self.folder / JOB_LOCK).exists():
             return False
         try:
-            with FileLock(self.folder / JOB_LOCK, timeout=0):
+            with FileLock(self.folder / JOB_LOCK, timeout=PROBE_SECONDS, poll_interval=PROBE_POLL_SECONDS):
                 return False
         except Timeout:
             return True
@@ -101,8 +104,13 @@ class Jobs:
 
     def start_demo(self):
         """Start demo.py. Raises Problem where a job runs."""
-        # The demo writes to out/, wherever the page's out_root is.
-        self._start("demo", lambda: ("demo", [{"arguments": ["demo.py"], "resume": ["--resume"], "needs": ""}]))
+
+        def prepare():
+            progress = PROJECT / DEMO_PROGRESS
+            progress.unlink(missing_ok=True)  # an earlier demo's: with it, --resume would go on with that one
+            return "demo", [{"arguments": ["demo.py"], "resume": ["--resume"], "needs": str(progress)}]
+
+        self._start("demo", prepare)
 
     def start_tuning(self, checkpoint, questions, epochs):
         """Start to fine-tune a checkpoint on a file of questions.
@@ -116,15 +124,15 @@ class Jobs:
         suffix = Path(questions).suffix.lower()
         if suffix not in QUESTION_FORMATS:
             raise Problem("job_bad_format", formats=", ".join(QUESTION_FORMATS))
-        count = count_questions(questions)
-        self._start("tune", lambda: self._prepare_tuning(checkpoint, questions, suffix, epochs, count))
+        asked = count_questions(questions)
+        self._start("tune", lambda: self._prepare_tuning(checkpoint, questions, suffix, epochs, asked))
 
-    def _prepare_tuning(self, checkpoint, questions, suffix, epochs, count):
+    def _prepare_tuning(self, checkpoint, questions, suffix, epochs, question_count):
         """Write the folder of a fine-tuning; returns its name and commands."""
         start = checkpoint.path.absolute()
         content = load_checkpoint(start, mmap=True)
-        numbers = [int(p.name.removeprefix(TUNED_PREFIX)) for p in self.folder.glob(f"{TUNED_PREFIX}*[0-9]")]
-        place = self.folder / f"{TUNED_PREFIX}{max(numbers, default=0) + 1}"
+        places = (self.folder / f"{TUNED_PREFIX}{number}" for number in count(1))
+        place = next(place for place in places if not place.exists())
         place.mkdir(parents=True)
         asked = place / f"questions{suffix}"
         shutil.copyfile(questions, asked)
@@ -132,13 +140,13 @@ class Jobs:
         own = load_own_tokenizer(content)
         if not own.is_gpt2:
             write_atomic(tokenizer, lambda file: file.write(own.vocabulary))
-        batch = min(MAX_BATCH, max(MIN_BATCH, count // STEPS_PER_EPOCH))
+        batch = min(MAX_BATCH, max(MIN_BATCH, question_count // STEPS_PER_EPOCH))
         settings = {
             "qa_files": [str(asked)], "tokenizer": "gpt2" if own.is_gpt2 else str(tokenizer),
             "sft_data_dir": str(place / "rows"), "data_dir": str(place / "rows"), "out_dir": str(place),
             "init_from": str(start), "block_size": content["model_args"]["block_size"],
             "max_epochs": epochs, "max_seconds": 0, "batch_size": batch,
-            "eval_interval": max(1, epochs * count // batch // CHECKS),
+            "eval_interval": max(1, epochs * question_count // batch // CHECKS),
         }  # fmt: skip
         text = '"""A fine-tuning that was started from the page."""\n\n'
         text += "".join(f"{key} = {value!r}\n" for key, value in settings.items())
@@ -191,7 +199,8 @@ class Jobs:
             raise Problem("job_busy") from None
 
     def _start_process(self):
-        """Start run_job.py apart from this process and its terminal, and wait until it has the lock."""
+        """Start run_job.py apart from this process and its terminal, and wait until it has the lock. Raises Problem
+        where it ends with an error before that."""
         apart = {"creationflags": subprocess.CREATE_NO_WINDOW} if os.name == "nt" else {"start_new_session": True}
         with open(self.folder / LOG_FILE, "ab") as log:
             process = subprocess.Popen(
@@ -204,6 +213,8 @@ class Jobs:
                 process.kill()
                 raise Problem("job_not_started")
             time.sleep(START_POLL_SECONDS)
+        if process.returncode:
+            raise Problem("job_not_started")
 
 
 def count_questions(path):

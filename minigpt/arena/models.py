@@ -23,10 +23,10 @@ class CheckpointInfo:
     """What the lists show of a checkpoint.
 
     name: its run's folder, and its own name unless it is the run's best; path: the file, or a Hugging Face folder;
-    parameters: counted as in nanoGPT; val_loss:
-    nats per token, None before the first validation; seconds: modification time of the file; task: kind of the task of
-    a model with a head, "" of others; is_adapter: it has the trained parameters alone, not its base's; started_from:
-    path of the checkpoint or folder that its training started from, "" for none or if it does not say.
+    parameters: counted as in nanoGPT; val_loss: nats per token, None before the first validation; seconds: modification
+    time of the file; task: kind of the task of a model with a head, "" of others; is_adapter: it has the trained
+    parameters alone, not its base's; started_from: path of the checkpoint or folder that its training started from, ""
+    for none or if it does not say.
     """
 
     name: str

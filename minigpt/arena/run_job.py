@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from minigpt.arena.job_files import JOB, JOB_LOCK, LOG_FILE, STOP, read_job, write_job
 
 COMMAND_POLL_SECONDS = 0.5
+LOCK_SECONDS = 10.0  # the page takes the lock for a moment, to see whether a job runs
 IS_WINDOWS = os.name == "nt"
 STOP_SIGNAL = signal.CTRL_BREAK_EVENT if IS_WINDOWS else signal.SIGINT
 
@@ -63,7 +64,7 @@ def main():
     folder = Path(sys.argv[1])
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a page in the background ignores Ctrl-C, and hands this on
     try:
-        with FileLock(folder / JOB_LOCK, timeout=0):
+        with FileLock(folder / JOB_LOCK, timeout=LOCK_SECONDS):
             run_job(folder)
     except Timeout:
         raise SystemExit(f"{folder / JOB}: a job runs already") from None

@@ -1,5 +1,6 @@
 """The training runs under a folder: their loss curves, and which of them are still training."""
 
+import threading
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ class RunLogs:
     """The run logs under a folder. Each read takes only the lines that are new."""
 
     def __init__(self, root):
-        self.root, self._logs = Path(root), {}
+        self.root, self._logs, self._lock = Path(root), {}, threading.Lock()
 
     def list_logs(self):
         """{run's name: path of its log}, the most recently written first."""
@@ -28,9 +29,10 @@ class RunLogs:
 
     def read_columns(self, path):
         """The columns of a log, as in `RunLog.columns`."""
-        log = self._logs.setdefault(path, RunLog(path))
-        log.read()
-        return log.columns
+        with self._lock:  # two visitors at once would add the same lines twice
+            log = self._logs.setdefault(path, RunLog(path))
+            log.read()
+            return log.columns
 
     def is_active(self, path):
         """Whether the run of a log is still training."""

@@ -109,17 +109,8 @@ class LookTab:
             agreement = gr.Plot(label=T("look_agreement"), elem_id="look-agreement")
 
         about_token = [self.bars, self.lens, self.near]
-        shown = [
-            self.state,
-            self.tokens,
-            self.table,
-            self.kept,
-            self.details,
-            *about_token,
-            self.layer,
-            self.head,
-            self.map,
-        ]
+        shown = [self.state, self.tokens, self.table, self.kept, self.details, *about_token]
+        shown += [self.layer, self.head, self.map]
         gr.on(
             [send.click, text.submit], self.read, [model, other, text, *self.sliders], shown,
             api_name="look", show_progress="minimal", show_progress_on=self.state,
@@ -165,6 +156,8 @@ class LookTab:
 
     def choose(self, request: gr.Request, chosen: gr.SelectData, kept, *sampling):
         """What follows the token that was clicked."""
+        if not kept:
+            return {self.state: ""}
         try:
             labels = self.inspector.tokens(kept["name"], kept["text"]).labels
             kept = {**kept, "position": validate_number("look_position", chosen.index, 0, len(labels) - 1)}

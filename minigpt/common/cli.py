@@ -12,7 +12,8 @@ from minigpt.common.errors import UserError
 class Signals:
     """Records Ctrl-C, SIGTERM and Windows' Ctrl-Break: `asked` becomes True. A second Ctrl-C interrupts.
 
-    words: if given, a thread prints them at the first signal, and a second Ctrl-C ends the process immediately.
+    words: if given, a thread prints them at the first signal, and a second Ctrl-C (or Ctrl-Break) ends the process
+    immediately.
     Python's own handlers run only between bytecodes, so a long operation in C (a training step) would delay both.
     """
 
@@ -35,7 +36,8 @@ class Signals:
     def _acknowledge(reader, words):
         reader.recv(1)
         print(f"\n{words}", file=sys.stderr, flush=True)
-        while reader.recv(1) != bytes([signal.SIGINT]):
+        at_once = {signal.SIGINT, getattr(signal, "SIGBREAK", signal.SIGINT)}
+        while reader.recv(1)[0] not in at_once:
             pass
         print("\nstopped at once", file=sys.stderr, flush=True)
         os._exit(130)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from arena_fakes import arena_settings, open_fake, write_checkpoint, write_check
 from filelock import FileLock
 from tiny import tiny_model, tiny_tokenizer
 
+import demo
 from minigpt.arena.arena import Arena
-from minigpt.arena.job_files import JOB_LOCK, STOP, log_tail, read_job
-from minigpt.arena.jobs import Jobs
+from minigpt.arena.job_files import JOB_LOCK, STOP, log_tail, read_job, write_job
+from minigpt.arena.jobs import DEMO_PROGRESS, Jobs
 from minigpt.arena.problems import Problem
 from minigpt.checkpoint import load_checkpoint
 
@@ -38,6 +40,19 @@ if "--init_from=resume" in sys.argv:
     sys.exit(0)
 while True:
     time.sleep(0.01)
+"""
+# run_job.py, which says that it finds the lock taken.
+WAITING_JOB = """
+import logging, sys
+from minigpt.arena import run_job
+class Told(logging.Handler):
+    def emit(self, record):
+        if "waiting" in record.getMessage():
+            print("waiting", flush=True)
+logger = logging.getLogger("filelock")
+logger.setLevel(logging.DEBUG)
+logger.addHandler(Told())
+run_job.main()
 """
 needs_sigint = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
 
@@ -226,6 +241,61 @@ def test_the_lock_alone_says_whether_a_job_runs(tmp_path):
         jobs.stop()
         assert (jobs.folder / STOP).read_bytes() == b"."
     assert not jobs.is_running()
+
+
+def test_two_who_look_at_once_are_no_job(tmp_path):
+    jobs = Jobs(tmp_path)
+    jobs.folder.mkdir()
+    (jobs.folder / JOB_LOCK).touch()
+    with ThreadPoolExecutor(8) as pool:
+        assert not any(pool.map(lambda _: jobs.is_running(), range(400)))
+
+
+def test_a_job_starts_while_somebody_looks_whether_one_runs(jobs):
+    commands = [{"arguments": ["-c", "print('ran')"], "resume": [], "needs": ""}]
+    jobs.folder.mkdir(parents=True)
+    write_job(jobs.folder, {"kind": "demo", "name": "demo", "commands": commands, "next": 0, "status": "running"})
+    with FileLock(jobs.folder / JOB_LOCK):
+        process = subprocess.Popen([sys.executable, "-c", WAITING_JOB, str(jobs.folder)], stdout=subprocess.PIPE)
+        assert process.stdout.readline().strip() == b"waiting"
+    assert process.wait(HANG_SECONDS) == 0
+    process.stdout.close()
+    assert jobs.state().status == "done" and jobs.state().output == "ran"
+
+
+def test_a_process_that_does_not_start_is_told(jobs, monkeypatch):
+    monkeypatch.setattr("minigpt.arena.jobs.PROJECT", jobs.folder)  # where there is no minigpt
+    monkeypatch.setenv("PYTHONPATH", "")
+    old = jobs.folder / DEMO_PROGRESS
+    old.parent.mkdir(parents=True)
+    old.touch()
+    with pytest.raises(Problem, match="job_not_started"):
+        jobs.start_demo()
+    assert jobs.state().status == "lost" and "minigpt" in jobs.state().output
+    # Stopped before demo.py has noted anything, the demo begins anew: it does not go on with an earlier one.
+    with pytest.raises(Problem, match="job_not_started"):
+        jobs.resume()
+    (command,) = read_job(jobs.folder)["commands"]
+    assert command["arguments"] == ["demo.py"] and command["needs"] == str(old)
+    old.touch()
+    with pytest.raises(Problem, match="job_not_started"):
+        jobs.resume()
+    assert read_job(jobs.folder)["commands"][0]["arguments"] == ["demo.py", "--resume"]
+
+
+def test_the_demo_notes_its_progress_where_the_page_looks():
+    assert Path(DEMO_PROGRESS) == demo.PROGRESS
+
+
+def test_a_folder_of_the_users_own_beside_the_tunings_does_not_matter(tmp_path):
+    write_checkpoint(tmp_path / "out/base/ckpt.pt", tiny_model(), tiny_tokenizer(), "pretrain")
+    arena = Arena(arena_settings(tmp_path), open_fake)
+    for name in ("tuned-1", "tuned-my-2", "tuned-old2"):
+        (arena.jobs.folder / name).mkdir(parents=True)
+    base, upload = arena.trainable_checkpoint("base"), questions_file(tmp_path)
+    name, _ = arena.jobs._prepare_tuning(base, upload, ".jsonl", 1, 40)
+    assert name == "page/tuned-2"
+    arena.close()
 
 
 def test_the_end_of_a_log_shows_bars_once_and_no_control_characters(tmp_path):

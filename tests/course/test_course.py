@@ -2,6 +2,7 @@
 .ci/run calls, runs its commands."""
 
 import os
+import re
 
 import chapters
 import check
@@ -51,7 +52,12 @@ def test_each_chapter_has_three_exercises_with_solutions(number):
             exercise.__code__.co_varnames[: exercise.__code__.co_argcount]
             == solution.__code__.co_varnames[: solution.__code__.co_argcount]
         )
-        assert check.check_exercise(i, exercises, solutions) is not None  # what is not filled in is not right
+        try:
+            hint = check.check_exercise(i, exercises, solutions)
+        except UserError as error:  # where no demo was trained, it says that it needs its files
+            assert re.search(r"data/processed_demo|out/demo", str(error))
+        else:
+            assert hint is not None  # what is not filled in is not right
 
 
 def test_a_page_is_read_and_its_outputs_are_replaced():
@@ -142,4 +148,7 @@ def test_answers_are_checked_and_errors_of_theirs_are_hints(tmp_path, capsys, mo
         check.check_chapter(1, tmp_path)
     (tmp_path / "chapter_01.py").write_text("def exercise_1():\n    return (\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"chapter_01\.py, line 2"):
+        check.check_chapter(1, tmp_path)
+    (tmp_path / "chapter_01.py").write_text("\nimport no_such_module\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"chapter_01\.py, line 2: ModuleNotFoundError"):
         check.check_chapter(1, tmp_path)
