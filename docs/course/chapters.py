@@ -66,6 +66,8 @@ def with_outputs(text, blocks):
 def shown_lines(output, limit):
     """The lines of an output (str) that a page shows: at most `limit` of them, the first and the last ones."""
     lines = [line.rstrip() for line in output.rstrip().splitlines()]
+    # demo.py prints the commands that it runs. They must not be read as commands of the page.
+    lines = [f"  {line}" if line.startswith(PROMPT) else line for line in lines]
     if limit is None or len(lines) <= limit:
         return lines
     first = (limit + 1) // 2
