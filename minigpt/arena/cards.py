@@ -10,6 +10,7 @@ import numpy as np
 from minigpt.arena.models import CheckpointInfo
 from minigpt.arena.problems import clean_name
 from minigpt.arena.runs import RunLogs
+from minigpt.common.errors import UserError
 from minigpt.common.files import file_stamp
 from minigpt.run_log import LOG, thinned
 
@@ -70,7 +71,10 @@ class ModelCards:
         path = folder / LOG
         if not path.is_file():
             return (), False
-        columns = self.logs.read_columns(path)
+        try:
+            columns = self.logs.read_columns(path)
+        except UserError:  # the tab of training says why the log cannot be read; the other cards are shown
+            return (), False
         finite = np.isfinite(columns["val_loss"])
         steps, losses = thinned(columns["step"][finite], columns["val_loss"][finite], MAX_SPARK_POINTS)
         curve = tuple((int(step), loss) for step, loss in zip(steps.tolist(), losses.tolist(), strict=True))

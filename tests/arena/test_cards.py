@@ -8,6 +8,7 @@ from tiny import tiny_model, tiny_tokenizer
 
 from minigpt.arena.cards import ModelCards
 from minigpt.arena.models import ModelCache
+from minigpt.common.errors import UserError
 from minigpt.settings.stages import TrainSettings
 
 
@@ -102,3 +103,18 @@ def test_a_run_with_two_checkpoints_has_one_card_of_the_best(root, cards):
     write_checkpoint(best.with_name("last.pt"), tiny_model(), tiny_tokenizer(), step=9)
     (card,) = cards.read()
     assert card.info.name == "a" and card.info.step == 7 and card.info.val_loss == 1.25
+
+
+def test_a_log_that_cannot_be_read_costs_no_card_but_its_own_curve(root, cards, monkeypatch):
+    for name in ("good", "bad"):
+        write_run(root, name)
+        (root / name / "log.jsonl").write_text('{"step": 5, "val_loss": 2.0}\n', encoding="utf-8")
+    read = cards.logs.read_columns
+
+    def read_columns(path):
+        if path.parent.name == "bad":
+            raise UserError("could not be read (Permission denied)")
+        return read(path)
+
+    monkeypatch.setattr(cards.logs, "read_columns", read_columns)
+    assert {card.info.name: card.curve for card in cards.read()} == {"good": ((5, 2.0),), "bad": ()}

@@ -80,7 +80,7 @@ def find_files(folders, setting="input_dir", plain_text=False, leave_out=""):
     found, left_out = [], leave_out and os.path.abspath(leave_out)
     for folder in folders:
         if not os.path.exists(folder):
-            raise UserError(f"input {folder} is not there; name your folder of articles with --{setting}=…")
+            raise UserError(f"input {folder} is not there; name your folder or files with --{setting}=…")
         if os.path.isfile(folder):
             refuse_unread(folder)
             found.append(folder)
