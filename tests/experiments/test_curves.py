@@ -53,6 +53,6 @@ def test_a_token_has_the_class_of_its_first_character_and_counts_those_that_begi
     classes = classes_of_tokens(pieces)
     assert classes == [("digits", 1), ("han", 1), ("han", 0), ("han", 2), None, ("other", 2)]
     # The rest of a character that began before the text moves nothing.
-    assert classes_of_tokens([han[1:], "字".encode(), b"12"]) == [("other", 2), ("han", 1), ("digits", 2)]
+    assert classes_of_tokens([han[1:], "字".encode(), b"12"]) == [("other", 0), ("han", 1), ("digits", 2)]
     nats = np.log(2) * np.array([4.0, 1.0, 2.0, 3.0, 99.0, 5.0])
     assert bits_by_class(classes, nats) == pytest.approx({"digits": 4.0, "han": 2.0, "other": 2.5})

@@ -121,4 +121,5 @@ def test_other_processes_leave_the_first_time_to_say_what_is_wrong(flag, rank, m
     monkeypatch.setattr("time.sleep", waits.append)
     with pytest.raises(UserError, match=r"batch_size|n_head|nowhere"):
         train.set_up_run()
-    assert len(waits) == int(rank)
+    # A thread of an earlier test may poll meanwhile.
+    assert waits.count(train.OTHERS_WAIT_SECONDS) == int(rank)
