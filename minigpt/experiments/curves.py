@@ -70,8 +70,8 @@ def classes_of_tokens(pieces):
     A token has the class of its first character, or of the character that its bytes are part of. A character counts for
     the token in which it begins. A token without bytes (EOT) is None.
     """
-    # A byte that belongs to no character, such as the rest of one that began before the text, becomes a surrogate, which
-    # is not counted.
+    # A byte that belongs to no character, such as the rest of one that began before the text, becomes a surrogate,
+    # which is not counted.
     text = b"".join(pieces).decode("utf-8", errors="surrogateescape")
     starts = np.cumsum([0] + [len(character.encode("utf-8", errors="surrogateescape")) for character in text])
     classes, place = [], 0
