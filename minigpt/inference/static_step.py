@@ -8,6 +8,7 @@ few shapes: numbers of rows and of positions that are powers of two. A mask hide
 import threading
 
 import torch
+from torch import library
 
 from minigpt.common.errors import first_line
 from minigpt.device import is_out_of_memory, to_device
@@ -20,7 +21,7 @@ ONE_CAPTURE_AT_A_TIME = threading.Lock()  # torch captures one graph at a time, 
 RUNNING = threading.local()  # RUNNING.kv_pass: the `StepPass` that the compiled code of this thread attends by
 
 
-@torch.library.custom_op("minigpt::step_attention", mutates_args=())
+@library.custom_op("minigpt::step_attention", mutates_args=())
 def step_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int) -> torch.Tensor:
     """`StepPass.attend` of the pass that runs, as an operator that the compiler does not look into."""
     return RUNNING.kv_pass.attend(layer, q, k, v).contiguous()

@@ -39,7 +39,7 @@ def read_row(folder, number):
     return [(a, text_of(a), b, text_of(b), has_loss) for a, b, has_loss in positions]
 
 
-def column(text, width):
+def padded(text, width):
     """The text, filled up to a width in which a Chinese character takes two places."""
     return text + " " * (width - sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in text))
 
@@ -47,7 +47,7 @@ def column(text, width):
 def print_row(folder, number):
     print("  t     x                          y                        loss")
     for t, (x, x_text, y, y_text, has_loss) in enumerate(read_row(folder, number)):
-        print(f"{t:3}  {x:4} {column(x_text, 20)}  {y:4} {column(y_text, 20)}  {'yes' if has_loss else '-'}")
+        print(f"{t:3}  {x:4} {padded(x_text, 20)}  {y:4} {padded(y_text, 20)}  {'yes' if has_loss else '-'}")
 
 
 def draw_figure():

@@ -60,7 +60,7 @@ def rotate(vectors):
     return torch.cat((a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()), dim=1)
 
 
-def attend(x, attn, head):
+def attend_by_hand(x, attn, head):
     """One head, step by step: (scores (T, T), weights (T, T), taken (T, D))."""
     # 1. Three matrices make a query, a key and a value of each token. They lie below each other in c_attn.
     w_q, w_k, w_v = attn.c_attn.weight.view(3, heads, D, C)[:, head]
@@ -88,7 +88,7 @@ def print_overview():
     for layer in range(model.config.n_layer):
         x, _ = read_module(layer)
         for head in range(heads):
-            _, weights, _ = attend(x, model.h[layer].attn, head)
+            _, weights, _ = attend_by_hand(x, model.h[layer].attn, head)
             shares = "  ".join(
                 f"{token} {share:.2f}" for token, share in zip(tokens, weights[-1].tolist(), strict=True)
             )
@@ -98,14 +98,14 @@ def print_overview():
 def print_steps(layer, head):
     x, y = read_module(layer)
     attn = model.h[layer].attn
-    scores, weights, taken = attend(x, attn, head)
+    scores, weights, taken = attend_by_hand(x, attn, head)
     print(f"x: {tuple(x.shape)}, a query, a key and a value for each token: {tuple(taken.shape)} each")
     print("\nscores: a row for each query, a column for each key")
     print_rows(scores)
     print("\nweights: the future masked, then softmax")
     print_rows(weights)
     # The heads' results side by side, through one more matrix, are what the layer gives.
-    all_taken = torch.cat([attend(x, attn, h)[2] for h in range(heads)], dim=1)  # (T, heads * D)
+    all_taken = torch.cat([attend_by_hand(x, attn, h)[2] for h in range(heads)], dim=1)  # (T, heads * D)
     by_hand = all_taken @ attn.c_proj.weight.T
     for name, numbers in (("the module's output", y), ("by hand            ", by_hand)):
         print(f"{name} at the last token: {' '.join(f'{number:.5f}' for number in numbers[-1, :5].tolist())} …")
@@ -116,7 +116,7 @@ def draw_figure(layer, head):
     """The weights as a map: a row for each token that asks, a column for each that is asked."""
     warnings.filterwarnings("ignore", "Glyph")  # the browser that shows the figure has a Chinese font
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "course", "font.family": "sans-serif"})
-    _, weights, _ = attend(read_module(layer)[0], model.h[layer].attn, head)
+    _, weights, _ = attend_by_hand(read_module(layer)[0], model.h[layer].attn, head)
     figure, axes = plt.subplots(figsize=(5.2, 4.6))
     axes.set_facecolor("#f2f2f2")
     for row in range(T):

@@ -74,7 +74,7 @@ def draw_figure(shares):
     figure.savefig(FIGURE, metadata={"Date": None})
 
 
-def compare_models(*sizes):
+def compare_vocabularies(*sizes):
     """Print the figures of models with different tokenizers on the same validation articles."""
     print("ids    parameters  tokens  nats a token  perplexity  bits a character")
     for size in sizes:
@@ -88,4 +88,4 @@ def compare_models(*sizes):
 
 
 if __name__ == "__main__":
-    {"tokenizers": compare_tokenizers, "models": compare_models}[sys.argv[1]](*sys.argv[2:])
+    {"tokenizers": compare_tokenizers, "models": compare_vocabularies}[sys.argv[1]](*sys.argv[2:])

@@ -50,7 +50,7 @@ def measure(path):
     return trained, Path(path).stat().st_size / 1e6, exact, bits
 
 
-def draw(figures):
+def draw_tunings(figures):
     """Exact match over trained parameters, a point for each method."""
     warnings.filterwarnings("ignore", "Glyph")  # the browser that shows the figure has a Chinese font
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "8", "font.size": 11})
@@ -71,4 +71,4 @@ print("          trained     file  exact match  bits a character of articles")
 for name, (trained, size, exact, bits) in figures.items():
     beside = " " * 18 if name == "base" else f"{trained:9,d} {size:5.2f} MB"
     print(f"{name:7} {beside}  {exact:11.3f}  {bits:.2f}")
-draw(figures)
+draw_tunings(figures)

@@ -46,7 +46,7 @@ def print_table(lines):
         print("{step:4}  {reward:6.3f}  {exact:5.3f}  {kl:6.3f}  {length:6.1f}".format(**line))
 
 
-def draw(runs):
+def draw_rewards(runs):
     """Draw reward, share of right answers and KL over the steps, a line for each run of {name: lines of its log}."""
     warnings.filterwarnings("ignore", "Glyph")  # the browser that shows the figure has a Chinese font
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "course", "font.size": 11})
@@ -73,7 +73,7 @@ def main():
     finished = {name: read_log(run) for name, run in runs.items() if (run / "log.jsonl").exists()}
     trained = next(arg.split("=")[1] for arg in sys.argv if arg.startswith("--out_dir="))
     print_table(read_log(ROOT / trained))
-    draw(finished)
+    draw_rewards(finished)
 
 
 if __name__ == "__main__":

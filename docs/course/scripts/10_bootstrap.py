@@ -41,7 +41,7 @@ def interval(scores):
     return np.quantile(resampled_means(scores), [0.025, 0.975])
 
 
-def column(rows, name):
+def figures_of(rows, name):
     """A score of all rows, as an array."""
     return np.array([float(row[name]) for row in rows])
 
@@ -53,18 +53,18 @@ def some_of(scores, size):
 
 def show_intervals(name, rows):
     """Print exact match with its interval for samples of growing size, and how good wrong answers look."""
-    right = column(rows, "exact_match")
+    right = figures_of(rows, "exact_match")
     print(f"{name}\nquestions  exact match  95% interval   width")
     for size in (size for size in SIZES if size <= len(right)):
         sample = some_of(right, size)
         low, high = interval(sample)
         print(f"{size:9}  {sample.mean():11.3f}  {low:.3f}–{high:.3f}  {high - low:6.3f}")
-    wrong = column(rows, "rouge_l_f")[right == 0]
+    wrong = figures_of(rows, "rouge_l_f")[right == 0]
     if len(wrong):
         print(f"\nRouge-L F of the {len(wrong)} wrong answers: mean {wrong.mean():.3f}")
 
 
-def compare(models):
+def compare_pairs(models):
     """Print the difference of every two models, question by question, and draw the resampled differences."""
     warnings.filterwarnings("ignore", "Glyph")  # the browser that shows the figure has a Chinese font
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "course", "font.size": 11})
@@ -72,7 +72,7 @@ def compare(models):
 
     # Above: the interval of one model shrinks with the number of questions.
     first = next(iter(models))
-    right = {name: column(rows, "exact_match") for name, rows in models.items()}
+    right = {name: figures_of(rows, "exact_match") for name, rows in models.items()}
     sizes = [size for size in SIZES if size <= len(right[first])]
     for size in sizes:
         sample = some_of(right[first], size)
@@ -103,7 +103,7 @@ def compare(models):
 def main():
     models = read_scores()
     if sys.argv[1:] == ["compare"]:
-        compare(models)
+        compare_pairs(models)
     else:
         show_intervals(*next(iter(models.items())))
 

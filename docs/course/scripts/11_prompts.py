@@ -172,10 +172,10 @@ def measure(corpus, ckpt, count):
         print(f"{name:21} {results[name][0]:11.3f}  {low:.3f}–{high:.3f}   {less}  {form}  {answers[0][:30]}")
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{Path(ckpt).parent.name}.json").write_text(json.dumps(results), encoding="utf-8")
-    draw()
+    draw_prompts()
 
 
-def draw():
+def draw_prompts():
     """Draw exact match of all variants, for all models that were measured."""
     warnings.filterwarnings("ignore", "Glyph")  # the browser that shows the figure has a Chinese font
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "course", "font.size": 11})

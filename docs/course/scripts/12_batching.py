@@ -40,7 +40,7 @@ def run_engine():
     return steps
 
 
-def draw(steps):
+def draw_steps(steps):
     """A bar for each request, from its first step to its last."""
     warnings.filterwarnings("ignore", "Glyph")  # the browser that shows the figure has a Chinese font
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "12", "font.size": 11})
@@ -65,4 +65,4 @@ groups = [spans[start : start + PLACES] for start in range(0, len(spans), PLACES
 print(f"one after the other:             {sum(spans)} steps")
 print(f"in fixed groups of {PLACES}:            {sum(max(group) for group in groups)} steps")
 print(f"a place is refilled when free:   {max(taken[-1] for taken in steps) + 1} steps")
-draw(steps)
+draw_steps(steps)

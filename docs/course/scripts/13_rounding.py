@@ -55,7 +55,7 @@ def measure_answers(name=None):
     return score_pairs(answers, [reference for _, reference in pairs])["exact_match"]
 
 
-def draw(block):
+def draw_rounding(block):
     """A block's weights, and what each type keeps of them."""
     warnings.filterwarnings("ignore", "Glyph")  # the browser that shows the figure has a Chinese font
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "13", "font.size": 11})
@@ -87,4 +87,4 @@ for name, kind in TYPES.items():
     error = np.linalg.norm(round_weights(matrix, name) - matrix) / np.linalg.norm(matrix)
     print(f"   {name}     {size / count:.2f} bytes a weight, exact match {measure_answers(name):.2f}, ", end="")
     print(f"weights wrong by {error:.1%}")
-draw(block)
+draw_rounding(block)
